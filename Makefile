@@ -1,0 +1,48 @@
+# `make help` lists what there is. Every target works on a fresh checkout.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Extra arguments for pip; CPU-only torch without CUDA packages:
+#   make install PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test check format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## create .venv and install everything into it
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[all]' --group dev
+	touch $@
+
+demo: $(STAMP) ## tune on real handwritten digits, end to end, and print the result
+	@$(BIN)/sharpzo demo
+
+serve: $(STAMP) ## run the service with its embedded defaults
+	$(BIN)/sharpzo serve
+
+test: $(STAMP) ## run the whole test suite
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: $(STAMP) ## format check, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## measure the figures that the documentation states
+	$(BIN)/python -m benchmarks.objective
+
+clean: ## remove caches and build output, not the virtual environment
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,272 @@
+"""`TuningConfig`: the one list of hyperparameters, shared by REST, CLI, SDK and engine.
+
+Frozen, bounded and torch-free. The class defaults are the `default` preset; the other presets are
+overlays on it (`PRESETS`). Names of the reference code are accepted as input aliases (`ALIASES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sharpzo_engine.errors import ConfigError
+
+PositiveFloat = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Steps = Annotated[int, Field(ge=0, le=10_000_000)]
+
+#: Name in the reference code -> path of the field here.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "prompt_trainer": ("method",),
+    "intrinsic_dim": ("prompt", "intrinsic_dim"),
+    "std": ("prompt", "projection_std"),
+    "popsize": ("cma", "population_size"),
+    "sigma": ("cma", "sigma"),
+    "bound": ("cma", "bound"),
+    "rho": ("cma", "rho"),
+    "smoothness_estimator": ("cma", "sharpness_estimator"),
+    "zo_eps_cge": ("cma", "cge_step"),
+    "zo_lr": ("zo", "learning_rate"),
+    "zo_eps_rge": ("zo", "rge_step"),
+    "num_pertub": ("zo", "queries"),
+    "prune_ratio": ("zo", "prune_ratio"),
+    "prune_interval": ("zo", "prune_interval"),
+}
+
+
+class _Section(BaseModel):
+    """Frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class PromptConfig(_Section):
+    """The learned context and the space it is searched in."""
+
+    context: Annotated[str, Field(min_length=1, max_length=200)] = "a photo of a"
+    """Words whose token embeddings the search starts from; their token count is M."""
+
+    intrinsic_dim: Annotated[int, Field(ge=2, le=4096)] = 512
+    """Dimension d of the search space."""
+
+    projection: Literal["gaussian", "orthogonal"] = "orthogonal"
+    """Law of the fixed random projection A (M*W x d): independent normal entries, or a random
+    orthonormal frame of the same scale (better conditioned)."""
+
+    projection_std: Literal["auto"] | PositiveFloat = "auto"
+    """Standard deviation s_A of A's entries. `auto` gives context offsets of `projection_scale`
+    times the rms of the context's own token embeddings where rms(w) = 1 (the rule of Black-Box
+    Tuning, arXiv 2201.03514)."""
+
+    projection_scale: PositiveFloat = 4.0
+    """Factor of the `auto` rule."""
+
+
+class CmaConfig(_Section):
+    """Stage 1: sharpness-aware CMA-ES."""
+
+    population_size: Annotated[int, Field(ge=4, le=4096)] = 40
+    """Candidates per generation, S."""
+
+    sigma: PositiveFloat = 0.4
+    """Initial step size of the search distribution."""
+
+    bound: PositiveFloat | None = None
+    """Half-width of a box on w; none leaves the search free."""
+
+    covariance: Literal["diagonal", "full"] = "diagonal"
+    """Shape of the covariance that is adapted. At d = 512 the full matrix learns next to nothing in
+    a few hundred generations and costs O(d^2) each."""
+
+    rho: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.1
+    """Radius of the sharpness perturbation (Euclidean norm)."""
+
+    sharpness_estimator: Literal["zo", "none"] = "zo"
+    """How the sharpness direction is found: `zo` by coordinate-wise finite differences (2d forward
+    passes), `none` for plain CMA-ES."""
+
+    sharpness_interval: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Generations that share one sharpness direction."""
+
+    cge_step: PositiveFloat = 1e-3
+    """Finite-difference step mu of the coordinate-wise gradient."""
+
+
+class ZoConfig(_Section):
+    """Stage 2: sparse zeroth-order SGD."""
+
+    learning_rate: PositiveFloat = 1e-3
+    """Step size eta, at the start of the stage."""
+
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """How eta runs over the stage's steps."""
+
+    optimizer: Literal["sgd", "adam"] = "adam"
+    """What turns an estimated gradient into a step."""
+
+    rge_step: PositiveFloat = 1e-3
+    """Finite-difference step mu of the random gradient."""
+
+    queries: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Random directions per step, q; each costs two forward passes."""
+
+    directions: Literal["gaussian", "orthogonal"] = "orthogonal"
+    """Law of the q directions of one step: independent, or made orthogonal to each other."""
+
+    mask: Literal["none", "z-score", "gradient"] = "none"
+    """Which coordinates may move: all; the paper's pruning score w^2 z(g^2); or the largest |g|."""
+
+    prune_ratio: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.5
+    """Fraction of the coordinates that the mask keeps."""
+
+    prune_interval: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    """Steps between two refreshes of the mask (2d forward passes each)."""
+
+    mask_step: PositiveFloat = 1e-3
+    """Finite-difference step mu of the mask's coordinate-wise gradient."""
+
+
+class TuningConfig(_Section):
+    """Everything that decides a run, beside the dataset and the backbone."""
+
+    method: Literal["sharpzo", "cma-es", "zo"] = "sharpzo"
+    """Which stages run: both, the first alone, or the second alone."""
+
+    shots: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """Training images per class."""
+
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
+    """Seed of the few-shot sample, the projection and the search."""
+
+    validation: Literal["auto", "holdout", "official"] = "auto"
+    """Images that selection and the change point may look at: `official` the dataset's own
+    validation split (at most `shots` per class); `holdout` a quarter of the shots, at most 4 per
+    class, held out of training; `auto` the former if there is one."""
+
+    total_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
+    """Steps of both stages together: one generation, or one stage-2 update."""
+
+    change_point: Literal["auto"] | Steps = "auto"
+    """Generation after which stage 2 begins; `auto` when validation stops improving."""
+
+    patience: Annotated[int, Field(ge=1, le=100_000)] = 10
+    """Generations without a better validation loss that end stage 1 under `auto`."""
+
+    max_forward_passes: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    """Budget in evaluations of the loss; the run ends well when it is used up."""
+
+    max_seconds: PositiveFloat | None = None
+    """Budget in seconds of tuning; the run ends well when it is used up."""
+
+    head: Literal["none"] = "none"
+    """Classifier stacked on the tuned prompt's class matrix."""
+
+    prompt: PromptConfig = Field(default_factory=PromptConfig)
+    cma: CmaConfig = Field(default_factory=CmaConfig)
+    zo: ZoConfig = Field(default_factory=ZoConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_reference_names(cls, data: Any) -> Any:  # noqa: ANN401 - raw input
+        if not isinstance(data, Mapping):
+            return data
+        return _without_aliases(data)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any] | None = None, preset: str = "default") -> Self:
+        """Lay `values` (nested, or with reference names) over a preset.
+
+        Raises:
+            ConfigError: an unknown preset or key, or a value of the wrong type or out of range.
+        """
+        if preset not in PRESETS:
+            message = f"unknown preset (choose one of: {', '.join(PRESETS)})"
+            raise ConfigError(f"preset: {message}", [(("preset",), message)])
+        try:
+            return cls.model_validate(merge(PRESETS[preset], _without_aliases(values or {})))
+        except ValidationError as error:
+            raise config_error(error) from None
+
+
+def config_error(error: ValidationError) -> ConfigError:
+    """Translate pydantic's report; the offending value is never repeated."""
+    faults = [
+        (tuple(str(key) for key in fault["loc"]), fault["msg"])
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
+    text = "; ".join(f"{'.'.join(path) or 'config'}: {message}" for path, message in faults)
+    return ConfigError(text, faults)
+
+
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of `base` in which `overlay` wins, section by section."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        below = merged.get(key)
+        both_sections = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(below, value) if both_sections else value
+    return merged
+
+
+def _without_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in values.items() if key not in ALIASES}
+    for name, path in ALIASES.items():
+        if name in values:
+            plain = merge(plain, _nest(path, values[name]))
+    return plain
+
+
+def _nest(path: tuple[str, ...], value: object) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return value  # type: ignore[return-value] # path is never empty
+
+
+_PAPER: dict[str, Any] = {
+    "prompt": {"projection": "gaussian", "projection_std": 0.2},
+    "cma": {"bound": 5.0, "covariance": "full"},
+    "zo": {
+        "optimizer": "sgd",
+        "schedule": "constant",
+        "directions": "gaussian",
+        "mask": "z-score",
+        "mask_step": 1e-5,
+    },
+}
+
+
+def _paper(
+    sigma: float, change_point: int, std: float = 0.2, cge_step: float = 1e-3, **more: float | None
+) -> dict[str, Any]:
+    """One column of the paper's Table 8; projection scale and box are those of the released code."""
+    return merge(
+        _PAPER,
+        {
+            "change_point": change_point,
+            "prompt": {"projection_std": std},
+            "cma": {"sigma": sigma, "cge_step": cge_step, "bound": more.get("bound", 5.0)},
+            "zo": {"learning_rate": more.get("learning_rate", 1e-3)},
+        },
+    )
+
+
+#: Name -> overlay on the class defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fast": {"total_steps": 400, "patience": 5, "max_forward_passes": 8_000},
+    "paper": _PAPER,
+    "imagenet": _paper(1.0, 200, 1.0, 1e-5, bound=None, learning_rate=1e-1),
+    "caltech101": _paper(0.4, 200),
+    "oxford_pets": _paper(0.1, 100),
+    "stanford_cars": _paper(1.0, 100),
+    "oxford_flowers": _paper(0.4, 500),
+    "food101": _paper(0.1, 100, bound=None),
+    "fgvc": _paper(0.2, 400, bound=None),
+    "sun397": _paper(0.4, 400, learning_rate=1e-1),
+    "dtd": _paper(0.4, 300, 1.0, 1e-5),
+    "eurosat": _paper(0.4, 500, 1.0),
+    "ucf101": _paper(0.1, 200),
+}

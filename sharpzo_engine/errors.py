@@ -1,0 +1,103 @@
+"""Every error the engine raises on purpose.
+
+Our exception hierarchy:
+
+EngineError
+ ├── ConfigError            a hyperparameter is unknown, out of range or contradictory
+ ├── BackboneError          a backbone is unknown, unloadable or of an unsupported kind
+ ├── DatasetError           a dataset has no usable classes, too few images, or clashes
+ │    └── TooFewImages      a class has fewer images than shots
+ ├── ImageError             one image cannot be decoded or is not allowed
+ ├── ArtifactError          a prompt file is damaged or not one of ours
+ │    └── BackboneMismatch  a prompt was tuned on another backbone
+ ├── CheckpointError        a checkpoint is damaged or belongs to another run
+ └── TuningInterrupted      a caller's `on_step` asked the run to stop
+      └── TuningCancelled   … for good
+
+`code` is the stable, machine-readable name that the REST API and the SDK repeat.
+This module imports nothing, so that every process may.
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """The engine could not do what was asked."""
+
+    code = "engine_error"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class ConfigError(EngineError):
+    """A hyperparameter is unknown, out of range or contradicts another.
+
+    `errors` lists each fault as `(path, message)`, the path being the keys that lead to the value.
+    """
+
+    code = "config_invalid"
+
+    def __init__(
+        self, message: str | None = None, errors: list[tuple[tuple[str, ...], str]] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.errors = errors or []
+
+
+class BackboneError(EngineError):
+    """The backbone is unknown or cannot be loaded."""
+
+    code = "backbone_unavailable"
+
+
+class DatasetError(EngineError):
+    """The dataset has no usable classes."""
+
+    code = "dataset_layout_invalid"
+
+
+class TooFewImages(DatasetError):  # noqa: N818 - named for the fact
+    """A class has fewer training images than shots."""
+
+    code = "too_few_images"
+
+
+class ImageError(EngineError):
+    """The image cannot be decoded."""
+
+    code = "image_undecodable"
+
+    def __init__(self, message: str | None = None, code: str = "image_undecodable") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ArtifactError(EngineError):
+    """The prompt file is damaged or not a tuned prompt."""
+
+    code = "artifact_corrupt"
+
+
+class BackboneMismatch(ArtifactError):  # noqa: N818 - named for the fact
+    """The prompt was tuned on another backbone."""
+
+    code = "backbone_mismatch"
+
+
+class CheckpointError(EngineError):
+    """The checkpoint is damaged or belongs to another run."""
+
+    code = "checkpoint_corrupt"
+
+
+class TuningInterrupted(EngineError):  # noqa: N818 - not a fault
+    """The run was asked to stop; its last checkpoint can be resumed."""
+
+    code = "interrupted"
+
+
+class TuningCancelled(TuningInterrupted):
+    """The run was cancelled."""
+
+    code = "cancelled"
