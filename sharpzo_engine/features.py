@@ -1,0 +1,139 @@
+"""Image features: every image through the image tower once, kept on disk by content."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.dataset import Example
+from sharpzo_engine.errors import DatasetError, ImageError
+from sharpzo_engine.images import decode_image
+
+BATCH_SIZE = 64  # images per forward of the image tower
+
+OnProgress = Callable[[int, int], None]  #: (images done, images in all)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Features:
+    """L2-normalised image embeddings [N, E] and class labels [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """N."""
+        return int(self.labels.shape[0])
+
+    def to(self, device: torch.device) -> Features:
+        """The same on another device."""
+        return Features(self.images.to(device), self.labels.to(device))
+
+
+def extract_features(
+    examples: Sequence[Example],
+    backbone: Backbone,
+    *,
+    cache_dir: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Features:
+    """Embed every image of a split.
+
+    Embeddings are cached under the hash of the images' bytes and the backbone's fingerprint, so that
+    renamed files hit and changed files miss.
+
+    Raises:
+        DatasetError: an image cannot be read, naming the file.
+    """
+    labels = torch.tensor([example.label for example in examples], device=backbone.device)
+    if not examples:
+        return Features(torch.empty(0, backbone.embed_dim, device=backbone.device), labels.long())
+    cached = cache_dir and _CacheFile.of(cache_dir, examples, backbone)
+    images = cached.read(len(examples), backbone.embed_dim) if cached else None
+    if images is None:
+        images = _embed(examples, backbone, on_progress)
+        if cached:
+            cached.write(images)
+    elif on_progress:
+        on_progress(len(examples), len(examples))
+    return Features(images.to(backbone.device), labels)
+
+
+def _embed(
+    examples: Sequence[Example], backbone: Backbone, on_progress: OnProgress | None
+) -> Tensor:
+    embedded: list[Tensor] = []
+    done = 0
+    for batch in _batches(examples, BATCH_SIZE):
+        pixels = torch.stack([backbone.preprocess(_read(example)) for example in batch])
+        embedded.append(backbone.encode_images(pixels).cpu())
+        done += len(batch)
+        if on_progress:
+            on_progress(done, len(examples))
+    return torch.cat(embedded)
+
+
+def _read(example: Example) -> Image.Image:
+    try:
+        return decode_image(example.path.read_bytes())
+    except ImageError as error:
+        raise DatasetError(f"{example.path.name}: {error}") from error
+    except OSError as error:
+        raise DatasetError(f"{example.path.name}: cannot be read ({error.strerror})") from error
+
+
+def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+    for start in range(0, len(examples), size):
+        yield examples[start : start + size]
+
+
+@dataclass(frozen=True)
+class _CacheFile:
+    path: Path
+
+    @classmethod
+    def of(cls, folder: Path, examples: Iterable[Example], backbone: Backbone) -> _CacheFile:
+        digest = hashlib.sha256(backbone.fingerprint.encode())
+        for example in examples:
+            digest.update(_hash_file(example.path))
+        return cls(folder / f"{digest.hexdigest()}.safetensors")
+
+    def read(self, count: int, width: int) -> Tensor | None:
+        """The cached embeddings, or None; a damaged file is as good as none."""
+        if not self.path.is_file():
+            return None
+        try:
+            images = load_file(self.path)["images"]
+        except (SafetensorError, KeyError, OSError):
+            logger.warning("feature cache file %s is damaged and is made anew", self.path.name)
+            return None
+        fits = images.shape == (count, width) and bool(images.isfinite().all())
+        return images if fits else None
+
+    def write(self, images: Tensor) -> None:
+        """Atomically: several workers may share the folder."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=self.path.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+        save_file({"images": images.contiguous()}, temporary)
+        os.replace(temporary, self.path)  # noqa: PTH105 - the atomic one
+
+
+def _hash_file(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
+        raise DatasetError(f"{path.name}: cannot be read ({error.strerror})") from error

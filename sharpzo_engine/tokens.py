@@ -1,0 +1,68 @@
+"""Class prompts as token ids: `[SOS, context, name, ".", EOT]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sharpzo_engine.errors import ConfigError, DatasetError
+
+Tokenizer = Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Token ids that one job's prompts are made of."""
+
+    sos: int
+    context: tuple[int, ...]  #: M ids, shared by all classes
+    suffixes: tuple[tuple[int, ...], ...]  #: per class: name, ".", EOT
+
+    @property
+    def ends(self) -> list[int]:
+        """Position of EOT in each full prompt."""
+        return [len(self.context) + len(suffix) for suffix in self.suffixes]
+
+    def padded(self, length: int) -> list[list[int]]:
+        """Full prompts, zero-padded to `length` positions."""
+        rows = [[self.sos, *self.context, *suffix] for suffix in self.suffixes]
+        return [row + [0] * (length - len(row)) for row in rows]
+
+
+def tokenize_prompts(tokenizer: Tokenizer, context: str, class_names: Sequence[str]) -> PromptTokens:
+    """Tokenise "{context} {name}." for every class.
+
+    Raises:
+        ConfigError: the context holds no token, or leaves no room for a name.
+        DatasetError: a class name is too long for the text tower.
+    """
+    alone = _sentence(tokenizer, context)
+    size = len(alone) - 2  # without SOS and EOT
+    if size < 1:
+        raise ConfigError("prompt.context: holds no token (use words such as 'a photo of a')")
+    prompts = [f"{context} {name.replace('_', ' ')}." for name in class_names]
+    rows = tokenizer(prompts)
+    limit = rows.shape[1]
+    if size > limit - 3:
+        raise ConfigError(f"prompt.context: {size} tokens are too many (at most {limit - 3})")
+    sentences = [_until_end(row) for row in rows.tolist()]
+    for name, sentence in zip(class_names, sentences, strict=True):
+        # The tokenizer cuts what is too long and puts EOT at the last position.
+        if len(sentence) == limit:
+            raise DatasetError(f"class name {name[:40]!r} is too long for the text tower (shorten it)")
+    head = alone[: 1 + size]
+    if any(sentence[: 1 + size] != head for sentence in sentences):
+        raise ConfigError("prompt.context: must end in a whole word, so that names do not change it")
+    suffixes = tuple(tuple(sentence[1 + size :]) for sentence in sentences)
+    return PromptTokens(alone[0], tuple(alone[1 : 1 + size]), suffixes)
+
+
+def _sentence(tokenizer: Tokenizer, text: str) -> list[int]:
+    return _until_end(tokenizer([text])[0].tolist())
+
+
+def _until_end(row: list[int]) -> list[int]:
+    """Cut the padding: EOT is the highest id of CLIP's vocabulary."""
+    return row[: row.index(max(row)) + 1]
