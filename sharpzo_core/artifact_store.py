@@ -1,0 +1,159 @@
+"""`ArtifactStore`: bytes by key, over fsspec; on a local disk every write is atomic and synced."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from sharpzo_core.errors import NotFound, SettingsError, StorageFull, StorageUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class ArtifactStore:
+    """Files named by ids and hashes, never by users."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise SettingsError(f"SHARPZO_ARTIFACT_URL: {error}") from error
+        self._local = isinstance(self._fs, LocalFileSystem)
+        if self._local:
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        """Store `data`; a reader sees the whole old or the whole new file.
+
+        Raises:
+            StorageFull, StorageUnavailable: the store did not take it.
+        """
+        path = self._path(key)
+        with _translated(key):
+            if self._local:
+                write_atomically(Path(path), data)
+            else:
+                self._fs.pipe_file(path, data)  # object stores replace an object as a whole
+
+    def put_file(self, key: str, source: Path) -> None:
+        """Store a copy of a local file, as atomically as `put_bytes`.
+
+        Raises:
+            StorageFull, StorageUnavailable: the store did not take it.
+        """
+        path = self._path(key)
+        with _translated(key):
+            if self._local:
+                with _replacing(Path(path)) as target, source.open("rb") as stream:
+                    shutil.copyfileobj(stream, target)
+            else:
+                self._fs.put_file(str(source), path)
+
+    def get_bytes(self, key: str) -> bytes:
+        """The stored bytes.
+
+        Raises:
+            NotFound: nothing is stored under this key.
+            StorageUnavailable: the store does not answer.
+        """
+        path = self._path(key)
+        with _translated(key):
+            return cast("bytes", self._fs.cat_file(path))
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[IO[bytes]]:
+        """A stream over the stored bytes.
+
+        Raises:
+            NotFound: nothing is stored under this key.
+            StorageUnavailable: the store does not answer.
+        """
+        path = self._path(key)
+        with _translated(key):
+            stream = self._fs.open(path, "rb")
+        with stream:
+            yield stream
+
+    def exists(self, key: str) -> bool:
+        """Whether something is stored under this key."""
+        path = self._path(key)
+        with _translated(key):
+            return bool(self._fs.exists(path))
+
+    def delete(self, key: str) -> None:
+        """Remove what is stored under this key, if anything is."""
+        path = self._path(key)
+        with _translated(key), suppress(FileNotFoundError):
+            self._fs.rm_file(path)
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Remove everything whose key begins with `prefix` and a slash."""
+        path = self._path(prefix.rstrip("/"))
+        with _translated(prefix), suppress(FileNotFoundError):
+            self._fs.rm(path, recursive=True)
+
+    def local_path(self, key: str) -> Path | None:
+        """The file itself, where the store is a local folder; else None."""
+        return Path(self._path(key)) if self._local else None
+
+    def _path(self, key: str) -> str:
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"not a key: {key!r}")
+        return f"{self._root}/{key}"
+
+
+@contextmanager
+def _translated(key: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound("artifact", key) from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFull("the artifact store is full") from error
+        raise StorageUnavailable("the artifact store does not answer") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: whole or not at all, and durable when this returns."""
+    with _replacing(path) as target:
+        target.write(data)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file in the same folder that becomes `path` if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in the folder survive a loss of power."""
+    handle: Any = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

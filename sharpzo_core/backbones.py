@@ -1,0 +1,80 @@
+"""Which backbones a request may name: the grammar of SHARPZO_BACKBONES.
+
+Comma-separated items: `name=SPEC`, or a name that is its own spec, or `*`. A SPEC is what
+`load_backbone` takes: `tiny`, `MODEL:TAG`, `MODEL:path/to/file.safetensors` or `local-dir:PATH`.
+`*` admits every pretrained open_clip model, asked for as `MODEL:TAG`. Paths exist only here, in the
+operator's hands; a request names, it never locates.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: Admits every pretrained open_clip model by its `MODEL:TAG`.
+ANY_PRETRAINED = "*"
+TINY = "tiny"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
+# A model name may hold one slash, as in ViT-B/16; a tag holds no dot, so it never names a file.
+_MODEL_AND_TAG = re.compile(
+    r"(?P<model>[A-Za-z][A-Za-z0-9_-]*(/[0-9][A-Za-z0-9-]*)?):(?P<tag>[A-Za-z0-9][A-Za-z0-9_-]*)"
+)
+_LOCATORS = frozenset({"local-dir", "hf-hub", "http", "https", "file", "s3", "gs", "hf"})
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A configured name and what `load_backbone(model, pretrained)` is called with."""
+
+    name: str
+    model: str
+    pretrained: str | None = None
+
+
+def parse_backbones(text: str) -> dict[str, BackboneSpec]:
+    """Read a SHARPZO_BACKBONES value; the key `*` stands for every pretrained open_clip model.
+
+    Raises:
+        ValueError: an item is malformed or a name is given twice.
+    """
+    specs: dict[str, BackboneSpec] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        spec = _parse_item(item)
+        if spec.name in specs:
+            raise ValueError(f"backbone {spec.name!r} is given twice")
+        specs[spec.name] = spec
+    if not specs:
+        raise ValueError("at least one backbone is needed")
+    return specs
+
+
+def _parse_item(item: str) -> BackboneSpec:
+    if item == ANY_PRETRAINED:
+        return BackboneSpec(ANY_PRETRAINED, ANY_PRETRAINED)
+    name, equals, target = (part.strip() for part in item.partition("="))
+    if not _NAME.fullmatch(name) or (not equals and name.split(":")[0] in _LOCATORS):
+        raise ValueError(f"{item!r} is not `name` or `name=SPEC` (a path needs a name before it)")
+    if equals and not target:
+        raise ValueError(f"{item!r} names no model after `=`")
+    return _spec(name, target or name)
+
+
+def _spec(name: str, target: str) -> BackboneSpec:
+    if target.startswith("local-dir:"):
+        return BackboneSpec(name, target)
+    model, _, pretrained = target.partition(":")
+    return BackboneSpec(name, model, pretrained or None)
+
+
+def find_backbone(specs: dict[str, BackboneSpec], name: str) -> BackboneSpec | None:
+    """The spec that a request's `name` stands for, or None if it may not be asked for.
+
+    Whether open_clip knows a `MODEL:TAG` is decided where open_clip is loaded.
+    """
+    if name != ANY_PRETRAINED and name in specs:
+        return specs[name]
+    match = _MODEL_AND_TAG.fullmatch(name) if ANY_PRETRAINED in specs else None
+    if match is None or match["model"] in _LOCATORS:
+        return None
+    return BackboneSpec(name, match["model"], match["tag"])

@@ -1,0 +1,163 @@
+"""`DatasetStore`: the only file with queries about datasets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from sharpzo_core.clock import Clock, utc_now
+from sharpzo_core.datasets import DatasetRecord, DatasetStatus
+from sharpzo_core.db import reading, record, writing
+from sharpzo_core.errors import NotFound, StateConflict
+from sharpzo_core.ids import Prefix, is_id, new_id
+from sharpzo_core.jobs import TERMINAL
+from sharpzo_core.listing import Listing, newest_first
+from sharpzo_core.tables import datasets, jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class DatasetStore:
+    """Datasets and their states: processing, then ready or failed, for good."""
+
+    def __init__(self, engine: sa.Engine, clock: Clock = utc_now) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def create(
+        self,
+        name: str,
+        source: Mapping[str, Any] | None = None,
+        dataset_id: str | None = None,
+    ) -> DatasetRecord:
+        """A new dataset in `processing`; `source` tells a restarted process how to go on."""
+        dataset = DatasetRecord(
+            id=dataset_id or new_id(Prefix.DATASET),
+            name=name,
+            status=DatasetStatus.PROCESSING,
+            source=dict(source or {}),
+            created_at=self._clock(),
+        )
+        values = {column.name: getattr(dataset, column.name) for column in datasets.columns}
+        with writing(self._engine) as connection:
+            connection.execute(sa.insert(datasets).values(values | {"classes": []}))
+        return dataset
+
+    def get(self, dataset_id: str) -> DatasetRecord:
+        """The dataset.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        with reading(self._engine) as connection:
+            return _get(connection, dataset_id)
+
+    def list(self, limit: int = 20, after: str | None = None) -> Listing[DatasetRecord]:
+        """A page of datasets, newest first.
+
+        Raises:
+            ValidationFailed: the cursor or the limit is wrong.
+        """
+        with reading(self._engine) as connection:
+            return newest_first(connection, datasets, Prefix.DATASET, limit, after, _read)
+
+    def mark_ready(
+        self,
+        dataset_id: str,
+        *,
+        classes: Sequence[str],
+        counts: Mapping[str, Mapping[str, int]],
+        sha256: str,
+        report: Mapping[str, Any] | None = None,
+    ) -> DatasetRecord:
+        """The dataset may be used; `counts` is split -> class name -> images.
+
+        Raises:
+            StateConflict: it is not processing any more.
+        """
+        return self._leave_processing(
+            dataset_id,
+            status=DatasetStatus.READY,
+            classes=list(classes),
+            counts={split: dict(images) for split, images in counts.items()},
+            sha256=sha256,
+            report=None if report is None else dict(report),
+        )
+
+    def mark_failed(
+        self,
+        dataset_id: str,
+        code: str,
+        message: str,
+        report: Mapping[str, Any] | None = None,
+    ) -> DatasetRecord:
+        """The dataset cannot be used.
+
+        Raises:
+            StateConflict: it is not processing any more.
+        """
+        return self._leave_processing(
+            dataset_id,
+            status=DatasetStatus.FAILED,
+            error_code=code,
+            error_message=message,
+            report=None if report is None else dict(report),
+        )
+
+    def _leave_processing(self, dataset_id: str, **values: Any) -> DatasetRecord:  # noqa: ANN401
+        update = (
+            sa.update(datasets)
+            .where(datasets.c.id == dataset_id, datasets.c.status == DatasetStatus.PROCESSING)
+            .values(values)
+            .returning(datasets)
+        )
+        with writing(self._engine) as connection:
+            row = connection.execute(update).one_or_none()
+            if row is None:
+                status = _get(connection, dataset_id).status
+                raise StateConflict(f"the dataset is {status}, no longer processing")
+            return _read(row)
+
+    def delete(self, dataset_id: str) -> None:
+        """Forget the dataset. Finished jobs keep its id; its files are the caller's to remove.
+
+        Raises:
+            NotFound: there is none with this id.
+            StateConflict: a job that is not finished uses it.
+        """
+        with writing(self._engine) as connection:
+            _get(connection, dataset_id, lock=True)
+            used = sa.select(jobs.c.id).where(
+                jobs.c.dataset_id == dataset_id, jobs.c.status.not_in(TERMINAL)
+            )
+            if connection.execute(used.limit(1)).first() is not None:
+                raise StateConflict("a job that is not finished uses this dataset")
+            connection.execute(sa.delete(datasets).where(datasets.c.id == dataset_id))
+
+    def stale_processing(self) -> Sequence[DatasetRecord]:
+        """Datasets whose processing nobody finished, oldest first; ask at start-up only."""
+        query = (
+            sa.select(datasets)
+            .where(datasets.c.status == DatasetStatus.PROCESSING)
+            .order_by(datasets.c.id)
+        )
+        with reading(self._engine) as connection:
+            return [_read(row) for row in connection.execute(query)]
+
+
+def _get(connection: sa.Connection, dataset_id: str, *, lock: bool = False) -> DatasetRecord:
+    row = None
+    if is_id(Prefix.DATASET, dataset_id):
+        query = sa.select(datasets).where(datasets.c.id == dataset_id)
+        row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise NotFound("dataset", dataset_id)
+    return _read(row)
+
+
+def _read(row: sa.Row[Any]) -> DatasetRecord:
+    return DatasetRecord(
+        **record(row, status=DatasetStatus(row.status), classes=tuple(row.classes))
+    )

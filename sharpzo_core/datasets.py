@@ -1,0 +1,54 @@
+"""What a dataset is to the service: a record; its images are in the artifact store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+SPLITS = ("train", "val", "test")
+
+
+class DatasetStatus(StrEnum):
+    """Where a dataset stands."""
+
+    PROCESSING = "processing"  #: Being unpacked and checked
+    READY = "ready"  #: May be tuned on
+    FAILED = "failed"  #: Cannot be used; its error says why
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """One row of the table `datasets`."""
+
+    id: str
+    name: str
+    status: DatasetStatus
+    classes: tuple[str, ...] = ()
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Split -> class name -> images."""
+    sha256: str | None = None  #: Of the manifest, hence of every image
+    report: Mapping[str, Any] | None = None  #: What the check before tuning found
+    error_code: str | None = None
+    error_message: str | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)  #: Where its bytes come from
+    created_at: datetime
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Images per split."""
+        return {split: sum(self.counts.get(split, {}).values()) for split in SPLITS}
+
+
+def manifest_key(dataset_id: str) -> str:
+    """Where the artifact store keeps the dataset's list of images."""
+    return f"datasets/{dataset_id}/manifest.json"
+
+
+def image_key(dataset_id: str, image: str) -> str:
+    """Where the artifact store keeps an image; `image` is its SHA-256 and suffix."""
+    return f"datasets/{dataset_id}/images/{image}"

@@ -1,0 +1,136 @@
+"""Every error that the shared core raises on purpose.
+
+Our exception hierarchy:
+
+CoreError
+ ├── SettingsError          a SHARPZO_ variable is wrong; the process must not start
+ ├── ValidationFailed       422  one or more fields of a request are wrong
+ ├── NotFound               404  there is no such object
+ ├── StateConflict          409  the object's state does not allow this
+ │    └── LeaseLost              another worker owns the job now
+ ├── PayloadTooLarge        413  more bytes than allowed
+ ├── UnsupportedMedia       415  a kind of content that is not accepted
+ ├── TooManyJobs            429  the queue is full
+ ├── StorageFull            507  no space is left
+ └── StorageUnavailable     503  the database or the artifact store does not answer
+
+`status`, `code` and `title` are what the REST API answers; `detail` is the message.
+"""
+
+# ruff: noqa: N818 - errors are named for the fact
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class CoreError(Exception):
+    """The request could not be served."""
+
+    status = 500
+    code = "internal_error"
+    title = "Internal error"
+
+    def __init__(self, detail: str | None = None) -> None:
+        self.detail = detail or (self.__doc__ or "").strip()
+        super().__init__(self.detail)
+
+
+class SettingsError(CoreError):
+    """A setting is wrong."""
+
+    code = "settings_invalid"
+    title = "Wrong setting"
+
+
+class ValidationFailed(CoreError):
+    """The request is not valid.
+
+    `errors` lists each fault as `(JSON pointer, message)`.
+    """
+
+    status = 422
+    code = "validation_error"
+    title = "The request is not valid"
+
+    def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
+        self.errors = list(errors)
+        super().__init__("; ".join(f"{pointer}: {message}" for pointer, message in self.errors))
+
+
+class NotFound(CoreError):
+    """There is no such object."""
+
+    status = 404
+    code = "not_found"
+    title = "Not found"
+
+    def __init__(self, kind: str, ref: str) -> None:
+        self.kind = kind
+        self.ref = ref
+        super().__init__(f"there is no such {kind}")
+
+
+class StateConflict(CoreError):
+    """The object's state does not allow this."""
+
+    status = 409
+    code = "state_conflict"
+    title = "Not possible in this state"
+
+
+class LeaseLost(StateConflict):
+    """Another worker owns the job now."""
+
+    code = "lease_lost"
+
+
+class PayloadTooLarge(CoreError):
+    """The request carries more bytes than allowed."""
+
+    status = 413
+    code = "payload_too_large"
+    title = "Too large"
+
+
+class UnsupportedMedia(CoreError):
+    """This kind of content is not accepted."""
+
+    status = 415
+    code = "unsupported_media_type"
+    title = "Unsupported media type"
+
+
+class TooManyJobs(CoreError):
+    """The queue is full."""
+
+    status = 429
+    code = "too_many_jobs"
+    title = "Too many queued jobs"
+
+    def __init__(self, detail: str | None = None, retry_after: int = 60) -> None:
+        self.retry_after = retry_after  # seconds
+        super().__init__(detail)
+
+
+class StorageFull(CoreError):
+    """No space is left on the storage."""
+
+    status = 507
+    code = "storage_full"
+    title = "Storage full"
+
+
+class StorageUnavailable(CoreError):
+    """The storage does not answer."""
+
+    status = 503
+    code = "storage_unavailable"
+    title = "Storage unavailable"
+
+    def __init__(self, detail: str | None = None, retry_after: int = 5) -> None:
+        self.retry_after = retry_after  # seconds
+        super().__init__(detail)

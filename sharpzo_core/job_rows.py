@@ -1,0 +1,102 @@
+"""How a job's row changes: one conditional UPDATE, and its event in the same transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from sharpzo_core.db import record
+from sharpzo_core.errors import NotFound
+from sharpzo_core.ids import Prefix, is_id
+from sharpzo_core.jobs import EventType, Job, JobStatus, Phase, sources
+from sharpzo_core.tables import job_events, jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+#: What a job that no worker holds has in its lease columns.
+NO_LEASE: Mapping[str, None] = {
+    "lease_owner": None,
+    "lease_process": None,
+    "lease_token": None,
+    "lease_expires_at": None,
+    "eta_seconds": None,
+}
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """An event before it has its number and time."""
+
+    type: EventType
+    message: str
+    level: str = "info"
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def change(
+    connection: sa.Connection,
+    condition: sa.ColumnElement[bool],
+    event: NewEvent,
+    now: datetime,
+    **values: Any,  # noqa: ANN401 - columns of `jobs`
+) -> Job | None:
+    """Update the one job that fulfils the condition and tell it in an event; None if there is none.
+
+    A new `status` is set only where the transition table allows it.
+    """
+    if "status" in values:
+        condition &= jobs.c.status.in_(sources(JobStatus(values["status"])))
+    update = (
+        sa.update(jobs)
+        .where(condition)
+        .values(values | {"last_event": jobs.c.last_event + 1})
+        .returning(jobs)
+    )
+    row = connection.execute(update).one_or_none()
+    if row is None:
+        return None
+    job = read_job(row)
+    insert_event(connection, job.id, job.last_event, event, now)
+    return job
+
+
+def insert_event(
+    connection: sa.Connection, job_id: str, seq: int, event: NewEvent, now: datetime
+) -> None:
+    """Write event number `seq`; the caller has just counted it in the job's row."""
+    connection.execute(
+        sa.insert(job_events).values(
+            job_id=job_id,
+            seq=seq,
+            type=event.type,
+            level=event.level,
+            message=event.message,
+            data=dict(event.data),
+            created_at=now,
+        )
+    )
+
+
+def get_job(connection: sa.Connection, job_id: str, *, lock: bool = False) -> Job:
+    """The job; with `lock` nobody else changes it during this transaction.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
+    row = None
+    if is_id(Prefix.JOB, job_id):
+        query = sa.select(jobs).where(jobs.c.id == job_id)
+        row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise NotFound("job", job_id)
+    return read_job(row)
+
+
+def read_job(row: sa.Row[Any]) -> Job:
+    """The record of a row."""
+    phase = None if row.phase is None else Phase(row.phase)
+    return Job(**record(row, status=JobStatus(row.status), phase=phase))

@@ -1,0 +1,167 @@
+"""What a job is: its states, the legal moves between them, and the record itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+
+class JobStatus(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"  #: Waits for a worker
+    RUNNING = "running"  #: A worker holds its lease
+    CANCELLING = "cancelling"  #: Its worker has been asked to stop it
+    SUCCEEDED = "succeeded"  #: Its prompt is published
+    FAILED = "failed"  #: It ended with an error
+    CANCELLED = "cancelled"  #: It was stopped for good
+
+
+class Phase(StrEnum):
+    """What a running job is doing."""
+
+    PREPARING = "preparing"  #: Loads the backbone and the dataset, encodes images
+    STAGE1 = "stage1"  #: Sharpness-aware CMA-ES
+    STAGE2 = "stage2"  #: Sparse zeroth-order descent
+    EVALUATING = "evaluating"  #: Measures the result, once, on test data
+
+
+class EventType(StrEnum):
+    """What an event tells."""
+
+    QUEUED = "queued"  #: Accepted
+    STARTED = "started"  #: A worker took it
+    PHASE = "phase"  #: Entered another phase
+    MESSAGE = "message"  #: Something worth knowing happened
+    CANCELLING = "cancelling"  #: Asked to stop
+    RELEASED = "released"  #: Its worker shut down and gave it back
+    WORKER_LOST = "worker_lost"  #: Its worker fell silent
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+#: Status -> the statuses it may change to. Nothing else ever happens to a job.
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset(
+        {
+            JobStatus.QUEUED,  # its worker shut down or was lost
+            JobStatus.CANCELLING,
+            JobStatus.SUCCEEDED,
+            JobStatus.FAILED,
+        }
+    ),
+    # A cancelled job never publishes, even if it was done when the request came.
+    JobStatus.CANCELLING: frozenset({JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+#: Statuses in which a worker holds the job's lease.
+LEASED = (JobStatus.RUNNING, JobStatus.CANCELLING)
+TERMINAL = frozenset(status for status, targets in TRANSITIONS.items() if not targets)
+#: The last event of every job is one of these.
+TERMINAL_EVENTS = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
+
+
+def is_terminal(status: JobStatus) -> bool:
+    """Whether nothing can happen to the job any more."""
+    return status in TERMINAL
+
+
+def sources(target: JobStatus) -> list[JobStatus]:
+    """The statuses from which `target` may be reached."""
+    return [status for status, targets in TRANSITIONS.items() if target in targets]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row of the table `jobs`."""
+
+    id: str
+    name: str | None
+    status: JobStatus
+    phase: Phase | None  #: None until a worker reports one
+    dataset_id: str
+    backbone: str  #: As the request named it
+    config: Mapping[str, Any]  #: The whole effective TuningConfig
+    metadata: Mapping[str, str]
+    step: int = 0
+    total_steps: int = 0
+    forward_passes: int = 0
+    eta_seconds: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    prompt_id: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    attempt: int = 0  #: Claims so far that were not given back
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    lease_owner: str | None = None  #: Id of the worker that runs it
+    lease_process: str | None = None  #: `process_identity` of the process that runs it
+    lease_token: str | None = None  #: Fencing token, new at every claim
+    lease_expires_at: datetime | None = None
+    rings: int = 0  #: Times its message was sent again
+    rung_at: datetime | None = None
+    last_event: int = 0  #: `seq` of its newest event
+
+    def evolve(self, **changes: Any) -> Job:  # noqa: ANN401 - any field
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A worker's right to write about a job; every write checks all three."""
+
+    job_id: str
+    attempt: int
+    token: str
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """One line of a job's history; `seq` counts from 1 without gaps."""
+
+    seq: int
+    type: EventType
+    level: str  #: info, warning or error
+    message: str
+    data: Mapping[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class JobStep:
+    """One recorded step of the search; the fields are those of the engine's StepRecord."""
+
+    step: int
+    phase: Phase
+    loss: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+    sigma: float | None
+    sharpness: float | None
+    forward_passes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a running job is; `eta_seconds` is None where it would be a guess."""
+
+    phase: Phase
+    step: int
+    total_steps: int
+    forward_passes: int
+    eta_seconds: float | None = None
+    loss: float | None = None
+    val_accuracy: float | None = None

@@ -1,0 +1,56 @@
+"""Pages of a list, newest first, by cursor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import sqlalchemy as sa
+
+from sharpzo_core.errors import ValidationFailed
+from sharpzo_core.ids import Prefix, is_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+MAX_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Listing(Generic[T]):
+    """One page; `next` is the cursor of the following one, or None at the end."""
+
+    items: list[T]
+    next: str | None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is a following page."""
+        return self.next is not None
+
+
+def newest_first(
+    connection: sa.Connection,
+    table: sa.Table,
+    prefix: Prefix,
+    limit: int,
+    after: str | None,
+    read: Callable[[sa.Row[Any]], T],
+) -> Listing[T]:
+    """Rows older than the one with id `after`; ids sort by creation time.
+
+    Raises:
+        ValidationFailed: `after` is not a cursor of this list, or `limit` is out of range.
+    """
+    if after is not None and not is_id(prefix, after):
+        raise ValidationFailed([("/after", "not a cursor of this list")])
+    if not 1 <= limit <= MAX_PAGE:
+        raise ValidationFailed([("/limit", f"must be from 1 to {MAX_PAGE}")])
+    query = sa.select(table).order_by(table.c.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(table.c.id < after)
+    rows = connection.execute(query).all()
+    more = len(rows) > limit
+    return Listing([read(row) for row in rows[:limit]], rows[limit - 1].id if more else None)

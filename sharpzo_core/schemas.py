@@ -1,0 +1,339 @@
+"""What travels: the bodies of requests and answers. Stored records are elsewhere."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from sharpzo_core.datasets import DatasetRecord, DatasetStatus
+from sharpzo_core.jobs import EventType, Job, JobEvent, JobStatus, JobStep, Phase
+from sharpzo_core.prompt_store import NAME_PATTERN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sharpzo_core.prompts import PromptRecord
+
+T = TypeVar("T")
+
+MAX_METADATA_KEYS = 16
+MAX_LABEL = 200  # characters of a free text name
+
+
+def is_safe_text(text: str) -> bool:
+    """Whether every store and log can hold the text: no control characters, no lone surrogates."""
+    return (text.isprintable() and text.isascii()) or not any(
+        ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000
+        for char in text
+    )
+
+
+def _check_text(text: str) -> str:
+    if not is_safe_text(text):
+        raise ValueError("must not contain control characters or lone surrogates")
+    return text
+
+
+SafeText = Annotated[str, AfterValidator(_check_text)]
+Label = Annotated[SafeText, Field(min_length=1, max_length=MAX_LABEL)]
+Slug = Annotated[str, Field(pattern=NAME_PATTERN)]
+MetadataKey = Annotated[SafeText, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[SafeText, Field(max_length=512)]
+
+
+class RequestModel(BaseModel):
+    """Strict, and closed to unknown fields."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class PublicModel(BaseModel):
+    """An answer."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Page(PublicModel, Generic[T]):
+    """One page of a list; ask for the following one with `after=next`."""
+
+    data: list[T]
+    has_more: bool
+    next: str | None
+
+
+class ErrorPublic(PublicModel):
+    """Why something failed; `code` is stable."""
+
+    code: str
+    message: str
+
+
+class FieldError(PublicModel):
+    """One wrong field; `pointer` is a JSON pointer into the request."""
+
+    pointer: str
+    message: str
+
+
+class Problem(PublicModel):
+    """An error answer, `application/problem+json` (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str | None = None
+    errors: list[FieldError] | None = None
+
+
+class SplitsPublic(PublicModel):
+    """Images per split."""
+
+    train: int = 0
+    val: int = 0
+    test: int = 0
+
+
+class DatasetImport(RequestModel):
+    """Ask for a dataset from a place that the operator allows."""
+
+    name: Label
+    uri: Annotated[SafeText, Field(min_length=1, max_length=2000)]
+
+
+class DatasetPublic(PublicModel):
+    """A dataset."""
+
+    id: str
+    name: str
+    status: DatasetStatus
+    classes: list[str]
+    splits: SplitsPublic
+    sha256: str | None
+    report: dict[str, Any] | None
+    error: ErrorPublic | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, dataset: DatasetRecord) -> DatasetPublic:
+        """What a client sees of the record."""
+        return cls(
+            id=dataset.id,
+            name=dataset.name,
+            status=dataset.status,
+            classes=list(dataset.classes),
+            splits=SplitsPublic(**dataset.splits),
+            sha256=dataset.sha256,
+            report=None if dataset.report is None else dict(dataset.report),
+            error=_error(dataset.error_code, dataset.error_message),
+            created_at=dataset.created_at,
+        )
+
+
+class JobCreate(RequestModel):
+    """Ask for a prompt to be tuned."""
+
+    dataset_id: Annotated[SafeText, Field(max_length=100)]
+    """A dataset that is ready."""
+
+    backbone: Annotated[SafeText, Field(min_length=1, max_length=100)] | None = None
+    """One of `GET /v1/backbones`; default: the operator's choice."""
+
+    preset: Annotated[SafeText, Field(max_length=100)] = "default"
+    """Named hyperparameters that `config` is laid over."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Fields of TuningConfig."""
+
+    name: Slug | None = None
+    """Name of the prompt; jobs of one name publish its versions 1, 2, 3, …"""
+
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_KEYS)] = (
+        Field(default_factory=dict)
+    )
+    """Free labels, kept and returned."""
+
+
+class ProgressPublic(PublicModel):
+    """How far a job is; `eta_seconds` is null where it would be a guess."""
+
+    step: int
+    total_steps: int
+    forward_passes: int
+    eta_seconds: float | None
+
+
+class MetricsPublic(PublicModel):
+    """What a job has reached; accuracies are fractions from 0 to 1."""
+
+    zero_shot_accuracy: float | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    loss: float | None = None
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float | None]) -> MetricsPublic:
+        """The public ones among the recorded metrics."""
+        return cls(**{name: metrics.get(name) for name in cls.model_fields})
+
+
+class JobPublic(PublicModel):
+    """A tuning job."""
+
+    id: str
+    status: JobStatus
+    phase: Phase | None
+    progress: ProgressPublic
+    metrics: MetricsPublic
+    prompt_id: str | None
+    error: ErrorPublic | None
+    attempt: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    config: dict[str, Any]
+    dataset_id: str
+    backbone: str
+    name: str | None
+    metadata: dict[str, str]
+
+    @classmethod
+    def of(cls, job: Job) -> JobPublic:
+        """What a client sees of the record."""
+        return cls(
+            id=job.id,
+            status=job.status,
+            phase=job.phase,
+            progress=ProgressPublic(
+                step=job.step,
+                total_steps=job.total_steps,
+                forward_passes=job.forward_passes,
+                eta_seconds=job.eta_seconds,
+            ),
+            metrics=MetricsPublic.of(job.metrics),
+            prompt_id=job.prompt_id,
+            error=_error(job.error_code, job.error_message),
+            attempt=job.attempt,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            config=dict(job.config),
+            dataset_id=job.dataset_id,
+            backbone=job.backbone,
+            name=job.name,
+            metadata=dict(job.metadata),
+        )
+
+
+class EventPublic(PublicModel):
+    """One line of a job's history."""
+
+    seq: int
+    type: EventType
+    level: str
+    message: str
+    data: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: JobEvent) -> EventPublic:
+        """What a client sees of the record."""
+        return cls(**vars(event) | {"data": dict(event.data)})
+
+
+class StepPublic(PublicModel):
+    """One recorded step of a job's search."""
+
+    step: int
+    phase: Phase
+    loss: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+    sigma: float | None
+    sharpness: float | None
+    forward_passes: int
+    seconds: float
+
+    @classmethod
+    def of(cls, step: JobStep) -> StepPublic:
+        """What a client sees of the record."""
+        return cls(**vars(step))
+
+
+class PromptBackbone(PublicModel):
+    """The backbone that a prompt was tuned on."""
+
+    name: str
+    pretrained: str | None
+    fingerprint: str | None
+
+
+class PromptPublic(PublicModel):
+    """One version of a tuned prompt."""
+
+    id: str
+    job_id: str | None
+    name: str
+    version: int
+    aliases: list[str]
+    backbone: PromptBackbone
+    classes: list[str]
+    metrics: dict[str, float | None]
+    sha256: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, prompt: PromptRecord) -> PromptPublic:
+        """What a client sees of the record."""
+        return cls(
+            id=prompt.id,
+            job_id=prompt.job_id,
+            name=prompt.name,
+            version=prompt.version,
+            aliases=[],
+            backbone=PromptBackbone.model_validate(prompt.backbone),
+            classes=list(prompt.classes),
+            metrics=dict(prompt.metrics),
+            sha256=prompt.sha256,
+            created_at=prompt.created_at,
+        )
+
+
+class BackbonePublic(PublicModel):
+    """A backbone that jobs may ask for."""
+
+    name: str
+    default: bool
+    loaded: bool
+
+
+class PredictionPublic(PublicModel):
+    """One class and its probability."""
+
+    label: str
+    index: int
+    score: float
+
+
+class ClassifyResult(PublicModel):
+    """What one image is, or why it could not be told."""
+
+    predictions: list[PredictionPublic] | None = None
+    error: ErrorPublic | None = None
+
+
+class ClassifyAnswer(PublicModel):
+    """The images' classes, in the order of the request."""
+
+    prompt_id: str
+    version: int
+    results: list[ClassifyResult]
+
+
+def _error(code: str | None, message: str | None) -> ErrorPublic | None:
+    return None if code is None else ErrorPublic(code=code, message=message or "")

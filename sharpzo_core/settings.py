@@ -1,0 +1,209 @@
+"""`Settings`: everything an operator may choose, read from SHARPZO_ environment variables."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from sharpzo_core.backbones import (
+    ANY_PRETRAINED,
+    TINY,
+    BackboneSpec,
+    find_backbone,
+    parse_backbones,
+)
+from sharpzo_core.errors import SettingsError, ValidationFailed
+
+PREFIX = "SHARPZO_"
+GIB = 2**30
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+
+_DATABASES = ("sqlite", "postgresql+psycopg")
+_BROKERS = ("redis://", "rediss://", "unix://", "redis+socket://")
+
+
+class Settings(BaseSettings):
+    """The operator's choices; the defaults are the embedded mode."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
+
+    data_dir: Path = Path(".sharpzo")
+    """Folder of everything the service keeps."""
+
+    database_url: str | None = None
+    """`postgresql+psycopg://…` or `sqlite:///…`; default: SQLite in the data folder."""
+
+    broker_url: str = ""
+    """`redis://…`; empty: messages are files in the data folder."""
+
+    artifact_url: str = ""
+    """fsspec URL of the artifact store; empty: a folder in the data folder."""
+
+    device: str = "auto"
+    """Where the backbone runs: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    backbones: str = f"{TINY},{ANY_PRETRAINED}"
+    """What requests may ask for; see `sharpzo_core.backbones`."""
+
+    default_backbone: str = TINY
+    """The backbone of a job that names none."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+
+    allow_unauthenticated: bool = False
+    """Serve on other than loopback addresses although there is no authentication; for containers
+    whose port is published on loopback only."""
+
+    lease_seconds: Seconds = 20.0
+    """A job whose worker is silent for so long is given to another."""
+
+    heartbeat_seconds: Seconds = 5.0
+    """How often a worker says that it lives."""
+
+    sweep_seconds: Seconds = 5.0
+    """How often a worker looks for jobs that need help."""
+
+    checkpoint_seconds: Seconds = 60.0
+    """How often a running job saves what it needs to continue."""
+
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """Workers that may die on one job before it fails."""
+
+    max_queued_jobs: Count = 1000
+    max_upload_bytes: Count = 2 * GIB
+    max_image_pixels: Count = 50_000_000
+    allowed_dataset_uris: str = ""
+    """Comma-separated prefixes of places that datasets may be imported from; empty: none."""
+
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Read the environment; `overrides` win.
+
+        Raises:
+            SettingsError: a value is wrong; the message names the variable.
+        """
+        try:
+            return cls(**overrides)  # type: ignore[arg-type] # pydantic checks them
+        except ValidationError as error:
+            faults = [_describe(fault["loc"], fault["msg"]) for fault in error.errors()]
+            raise SettingsError("; ".join(faults)) from None
+
+    @field_validator("data_dir")
+    @classmethod
+    def _make_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database(cls, value: str | None) -> str | None:
+        try:
+            known = value is None or make_url(value).drivername in _DATABASES
+        except ArgumentError:
+            known = False
+        if not known:
+            raise ValueError("give sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _check_broker(cls, value: str) -> str:
+        if value and not value.startswith(_BROKERS):
+            raise ValueError("give redis://HOST:PORT/DB, or nothing for the embedded broker")
+        return value
+
+    @field_validator("backbones")
+    @classmethod
+    def _check_backbones(cls, value: str) -> str:
+        parse_backbones(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if find_backbone(self.backbone_specs, self.default_backbone) is None:
+            raise ValueError(
+                f"{PREFIX}DEFAULT_BACKBONE: {self.default_backbone!r} is not in {PREFIX}BACKBONES"
+            )
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError(
+                f"{PREFIX}LEASE_SECONDS must be at least twice {PREFIX}HEARTBEAT_SECONDS"
+            )
+        return self
+
+    @property
+    def db_url(self) -> str:
+        """The database to use."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'sharpzo.db'}"
+
+    @property
+    def artifacts(self) -> str:
+        """The artifact store to use, as an fsspec URL or a folder."""
+        return self.artifact_url or str(self.data_dir / "artifacts")
+
+    @property
+    def embedded_broker(self) -> bool:
+        """Whether messages are files in the data folder."""
+        return not self.broker_url
+
+    @property
+    def broker_dir(self) -> Path:
+        """Folder of the embedded broker."""
+        return self.data_dir / "broker"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Folder with one folder of checkpoints per job."""
+        return self.data_dir / "checkpoints"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of what can be computed or fetched again."""
+        return self.data_dir / "cache"
+
+    @cached_property
+    def backbone_specs(self) -> dict[str, BackboneSpec]:
+        """Configured name -> what to load."""
+        return parse_backbones(self.backbones)
+
+    @cached_property
+    def dataset_uri_prefixes(self) -> tuple[str, ...]:
+        """Places that datasets may be imported from."""
+        return tuple(filter(None, (part.strip() for part in self.allowed_dataset_uris.split(","))))
+
+    def backbone(self, name: str | None) -> BackboneSpec:
+        """The backbone a request asks for, or the default.
+
+        Raises:
+            ValidationFailed: the operator does not offer it.
+        """
+        spec = find_backbone(self.backbone_specs, name or self.default_backbone)
+        if spec is None:
+            offered = ", ".join(
+                "MODEL:TAG of open_clip" if key == ANY_PRETRAINED else key
+                for key in self.backbone_specs
+            )
+            raise ValidationFailed([("/backbone", f"not offered (choose one of: {offered})")])
+        return spec
+
+
+def _describe(location: tuple[int | str, ...], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    name = "_".join(str(part) for part in location).upper()
+    return f"{PREFIX}{name}: {message}" if name else message

@@ -1,0 +1,113 @@
+"""Accepting a job: every check that a request to tune must pass, without HTTP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sharpzo_core.datasets import DatasetRecord, DatasetStatus
+from sharpzo_core.errors import StateConflict, TooManyJobs, ValidationFailed
+from sharpzo_core.jobs import Job, JobStatus
+from sharpzo_core.schemas import JobCreate, is_safe_text
+from sharpzo_engine.config import PRESETS, TuningConfig
+from sharpzo_engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sharpzo_core.dataset_store import DatasetStore
+    from sharpzo_core.job_store import JobStore
+    from sharpzo_core.settings import Settings
+
+RETRY_SECONDS = 60  # when a full queue is worth another try
+MAX_NESTING = 8  # levels of a config; TuningConfig has two
+
+
+def submit_job(
+    request: JobCreate, *, settings: Settings, jobs: JobStore, datasets: DatasetStore
+) -> Job:
+    """Check the request and store the job; the caller rings for it.
+
+    Raises:
+        ValidationFailed: the backbone is not offered, the configuration is wrong, or a class has
+            fewer images than shots.
+        NotFound: there is no such dataset.
+        StateConflict: the dataset is not ready.
+        TooManyJobs: the queue is full.
+    """
+    backbone = settings.backbone(request.backbone)
+    config = parse_config(request.config, request.preset)
+    dataset = datasets.get(request.dataset_id)
+    check_dataset(dataset, config.shots)
+    if jobs.count_by_status()[JobStatus.QUEUED] >= settings.max_queued_jobs:
+        raise TooManyJobs(f"{settings.max_queued_jobs} jobs are queued", RETRY_SECONDS)
+    return jobs.create(
+        dataset_id=dataset.id,
+        backbone=backbone.name,
+        config=config.model_dump(mode="json"),
+        name=request.name,
+        metadata=request.metadata,
+    )
+
+
+def parse_config(values: Mapping[str, Any], preset: str) -> TuningConfig:
+    """The whole effective configuration.
+
+    Raises:
+        ValidationFailed: with a JSON pointer to each fault.
+    """
+    if preset not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise ValidationFailed([("/preset", f"unknown preset (choose one of: {known})")])
+    unsafe = _unsafe_paths(values, ("config",))
+    if unsafe:
+        raise ValidationFailed([(_pointer(path), "not a value a job can hold") for path in unsafe])
+    try:
+        return TuningConfig.parse(values, preset)
+    except ConfigError as error:
+        faults = [(_pointer(("config", *path)), message) for path, message in error.errors]
+        raise ValidationFailed(faults or [("/config", str(error))]) from error
+
+
+def check_dataset(dataset: DatasetRecord, shots: int) -> None:
+    """The dataset can be tuned on with so many images per class.
+
+    Raises:
+        StateConflict: it is not ready.
+        ValidationFailed: a class has fewer training images.
+    """
+    if dataset.status is not DatasetStatus.READY:
+        raise StateConflict(f"the dataset is {dataset.status}, not ready")
+    train = dataset.counts.get("train", {})
+    short = [name for name in dataset.classes if train.get(name, 0) < shots]
+    if short:
+        raise ValidationFailed(
+            [("/config/shots", _too_few(name, train.get(name, 0), shots)) for name in short]
+        )
+
+
+def _too_few(name: str, images: int, shots: int) -> str:
+    return f"class {name!r} has {images} training images, fewer than {shots} shots"
+
+
+def _unsafe_paths(value: object, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Where a value holds text or numbers that JSON, logs or a database cannot."""
+    if len(path) > MAX_NESTING:
+        return [path]
+    if isinstance(value, str):
+        return [] if is_safe_text(value) else [path]
+    if isinstance(value, float):
+        return [] if math.isfinite(value) else [path]
+    if isinstance(value, Mapping):
+        unsafe_keys = [path for key in value if not is_safe_text(str(key))]
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, Sequence):
+        unsafe_keys, items = [], [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return []
+    below = [found for key, item in items for found in _unsafe_paths(item, (*path, key))]
+    return unsafe_keys or below
+
+
+def _pointer(path: Sequence[str]) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in path)

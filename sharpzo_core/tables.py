@@ -1,0 +1,156 @@
+"""The tables. Rows become frozen records in the stores and are never handed out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+ID = sa.String(40)
+NAME = sa.String(200)
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """A moment, timezone-aware in Python; SQLite keeps it as UTC text that sorts."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Store UTC; SQLite without the zone, which its text form would lose."""
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:  # noqa: ANN401, ARG002
+        """Hand out UTC."""
+        if value is None:
+            return None
+        moment: datetime = value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _moment(name: str, *, nullable: bool = True) -> sa.Column[Any]:
+    return sa.Column(name, UtcDateTime, nullable=nullable)
+
+
+datasets = sa.Table(
+    "datasets",
+    metadata,
+    sa.Column("id", ID, primary_key=True),
+    sa.Column("name", NAME, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("classes", sa.JSON, nullable=False),
+    sa.Column("counts", sa.JSON, nullable=False),
+    sa.Column("sha256", sa.String(64)),
+    sa.Column("report", sa.JSON),
+    sa.Column("error_code", sa.String(64)),
+    sa.Column("error_message", sa.Text),
+    sa.Column("source", sa.JSON, nullable=False),
+    _moment("created_at", nullable=False),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", ID, primary_key=True),
+    sa.Column("name", NAME),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("phase", sa.String(16)),
+    sa.Column("dataset_id", ID, nullable=False),  # a finished job outlives its dataset
+    sa.Column("backbone", NAME, nullable=False),
+    sa.Column("config", sa.JSON, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("step", sa.BigInteger, nullable=False),
+    sa.Column("total_steps", sa.BigInteger, nullable=False),
+    sa.Column("forward_passes", sa.BigInteger, nullable=False),
+    sa.Column("eta_seconds", sa.Double),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("prompt_id", ID),
+    sa.Column("error_code", sa.String(64)),
+    sa.Column("error_message", sa.Text),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    _moment("created_at", nullable=False),
+    _moment("started_at"),
+    _moment("finished_at"),
+    sa.Column("lease_owner", NAME),
+    sa.Column("lease_process", NAME),
+    sa.Column("lease_token", sa.String(64)),
+    _moment("lease_expires_at"),
+    sa.Column("rings", sa.Integer, nullable=False),
+    _moment("rung_at"),
+    sa.Column("last_event", sa.BigInteger, nullable=False),
+    sa.Index(None, "status", "id"),
+    sa.Index(None, "dataset_id"),
+)
+
+job_events = sa.Table(
+    "job_events",
+    metadata,
+    sa.Column("job_id", ID, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("level", sa.String(8), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    _moment("created_at", nullable=False),
+)
+
+job_steps = sa.Table(
+    "job_steps",
+    metadata,
+    sa.Column("job_id", ID, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("step", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("phase", sa.String(16), nullable=False),
+    sa.Column("loss", sa.Double),
+    sa.Column("val_loss", sa.Double),
+    sa.Column("val_accuracy", sa.Double),
+    sa.Column("sigma", sa.Double),
+    sa.Column("sharpness", sa.Double),
+    sa.Column("forward_passes", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+)
+
+prompts = sa.Table(
+    "prompts",
+    metadata,
+    sa.Column("id", ID, primary_key=True),
+    sa.Column("job_id", ID),
+    sa.Column("name", NAME, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("backbone", sa.JSON, nullable=False),
+    sa.Column("classes", sa.JSON, nullable=False),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    _moment("created_at", nullable=False),
+    sa.UniqueConstraint("name", "version"),
+)
+
+# A version number is never given twice, not even after its prompt was deleted.
+prompt_names = sa.Table(
+    "prompt_names",
+    metadata,
+    sa.Column("name", NAME, primary_key=True),
+    sa.Column("last_version", sa.Integer, nullable=False),
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("id", NAME, primary_key=True),
+    sa.Column("hostname", NAME, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    _moment("started_at", nullable=False),
+    _moment("seen_at", nullable=False),
+)
