@@ -1,0 +1,327 @@
+"""`JobLeases`: what a worker may do to a job, and what happens to one whose worker is lost.
+
+A worker claims a queued job by one conditional UPDATE and gets a `Lease`. Every later write names
+the lease, so a worker that was thought dead cannot write once the job has gone to another.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from sharpzo_core.clock import Clock, utc_now
+from sharpzo_core.db import reading, writing
+from sharpzo_core.errors import LeaseLost
+from sharpzo_core.job_rows import NO_LEASE, NewEvent, change, get_job, read_job
+from sharpzo_core.jobs import (
+    LEASED,
+    EventType,
+    Job,
+    JobProgress,
+    JobStatus,
+    JobStep,
+    Lease,
+    Phase,
+)
+from sharpzo_core.prompt_store import insert_prompt
+from sharpzo_core.tables import job_steps, jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from sharpzo_core.prompts import NewPrompt
+
+WORKER_LOST = "worker_lost"
+
+
+@dataclass(frozen=True)
+class HeldLease:
+    """A lease as somebody else sees it."""
+
+    lease: Lease
+    owner: str
+    process: str | None
+    expires_at: datetime
+
+
+class JobLeases:
+    """Claims, heartbeats, results and recoveries."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        *,
+        lease_seconds: float,
+        max_attempts: int,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._engine = engine
+        self._duration = timedelta(seconds=lease_seconds)
+        self._max_attempts = max_attempts
+        self._clock = clock
+
+    def claim(self, job_id: str, owner: str, process: str | None = None) -> Job | None:
+        """Take a queued job; None if it is not to be had."""
+        now = self._clock()
+        with writing(self._engine) as connection:
+            return change(
+                connection,
+                jobs.c.id == job_id,
+                NewEvent(EventType.STARTED, "a worker took the job", data={"worker": owner}),
+                now,
+                status=JobStatus.RUNNING,
+                phase=Phase.PREPARING,
+                attempt=jobs.c.attempt + 1,
+                started_at=sa.func.coalesce(jobs.c.started_at, now),
+                lease_owner=owner,
+                lease_process=process,
+                lease_token=secrets.token_hex(16),
+                lease_expires_at=now + self._duration,
+            )
+
+    def renew(self, lease: Lease) -> JobStatus:
+        """Say that the worker lives; tells whether the job is to be cancelled.
+
+        Raises:
+            LeaseLost: the job is not this worker's any more.
+        """
+        with writing(self._engine) as connection:
+            return self._write(connection, lease, {}).status
+
+    def save_progress(
+        self,
+        lease: Lease,
+        progress: JobProgress,
+        metrics: Mapping[str, float | None],
+        steps: Sequence[JobStep] = (),
+    ) -> JobStatus:
+        """Write how far the job is, and its newest steps in ascending order; renews the lease.
+
+        Steps recorded earlier with the same or a higher number are replaced: a run that resumed
+        from a checkpoint tells them again.
+
+        Raises:
+            LeaseLost: the job is not this worker's any more.
+        """
+        values = {
+            "phase": progress.phase,
+            "step": progress.step,
+            "total_steps": progress.total_steps,
+            "forward_passes": progress.forward_passes,
+            "eta_seconds": progress.eta_seconds,
+            "metrics": dict(metrics),
+        }
+        with writing(self._engine) as connection:
+            job = self._write(connection, lease, values)
+            if steps:
+                stale = job_steps.c.step >= steps[0].step
+                connection.execute(sa.delete(job_steps).where(job_steps.c.job_id == job.id, stale))
+                rows = [vars(step) | {"job_id": job.id} for step in steps]
+                connection.execute(sa.insert(job_steps), rows)
+            return job.status
+
+    def tell(self, lease: Lease, event: NewEvent) -> None:
+        """Append an event.
+
+        Raises:
+            LeaseLost: the job is not this worker's any more.
+        """
+        self._finish(lease, event)
+
+    def release(self, lease: Lease) -> Job:
+        """Give a running job back to the queue; this attempt does not count.
+
+        Raises:
+            LeaseLost: the job is not this worker's, or it is to be cancelled.
+        """
+        event = NewEvent(EventType.RELEASED, "the worker shuts down; the job waits for another")
+        return self._finish(
+            lease,
+            event,
+            status=JobStatus.QUEUED,
+            attempt=jobs.c.attempt - 1,
+            rings=0,
+            rung_at=None,
+            **NO_LEASE,
+        )
+
+    def succeed(self, lease: Lease, prompt: NewPrompt, metrics: Mapping[str, float | None]) -> Job:
+        """Publish the prompt and end the job, in one transaction.
+
+        If the job was asked to stop meanwhile it ends as cancelled instead and publishes nothing.
+
+        Raises:
+            LeaseLost: the job is not this worker's any more.
+        """
+        now = self._clock()
+        with writing(self._engine) as connection:
+            job = get_job(connection, lease.job_id, lock=True)
+            if job.status is JobStatus.CANCELLING:
+                return self._cancel(connection, lease)
+            published = insert_prompt(connection, prompt, now)
+            event = NewEvent(
+                EventType.SUCCEEDED,
+                f"published as {published.name}:{published.version}",
+                data={"prompt_id": published.id, "metrics": dict(metrics)},
+            )
+            return self._change(
+                connection,
+                lease,
+                event,
+                status=JobStatus.SUCCEEDED,
+                prompt_id=published.id,
+                metrics=dict(metrics),
+                finished_at=now,
+                **NO_LEASE,
+            )
+
+    def fail(self, lease: Lease, code: str, message: str) -> Job:
+        """End the job with an error.
+
+        Raises:
+            LeaseLost: the job is not this worker's any more.
+        """
+        return self._finish(lease, _failure(code, message), **_failed(code, message, self._clock()))
+
+    def cancel(self, lease: Lease) -> Job:
+        """End a job that was asked to stop.
+
+        Raises:
+            LeaseLost: the job is not this worker's any more, or nobody asked it to stop.
+        """
+        with writing(self._engine) as connection:
+            return self._cancel(connection, lease)
+
+    def held(self) -> Sequence[HeldLease]:
+        """Every lease there is."""
+        query = sa.select(jobs).where(jobs.c.status.in_(LEASED)).order_by(jobs.c.id)
+        with reading(self._engine) as connection:
+            return [_held(read_job(row)) for row in connection.execute(query)]
+
+    def recover(self, held: HeldLease) -> Job | None:
+        """Take the job from a lost worker: queue it again, or end it; None if it has moved on.
+
+        The job fails once so many workers were lost on it, and is cancelled if it was to be.
+        """
+        now = self._clock()
+        unchanged = _holds(held.lease) & (jobs.c.lease_expires_at == held.expires_at)
+        data = {"worker": held.owner, "attempt": held.lease.attempt}
+        event = NewEvent(EventType.WORKER_LOST, "the worker fell silent", "warning", data)
+        with writing(self._engine) as connection:
+            job = change(connection, unchanged, event, now, lease_expires_at=held.expires_at)
+            if job is None:
+                return None
+            if job.status is JobStatus.CANCELLING:
+                return self._cancel(connection, held.lease)
+            if job.attempt >= self._max_attempts:
+                message = f"{job.attempt} workers were lost while they ran this job"
+                values = _failed(WORKER_LOST, message, now)
+                return self._change(
+                    connection, held.lease, _failure(WORKER_LOST, message), **values
+                )
+            queued = NewEvent(EventType.QUEUED, "waits for another worker")
+            return self._change(
+                connection,
+                held.lease,
+                queued,
+                status=JobStatus.QUEUED,
+                rings=0,
+                rung_at=None,
+                **NO_LEASE,
+            )
+
+    def waiting(self, limit: int) -> Sequence[Job]:
+        """Queued jobs, oldest first."""
+        query = (
+            sa.select(jobs)
+            .where(jobs.c.status == JobStatus.QUEUED)
+            .order_by(jobs.c.id)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            return [read_job(row) for row in connection.execute(query)]
+
+    def _cancel(self, connection: sa.Connection, lease: Lease) -> Job:
+        return self._change(
+            connection,
+            lease,
+            NewEvent(EventType.CANCELLED, "stopped as asked"),
+            status=JobStatus.CANCELLED,
+            finished_at=self._clock(),
+            **NO_LEASE,
+        )
+
+    def _finish(self, lease: Lease, event: NewEvent, **values: Any) -> Job:  # noqa: ANN401
+        with writing(self._engine) as connection:
+            return self._change(connection, lease, event, **values)
+
+    def _change(
+        self,
+        connection: sa.Connection,
+        lease: Lease,
+        event: NewEvent,
+        **values: Any,  # noqa: ANN401 - columns of `jobs`
+    ) -> Job:
+        job = change(connection, _holds(lease), event, self._clock(), **values)
+        if job is None:
+            raise LeaseLost
+        return job
+
+    def _write(self, connection: sa.Connection, lease: Lease, values: dict[str, Any]) -> Job:
+        """Update without an event; the lease is renewed by the way."""
+        expires_at = self._clock() + self._duration
+        update = (
+            sa.update(jobs)
+            .where(_holds(lease))
+            .values(values | {"lease_expires_at": expires_at})
+            .returning(jobs)
+        )
+        row = connection.execute(update).one_or_none()
+        if row is None:
+            raise LeaseLost
+        return read_job(row)
+
+
+def lease_of(job: Job) -> Lease:
+    """The lease that the claim of this job gave.
+
+    Raises:
+        LeaseLost: the job is not leased.
+    """
+    if job.lease_token is None:
+        raise LeaseLost
+    return Lease(job.id, job.attempt, job.lease_token)
+
+
+def _holds(lease: Lease) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        jobs.c.id == lease.job_id,
+        jobs.c.attempt == lease.attempt,
+        jobs.c.lease_token == lease.token,
+        jobs.c.status.in_(LEASED),
+    )
+
+
+def _held(job: Job) -> HeldLease:
+    # Both columns are set wherever the status is a leased one.
+    expires_at = job.lease_expires_at or job.created_at
+    return HeldLease(lease_of(job), job.lease_owner or "", job.lease_process, expires_at)
+
+
+def _failure(code: str, message: str) -> NewEvent:
+    return NewEvent(EventType.FAILED, message, "error", {"code": code})
+
+
+def _failed(code: str, message: str, now: datetime) -> dict[str, Any]:
+    return {
+        "status": JobStatus.FAILED,
+        "error_code": code,
+        "error_message": message,
+        "finished_at": now,
+        **NO_LEASE,
+    }
