@@ -1,0 +1,179 @@
+"""Local files: packing folders, reading images, writing downloads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from contextlib import suppress
+from fnmatch import fnmatch
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias, runtime_checkable
+
+from sharpzo_client._constants import IMAGE_SUFFIXES
+from sharpzo_client._operation import Part
+from sharpzo_client.errors import DownloadError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Files beside the images that say something about them.
+DESCRIPTIONS = ("classnames.json", "split_zhou_*.json")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+
+@runtime_checkable
+class SavesImage(Protocol):
+    """A picture that can write itself to a file, as Pillow's images do."""
+
+    def save(self, fp: BinaryIO, format: str) -> object:  # noqa: A002 - Pillow's own name
+        """Write the picture."""
+
+
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | SavesImage
+
+
+def open_archive(path: Path) -> BinaryIO:
+    """A dataset as an open archive: the file itself, or a folder packed to a temporary zip.
+
+    Raises:
+        InputError: nothing there, or nothing in it that could be a dataset.
+    """
+    if path.is_dir():
+        return pack_folder(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    if not path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        raise InputError(
+            f"{path} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})"
+        )
+    return _open(path)
+
+
+def archive_name(path: Path) -> str:
+    """File name to send with a dataset."""
+    resolved = path.resolve()
+    return f"{resolved.name}.zip" if path.is_dir() else resolved.name
+
+
+def pack_folder(folder: Path) -> BinaryIO:
+    """Pack the images and descriptions of a folder, uncompressed, into a temporary zip on disk.
+
+    Hidden files and folders are left out. The file vanishes when it is closed.
+
+    Raises:
+        InputError: no image in the folder, or a file cannot be read.
+    """
+    names = sorted(dataset_files(folder))
+    if not any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        raise InputError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    target = tempfile.TemporaryFile(prefix="sharpzo-", suffix=".zip")  # noqa: SIM115 - handed on
+    try:
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
+            for name in names:
+                archive.write(folder / name, name)
+    except OSError as error:
+        target.close()
+        raise InputError(f"{folder} cannot be packed: {error}") from error
+    target.seek(0)
+    return target
+
+
+def dataset_files(folder: Path) -> Iterator[str]:
+    """Paths, relative to `folder`, of what belongs to a dataset; links are followed, once each."""
+    visited: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = [name for name in folders if not _is_noise(name)]
+        base = Path(here).relative_to(folder)
+        yield from ((base / name).as_posix() for name in files if _belongs(name))
+
+
+def _belongs(name: str) -> bool:
+    is_image = Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return not _is_noise(name) and (is_image or any(fnmatch(name, like) for like in DESCRIPTIONS))
+
+
+def _is_noise(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def image_part(image: ImageInput, index: int) -> Part:
+    """One image as a part of a classify request.
+
+    Raises:
+        InputError: the file cannot be read.
+        TypeError: neither a path, nor bytes, nor something with Pillow's `save`.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _image(f"image-{index}", bytes(image))
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        return _image(path.name, _read(path))
+    if isinstance(image, SavesImage):
+        buffer = BytesIO()
+        image.save(buffer, format="PNG")
+        return _image(f"image-{index}.png", buffer.getvalue())
+    raise TypeError(f"images must be paths, bytes or Pillow images, not {type(image).__name__}")
+
+
+def _image(name: str, content: bytes) -> Part:
+    return Part("images", name, content, "application/octet-stream")
+
+
+def artifact_part(source: str | os.PathLike[str] | bytes) -> Part:
+    """A prompt file as the part of an import request."""
+    if isinstance(source, bytes):
+        return Part("file", "prompt.safetensors", source, "application/octet-stream")
+    path = Path(source)
+    return Part("file", path.name, _read(path), "application/octet-stream")
+
+
+def write_verified(path: Path, content: bytes, sha256: str | None) -> Path:
+    """Write a download so that `path` holds all of it or is left as it was.
+
+    Raises:
+        DownloadError: the bytes are not those of `sha256`.
+        InputError: the place cannot be written to.
+    """
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise DownloadError(f"expected SHA-256 {sha256}, got {found}")
+    try:
+        _write_atomically(path, content)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    with _open(path) as file:
+        return file.read()

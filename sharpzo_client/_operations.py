@@ -1,0 +1,343 @@
+"""The API's calls as operations, and what is built of several calls as flows."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from urllib.parse import quote
+
+from sharpzo_client._constants import PAGE_SIZE
+from sharpzo_client._files import (
+    ImageInput,
+    archive_name,
+    artifact_part,
+    image_part,
+    open_archive,
+    write_verified,
+)
+from sharpzo_client._operation import Blocking, Flow, Operation, Part, Retry, Sleep
+from sharpzo_client._response import reads, reads_nothing, reads_page, reads_series
+from sharpzo_client.errors import DatasetFailed, JobCancelled, JobFailed, WaitTimeoutError
+from sharpzo_client.models import (
+    Backbone,
+    Classification,
+    Dataset,
+    Health,
+    Job,
+    JobEvent,
+    Model,
+    Page,
+    Prompt,
+    StepRecord,
+)
+
+if TYPE_CHECKING:
+    import os
+
+    from sharpzo_client._progress import ProgressView
+
+M = TypeVar("M", bound=Model)
+OnEvent = Callable[[JobEvent], object]
+
+
+# Datasets
+
+
+def create_dataset(archive: BinaryIO, filename: str, name: str) -> Operation[Dataset]:
+    """Upload an open archive."""
+    return Operation(
+        method="POST",
+        path="/v1/datasets",
+        fields={"name": name},
+        parts=(Part("file", filename, archive, "application/octet-stream"),),
+        headers=idempotency(None),
+        retry=Retry.IF_REFUSED,
+        read=reads(Dataset),
+    )
+
+
+def get_dataset(dataset_id: str) -> Operation[Dataset]:
+    """Look at a dataset."""
+    return Operation(method="GET", path=_path("datasets", dataset_id), read=reads(Dataset))
+
+
+def list_datasets(page_size: int) -> Operation[Page[Dataset]]:
+    """First page of the datasets."""
+    return _list("/v1/datasets", Dataset, page_size)
+
+
+def delete_dataset(dataset_id: str) -> Operation[None]:
+    """Delete a dataset."""
+    return Operation(method="DELETE", path=_path("datasets", dataset_id), read=reads_nothing)
+
+
+def upload_dataset(
+    path: str | os.PathLike[str], name: str | None, *, wait: bool, timeout: float, poll: float
+) -> Flow[Dataset]:
+    """Pack if it is a folder, upload, and wait until the service has read it."""
+    source = Path(path)
+    archive = yield from Blocking(lambda: open_archive(source))
+    with archive:
+        title = name or source.resolve().name
+        dataset = yield from create_dataset(archive, archive_name(source), title)
+    return (yield from wait_for_dataset(dataset.id, timeout, poll)) if wait else dataset
+
+
+def wait_for_dataset(dataset_id: str, timeout: float, poll: float) -> Flow[Dataset]:
+    """Look until the dataset is ready.
+
+    Raises:
+        DatasetFailed: the service could not use it.
+        WaitTimeoutError: neither happened within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        dataset = yield from get_dataset(dataset_id)
+        if dataset.status == "failed":
+            raise DatasetFailed(dataset)
+        if dataset.status == "ready":
+            return dataset
+        if time.monotonic() >= deadline:
+            raise WaitTimeoutError(f"dataset {dataset_id} is still {dataset.status}")
+        yield Sleep(poll)
+
+
+# Jobs
+
+
+def create_job(
+    dataset_id: str,
+    *,
+    backbone: str | None,
+    preset: str | None,
+    config: Mapping[str, Any] | None,
+    name: str | None,
+    metadata: Mapping[str, Any] | None,
+    idempotency_key: str | None,
+) -> Operation[Job]:
+    """Submit a tuning job."""
+    body = {
+        "dataset_id": dataset_id,
+        "backbone": backbone,
+        "preset": preset,
+        "config": config,
+        "name": name,
+        "metadata": metadata,
+    }
+    return Operation(
+        method="POST",
+        path="/v1/jobs",
+        json={key: value for key, value in body.items() if value is not None},
+        headers=idempotency(idempotency_key),
+        retry=Retry.IF_REFUSED,
+        read=reads(Job),
+    )
+
+
+def get_job(job_id: str) -> Operation[Job]:
+    """Look at a job."""
+    return Operation(method="GET", path=_path("jobs", job_id), read=reads(Job))
+
+
+def list_jobs(page_size: int) -> Operation[Page[Job]]:
+    """First page of the jobs."""
+    return _list("/v1/jobs", Job, page_size)
+
+
+def delete_job(job_id: str) -> Operation[None]:
+    """Delete a job that has ended."""
+    return Operation(method="DELETE", path=_path("jobs", job_id), read=reads_nothing)
+
+
+def cancel_job(job_id: str) -> Operation[Job]:
+    """Ask a job to stop; asking again changes nothing, so this may be repeated."""
+    return Operation(method="POST", path=_path("jobs", job_id, "cancel"), read=reads(Job))
+
+
+def list_events(job_id: str, after: int, page_size: int = PAGE_SIZE) -> Operation[Page[JobEvent]]:
+    """First page of the events after a `seq`."""
+    return _list(_path("jobs", job_id, "events"), JobEvent, page_size, {"after": after})
+
+
+def stream_events(job_id: str, after: int) -> Operation[None]:
+    """The same events, pushed."""
+    return Operation(
+        method="GET",
+        path=_path("jobs", job_id, "events"),
+        params={"after": after},
+        headers={"Accept": "text/event-stream", "Last-Event-ID": str(after)},
+        read=reads_nothing,
+    )
+
+
+def job_metrics(
+    job_id: str, from_step: int | None, to_step: int | None, resolution: int | None
+) -> Operation[tuple[StepRecord, ...]]:
+    """The step records of a job."""
+    bounds = {"from_step": from_step, "to_step": to_step, "resolution": resolution}
+    return Operation(
+        method="GET",
+        path=_path("jobs", job_id, "metrics"),
+        params={key: value for key, value in bounds.items() if value is not None},
+        read=reads_series(StepRecord),
+    )
+
+
+def wait_for_job(
+    job_id: str,
+    *,
+    timeout: float | None,
+    poll: float,
+    on_event: OnEvent | None,
+    view: AbstractContextManager[ProgressView] | None,
+) -> Flow[Job]:
+    """Look until the job has ended, handing on its events and showing how far it is.
+
+    Raises:
+        JobFailed: it failed.
+        JobCancelled: it was cancelled.
+        WaitTimeoutError: it has not ended within `timeout` seconds.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    seen = 0
+    with view or nullcontext() as shown:
+        while True:
+            job = yield from get_job(job_id)
+            if on_event is not None:  # after the look: an ended job's events are complete
+                seen = yield from _hand_on_events(job_id, seen, on_event)
+            if shown is not None:
+                shown.update(job)
+            if job.is_terminal:
+                return succeeded(job)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise WaitTimeoutError(f"job {job_id} is still {job.status}")
+            yield Sleep(poll)
+
+
+def succeeded(job: Job) -> Job:
+    """The job itself, if it succeeded.
+
+    Raises:
+        JobFailed: it failed.
+        JobCancelled: it was cancelled.
+    """
+    if job.status == "cancelled":
+        raise JobCancelled(job)
+    if job.status != "succeeded":
+        raise JobFailed(job)
+    return job
+
+
+def _hand_on_events(job_id: str, seen: int, on_event: OnEvent) -> Flow[int]:
+    operation: Operation[Page[JobEvent]] | None = list_events(job_id, seen)
+    while operation is not None:
+        page = yield from operation
+        for event in page.data:
+            on_event(event)
+            seen = event.seq
+        operation = next_page(operation, page)
+    return seen
+
+
+# Prompts
+
+
+def get_prompt(ref: str) -> Operation[Prompt]:
+    """Look at a prompt."""
+    return Operation(method="GET", path=_path("prompts", ref), read=reads(Prompt))
+
+
+def list_prompts(page_size: int) -> Operation[Page[Prompt]]:
+    """First page of the prompts."""
+    return _list("/v1/prompts", Prompt, page_size)
+
+
+def delete_prompt(ref: str) -> Operation[None]:
+    """Delete a prompt."""
+    return Operation(method="DELETE", path=_path("prompts", ref), read=reads_nothing)
+
+
+def import_prompt(source: str | os.PathLike[str] | bytes, name: str | None) -> Flow[Prompt]:
+    """Send a prompt file to the registry."""
+    part = yield from Blocking(lambda: artifact_part(source))
+    operation = Operation(
+        method="POST",
+        path="/v1/prompts",
+        fields={"name": name} if name else {},
+        parts=(part,),
+        headers=idempotency(None),
+        retry=Retry.IF_REFUSED,
+        read=reads(Prompt),
+    )
+    return (yield from operation)
+
+
+def download_prompt(ref: str, path: str | os.PathLike[str]) -> Flow[Path]:
+    """Fetch a prompt file whole and intact, or leave `path` as it was."""
+    prompt = yield from get_prompt(ref)  # its id stays the same prompt, whatever a name points to
+    content = yield from Operation(
+        method="GET",
+        path=_path("prompts", prompt.id, "download"),
+        read=lambda response: response.content,
+    )
+    return (yield from Blocking(lambda: write_verified(Path(path), content, prompt.sha256)))
+
+
+def classify(ref: str, images: Sequence[ImageInput], top_k: int) -> Flow[Classification]:
+    """Label images; nothing is kept, so this may be repeated."""
+    parts = yield from Blocking(
+        lambda: tuple(image_part(image, index) for index, image in enumerate(images))
+    )
+    operation = Operation(
+        method="POST",
+        path=_path("prompts", ref, "classify"),
+        params={"top_k": top_k},
+        parts=parts,
+        read=reads(Classification),
+    )
+    return (yield from operation)
+
+
+# The rest
+
+
+def list_backbones() -> Operation[tuple[Backbone, ...]]:
+    """What a job may ask for."""
+    return Operation(method="GET", path="/v1/backbones", read=reads_series(Backbone))
+
+
+def health(path: str) -> Operation[Health]:
+    """Ask once, without patience."""
+    return Operation(method="GET", path=path, retry=Retry.NEVER, read=reads(Health))
+
+
+def next_page(operation: Operation[Page[M]], page: Page[M]) -> Operation[Page[M]] | None:
+    """The call for the page after this one, if there is one."""
+    if not page.has_more or page.next is None:
+        return None
+    return replace(operation, params={**operation.params, "after": page.next})
+
+
+def idempotency(key: str | None) -> dict[str, str]:
+    """The header by which the service knows a repeated call; one key per operation."""
+    return {"Idempotency-Key": key or uuid.uuid4().hex}
+
+
+def _list(
+    path: str, item: type[M], page_size: int, params: Mapping[str, str | int] | None = None
+) -> Operation[Page[M]]:
+    return Operation(
+        method="GET",
+        path=path,
+        params={"limit": page_size, **(params or {})},
+        read=reads_page(item),
+    )
+
+
+def _path(*segments: str) -> str:
+    return "/".join(("/v1", *(quote(segment, safe=":@") for segment in segments)))

@@ -1,0 +1,81 @@
+"""When to send again, and after how long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from tenacity import RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity.wait import wait_exponential, wait_random
+
+from sharpzo_client._constants import INITIAL_BACKOFF, MAX_BACKOFF, MAX_RETRY_AFTER
+from sharpzo_client._operation import Operation, Retry
+from sharpzo_client.errors import APIConnectionError, APIStatusError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tenacity.retry import retry_base
+    from tenacity.stop import stop_base
+
+#: Statuses by which the service says that it did nothing: too many requests, not ready.
+REFUSED = frozenset({429, 503})
+#: Statuses that may pass by themselves, besides every 5xx. A conflict passes when it is an earlier
+#: attempt of the same call that still runs; then the service names a time to come back.
+PASSING = frozenset({408, 429})
+
+_backoff = wait_exponential(multiplier=INITIAL_BACKOFF, max=MAX_BACKOFF)
+_jitter = wait_random(0, INITIAL_BACKOFF)
+
+
+class RetryOptions(TypedDict):
+    """What `tenacity.Retrying` and `AsyncRetrying` have in common."""
+
+    stop: stop_base
+    retry: retry_base
+    wait: Callable[[RetryCallState], float]
+    reraise: bool
+
+
+def retry_options(operation: Operation[Any], max_retries: int) -> RetryOptions:
+    """The rules for one operation."""
+    return RetryOptions(
+        stop=stop_after_attempt(max_retries + 1),
+        retry=retry_if_exception(lambda error: may_retry(error, operation.retry)),
+        wait=pause_before_retry,
+        reraise=True,
+    )
+
+
+def may_retry(error: BaseException, rule: Retry) -> bool:
+    """Whether a call that failed with `error` may be sent again under `rule`."""
+    if rule is Retry.NEVER:
+        return False
+    if isinstance(error, APIConnectionError):
+        return rule is Retry.ALWAYS or not error.sent
+    if not isinstance(error, APIStatusError) or _asks_for_too_long(error):
+        return False
+    if _still_running(error):
+        return True
+    statuses = PASSING if rule is Retry.ALWAYS else REFUSED
+    return error.status in statuses or (rule is Retry.ALWAYS and error.status >= 500)
+
+
+def pause_before_retry(state: RetryCallState) -> float:
+    """Seconds to wait: what the service asks for, or a backoff with jitter."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, APIStatusError) and error.retry_after is not None:
+        return error.retry_after
+    return min(MAX_BACKOFF, _backoff(state) + _jitter(state))
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures in a row, without jitter."""
+    return min(MAX_BACKOFF, INITIAL_BACKOFF * 2.0 ** max(0, failures - 1))
+
+
+def _asks_for_too_long(error: APIStatusError) -> bool:
+    return error.retry_after is not None and error.retry_after > MAX_RETRY_AFTER
+
+
+def _still_running(error: APIStatusError) -> bool:
+    return error.status == 409 and error.retry_after is not None

@@ -1,0 +1,132 @@
+"""The two clients: the same surface, blocking and asynchronous."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Self
+
+import httpx
+
+from sharpzo_client._constants import (
+    CONNECT_TIMEOUT,
+    DEFAULT_BASE_URL,
+    DEFAULT_MAX_RETRIES,
+    DEFAULT_TIMEOUT,
+)
+from sharpzo_client._transport import AsyncTransport, SyncTransport, translated
+from sharpzo_client.resources.datasets import AsyncDatasets, Datasets
+from sharpzo_client.resources.jobs import AsyncJobs, Jobs
+from sharpzo_client.resources.prompts import AsyncPrompts, Prompts
+from sharpzo_client.resources.service import (
+    AsyncBackbones,
+    AsyncHealthChecks,
+    Backbones,
+    HealthChecks,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+
+class Client:
+    """A connection to a SharpZO service.
+
+    `timeout` is in seconds without a byte; `transport` replaces the network, `sleep` the clock. Use
+    it as a context manager, or close it.
+
+    Raises:
+        InputError: `base_url` is not an address.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_BASE_URL,
+        api_key: str | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        with translated():
+            http = httpx.Client(
+                base_url=base_url,
+                headers=_headers(api_key),
+                timeout=_timeouts(timeout),
+                transport=transport,
+            )
+        self._transport = SyncTransport(http, max_retries, sleep)
+        self.datasets = Datasets(self._transport)
+        self.jobs = Jobs(self._transport)
+        self.prompts = Prompts(self._transport)
+        self.backbones = Backbones(self._transport)
+        self.health = HealthChecks(self._transport)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """A connection to a SharpZO service, for asyncio. See `Client`."""
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_BASE_URL,
+        api_key: str | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        with translated():
+            http = httpx.AsyncClient(
+                base_url=base_url,
+                headers=_headers(api_key),
+                timeout=_timeouts(timeout),
+                transport=transport,
+            )
+        self._transport = AsyncTransport(http, max_retries, sleep)
+        self.datasets = AsyncDatasets(self._transport)
+        self.jobs = AsyncJobs(self._transport)
+        self.prompts = AsyncPrompts(self._transport)
+        self.backbones = AsyncBackbones(self._transport)
+        self.health = AsyncHealthChecks(self._transport)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    bearer = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return {"User-Agent": "sharpzo-client", "Accept": "application/json", **bearer}
+
+
+def _timeouts(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT))

@@ -1,0 +1,224 @@
+"""Every error the SDK raises on purpose.
+
+Our exception hierarchy:
+
+SharpzoError
+ ├── APIConnectionError              the service was not reached, or the connection broke
+ │    └── APITimeoutError            … or it did not answer in time
+ ├── APIResponseError                an answer that is not what the API promises
+ ├── APIStatusError                  an answer with an error status
+ │    ├── BadRequestError            400
+ │    ├── AuthenticationError        401
+ │    ├── PermissionDeniedError      403
+ │    ├── NotFoundError              404
+ │    ├── MethodNotAllowedError      405
+ │    ├── RequestTimeoutError        408
+ │    ├── ConflictError              409
+ │    ├── PayloadTooLargeError       413
+ │    ├── UnsupportedMediaTypeError  415
+ │    ├── UnprocessableEntityError   422
+ │    ├── RateLimitError             429
+ │    └── ServerError                any 5xx
+ │         ├── ServiceUnavailableError   503
+ │         └── InsufficientStorageError  507
+ ├── InputError                      a local file, folder or image cannot be sent
+ ├── DownloadError                   downloaded bytes are not the ones the service names
+ ├── WaitTimeoutError                the job or dataset did not end in the time given
+ ├── DatasetFailed                   the service could not use the dataset
+ └── JobEnded                        a job that was waited for did not succeed
+      ├── JobFailed
+      └── JobCancelled
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sharpzo_client.models import Dataset, Job
+
+
+class SharpzoError(Exception):
+    """The SDK could not do what was asked."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class APIConnectionError(SharpzoError):
+    """The service cannot be reached.
+
+    `sent` is false when it is certain that the request never left this machine.
+    """
+
+    def __init__(self, message: str | None = None, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class APITimeoutError(APIConnectionError):
+    """The service did not answer in time."""
+
+
+class APIResponseError(SharpzoError):
+    """The answer is not what the API promises; is this the address of a SharpZO service?"""
+
+
+@dataclass(frozen=True)
+class FieldFault:
+    """One fault of a request: a JSON pointer to the value, and what is wrong with it."""
+
+    pointer: str
+    message: str
+
+
+class APIStatusError(SharpzoError):
+    """The service refused the request (an RFC 9457 problem)."""
+
+    def __init__(
+        self,
+        status: int,
+        *,
+        detail: str = "",
+        code: str | None = None,
+        title: str | None = None,
+        errors: Sequence[FieldFault] = (),
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.title = title
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.request_id = request_id
+        self.retry_after = retry_after  # seconds
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        faults = "; ".join(f"{fault.pointer}: {fault.message}" for fault in self.errors)
+        text = self.detail or self.title or "no reason given"
+        text = f"{text} [{faults}]" if faults else text
+        name = f"{self.status} {self.code}" if self.code else str(self.status)
+        return f"{name}: {text}"
+
+
+class BadRequestError(APIStatusError):
+    """400: the request cannot be read."""
+
+
+class AuthenticationError(APIStatusError):
+    """401: the API key is missing or wrong."""
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the API key may not do this."""
+
+
+class NotFoundError(APIStatusError):
+    """404: there is no such object."""
+
+
+class MethodNotAllowedError(APIStatusError):
+    """405: the address does not take this method."""
+
+
+class RequestTimeoutError(APIStatusError):
+    """408: the service waited too long for the request."""
+
+
+class ConflictError(APIStatusError):
+    """409: the object's state does not allow this."""
+
+
+class PayloadTooLargeError(APIStatusError):
+    """413: the upload is too large."""
+
+
+class UnsupportedMediaTypeError(APIStatusError):
+    """415: the upload is of a kind the service does not take."""
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422: the request was read, but a value is wrong; see `errors`."""
+
+
+class RateLimitError(APIStatusError):
+    """429: too many requests or jobs; see `retry_after`."""
+
+
+class ServerError(APIStatusError):
+    """5xx: the service failed."""
+
+
+class ServiceUnavailableError(ServerError):
+    """503: the service is not ready."""
+
+
+class InsufficientStorageError(ServerError):
+    """507: the service's storage is full."""
+
+
+#: Status -> class; a status without its own gets its family's.
+STATUS_ERRORS: Mapping[int, type[APIStatusError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    405: MethodNotAllowedError,
+    408: RequestTimeoutError,
+    409: ConflictError,
+    413: PayloadTooLargeError,
+    415: UnsupportedMediaTypeError,
+    422: UnprocessableEntityError,
+    429: RateLimitError,
+    503: ServiceUnavailableError,
+    507: InsufficientStorageError,
+}
+
+
+def status_error(status: int) -> type[APIStatusError]:
+    """The class for an HTTP status of 300 or more."""
+    family = ServerError if status >= 500 else APIStatusError
+    return STATUS_ERRORS.get(status, family)
+
+
+class InputError(SharpzoError):
+    """The local file, folder or image cannot be sent."""
+
+
+class DownloadError(SharpzoError):
+    """The downloaded bytes are damaged: their SHA-256 is not the one the service names."""
+
+
+class WaitTimeoutError(SharpzoError, TimeoutError):
+    """What was waited for did not end in the time given; it goes on."""
+
+
+class DatasetFailed(SharpzoError):  # noqa: N818 - named for the fact
+    """The service could not use the dataset; see `dataset.error`."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        reason = dataset.error.message if dataset.error else "no reason given"
+        super().__init__(f"dataset {dataset.id} failed: {reason}")
+
+
+class JobEnded(SharpzoError):  # noqa: N818 - named for the fact
+    """The job ended without success; see `job`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        reason = f": {job.error.message}" if job.error else ""
+        super().__init__(f"job {job.id} {job.status}{reason}")
+
+
+class JobFailed(JobEnded):
+    """The job failed; see `job.error`."""
+
+
+class JobCancelled(JobEnded):
+    """The job was cancelled."""

@@ -1,0 +1,204 @@
+"""What the service answers with, typed.
+
+Models are frozen and lenient: a field that a newer service adds is kept as an extra attribute, and
+words (`status`, `phase`, `type`) are plain strings, so that a new one does not break a client.
+Accuracies are fractions from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Generic, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+T = TypeVar("T")
+
+#: Statuses that never change any more.
+TERMINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Model(BaseModel):
+    """Base of every answer."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), defer_build=True)
+
+    _request_id: str | None = PrivateAttr(default=None)
+
+    @classmethod
+    def read(cls, data: object, request_id: str | None = None) -> Self:
+        """Validate decoded JSON.
+
+        Raises:
+            pydantic.ValidationError: a promised field is missing or of another type.
+        """
+        model = cls.model_validate(data)
+        model._request_id = request_id  # noqa: SLF001 - its own class
+        return model
+
+
+class Page(Model, Generic[T]):
+    """One page of a list; `next` is the cursor of the page that follows."""
+
+    data: tuple[T, ...]
+    has_more: bool = False
+    next: str | int | None = None
+
+
+class ErrorInfo(Model):
+    """Why a job, dataset or image failed: a stable code and a sentence."""
+
+    code: str | None = None
+    message: str = ""
+
+
+class Dataset(Model):
+    """An uploaded dataset; it can be tuned on once `status` is `ready`."""
+
+    id: str
+    name: str | None = None
+    status: str
+    """processing, ready or failed"""
+    classes: tuple[str, ...] | None = None
+    splits: Mapping[str, Any] | None = None
+    """split (train, val, test) -> images, in all or by class"""
+    sha256: str | None = None
+    report: Mapping[str, Any] | None = None
+    error: ErrorInfo | None = None
+    created_at: datetime | None = None
+
+
+class Progress(Model):
+    """How far a job is."""
+
+    step: int = 0
+    total_steps: int | None = None
+    forward_passes: int = 0
+    eta_seconds: float | None = None
+
+
+class Metrics(Model):
+    """Figures of a job or prompt; None where not measured (yet)."""
+
+    zero_shot_accuracy: float | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    loss: float | None = None
+
+
+class Job(Model):
+    """A tuning job."""
+
+    id: str
+    status: str
+    """queued, running, pausing, paused, cancelling, succeeded, failed or cancelled"""
+    phase: str | None = None
+    """preparing, stage1, stage2 or evaluating, while it runs"""
+    progress: Progress = Field(default_factory=Progress)
+    metrics: Metrics = Field(default_factory=Metrics)
+    prompt_id: str | None = None
+    error: ErrorInfo | None = None
+    attempt: int = 0
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    config: Mapping[str, Any] | None = None
+    dataset_id: str | None = None
+    backbone: str | None = None
+    name: str | None = None
+    metadata: Mapping[str, Any] | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended, well or not."""
+        return self.status in TERMINAL_STATUSES
+
+
+class JobEvent(Model):
+    """Something that happened to a job; `seq` counts from 1 without gaps."""
+
+    seq: int
+    type: str
+    level: str = "info"
+    message: str = ""
+    data: Mapping[str, Any] | None = None
+    created_at: datetime | None = None
+
+
+class StepRecord(Model):
+    """One step of a tuning run."""
+
+    step: int
+    phase: str | None = None
+    loss: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    sigma: float | None = None
+    sharpness: float | None = None
+    forward_passes: int | None = None
+    seconds: float | None = None
+
+
+class PromptBackbone(Model):
+    """The model that a prompt was tuned on."""
+
+    name: str
+    pretrained: str | None = None
+    fingerprint: str | None = None
+
+
+class Prompt(Model):
+    """A tuned prompt in the registry."""
+
+    id: str
+    job_id: str | None = None
+    name: str | None = None
+    version: int | None = None
+    aliases: tuple[str, ...] = ()
+    backbone: PromptBackbone | None = None
+    classes: tuple[str, ...] = ()
+    metrics: Metrics = Field(default_factory=Metrics)
+    sha256: str | None = None
+    created_at: datetime | None = None
+
+
+class Prediction(Model):
+    """One label for one image; scores of all labels add up to 1."""
+
+    label: str
+    index: int
+    score: float
+
+
+class ImageResult(Model):
+    """The answer for one image: its best labels, or why there are none."""
+
+    predictions: tuple[Prediction, ...] = ()
+    error: ErrorInfo | None = None
+
+    @property
+    def best(self) -> Prediction | None:
+        """The most likely label, if the image could be classified."""
+        return self.predictions[0] if self.predictions else None
+
+
+class Classification(Model):
+    """Answer to a classify request: one result per image, in the order sent."""
+
+    prompt_id: str
+    version: int | None = None
+    results: tuple[ImageResult, ...]
+
+
+class Backbone(Model):
+    """A backbone that a job may name."""
+
+    name: str
+    loaded: bool | None = None
+
+
+class Health(Model):
+    """State of the service."""
+
+    status: str = "ok"

@@ -1,0 +1,228 @@
+"""`client.jobs`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sharpzo_client import _operations as ops
+from sharpzo_client._constants import DEFAULT_POLL, PAGE_SIZE
+from sharpzo_client._progress import ProgressView, live_progress
+from sharpzo_client._sse import EventLog
+from sharpzo_client.errors import SharpzoError
+from sharpzo_client.resources._base import AsyncResource, Resource
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from sharpzo_client._operations import OnEvent
+    from sharpzo_client.models import Job, JobEvent, StepRecord
+
+
+class Jobs(Resource):
+    """Tuning jobs."""
+
+    def create(
+        self,
+        dataset_id: str,
+        *,
+        backbone: str | None = None,
+        preset: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Submit a tuning job; `config` is laid over `preset`.
+
+        A key of your own makes the call repeatable across processes: the same key with the same
+        values gives the same job.
+
+        Raises:
+            UnprocessableEntityError: a value is wrong; `errors` points at it.
+        """
+        operation = ops.create_job(
+            dataset_id,
+            backbone=backbone,
+            preset=preset,
+            config=config,
+            name=name,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+        return self._transport.send(operation)
+
+    def wait(
+        self,
+        job_id: str,
+        *,
+        timeout: float | None = None,
+        poll: float = DEFAULT_POLL,
+        on_event: OnEvent | None = None,
+        progress: bool = False,
+    ) -> Job:
+        """Wait until a job has succeeded.
+
+        `on_event` is called once with each event, in order; `progress` shows a live bar on standard
+        error. The job goes on when the wait is given up.
+
+        Raises:
+            JobFailed: it failed.
+            JobCancelled: it was cancelled.
+            WaitTimeoutError: it has not ended within `timeout` seconds.
+        """
+        flow = ops.wait_for_job(
+            job_id, timeout=timeout, poll=poll, on_event=on_event, view=_view(progress)
+        )
+        return self._transport.run(flow)
+
+    def stream_events(self, job_id: str, after: int = 0) -> Iterator[JobEvent]:
+        """Events after a `seq` as they happen, until the job ends.
+
+        A lost connection is made again where it broke off, without gap or repeat.
+
+        Raises:
+            APIConnectionError: the service stays away.
+        """
+        log = EventLog(after)
+        while not log.ended:
+            try:
+                with self._transport.stream(ops.stream_events(job_id, log.last)) as chunks:
+                    log.opened()
+                    for chunk in chunks:
+                        yield from log.feed(chunk)
+                if not log.ended:
+                    log.closed(self.get(job_id))
+            except SharpzoError as error:
+                log.broke(error)
+            if not log.ended:
+                self._transport.sleep(log.pause)
+
+    def events(
+        self, job_id: str, after: int = 0, *, page_size: int = PAGE_SIZE
+    ) -> Iterator[JobEvent]:
+        """Events so far, after a `seq`, fetched page by page."""
+        return self._items(ops.list_events(job_id, after, page_size))
+
+    def metrics(
+        self,
+        job_id: str,
+        *,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        resolution: int | None = None,
+    ) -> Sequence[StepRecord]:
+        """Step records, at most `resolution` of them, evenly chosen."""
+        return self._transport.send(ops.job_metrics(job_id, from_step, to_step, resolution))
+
+    def get(self, job_id: str) -> Job:
+        """Look at a job."""
+        return self._transport.send(ops.get_job(job_id))
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask a job to stop; a running one stops after its present step."""
+        return self._transport.send(ops.cancel_job(job_id))
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended; another raises ConflictError."""
+        self._transport.send(ops.delete_job(job_id))
+
+    def list(self, *, page_size: int = PAGE_SIZE) -> Iterator[Job]:
+        """All jobs, newest first, fetched page by page."""
+        return self._items(ops.list_jobs(page_size))
+
+
+class AsyncJobs(AsyncResource):
+    """Tuning jobs. See `Jobs`."""
+
+    async def create(
+        self,
+        dataset_id: str,
+        *,
+        backbone: str | None = None,
+        preset: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Submit a tuning job; `config` is laid over `preset`."""
+        operation = ops.create_job(
+            dataset_id,
+            backbone=backbone,
+            preset=preset,
+            config=config,
+            name=name,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+        return await self._transport.send(operation)
+
+    async def wait(
+        self,
+        job_id: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - as in the sync client
+        poll: float = DEFAULT_POLL,
+        on_event: OnEvent | None = None,
+        progress: bool = False,
+    ) -> Job:
+        """Wait until a job has succeeded; `on_event` is a plain function here too."""
+        flow = ops.wait_for_job(
+            job_id, timeout=timeout, poll=poll, on_event=on_event, view=_view(progress)
+        )
+        return await self._transport.run(flow)
+
+    async def stream_events(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
+        """Events after a `seq` as they happen, until the job ends."""
+        log = EventLog(after)
+        while not log.ended:
+            try:
+                async with self._transport.stream(ops.stream_events(job_id, log.last)) as chunks:
+                    log.opened()
+                    async for chunk in chunks:
+                        for event in log.feed(chunk):
+                            yield event
+                if not log.ended:
+                    log.closed(await self.get(job_id))
+            except SharpzoError as error:
+                log.broke(error)
+            if not log.ended:
+                await self._transport.sleep(log.pause)
+
+    def events(
+        self, job_id: str, after: int = 0, *, page_size: int = PAGE_SIZE
+    ) -> AsyncIterator[JobEvent]:
+        """Events so far, after a `seq`, fetched page by page."""
+        return self._items(ops.list_events(job_id, after, page_size))
+
+    async def metrics(
+        self,
+        job_id: str,
+        *,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        resolution: int | None = None,
+    ) -> Sequence[StepRecord]:
+        """Step records, at most `resolution` of them, evenly chosen."""
+        return await self._transport.send(ops.job_metrics(job_id, from_step, to_step, resolution))
+
+    async def get(self, job_id: str) -> Job:
+        """Look at a job."""
+        return await self._transport.send(ops.get_job(job_id))
+
+    async def cancel(self, job_id: str) -> Job:
+        """Ask a job to stop."""
+        return await self._transport.send(ops.cancel_job(job_id))
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a job that has ended."""
+        await self._transport.send(ops.delete_job(job_id))
+
+    def list(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[Job]:
+        """All jobs, newest first, fetched page by page."""
+        return self._items(ops.list_jobs(page_size))
+
+
+def _view(progress: bool) -> AbstractContextManager[ProgressView] | None:
+    return live_progress() if progress else None

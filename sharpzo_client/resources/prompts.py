@@ -1,0 +1,91 @@
+"""`client.prompts`. `ref` is a prompt's id, its name (the newest version) or `name:version`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sharpzo_client import _operations as ops
+from sharpzo_client._constants import PAGE_SIZE
+from sharpzo_client.resources._base import AsyncResource, Resource
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from pathlib import Path
+
+    from sharpzo_client._files import ImageInput
+    from sharpzo_client.models import Classification, Prompt
+
+DEFAULT_TOP_K = 5
+
+
+class Prompts(Resource):
+    """Tuned prompts: classify, look, download, import."""
+
+    def classify(
+        self, ref: str, images: Sequence[ImageInput], *, top_k: int = DEFAULT_TOP_K
+    ) -> Classification:
+        """Label images (paths, bytes or Pillow images); one result each, in order.
+
+        An image that cannot be read by the service has an `error` instead of predictions.
+
+        Raises:
+            InputError: a file cannot be read here.
+        """
+        return self._transport.run(ops.classify(ref, images, top_k))
+
+    def download(self, ref: str, path: str | os.PathLike[str]) -> Path:
+        """Fetch the prompt file to `path`, whole and intact or not at all.
+
+        Raises:
+            DownloadError: the bytes are not those that the registry names.
+        """
+        return self._transport.run(ops.download_prompt(ref, path))
+
+    def upload(self, source: str | os.PathLike[str] | bytes, name: str | None = None) -> Prompt:
+        """Import a prompt file into the registry."""
+        return self._transport.run(ops.import_prompt(source, name))
+
+    def get(self, ref: str) -> Prompt:
+        """Look at a prompt."""
+        return self._transport.send(ops.get_prompt(ref))
+
+    def delete(self, ref: str) -> None:
+        """Delete a prompt."""
+        self._transport.send(ops.delete_prompt(ref))
+
+    def list(self, *, page_size: int = PAGE_SIZE) -> Iterator[Prompt]:
+        """All prompts, fetched page by page."""
+        return self._items(ops.list_prompts(page_size))
+
+
+class AsyncPrompts(AsyncResource):
+    """Tuned prompts: classify, look, download, import. See `Prompts`."""
+
+    async def classify(
+        self, ref: str, images: Sequence[ImageInput], *, top_k: int = DEFAULT_TOP_K
+    ) -> Classification:
+        """Label images (paths, bytes or Pillow images); one result each, in order."""
+        return await self._transport.run(ops.classify(ref, images, top_k))
+
+    async def download(self, ref: str, path: str | os.PathLike[str]) -> Path:
+        """Fetch the prompt file to `path`, whole and intact or not at all."""
+        return await self._transport.run(ops.download_prompt(ref, path))
+
+    async def upload(
+        self, source: str | os.PathLike[str] | bytes, name: str | None = None
+    ) -> Prompt:
+        """Import a prompt file into the registry."""
+        return await self._transport.run(ops.import_prompt(source, name))
+
+    async def get(self, ref: str) -> Prompt:
+        """Look at a prompt."""
+        return await self._transport.send(ops.get_prompt(ref))
+
+    async def delete(self, ref: str) -> None:
+        """Delete a prompt."""
+        await self._transport.send(ops.delete_prompt(ref))
+
+    def list(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[Prompt]:
+        """All prompts, fetched page by page."""
+        return self._items(ops.list_prompts(page_size))

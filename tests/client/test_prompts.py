@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import hashlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sharpzo_client import DownloadError, InputError
+
+CONTENT = b"safetensors" * 50
+PROMPT = {
+    "id": "prm_1",
+    "name": "clothes",
+    "version": 3,
+    "backbone": {"name": "tiny", "pretrained": None, "fingerprint": "f" * 64},
+    "classes": ["hat", "shoe"],
+    "metrics": {"zero_shot_accuracy": 0.25, "test_accuracy": 0.9},
+    "sha256": hashlib.sha256(CONTENT).hexdigest(),
+}
+
+
+class Registry:
+    def __init__(self, content: bytes = CONTENT) -> None:
+        self.content = content
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.requests.append(request)
+        if request.url.path.endswith("/download"):
+            return httpx.Response(200, content=self.content)
+        if request.url.path.endswith("/classify"):
+            good = {"predictions": [{"label": "hat", "index": 0, "score": 0.75}]}
+            bad = {"error": {"code": "image_undecodable", "message": "not an image"}}
+            return httpx.Response(
+                200, json={"prompt_id": "prm_1", "version": 3, "results": [good, bad]}
+            )
+        return httpx.Response(200, json=PROMPT)
+
+
+def test_download_is_whole_and_leaves_nothing_else(harness: Any, tmp_path: Path) -> None:
+    registry = Registry()
+    client = harness.client(registry)
+    path = harness.run(lambda: client.prompts.download("clothes", tmp_path / "p.safetensors"))
+    assert path.read_bytes() == CONTENT
+    assert [file.name for file in tmp_path.iterdir()] == ["p.safetensors"]
+    assert registry.requests[-1].url.path == "/v1/prompts/prm_1/download"
+
+
+def test_a_damaged_download_leaves_the_old_file(harness: Any, tmp_path: Path) -> None:
+    target = tmp_path / "p.safetensors"
+    target.write_text("old")
+    client = harness.client(Registry(CONTENT[:-1]))
+    with pytest.raises(DownloadError):
+        harness.run(lambda: client.prompts.download("prm_1", target))
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_place_that_cannot_be_written_is_named(harness: Any, tmp_path: Path) -> None:
+    client = harness.client(Registry())
+    with pytest.raises(InputError, match="nowhere"):
+        harness.run(lambda: client.prompts.download("prm_1", tmp_path / "nowhere" / "p"))
+
+
+class Picture:
+    """As Pillow's images, as far as the SDK cares."""
+
+    def save(self, fp: BytesIO, format: str) -> None:  # noqa: A002
+        fp.write(b"picture as " + format.encode())
+
+
+def test_images_may_be_paths_bytes_or_pictures(harness: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"path's bytes")
+    registry = Registry()
+    client = harness.client(registry)
+    images = [tmp_path / "a.jpg", str(tmp_path / "a.jpg"), b"plain bytes", Picture()]
+    answer = harness.run(lambda: client.prompts.classify("clothes:3", images, top_k=1))
+    request = registry.requests[-1]
+    assert request.url.path == "/v1/prompts/clothes:3/classify"
+    assert request.url.params["top_k"] == "1"
+    body = request.content
+    assert body.count(b'name="images"') == 4
+    assert body.count(b'filename="a.jpg"') == 2
+    assert b"plain bytes" in body
+    assert b"picture as PNG" in body
+    assert answer.results[0].best.label == "hat"
+    assert (answer.results[1].best, answer.results[1].error.code) == (None, "image_undecodable")
+
+
+def test_an_image_that_is_not_there_is_named(harness: Any, tmp_path: Path) -> None:
+    client = harness.client(Registry())
+    with pytest.raises(InputError, match=r"gone\.jpg"):
+        harness.run(lambda: client.prompts.classify("prm_1", [tmp_path / "gone.jpg"]))
+    with pytest.raises(TypeError, match="int"):
+        harness.run(lambda: client.prompts.classify("prm_1", [3]))
+
+
+def test_a_prompt_file_can_be_imported(harness: Any, tmp_path: Path) -> None:
+    (tmp_path / "p.safetensors").write_bytes(CONTENT)
+    registry = Registry()
+    client = harness.client(registry)
+    prompt = harness.run(lambda: client.prompts.upload(tmp_path / "p.safetensors", "clothes"))
+    assert prompt.backbone.name == "tiny"
+    assert CONTENT in registry.requests[-1].content
+    assert "idempotency-key" in registry.requests[-1].headers
+
+
+def test_backbones_and_health(harness: Any) -> None:
+    answers = {
+        "/v1/backbones": {"data": [{"name": "tiny", "loaded": True}]},
+        "/livez": {"status": "ok"},
+        "/readyz": {"status": "ok", "checks": {"database": "ok"}},
+    }
+    client = harness.client(lambda request: httpx.Response(200, json=answers[request.url.path]))
+    assert harness.run(client.backbones.list)[0].name == "tiny"
+    assert harness.run(client.health.livez).status == "ok"
+    assert harness.run(client.health.readyz).checks == {"database": "ok"}
+
+
+def test_clients_are_context_managers(harness: Any) -> None:
+    client = harness.client(Registry())
+
+    async def use() -> str:
+        async with client as opened:
+            return str((await opened.prompts.get("clothes")).id)
+
+    if harness.asynchronous:
+        assert harness.run(use) == "prm_1"
+    else:
+        with client as opened:
+            assert opened.prompts.get("clothes").id == "prm_1"
