@@ -23,6 +23,7 @@ class Prefix(StrEnum):
     DATASET = "ds"  #: A dataset
     JOB = "job"  #: A tuning job
     PROMPT = "prm"  #: One version of a tuned prompt
+    WORKER = "wrk"  #: A worker process
 
 
 def new_id(prefix: Prefix) -> str:

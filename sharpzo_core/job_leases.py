@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sharpzo_core.prompts import NewPrompt
+    from sharpzo_core.settings import Settings
 
 WORKER_LOST = "worker_lost"
 
@@ -64,6 +65,11 @@ class JobLeases:
         self._duration = timedelta(seconds=lease_seconds)
         self._max_attempts = max_attempts
         self._clock = clock
+
+    @classmethod
+    def of(cls, engine: sa.Engine, settings: Settings) -> Self:
+        """With the configured times."""
+        return cls(engine, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
 
     def claim(self, job_id: str, owner: str, process: str | None = None) -> Job | None:
         """Take a queued job; None if it is not to be had."""

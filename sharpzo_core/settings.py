@@ -147,6 +147,15 @@ class Settings(BaseSettings):
             )
         return self
 
+    def environment(self) -> dict[str, str]:
+        """The variables that make a child process read these settings again."""
+        given = {name: getattr(self, name) for name in self.model_fields_set | {"data_dir"}}
+        return {
+            f"{PREFIX}{name.upper()}": str(value)
+            for name, value in given.items()
+            if value is not None
+        }
+
     @property
     def db_url(self) -> str:
         """The database to use."""

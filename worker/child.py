@@ -1,0 +1,71 @@
+"""What a pool child keeps between jobs: connections, the backbone, and its ear for SIGTERM."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+
+from celery import current_app
+
+from sharpzo_core.artifact_store import ArtifactStore
+from sharpzo_core.dataset_store import DatasetStore
+from sharpzo_core.db import make_engine
+from sharpzo_core.job_leases import JobLeases
+from sharpzo_core.queue import JobQueue
+from sharpzo_core.settings import Settings
+from worker.draining import ChildDrain, DrainFlag
+from worker.materials import Materials
+from worker.runner import RunnerDeps
+
+if TYPE_CHECKING:
+    from sharpzo_core.backbones import BackboneSpec
+    from sharpzo_engine import Backbone, TuneResult
+
+KEPT_BACKBONES = 2
+
+
+@cache
+def child_settings() -> Settings:
+    """The parent's settings, from the environment."""
+    return Settings.load()
+
+
+@cache
+def child_drain(worker: str) -> ChildDrain:
+    """Whether this child is to put its job down."""
+    return ChildDrain(DrainFlag(child_settings().data_dir, worker))
+
+
+@cache
+def child_deps(worker: str) -> RunnerDeps:
+    """What `run_job` needs in this process."""
+    settings = child_settings()
+    engine = make_engine(settings)
+    artifacts = ArtifactStore(settings.artifacts)
+    return RunnerDeps(
+        owner=worker,
+        settings=settings,
+        leases=JobLeases.of(engine, settings),
+        datasets=DatasetStore(engine),
+        artifacts=artifacts,
+        materials=Materials(artifacts, settings.cache_dir),
+        queue=JobQueue(current_app),
+        load_backbone=load_backbone,
+        tune=tune,
+        draining=child_drain(worker),
+    )
+
+
+@lru_cache(KEPT_BACKBONES)
+def load_backbone(spec: BackboneSpec) -> Backbone:
+    """Load a backbone, or take it from the job before; errors are the engine's."""
+    import sharpzo_engine
+
+    return sharpzo_engine.load_backbone(spec.model, spec.pretrained, child_settings().device)
+
+
+def tune(*args: object, **options: object) -> TuneResult:
+    """`sharpzo_engine.tune`; torch is imported when the first job needs it."""
+    import sharpzo_engine
+
+    return sharpzo_engine.tune(*args, **options)  # type: ignore[arg-type]

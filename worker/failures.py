@@ -1,0 +1,28 @@
+"""What went wrong, in a stable code and a short message for the job's owner."""
+
+from __future__ import annotations
+
+import errno
+
+from sharpzo_core.errors import CoreError, NotFound, StorageFull
+from sharpzo_engine.errors import EngineError
+
+INTERNAL = "internal_error"
+DATASET_MISSING = "dataset_missing"
+OUT_OF_MEMORY = "out_of_memory"
+
+
+def describe(error: Exception) -> tuple[str, str]:
+    """The code and the message that the job shall carry; details are for the log."""
+    if isinstance(error, EngineError):
+        return error.code, str(error)
+    if isinstance(error, NotFound):
+        return DATASET_MISSING, "the dataset's files are gone"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull.code, "the worker's disk is full"
+    # torch.OutOfMemoryError is named, not imported: this module is torch-free.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OUT_OF_MEMORY, "the worker ran out of memory"
+    if isinstance(error, CoreError):
+        return error.code, error.detail
+    return INTERNAL, f"an unexpected {type(error).__name__}; the worker's log has the details"

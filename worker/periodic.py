@@ -1,0 +1,55 @@
+"""A small thread that does one thing again and again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STOP_SECONDS = 5.0  # how long `stop` waits for an action under way
+
+logger = logging.getLogger(__name__)
+
+
+class Periodic:
+    """Calls `action` at once and then every `seconds`, whatever it raises, until stopped."""
+
+    def __init__(
+        self,
+        name: str,
+        seconds: float,
+        action: Callable[[], object],
+        at_end: Callable[[], object] | None = None,
+    ) -> None:
+        self._name = name
+        self._seconds = seconds
+        self._action = action
+        self._at_end = at_end
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after the action that may be under way."""
+        self._stopping.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._attempt(self._action)
+            self._stopping.wait(self._seconds)
+        if self._at_end is not None:
+            self._attempt(self._at_end)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception:  # the database or broker may be away; the next round tries again
+            logger.warning("%s failed; it will be tried again", self._name, exc_info=True)

@@ -1,0 +1,211 @@
+"""`run_job`: one job from its claim to its end. A plain function; everything is handed in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from sharpzo_core.errors import LeaseLost, StorageUnavailable
+from sharpzo_core.ids import Prefix, new_id
+from sharpzo_core.job_leases import JobLeases, lease_of
+from sharpzo_core.jobs import JobStatus
+from sharpzo_core.prompts import NewPrompt, prompt_key, report_key
+from sharpzo_engine.config import TuningConfig
+from sharpzo_engine.errors import TuningCancelled, TuningInterrupted
+from worker.failures import describe
+from worker.processes import process_identity
+from worker.pulse import Pulse
+from worker.reporting import Reporter, finite_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sharpzo_core.artifact_store import ArtifactStore
+    from sharpzo_core.backbones import BackboneSpec
+    from sharpzo_core.dataset_store import DatasetStore
+    from sharpzo_core.jobs import Job, Lease
+    from sharpzo_core.queue import JobQueue
+    from sharpzo_core.settings import Settings
+    from sharpzo_engine import Backbone, TuneResult
+    from sharpzo_engine.dataset import Dataset
+    from worker.materials import Materials
+
+T = TypeVar("T")
+
+FINAL_WRITE_TRIES = 60  # a job's end is worth a long wait for the database
+FINAL_WRITE_PAUSE_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Tune(Protocol):
+    """`sharpzo_engine.tune`."""
+
+    def __call__(
+        self,
+        dataset: Dataset,
+        backbone: Backbone,
+        config: TuningConfig,
+        *,
+        on_step: Reporter,
+        checkpoint_dir: Path,
+        checkpoint_seconds: float,
+        resume: bool,
+        cache_dir: Path,
+    ) -> TuneResult:
+        """Tune a prompt."""
+
+
+@dataclass(frozen=True)
+class RunnerDeps:
+    """What running a job takes."""
+
+    owner: str  #: Id of the worker
+    settings: Settings
+    leases: JobLeases
+    datasets: DatasetStore
+    artifacts: ArtifactStore
+    materials: Materials
+    queue: JobQueue
+    load_backbone: Callable[[BackboneSpec], Backbone]
+    tune: Tune
+    draining: Callable[[], bool]  #: Whether the worker shuts down
+    ticks: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def run_job(job_id: str, deps: RunnerDeps) -> JobStatus | None:
+    """Claim the job and run it; returns its status afterwards, or None if it is another's.
+
+    Raises:
+        StorageUnavailable: the database stayed away; the lease will expire.
+    """
+    job = deps.leases.claim(job_id, deps.owner, process_identity())
+    if job is None:
+        logger.info("job %s is not to be had", job_id, extra=_extra("claim_lost", job_id))
+        return None
+    logger.info("job %s: attempt %d", job.id, job.attempt, extra=_extra("job_claimed", job.id))
+    lease = lease_of(job)
+    try:
+        with Pulse(deps.leases, lease, deps.settings.heartbeat_seconds) as pulse:
+            ended = _run(job, lease, pulse, deps)
+    except LeaseLost:
+        logger.warning("job %s is another's now", job.id, extra=_extra("lease_lost", job.id))
+        return None
+    logger.info("job %s is %s", job.id, ended.status, extra=_extra("job_left", job.id))
+    _leave(ended, deps)
+    return ended.status
+
+
+def _run(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> Job:
+    """Tune and publish, or end the job in the way that what happened demands."""
+    try:
+        result = _tune(job, lease, pulse, deps)
+        return _publish(job, lease, result, deps)
+    except LeaseLost:
+        raise
+    except TuningCancelled:
+        return _write(lambda: deps.leases.cancel(lease), deps)
+    except TuningInterrupted:
+        return _write(lambda: _put_down(lease, deps.leases), deps)
+    except Exception as error:  # whatever it was, the job must end and the worker live
+        code, message = describe(error)
+        logger.exception("job %s failed: %s", job.id, code, extra=_extra("job_failed", job.id))
+        return _write(lambda: deps.leases.fail(lease, code, message), deps)
+
+
+def _tune(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> TuneResult:
+    settings = deps.settings
+    config = TuningConfig.model_validate(job.config)
+    reporter = Reporter(lease, deps.leases, pulse, deps.draining, deps.ticks)
+    backbone = deps.load_backbone(settings.backbone(job.backbone))
+    record = deps.datasets.get(job.dataset_id)
+    dataset = deps.materials.dataset(record, config.shots, config.seed)
+    return deps.tune(
+        dataset,
+        backbone,
+        config,
+        on_step=reporter,
+        checkpoint_dir=settings.checkpoint_dir / job.id,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        resume=True,
+        cache_dir=settings.cache_dir / "features",
+    )
+
+
+def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Job:
+    """Store the files, then make them known in one transaction."""
+    data = result.prompt.to_bytes()
+    metrics = finite_numbers(result.metrics)
+    prompt = NewPrompt(
+        id=new_id(Prefix.PROMPT),
+        name=job.name or job.id,
+        job_id=job.id,
+        backbone=dict(result.prompt.metadata["backbone"]),
+        classes=tuple(result.prompt.class_names),
+        metrics=metrics,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    _write(lambda: deps.artifacts.put_bytes(prompt_key(prompt.id), data), deps)
+    report = json.dumps(_report(job, result)).encode()
+    _write(lambda: deps.artifacts.put_bytes(report_key(job.id), report), deps)
+    ended = _write(lambda: deps.leases.succeed(lease, prompt, metrics), deps)
+    if ended.status is not JobStatus.SUCCEEDED:
+        deps.artifacts.delete(prompt_key(prompt.id))
+    return ended
+
+
+def _report(job: Job, result: TuneResult) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "config": dict(job.config),
+        "metrics": finite_numbers(result.metrics),
+        "stopped_by": result.stopped_by,
+        "history": [finite_row(record.to_dict()) for record in result.history],
+    }
+
+
+def finite_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A history row with None for what JSON cannot hold."""
+    return {**row, **finite_numbers(row)}
+
+
+def _put_down(lease: Lease, leases: JobLeases) -> Job:
+    """Back to the queue; but a job that was asked to stop, stops."""
+    try:
+        return leases.release(lease)
+    except LeaseLost:
+        return leases.cancel(lease)
+
+
+def _write(action: Callable[[], T], deps: RunnerDeps) -> T:
+    """Do it, waiting for a storage that is away.
+
+    Raises:
+        StorageUnavailable: it stayed away.
+    """
+    for _ in range(FINAL_WRITE_TRIES):
+        try:
+            return action()
+        except StorageUnavailable:
+            logger.warning("the storage is away; trying again", exc_info=True)
+            deps.sleep(FINAL_WRITE_PAUSE_SECONDS)
+    return action()
+
+
+def _leave(job: Job, deps: RunnerDeps) -> None:
+    """What follows once the job's row says how it ended."""
+    if job.status is JobStatus.QUEUED:
+        deps.queue.ring(job.id)
+    elif job.status is JobStatus.SUCCEEDED:
+        shutil.rmtree(deps.settings.checkpoint_dir / job.id, ignore_errors=True)
+
+
+def _extra(action: str, job_id: str) -> dict[str, str]:
+    return {"action": action, "job_id": job_id}

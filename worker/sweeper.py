@@ -1,0 +1,138 @@
+"""Finding jobs that need help: a lost worker, or a lost message.
+
+Runs in every worker's parent process; several may do so at once, for every change is conditional.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sharpzo_core.clock import Clock, utc_now
+from sharpzo_core.jobs import JobStatus
+from worker.processes import is_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from sharpzo_core.job_leases import HeldLease, JobLeases
+    from sharpzo_core.job_store import JobStore
+    from sharpzo_core.jobs import Job
+    from sharpzo_core.queue import JobQueue
+    from sharpzo_core.settings import Settings
+    from sharpzo_core.worker_store import WorkerStore
+
+MAX_RINGS = 100  # messages of one sweep
+RING_CAP_SECONDS = 30.0  # longest pause between two messages for one waiting job
+SILENT_DAYS = 1  # a worker not heard of for so long is forgotten
+
+logger = logging.getLogger(__name__)
+
+
+class LeaseWatch:
+    """Which leases are dead, without trusting the wall clock alone.
+
+    A living worker changes its lease every heartbeat. A lease is dead if it has not changed for its
+    whole duration as measured here, or if it has expired by the wall clock and has not changed for
+    a heartbeat and a half. So neither a clock that jumps nor one that is wrong takes a job from a
+    living worker, or leaves one with a dead worker.
+    """
+
+    def __init__(self, lease_seconds: float, heartbeat_seconds: float) -> None:
+        self._lease_seconds = lease_seconds
+        self._patience = 1.5 * heartbeat_seconds
+        self._unchanged: dict[HeldLease, float] = {}  # -> monotonic time of the first sight
+
+    def dead(self, held: Sequence[HeldLease], now: datetime, ticks: float) -> list[HeldLease]:
+        """Look at every lease; `ticks` is a monotonic time in seconds."""
+        self._unchanged = {lease: self._unchanged.get(lease, ticks) for lease in held}
+        return [
+            lease
+            for lease, first_seen in self._unchanged.items()
+            if self._is_dead(ticks - first_seen, expired=lease.expires_at <= now)
+        ]
+
+    def _is_dead(self, unchanged: float, *, expired: bool) -> bool:
+        return unchanged >= self._lease_seconds or (expired and unchanged >= self._patience)
+
+
+@dataclass(frozen=True)
+class RingBackoff:
+    """When a waiting job's message is sent again."""
+
+    first_seconds: float
+
+    def is_due(self, job: Job, now: datetime) -> bool:
+        """Whether the last message must be lost by now."""
+        pause = min(self.first_seconds * 2 ** min(job.rings, 8), RING_CAP_SECONDS)
+        age = now - (job.rung_at or job.created_at)
+        # A negative age means that the clock was set back.
+        return age >= timedelta(seconds=pause) or age < timedelta(0)
+
+
+class Sweeper:
+    """One look at all leases and waiting jobs."""
+
+    def __init__(
+        self,
+        *,
+        owner: str,
+        settings: Settings,
+        leases: JobLeases,
+        jobs: JobStore,
+        workers: WorkerStore,
+        queue: JobQueue,
+        clock: Clock = utc_now,
+        ticks: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._owner = owner
+        self._leases = leases
+        self._jobs = jobs
+        self._workers = workers
+        self._queue = queue
+        self._clock = clock
+        self._ticks = ticks
+        self._watch = LeaseWatch(settings.lease_seconds, settings.heartbeat_seconds)
+        self._backoff = RingBackoff(settings.sweep_seconds)
+
+    def sweep(self) -> None:
+        """Take jobs from lost workers, then ring for jobs whose message was lost."""
+        held = self._leases.held()
+        dead = set(self._watch.dead(held, self._clock(), self._ticks()))
+        dead.update(lease for lease in held if is_gone(lease.process))
+        for lease in dead:
+            self._recover(lease)
+        # As long as this worker is busy, messages wait in the queue rightly.
+        if not any(lease.owner == self._owner for lease in held if lease not in dead):
+            self._ring_again()
+        self._workers.forget_silent(timedelta(days=SILENT_DAYS).total_seconds())
+
+    def _recover(self, lease: HeldLease) -> None:
+        job = self._leases.recover(lease)
+        if job is None:
+            return
+        logger.warning(
+            "job %s lost its worker %s and is now %s",
+            job.id,
+            lease.owner,
+            job.status,
+            extra={"action": "worker_lost", "job_id": job.id, "attempt": lease.lease.attempt},
+        )
+        if job.status is JobStatus.QUEUED:
+            self._ring(job.id)
+
+    def _ring_again(self) -> None:
+        now = self._clock()
+        for job in self._leases.waiting(MAX_RINGS):
+            if self._backoff.is_due(job, now) and not self._ring(job.id):
+                return  # the broker is away
+
+    def _ring(self, job_id: str) -> bool:
+        rung = self._queue.ring(job_id)
+        if rung:
+            self._jobs.mark_rung(job_id)
+        return rung

@@ -1,0 +1,42 @@
+"""The tasks by name, and how a pool child begins. Imported by the parent too, without torch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import shared_task
+from celery.signals import setup_logging, worker_process_init
+
+from sharpzo_core.ids import Prefix, is_id
+from sharpzo_core.logging import configure_logging
+from sharpzo_core.queue import TaskName
+from worker.child import child_deps, child_drain, child_settings
+from worker.runner import run_job
+
+logger = logging.getLogger(__name__)
+
+
+@shared_task(name=TaskName.TUNE.value, bind=True, ignore_result=True)  # type: ignore[untyped-decorator]
+def tune(self: Any, job_id: object) -> None:  # noqa: ANN401 - Celery's task
+    """Run one job, if it is to be had."""
+    # Whoever can reach the broker can write any message.
+    if not isinstance(job_id, str) or not is_id(Prefix.JOB, job_id):
+        logger.warning("ignored a message that names no job", extra={"action": "bad_message"})
+        return
+    worker = self.request.hostname
+    with child_drain(worker).working():
+        run_job(job_id, child_deps(worker))
+
+
+def _configure_logging(**_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
+    """Celery leaves logging alone if somebody listens here."""
+    configure_logging(child_settings())
+
+
+def _begin_child(sender: str, **_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
+    child_drain(sender).listen()
+
+
+setup_logging.connect(_configure_logging)
+worker_process_init.connect(_begin_child)
