@@ -1,0 +1,51 @@
+"""The application: nothing happens at import, everything opens when it starts."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from service import error_handlers, openapi
+from service.metrics import Metrics
+from service.middleware import RequestLayer
+from service.routes import backbones, datasets, health, jobs, prompts
+from service.services import open_services
+from sharpzo_engine import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sharpzo_core.settings import Settings
+
+
+def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
+    """Build the API; `warm_up` loads the default backbone at start instead of when first used."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = await run_in_threadpool(open_services, settings, metrics)
+        app.state.services = services
+        if warm_up:
+            services.inference.warm_up()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(services.close)
+
+    app = FastAPI(
+        title="SharpZO",
+        summary="Adapt CLIP to your own classes without backpropagation.",
+        version=__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    for router in (datasets.router, jobs.router, prompts.router, backbones.router, health.router):
+        app.include_router(router)
+    app.add_middleware(RequestLayer, metrics=metrics)
+    error_handlers.install(app)
+    openapi.install(app)
+    return app

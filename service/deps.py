@@ -1,0 +1,69 @@
+"""What routes may ask for, by name."""
+
+from typing import Annotated
+
+from fastapi import Depends, Header, Query, Request
+
+from service.inference.host import InferenceHost
+from service.services import Services
+from sharpzo_core.dataset_store import DatasetStore
+from sharpzo_core.errors import ValidationFailed
+from sharpzo_core.job_store import JobStore
+from sharpzo_core.prompt_store import PromptStore
+from sharpzo_core.settings import Settings
+
+MAX_CURSOR = 100  # characters
+MAX_SEQ = 2**62
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
+def _settings(services: ServicesDep) -> Settings:
+    return services.settings
+
+
+def _jobs(services: ServicesDep) -> JobStore:
+    return services.jobs
+
+
+def _datasets(services: ServicesDep) -> DatasetStore:
+    return services.datasets
+
+
+def _prompts(services: ServicesDep) -> PromptStore:
+    return services.prompts
+
+
+def _inference(services: ServicesDep) -> InferenceHost:
+    return services.inference
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+JobsDep = Annotated[JobStore, Depends(_jobs)]
+DatasetsDep = Annotated[DatasetStore, Depends(_datasets)]
+PromptsDep = Annotated[PromptStore, Depends(_prompts)]
+InferenceDep = Annotated[InferenceHost, Depends(_inference)]
+
+Limit = Annotated[int, Query(ge=1, le=100, description="Objects on one page.")]
+After = Annotated[
+    str | None, Query(max_length=MAX_CURSOR, description="`next` of the page before.")
+]
+AcceptHeader = Annotated[str, Header(alias="accept", include_in_schema=False)]
+
+
+def reject_repeated_parameters(request: Request) -> None:
+    """Refuse a query that gives a parameter twice; which one should count?
+
+    Raises:
+        ValidationFailed: naming the parameters.
+    """
+    names = [name for name, _ in request.query_params.multi_items()]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValidationFailed([("", "a query parameter is given more than once")])

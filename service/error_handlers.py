@@ -1,0 +1,76 @@
+"""The one mapping of errors to answers; routes raise and never format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.problems import problem
+from service.strict_json import json_pointer
+from sharpzo_core.errors import CoreError, ValidationFailed
+from sharpzo_engine.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+_INVALID = 422
+_MAX_FAULTS = 50
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers."""
+    app.add_exception_handler(CoreError, _core_error)
+    app.add_exception_handler(EngineError, _engine_error)
+    app.add_exception_handler(RequestValidationError, _request_invalid)
+    # Starlette's class, not FastAPI's: unknown routes and wrong methods raise that one.
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def _core_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, CoreError)  # noqa: S101 - how the handler is registered
+    retry_after = getattr(error, "retry_after", None)
+    return problem(
+        request.scope,
+        error.status,
+        code=error.code,
+        title=error.title,
+        detail=error.detail,
+        errors=error.errors if isinstance(error, ValidationFailed) else (),
+        headers={"Retry-After": str(retry_after)} if retry_after else None,
+    )
+
+
+def _engine_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EngineError)  # noqa: S101 - how the handler is registered
+    if isinstance(error, ConfigError):
+        return _core_error(request, ValidationFailed(config_faults(error)))
+    return problem(request.scope, _INVALID, code=error.code, detail=str(error))
+
+
+def config_faults(error: ConfigError) -> list[tuple[str, str]]:
+    """The faults of a configuration as pointers into the request that carried it."""
+    return [
+        ("/preset" if path == ("preset",) else json_pointer(("config", *path)), message)
+        for path, message in error.errors
+    ]
+
+
+def _request_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - how the handler is registered
+    faults = [_fault(item) for item in error.errors()[:_MAX_FAULTS]]
+    return _core_error(request, ValidationFailed(faults))
+
+
+def _fault(item: dict[str, Any]) -> tuple[str, str]:
+    """One of pydantic's faults, without the input it complains about."""
+    # The first part says where (body, query, path); names are unique across them.
+    return json_pointer(item["loc"][1:]), item["msg"]
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - how the handler is registered
+    return problem(request.scope, error.status_code, headers=error.headers)

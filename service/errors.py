@@ -1,0 +1,108 @@
+# ruff: noqa: N818 - errors are named for the fact
+"""Errors of the API process, beside those of the core.
+
+CoreError
+ ├── MalformedJson         400  the body is not strict JSON
+ ├── MalformedMultipart    400  the multipart framing is broken
+ ├── ForbiddenLocation     403  a dataset URI outside what the operator allows
+ ├── BackboneConflict      409  a prompt needs a backbone that is not served here
+ ├── TooManyFiles          413  more files than one request may carry
+ ├── ArchiveError     413, 422  an archive that is damaged, unsafe or too large
+ ├── Busy                  503  the classification queue is full
+ ├── Unavailable           503  a prompt's artifact or its backbone cannot be loaded
+ └── NotReady              503  something that serving needs is missing
+"""
+
+from __future__ import annotations
+
+from sharpzo_core.errors import CoreError, PayloadTooLarge
+
+
+class MalformedJson(CoreError):
+    """The body is not strict JSON."""
+
+    status = 400
+    code = "malformed_json"
+    title = "Malformed JSON"
+
+
+class MalformedMultipart(CoreError):
+    """The multipart body is broken or incomplete."""
+
+    status = 400
+    code = "malformed_multipart"
+    title = "Malformed multipart body"
+
+
+class ForbiddenLocation(CoreError):
+    """Datasets may not be imported from there (the operator sets SHARPZO_ALLOWED_DATASET_URIS)."""
+
+    status = 403
+    code = "path_not_allowed"
+    title = "Location not allowed"
+
+
+class BackboneConflict(CoreError):
+    """The prompt was tuned on a backbone that is not served here."""
+
+    status = 409
+    code = "backbone_mismatch"
+    title = "Backbone mismatch"
+
+
+class TooManyFiles(CoreError):
+    """The request carries more files than allowed."""
+
+    status = 413
+    code = "too_many_files"
+    title = "Too many files"
+
+
+class ArchiveError(CoreError):
+    """The archive is damaged, unsafe or too large.
+
+    `code` is one of `archive_corrupt`, `archive_encrypted`, `archive_unsupported`,
+    `archive_unsafe_path`, `archive_unsafe_entry`, `archive_bomb` and `too_many_files`.
+    """
+
+    status = 422
+    code = "archive_corrupt"
+    title = "Archive not accepted"
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        if code == "archive_bomb":
+            self.status = PayloadTooLarge.status
+
+
+class Busy(CoreError):
+    """Too many images are waiting to be classified (try again)."""
+
+    status = 503
+    code = "busy"
+    title = "Busy"
+    retry_after = 1  # seconds
+
+
+class Unavailable(CoreError):
+    """What the request needs cannot be loaded.
+
+    `code` says what: `artifact_corrupt` or `backbone_unavailable`.
+    """
+
+    status = 503
+    title = "Unavailable"
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class NotReady(CoreError):
+    """Something that serving needs is missing."""
+
+    status = 503
+    code = "not_ready"
+    title = "Not ready"
+    retry_after = 1  # seconds

@@ -1,0 +1,69 @@
+"""A job's events as a stream (server-sent events), read from the store alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.concurrency import run_in_threadpool
+
+from sharpzo_core.errors import CoreError
+from sharpzo_core.jobs import TERMINAL_EVENTS, JobEvent, is_terminal
+from sharpzo_core.schemas import EventPublic
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import AsyncIterator
+
+    from sharpzo_core.job_store import JobStore
+
+logger = logging.getLogger(__name__)
+
+EVENT_STREAM = "text/event-stream"
+POLL_SECONDS = 0.25
+KEEPALIVE_SECONDS = 15.0
+_BATCH = 100  # events read at a time
+
+
+async def stream_events(
+    jobs: JobStore, job_id: str, after: int, stopping: threading.Event
+) -> AsyncIterator[bytes]:
+    """Every event with `seq` above `after`, until the job's last one or the server's end."""
+    spoke = time.monotonic()
+    try:
+        while not stopping.is_set():
+            events, ended = await run_in_threadpool(_look, jobs, job_id, after)
+            for event in events:
+                yield _encode(event)
+                after = event.seq
+            if ended:
+                return
+            if events:
+                spoke = time.monotonic()
+                continue
+            if time.monotonic() - spoke >= KEEPALIVE_SECONDS:
+                yield KEEPALIVE_COMMENT
+                spoke = time.monotonic()
+            await asyncio.sleep(POLL_SECONDS)
+    except CoreError as error:
+        # The job was deleted, or the database is away: the client comes again and is told.
+        logger.info("events of %s end early: %s", job_id, error, extra={"action": "stream_ended"})
+
+
+def _look(jobs: JobStore, job_id: str, after: int) -> tuple[list[JobEvent], bool]:
+    """The next events, and whether none will follow."""
+    events = list(jobs.events(job_id, after, _BATCH))
+    if events:
+        return events, events[-1].type in TERMINAL_EVENTS
+    job = jobs.get(job_id)
+    return events, is_terminal(job.status) and job.last_event <= after
+
+
+def _encode(event: JobEvent) -> bytes:
+    public = EventPublic.of(event)
+    return format_sse_event(
+        data_str=public.model_dump_json(), event=public.type, id=str(public.seq)
+    )

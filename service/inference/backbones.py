@@ -1,0 +1,87 @@
+"""The backbones that the API process serves; used on the model thread only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from service.errors import BackboneConflict, Unavailable
+from sharpzo_core.backbones import ANY_PRETRAINED, BackboneSpec, find_backbone
+from sharpzo_engine.errors import BackboneError
+
+if TYPE_CHECKING:
+    from sharpzo_core.settings import Settings
+    from sharpzo_engine import Backbone
+
+logger = logging.getLogger(__name__)
+
+#: name, pretrained and fingerprint, as a prompt records them
+Described = Mapping[str, str | None]
+
+
+class Backbones:
+    """Loads each backbone once and keeps it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._specs = settings.backbone_specs
+        self._device = settings.device
+        self._loaded: dict[str, Backbone] = {}
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the backbones in memory."""
+        return sorted(self._loaded)
+
+    def load(self, spec: BackboneSpec) -> Backbone:
+        """The backbone of a spec.
+
+        Raises:
+            Unavailable: it cannot be loaded.
+        """
+        if spec.name not in self._loaded:
+            from sharpzo_engine import load_backbone
+
+            try:
+                backbone = load_backbone(spec.model, spec.pretrained, self._device)
+            except BackboneError as error:
+                raise Unavailable(error.code, f"backbone {spec.name} cannot be loaded") from error
+            logger.info("loaded backbone %s", spec.name, extra={"action": "backbone_loaded"})
+            self._loaded[spec.name] = backbone
+        return self._loaded[spec.name]
+
+    def for_prompt(self, described: Described) -> Backbone:
+        """The backbone whose fingerprint a prompt records.
+
+        Raises:
+            BackboneConflict: none of those that are served here.
+            Unavailable: the one it names cannot be loaded.
+        """
+        fingerprint = described.get("fingerprint")
+        for backbone in self._loaded.values():
+            if backbone.fingerprint == fingerprint:
+                return backbone
+        for spec in self._candidates(described):
+            backbone = self.load(spec)
+            if backbone.fingerprint == fingerprint:
+                return backbone
+        raise BackboneConflict
+
+    def _candidates(self, described: Described) -> list[BackboneSpec]:
+        """Specs that may be what the prompt was tuned on: by name, or else those with own files."""
+        name, pretrained = described.get("name") or "", described.get("pretrained")
+        wanted = (name, pretrained)
+        configured = [spec for key, spec in self._specs.items() if key != ANY_PRETRAINED]
+        named = [spec for spec in configured if (_model_name(spec), spec.pretrained) == wanted]
+        if named:
+            return named
+        admitted = find_backbone(self._specs, f"{name}:{pretrained}") if pretrained else None
+        if admitted is not None:
+            return [admitted]
+        # Another machine may know the same weights under another path.
+        return [spec for spec in configured if ":" in spec.model or "/" in (spec.pretrained or "")]
+
+
+def _model_name(spec: BackboneSpec) -> str:
+    """The name under which the engine records a model."""
+    return spec.model if ":" in spec.model else spec.model.replace("/", "-")

@@ -1,0 +1,272 @@
+"""From an uploaded archive to a ready dataset, in a background thread.
+
+The archive is walked twice: once for its names, which give the layout, and once for its images,
+which are checked and stored under their hash. Nothing else is written, and a dataset that fails
+leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from service.archives import ArchiveKind, Member, sniff, walk
+from sharpzo_core.datasets import DatasetRecord, image_key, manifest_key
+from sharpzo_core.errors import CoreError, NotFound, StateConflict
+from sharpzo_engine.errors import DatasetError, EngineError, ImageError
+from sharpzo_engine.images import decode_image
+from sharpzo_engine.layout import Layout, read_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from service.uploads import Uploads
+    from sharpzo_core.artifact_store import ArtifactStore
+    from sharpzo_core.dataset_store import DatasetStore
+
+logger = logging.getLogger(__name__)
+
+MAX_JSON_BYTES = 32 << 20  # of classnames.json or a split file
+LISTED_FAULTS = 5  # unreadable images that an error names
+MAX_FAULTS = 100  # unreadable images after which reading on tells nobody anything
+LISTED_DUPLICATES = 20
+_METADATA_DEPTH = 2  # parts of the path of a JSON file that may belong to the layout
+
+
+class Ingest:
+    """Processes uploads one after the other; `close` waits for the current image only."""
+
+    def __init__(
+        self,
+        datasets: DatasetStore,
+        artifacts: ArtifactStore,
+        uploads: Uploads,
+        max_pixels: int,
+    ) -> None:
+        self._datasets = datasets
+        self._artifacts = artifacts
+        self._uploads = uploads
+        self._max_pixels = max_pixels
+        self._stopping = threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ingest")
+
+    def submit(self, dataset_id: str) -> None:
+        """Process the upload of a dataset in the background."""
+        self._pool.submit(self._process, dataset_id)
+
+    def recover(self) -> None:
+        """Go on with what an earlier process left unfinished."""
+        unfinished = self._datasets.stale_processing()
+        self._uploads.discard_all_but({dataset.id for dataset in unfinished})
+        for dataset in unfinished:
+            self._recover(dataset)
+
+    def _recover(self, dataset: DatasetRecord) -> None:
+        if self._uploads.path(dataset.id).exists():
+            self.submit(dataset.id)
+            return
+        message = "the service stopped before the upload was safe (upload it again)"
+        self._datasets.mark_failed(dataset.id, "upload_lost", message)
+
+    def close(self) -> None:
+        """Stop; what is unfinished stays `processing`, for the next process."""
+        self._stopping.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _process(self, dataset_id: str) -> None:
+        try:
+            self._run(dataset_id)
+        except _Stopped:
+            return
+        except Exception:
+            # Nobody waits for this thread: a defect must become the dataset's error.
+            logger.exception("processing of %s failed", dataset_id, extra={"action": "ingest"})
+            self._fail(dataset_id, "internal_error", "the dataset could not be processed")
+        self._uploads.discard(dataset_id)
+
+    def _run(self, dataset_id: str) -> None:
+        try:
+            result = _Reader(self, dataset_id).read()
+            self._artifacts.put_bytes(manifest_key(dataset_id), result.manifest)
+            self._datasets.mark_ready(
+                dataset_id,
+                classes=result.layout.class_names,
+                counts=result.layout.counts(),
+                sha256=hashlib.sha256(result.manifest).hexdigest(),
+                report=result.report,
+            )
+        except (NotFound, StateConflict):
+            self._remove_files(dataset_id)  # deleted meanwhile
+        except _Unreadable as error:
+            self._fail(dataset_id, error.code, str(error), error.report)
+        except (CoreError, EngineError) as error:
+            self._fail(dataset_id, error.code, str(error))
+
+    def _fail(
+        self, dataset_id: str, code: str, message: str, report: dict[str, Any] | None = None
+    ) -> None:
+        try:
+            self._remove_files(dataset_id)
+            self._datasets.mark_failed(dataset_id, code, message, report)
+        except (NotFound, StateConflict):
+            return  # deleted meanwhile
+        except CoreError:
+            # The row stays `processing`; the next start finds no upload and fails it.
+            logger.exception("%s cannot be marked", dataset_id, extra={"action": "ingest"})
+
+    def _remove_files(self, dataset_id: str) -> None:
+        self._artifacts.delete_prefix(f"datasets/{dataset_id}")
+
+    def check_running(self) -> None:
+        """Raise if the service is about to stop."""
+        if self._stopping.is_set():
+            raise _Stopped
+
+    def decode(self, data: bytes) -> None:
+        """Check that an image can be used.
+
+        Raises:
+            ImageError: it cannot.
+        """
+        decode_image(data, self._max_pixels).close()
+
+    def members(self, dataset_id: str, kind: ArchiveKind) -> Iterator[Member]:
+        """Walk the upload, as long as the service runs."""
+        for member in walk(self._uploads.path(dataset_id), kind):
+            self.check_running()
+            yield member
+
+    def kind(self, dataset_id: str) -> ArchiveKind:
+        """What the upload is."""
+        return sniff(self._uploads.path(dataset_id))
+
+    def store(self, dataset_id: str, image: str, data: bytes) -> None:
+        """Keep an image under its hash."""
+        self._artifacts.put_bytes(image_key(dataset_id, image), data)
+
+
+class _Stopped(Exception):  # noqa: N818 - not a fault
+    """The service is about to stop."""
+
+
+class _Unreadable(CoreError):  # noqa: N818 - named for the fact
+    """Images of the dataset cannot be used."""
+
+    code = "image_undecodable"
+
+    def __init__(self, faults: list[tuple[str, str]]) -> None:
+        listed = "; ".join(f"{path}: {reason}" for path, reason in faults[:LISTED_FAULTS])
+        more = len(faults) - LISTED_FAULTS
+        rest = f"; and {more} more" if more > 0 else ""
+        super().__init__(f"{len(faults)} images cannot be used: {listed}{rest}")
+        self.report = {"unreadable": [{"file": path, "reason": why} for path, why in faults]}
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What reading an archive gives."""
+
+    layout: Layout
+    manifest: bytes
+    report: dict[str, Any]
+
+
+@dataclass
+class _Reader:
+    """Reads one archive, in two walks."""
+
+    ingest: Ingest
+    dataset_id: str
+    images: dict[str, str] = field(default_factory=dict)  #: path -> stored name
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    size: int = 0  #: bytes of all images
+
+    def read(self) -> _Result:
+        kind = self.ingest.kind(self.dataset_id)
+        layout = self._read_layout(kind)
+        self._store_images(kind, layout)
+        if self.faults:
+            raise _Unreadable(self.faults)
+        return _Result(layout, self._manifest(layout), self._report(layout))
+
+    def _read_layout(self, kind: ArchiveKind) -> Layout:
+        names: list[str] = []
+        texts: dict[str, str] = {}
+        for member in self.ingest.members(self.dataset_id, kind):
+            names.append(member.path)
+            if _is_metadata(PurePosixPath(member.path)):
+                texts[member.path] = _text(member)
+        return read_layout(names, texts.__getitem__)
+
+    def _store_images(self, kind: ArchiveKind, layout: Layout) -> None:
+        wanted = {entry.path for entries in layout.splits().values() for entry in entries}
+        for member in self.ingest.members(self.dataset_id, kind):
+            if member.path in wanted:
+                self._store_image(member)
+            if len(self.faults) >= MAX_FAULTS:
+                return
+
+    def _store_image(self, member: Member) -> None:
+        data = member.read()
+        try:
+            self.ingest.decode(data)
+        except ImageError as error:
+            self.faults.append((member.path, str(error)))
+            return
+        suffix = PurePosixPath(member.path).suffix.lower()
+        name = f"{hashlib.sha256(data).hexdigest()}{suffix}"
+        self.ingest.store(self.dataset_id, name, data)
+        self.images[member.path] = name
+        self.size += len(data)
+
+    def _manifest(self, layout: Layout) -> bytes:
+        splits = {
+            split: [{"image": self.images[entry.path], "label": entry.label} for entry in entries]
+            for split, entries in layout.splits().items()
+        }
+        manifest = {"class_names": list(layout.class_names), "splits": splits}
+        return json.dumps(manifest, ensure_ascii=False, sort_keys=True).encode()
+
+    def _report(self, layout: Layout) -> dict[str, Any]:
+        duplicates = self._duplicates(layout)
+        return {
+            "images": len(self.images),
+            "bytes": self.size,
+            "skipped": layout.skipped,
+            "counts": layout.counts(),
+            "duplicates_across_splits": {
+                "count": len(duplicates),
+                "examples": duplicates[:LISTED_DUPLICATES],
+            },
+        }
+
+    def _duplicates(self, layout: Layout) -> list[list[str]]:
+        """Groups of paths in different splits that are the same bytes."""
+        seen: dict[str, dict[str, str]] = defaultdict(dict)
+        for split, entries in layout.splits().items():
+            for entry in entries:
+                seen[self.images[entry.path]].setdefault(split, entry.path)
+        return [list(paths.values()) for paths in seen.values() if len(paths) > 1]
+
+
+def _is_metadata(path: PurePosixPath) -> bool:
+    """Whether the layout may depend on the file's text, in the root or in the one top folder."""
+    known = path.name == "classnames.json" or path.match("split_zhou_*.json")
+    return known and len(path.parts) <= _METADATA_DEPTH
+
+
+def _text(member: Member) -> str:
+    data = member.read()
+    if len(data) > MAX_JSON_BYTES:
+        raise DatasetError(f"{member.path} is larger than {MAX_JSON_BYTES} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DatasetError(f"{member.path} is not UTF-8 (save it as UTF-8)") from None

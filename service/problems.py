@@ -1,0 +1,65 @@
+"""`application/problem+json` (RFC 9457): the one form of every error answer."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from starlette.types import Scope
+
+MEDIA_TYPE = "application/problem+json"
+REQUEST_ID_HEADER = "X-Request-ID"
+REQUEST_ID_KEY = "sharpzo.request_id"  # in the ASGI scope
+_TYPE_PREFIX = "urn:sharpzo:problem:"
+
+#: Status -> code, for errors that the framework raises.
+CODES: Mapping[int, str] = {
+    400: "malformed_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    422: "validation_error",
+    429: "too_many_requests",
+    500: "internal_error",
+    503: "unavailable",
+}
+
+
+def problem(
+    scope: Scope,
+    status: int,
+    *,
+    code: str | None = None,
+    title: str | None = None,
+    detail: str | None = None,
+    errors: Sequence[tuple[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Build a problem answer; `errors` lists `(JSON pointer, message)`."""
+    code = code or CODES.get(status, f"http_{status}")
+    title = title or HTTPStatus(status).phrase
+    request_id = scope.get(REQUEST_ID_KEY, "")
+    content: dict[str, Any] = {
+        "type": f"{_TYPE_PREFIX}{code}",
+        "title": title,
+        "status": status,
+        "detail": detail or title,
+        "code": code,
+        "request_id": request_id,
+    }
+    if errors:
+        content["errors"] = [{"pointer": pointer, "message": text} for pointer, text in errors]
+    # Escaped to ASCII, so that no character of a message can fail to be encoded.
+    return Response(
+        json.dumps(content),
+        status,
+        headers={**(headers or {}), REQUEST_ID_HEADER: request_id},
+        media_type=MEDIA_TYPE,
+    )

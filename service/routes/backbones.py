@@ -1,0 +1,30 @@
+"""What jobs may be tuned on."""
+
+from fastapi import APIRouter, Depends
+
+from service.deps import InferenceDep, SettingsDep, reject_repeated_parameters
+from service.openapi import problems
+from sharpzo_core.backbones import ANY_PRETRAINED
+from sharpzo_core.schemas import BackbonePublic, Page
+
+router = APIRouter(
+    prefix="/v1/backbones",
+    tags=["backbones"],
+    dependencies=[Depends(reject_repeated_parameters)],
+    responses=problems(422, 500),
+)
+
+
+@router.get("")
+async def list_backbones(settings: SettingsDep, inference: InferenceDep) -> Page[BackbonePublic]:
+    """Backbones by name; `MODEL:TAG` stands for every pretrained model of open_clip."""
+    loaded = set(inference.loaded)
+    configured = [name for name in settings.backbone_specs if name != ANY_PRETRAINED]
+    names = configured + sorted(loaded - set(configured))
+    if ANY_PRETRAINED in settings.backbone_specs:
+        names.append("MODEL:TAG")
+    data = [
+        BackbonePublic(name=name, default=name == settings.default_backbone, loaded=name in loaded)
+        for name in names
+    ]
+    return Page(data=data, has_more=False, next=None)

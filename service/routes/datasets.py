@@ -1,0 +1,116 @@
+"""Datasets: archives in, checked images out."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import TypeAdapter
+from pydantic import ValidationError as PydanticError
+from starlette.concurrency import run_in_threadpool
+
+from service import archives, imports
+from service.deps import After, DatasetsDep, Limit, ServicesDep, reject_repeated_parameters
+from service.multipart import FormRules, read_form
+from service.openapi import body, form, problems
+from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
+from service.services import Services
+from sharpzo_core.datasets import DatasetRecord
+from sharpzo_core.errors import UnsupportedMedia, ValidationFailed
+from sharpzo_core.ids import Prefix, new_id
+from sharpzo_core.schemas import DatasetImport, DatasetPublic, Label, Page
+
+MAX_REQUEST_BYTES = 1 << 40  # the archive itself is bounded while it is written
+MAX_NAME_BYTES = 1000
+
+router = APIRouter(
+    prefix="/v1/datasets",
+    tags=["datasets"],
+    route_class=StrictRoute,
+    max_body_size=MAX_JSON_BYTES,
+    dependencies=[Depends(reject_repeated_parameters)],
+    responses=problems(422, 500, 503),
+)
+
+_label: TypeAdapter[str] = TypeAdapter(Label)
+_NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 200, "required": True}
+
+
+@router.post(
+    "",
+    status_code=202,
+    max_body_size=MAX_REQUEST_BYTES,
+    responses=problems(400, 403, 413, 415, 507),
+    openapi_extra=body(multipart=form("file", name=_NAME), json=DatasetImport.model_json_schema()),
+)
+async def create_dataset(request: Request, services: ServicesDep) -> DatasetPublic:
+    """Upload an archive (.zip, .tar, .tar.gz), or import one from a place the operator allows."""
+    dataset_id = new_id(Prefix.DATASET)
+    try:
+        if media_type(request) == "application/json":
+            name = await _import(request, services, dataset_id)
+        else:
+            name = await _receive(request, services, dataset_id)
+        dataset = await run_in_threadpool(_accept, services, dataset_id, name)
+    except BaseException:  # also when the client goes away in the middle
+        services.uploads.discard(dataset_id)
+        raise
+    services.ingest.submit(dataset_id)
+    return DatasetPublic.of(dataset)
+
+
+async def _receive(request: Request, services: Services, dataset_id: str) -> str:
+    """Stream the upload to its file and return the dataset's name."""
+    if media_type(request) != "multipart/form-data":
+        raise UnsupportedMedia("send multipart/form-data with `file` and `name`")
+    with services.uploads.open(dataset_id) as file:
+        rules = FormRules("file", lambda: file, text_fields={"name": MAX_NAME_BYTES})
+        received = await read_form(request, rules)
+        await run_in_threadpool(file.sync)
+    return _check_name(received.fields.get("name"))
+
+
+def _check_name(name: str | None) -> str:
+    if name is None:
+        raise ValidationFailed([("/name", "a name is required")])
+    try:
+        return _label.validate_python(name)
+    except PydanticError as error:
+        raise ValidationFailed([("/name", fault["msg"]) for fault in error.errors()]) from None
+
+
+async def _import(request: Request, services: Services, dataset_id: str) -> str:
+    """Copy the archive from where the request says and return the dataset's name."""
+    wanted = parse(DatasetImport, await read_json(request))
+    await run_in_threadpool(imports.fetch, services, wanted.uri, dataset_id)
+    return wanted.name
+
+
+def _accept(services: Services, dataset_id: str, name: str) -> DatasetRecord:
+    """The checks that need no unpacking; then the dataset is durable."""
+    path = services.uploads.path(dataset_id)
+    archives.check_not_empty(path, archives.sniff(path))
+    return services.datasets.create(name, dataset_id=dataset_id)
+
+
+@router.get("")
+def list_datasets(
+    datasets: DatasetsDep, limit: Limit = 20, after: After = None
+) -> Page[DatasetPublic]:
+    """A page of datasets, newest first."""
+    page = datasets.list(limit, after)
+    data = [DatasetPublic.of(dataset) for dataset in page.items]
+    return Page(data=data, has_more=page.has_more, next=page.next)
+
+
+@router.get("/{dataset_id}", responses=problems(404))
+def get_dataset(dataset_id: str, datasets: DatasetsDep) -> DatasetPublic:
+    """One dataset; when it is ready or failed, its report says what was found."""
+    return DatasetPublic.of(datasets.get(dataset_id))
+
+
+@router.delete("/{dataset_id}", status_code=204, responses=problems(404, 409))
+def delete_dataset(dataset_id: str, services: ServicesDep) -> Response:
+    """Delete a dataset and its files; refused while a job needs it."""
+    services.datasets.delete(dataset_id)
+    services.uploads.discard(dataset_id)
+    services.artifacts.delete_prefix(f"datasets/{dataset_id}")
+    return Response(status_code=204)

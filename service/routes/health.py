@@ -1,0 +1,90 @@
+"""Liveness, readiness and metrics."""
+
+import logging
+from collections.abc import Callable
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from service.deps import ServicesDep
+from service.errors import NotReady
+from service.metrics import CONTENT_TYPE_LATEST
+from service.openapi import problems
+from service.services import Services
+from sharpzo_core.db import ping
+from sharpzo_core.errors import CoreError
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter(tags=["health"], responses=problems(500))
+
+
+class Health(BaseModel):
+    """All is well."""
+
+    status: str = "ok"
+
+
+@router.get("/livez")
+async def livez() -> Health:
+    """Whether the process answers."""
+    return Health()
+
+
+@router.get("/readyz", responses=problems(503))
+async def readyz(services: ServicesDep) -> Health:
+    """Whether everything that serving needs is there; 503 says what is not."""
+    reasons = []
+    for name, check in _CHECKS.items():
+        reason = await run_in_threadpool(_reason, check, services)
+        if reason:
+            reasons.append(f"{name}: {reason}")
+    if reasons:
+        raise NotReady("; ".join(reasons))
+    return Health()
+
+
+def _reason(check: Callable[[Services], str | None], services: Services) -> str | None:
+    try:
+        return check(services)
+    except CoreError as error:
+        return error.detail
+
+
+def _check_database(services: Services) -> None:
+    ping(services.database)
+
+
+def _check_broker(services: Services) -> str | None:
+    return "does not answer" if services.queue.depth() is None else None
+
+
+def _check_inference(services: Services) -> str | None:
+    return None if services.inference.alive else "its thread has ended"
+
+
+def _check_worker(services: Services) -> str | None:
+    seconds = services.settings.lease_seconds
+    return None if services.workers.alive(seconds) else f"none was heard of for {seconds:g} s"
+
+
+_CHECKS: dict[str, Callable[[Services], str | None]] = {
+    "database": _check_database,
+    "broker": _check_broker,
+    "inference": _check_inference,
+    "worker": _check_worker,
+}
+
+
+@router.get("/metrics", response_class=Response, include_in_schema=False)
+def metrics(services: ServicesDep) -> Response:
+    """Prometheus's exposition format."""
+    try:
+        jobs = {str(status): n for status, n in services.jobs.count_by_status().items()}
+        workers = len(services.workers.alive(services.settings.lease_seconds))
+    except CoreError:
+        # What this process counts by itself is worth most while the database is away.
+        logger.warning("the database does not answer", extra={"action": "metrics_partial"})
+        jobs, workers = {}, 0
+    return Response(services.metrics.render(jobs, workers), media_type=CONTENT_TYPE_LATEST)

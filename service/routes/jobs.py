@@ -1,0 +1,150 @@
+"""Tuning jobs: submit, watch, cancel."""
+
+import csv
+import io
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.sse import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
+
+from service.deps import (
+    MAX_SEQ,
+    AcceptHeader,
+    After,
+    InferenceDep,
+    JobsDep,
+    Limit,
+    ServicesDep,
+    SettingsDep,
+    reject_repeated_parameters,
+)
+from service.events import EVENT_STREAM, stream_events
+from service.openapi import problems
+from service.routing import MAX_JSON_BYTES, StrictRoute
+from sharpzo_core.job_store import MAX_STEPS
+from sharpzo_core.schemas import EventPublic, JobCreate, JobPublic, Page, StepPublic
+from sharpzo_core.submission import submit_job
+
+CSV = "text/csv"
+
+router = APIRouter(
+    prefix="/v1/jobs",
+    tags=["jobs"],
+    route_class=StrictRoute,
+    max_body_size=MAX_JSON_BYTES,
+    dependencies=[Depends(reject_repeated_parameters)],
+    responses=problems(422, 500, 503),
+)
+
+Step = Annotated[int, Query(ge=0, le=2**31)]
+Seq = Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events after this `seq`.")]
+LastEventId = Annotated[int | None, Header(ge=0, le=MAX_SEQ)]
+_EVENTS: dict[str, Any] = {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}
+_METRICS: dict[str, Any] = {"content": {CSV: {"schema": {"type": "string"}}}}
+
+
+@router.post("", status_code=201, responses=problems(400, 404, 409, 413, 415, 429))
+async def create_job(
+    request: JobCreate, services: ServicesDep, settings: SettingsDep, inference: InferenceDep
+) -> JobPublic:
+    """Tune a prompt on a dataset that is ready."""
+    spec = settings.backbone(request.backbone)
+    if spec.name not in settings.backbone_specs:
+        await inference.check_offered(spec)
+    job = await run_in_threadpool(
+        submit_job, request, settings=settings, jobs=services.jobs, datasets=services.datasets
+    )
+    services.ring(job.id)
+    return JobPublic.of(job)
+
+
+@router.get("")
+def list_jobs(jobs: JobsDep, limit: Limit = 20, after: After = None) -> Page[JobPublic]:
+    """A page of jobs, newest first."""
+    page = jobs.list(limit, after)
+    data = [JobPublic.of(job) for job in page.items]
+    return Page(data=data, has_more=page.has_more, next=page.next)
+
+
+@router.get("/{job_id}", responses=problems(404))
+def get_job(job_id: str, jobs: JobsDep) -> JobPublic:
+    """One job."""
+    return JobPublic.of(jobs.get(job_id))
+
+
+@router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
+def delete_job(job_id: str, services: ServicesDep) -> Response:
+    """Delete a job that has ended; its prompt stays."""
+    services.jobs.delete(job_id)
+    services.artifacts.delete_prefix(f"jobs/{job_id}")
+    return Response(status_code=204)
+
+
+@router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
+def cancel_job(job_id: str, jobs: JobsDep) -> JobPublic:
+    """Ask a job to stop; asking again changes nothing."""
+    return JobPublic.of(jobs.request_cancel(job_id))
+
+
+@router.get(
+    "/{job_id}/events",
+    response_model=Page[EventPublic],
+    responses={200: _EVENTS, **problems(404)},
+)
+async def get_events(
+    job_id: str,
+    services: ServicesDep,
+    accept: AcceptHeader = "",
+    last_event_id: LastEventId = None,
+    after: Seq = 0,
+    limit: Limit = 100,
+) -> Any:  # noqa: ANN401 - a page or a stream
+    """The job's history: a page, or with `Accept: text/event-stream` all of it as it happens.
+
+    A stream begins after `Last-Event-ID`, or else after `after`, and ends after the last event
+    of the job.
+    """
+    if EVENT_STREAM not in accept:
+        return await run_in_threadpool(_events_page, services.jobs, job_id, after, limit)
+    begin = after if last_event_id is None else last_event_id
+    await run_in_threadpool(services.jobs.get, job_id)  # a 404 must come before the stream
+    return EventSourceResponse(
+        stream_events(services.jobs, job_id, begin, services.stopping),
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
+
+
+def _events_page(jobs: JobsDep, job_id: str, after: int, limit: int) -> Page[EventPublic]:
+    found = jobs.events(job_id, after, limit + 1)
+    events = [EventPublic.of(event) for event in found[:limit]]
+    more = len(found) > limit
+    return Page(data=events, has_more=more, next=str(events[-1].seq) if more else None)
+
+
+@router.get(
+    "/{job_id}/metrics",
+    response_model=Page[StepPublic],
+    responses={200: _METRICS, **problems(404)},
+)
+def get_metrics(
+    job_id: str,
+    jobs: JobsDep,
+    accept: AcceptHeader = "",
+    from_step: Step = 0,
+    to_step: Annotated[int | None, Query(ge=0, le=2**31)] = None,
+    resolution: Annotated[int, Query(ge=1, le=MAX_STEPS)] = 1000,
+) -> Any:  # noqa: ANN401 - JSON or CSV
+    """The recorded steps, thinned evenly to `resolution`; `Accept: text/csv` for a table."""
+    steps = [StepPublic.of(step) for step in jobs.steps(job_id, from_step, to_step, resolution)]
+    if CSV in accept:
+        return Response(_csv(steps), media_type=f"{CSV}; charset=utf-8")
+    return Page(data=steps, has_more=False, next=None)
+
+
+def _csv(steps: list[StepPublic]) -> str:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(StepPublic.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(step.model_dump(mode="json") for step in steps)
+    return table.getvalue()

@@ -1,0 +1,211 @@
+"""Tuned prompts: a registry, and classification with them."""
+
+import base64
+import binascii
+import hashlib
+import io
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from service.deps import After, InferenceDep, Limit, PromptsDep, ServicesDep
+from service.deps import reject_repeated_parameters as no_repeats
+from service.errors import TooManyFiles, Unavailable
+from service.inference.host import ImportedPrompt, Outcome
+from service.multipart import FormRules, read_form
+from service.openapi import body, form, problems
+from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
+from service.services import Services
+from sharpzo_core.errors import UnsupportedMedia
+from sharpzo_core.ids import Prefix, is_id, new_id
+from sharpzo_core.prompts import NewPrompt, PromptRecord, prompt_key
+from sharpzo_core.schemas import (
+    ClassifyAnswer,
+    ClassifyResult,
+    ErrorPublic,
+    Page,
+    PredictionPublic,
+    PromptPublic,
+    Slug,
+)
+from sharpzo_engine.errors import ImageError
+
+MAX_ARTIFACT_BYTES = 256 << 20
+MAX_IMAGES = 64  # in one request
+MAX_CLASSIFY_BYTES = 64 << 20
+MAX_TOP_K = 1000
+MAX_NAME_BYTES = 200
+
+router = APIRouter(
+    prefix="/v1/prompts",
+    tags=["prompts"],
+    route_class=StrictRoute,
+    max_body_size=MAX_JSON_BYTES,
+    dependencies=[Depends(no_repeats)],
+    responses=problems(422, 500, 503),
+)
+
+
+class ClassifyImages(BaseModel):
+    """Images as base64 text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    images: Annotated[list[str], Field(min_length=1)]
+
+
+class PromptName(BaseModel):
+    """What an imported prompt is to be called."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: Slug | None = None
+
+
+@router.get("")
+def list_prompts(prompts: PromptsDep, limit: Limit = 20, after: After = None) -> Page[PromptPublic]:
+    """A page of prompts, newest first."""
+    page = prompts.list(limit, after)
+    data = [PromptPublic.of(prompt) for prompt in page.items]
+    return Page(data=data, has_more=page.has_more, next=page.next)
+
+
+@router.post(
+    "",
+    status_code=201,
+    max_body_size=MAX_ARTIFACT_BYTES,
+    responses=problems(400, 413, 415, 507),
+    openapi_extra=body(multipart=form("file", name={"type": "string"})),
+)
+async def import_prompt(
+    request: Request, services: ServicesDep, inference: InferenceDep
+) -> PromptPublic:
+    """Add an artifact that was tuned elsewhere, as the next version of its name."""
+    if media_type(request) != "multipart/form-data":
+        raise UnsupportedMedia("send multipart/form-data with `file`, and `name` if you like")
+    rules = FormRules("file", io.BytesIO, text_fields={"name": MAX_NAME_BYTES})
+    received = await read_form(request, rules)
+    name = parse(PromptName, received.fields).name
+    data = received.files[0].getvalue()
+    imported = await inference.inspect(data)
+    prompt = await run_in_threadpool(_publish, services, name, data, imported)
+    return PromptPublic.of(prompt)
+
+
+def _publish(
+    services: Services, name: str | None, data: bytes, imported: ImportedPrompt
+) -> PromptRecord:
+    prompt_id = new_id(Prefix.PROMPT)
+    prompt = NewPrompt(
+        id=prompt_id,
+        # A name in the form of an id could never be asked for.
+        name=prompt_id if name is None or is_id(Prefix.PROMPT, name) else name,
+        job_id=None,
+        backbone=imported.backbone,
+        classes=imported.classes,
+        metrics=imported.metrics,
+        sha256=imported.sha256,
+    )
+    try:
+        services.artifacts.put_bytes(prompt_key(prompt_id), data)
+        return services.prompts.publish(prompt)
+    except BaseException:
+        services.artifacts.delete(prompt_key(prompt_id))
+        raise
+
+
+@router.get("/{ref}", responses=problems(404))
+def get_prompt(ref: str, prompts: PromptsDep) -> PromptPublic:
+    """One prompt, by id, `name` (its newest version) or `name:version`."""
+    return PromptPublic.of(prompts.get(ref))
+
+
+@router.delete("/{ref}", status_code=204, responses=problems(404))
+def delete_prompt(ref: str, services: ServicesDep) -> Response:
+    """Delete one version of a prompt and its artifact."""
+    prompt = services.prompts.delete(ref)
+    services.inference.forget(prompt.id)
+    services.artifacts.delete(prompt_key(prompt.id))
+    return Response(status_code=204)
+
+
+@router.get(
+    "/{ref}/download",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {}}},
+        304: {"description": "Not modified"},
+        **problems(404),
+    },
+)
+def download_prompt(
+    ref: str, services: ServicesDep, if_none_match: Annotated[str, Header()] = ""
+) -> Response:
+    """The safetensors artifact; `ETag` and `X-Checksum-SHA256` are its hash."""
+    prompt = services.prompts.get(ref)
+    headers = {"ETag": f'"{prompt.sha256}"', "X-Checksum-SHA256": prompt.sha256}
+    if prompt.sha256 in if_none_match:
+        return Response(status_code=304, headers=headers)
+    data = services.artifacts.get_bytes(prompt_key(prompt.id))
+    if hashlib.sha256(data).hexdigest() != prompt.sha256:
+        raise Unavailable("artifact_corrupt", f"the artifact of {prompt.id} is damaged")
+    filename = f"{prompt.name}-v{prompt.version}.safetensors"
+    headers |= {
+        "Content-Disposition": f'attachment; filename="{filename}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(data, media_type="application/octet-stream", headers=headers)
+
+
+@router.post(
+    "/{ref}/classify",
+    max_body_size=MAX_CLASSIFY_BYTES,
+    response_model_exclude_none=True,
+    responses=problems(400, 404, 409, 413, 415),
+    openapi_extra=body(
+        multipart=form("images", many=True), json=ClassifyImages.model_json_schema()
+    ),
+)
+async def classify(
+    ref: str,
+    request: Request,
+    prompts: PromptsDep,
+    inference: InferenceDep,
+    top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K)] = 5,
+) -> ClassifyAnswer:
+    """Classify images; one that cannot be read has its own error in its place."""
+    # The version is fixed here: a newer one that appears meanwhile does not mix in.
+    prompt = await run_in_threadpool(prompts.get, ref)
+    images = await _read_images(request)
+    outcomes = await inference.classify(prompt, images, top_k)
+    results = [_result(outcome) for outcome in outcomes]
+    return ClassifyAnswer(prompt_id=prompt.id, version=prompt.version, results=results)
+
+
+async def _read_images(request: Request) -> list[bytes]:
+    """The images' bytes; text that is no base64 becomes empty bytes, which no decoder takes."""
+    if media_type(request) == "application/json":
+        texts = parse(ClassifyImages, await read_json(request)).images
+        if len(texts) > MAX_IMAGES:
+            raise TooManyFiles(f"at most {MAX_IMAGES} images are allowed")
+        return await run_in_threadpool(lambda: [_from_base64(text) for text in texts])
+    if media_type(request) != "multipart/form-data":
+        raise UnsupportedMedia("send multipart/form-data with `images`, or JSON")
+    received = await read_form(request, FormRules("images", io.BytesIO, max_files=MAX_IMAGES))
+    return [file.getvalue() for file in received.files]
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _result(outcome: Outcome) -> ClassifyResult:
+    if isinstance(outcome, ImageError):
+        return ClassifyResult(error=ErrorPublic(code=outcome.code, message=str(outcome)))
+    predictions = [PredictionPublic(**vars(prediction)) for prediction in outcome]
+    return ClassifyResult(predictions=predictions)

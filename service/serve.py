@@ -1,0 +1,148 @@
+"""Running the service: the API, and in the embedded mode a worker beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from service.app import create_app
+from service.supervisor import Supervisor, worker_command
+from sharpzo_core.errors import SettingsError
+from sharpzo_core.logging import configure_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from fastapi import FastAPI
+
+    from sharpzo_core.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+GRACEFUL_SECONDS = 10  # for answers that are under way when the server is told to end
+_BACKLOG = 2048
+
+
+def main(
+    settings: Settings,
+    host: str | None = None,
+    port: int | None = None,
+    with_worker: bool = True,
+) -> None:
+    """Serve until SIGINT or SIGTERM; returns, or leaves by SystemExit(0), when all has ended.
+
+    Args:
+        settings: What the operator chose.
+        host: Address to listen on; default: the setting.
+        port: Port to listen on, 0 for any free one; default: the setting.
+        with_worker: Run a worker too, if the broker is the embedded one.
+
+    Raises:
+        SettingsError: the address is not loopback and nothing allows that, or it cannot be bound.
+    """
+    configure_logging(settings)
+    host = settings.host if host is None else host
+    check_exposure(settings, host)
+    listener = _listen(host, settings.port if port is None else port)
+    app = create_app(settings, warm_up=True)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+    )
+    with listener, _exit_on_sigterm(), _worker(settings, with_worker):
+        logger.info("listening on %s", _url(listener), extra={"action": "listening"})
+        with contextlib.suppress(KeyboardInterrupt):
+            _Server(config, app).run(sockets=[listener])
+
+
+def check_exposure(settings: Settings, host: str) -> None:
+    """Refuse to be reachable from elsewhere without authentication.
+
+    Raises:
+        SettingsError: `host` is not a loopback address.
+    """
+    if settings.allow_unauthenticated or _is_loopback(host):
+        return
+    raise SettingsError(
+        f"will not listen on {host} without authentication (use 127.0.0.1, or set "
+        "SHARPZO_ALLOW_UNAUTHENTICATED=true where something else keeps strangers out)"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host} port {port}: {error.strerror} (choose another --port)"
+        ) from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """Tells the application at once that the end is near, so that event streams end too."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to shut down."""
+        services = getattr(self._app.state, "services", None)
+        if services is not None:
+            services.stopping.set()
+        super().handle_exit(sig, frame)
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Leave by an exception, so that the worker is ended on the way out.
+
+    Uvicorn handles the signal, shuts down, and then raises it again for whoever was there before.
+    """
+    previous = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _exit(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _worker(settings: Settings, with_worker: bool) -> Iterator[None]:
+    if not (with_worker and settings.embedded_broker):
+        yield
+        return
+    supervisor = Supervisor(worker_command(), settings.environment())
+    supervisor.start()
+    try:
+        yield
+    finally:
+        supervisor.stop()

@@ -1,0 +1,90 @@
+"""Everything a running application holds open."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.inference.host import InferenceHost
+from service.ingest import Ingest
+from service.uploads import Uploads
+from sharpzo_core.artifact_store import ArtifactStore
+from sharpzo_core.dataset_store import DatasetStore
+from sharpzo_core.db import make_engine
+from sharpzo_core.job_store import JobStore
+from sharpzo_core.migrations import migrate
+from sharpzo_core.prompt_store import PromptStore
+from sharpzo_core.queue import JobQueue, make_celery
+from sharpzo_core.worker_store import WorkerStore
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from service.metrics import Metrics
+    from sharpzo_core.settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """Stores, queue and threads; made by `open_services` when the application starts."""
+
+    settings: Settings
+    metrics: Metrics
+    database: sa.Engine
+    jobs: JobStore
+    datasets: DatasetStore
+    prompts: PromptStore
+    workers: WorkerStore
+    artifacts: ArtifactStore
+    queue: JobQueue
+    ringer: ThreadPoolExecutor  #: Rings off the request, so that a dead broker delays nobody
+    uploads: Uploads
+    ingest: Ingest
+    inference: InferenceHost
+    stopping: threading.Event  #: Set when the server is told to end; long answers end then
+
+    def ring(self, job_id: str) -> None:
+        """Tell a worker that a job waits, some time soon; workers look by themselves as well."""
+        self.ringer.submit(self.queue.ring, job_id)
+
+    def close(self) -> None:
+        """Stop every thread and close every connection."""
+        self.stopping.set()
+        self.ringer.shutdown(wait=True, cancel_futures=True)
+        self.ingest.close()
+        self.inference.close()
+        self.queue.close()
+        self.database.dispose()
+
+
+def open_services(settings: Settings, metrics: Metrics) -> Services:
+    """Bring the database up to date, open the stores and take up unfinished datasets.
+
+    Raises:
+        CoreError: a store does not answer.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    migrate(settings)
+    database = make_engine(settings)
+    datasets, artifacts = DatasetStore(database), ArtifactStore(settings.artifacts)
+    uploads = Uploads(settings.data_dir / "uploads", settings.max_upload_bytes)
+    ingest = Ingest(datasets, artifacts, uploads, settings.max_image_pixels)
+    ingest.recover()
+    return Services(
+        settings=settings,
+        metrics=metrics,
+        database=database,
+        jobs=JobStore(database),
+        datasets=datasets,
+        prompts=PromptStore(database),
+        workers=WorkerStore(database),
+        artifacts=artifacts,
+        queue=JobQueue(make_celery(settings)),
+        ringer=ThreadPoolExecutor(1, thread_name_prefix="ring"),
+        uploads=uploads,
+        ingest=ingest,
+        inference=InferenceHost(settings, artifacts, metrics),
+        stopping=threading.Event(),
+    )
