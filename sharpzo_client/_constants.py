@@ -15,3 +15,5 @@ DEFAULT_DATASET_TIMEOUT = 1800.0  # seconds
 MAX_STREAM_BREAKS = 8  # failed connections in a row, about 40 s
 PAGE_SIZE = 100  # items
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+MAX_BATCH_IMAGES = 64  # images in one classify request; the service takes no more
+MAX_BATCH_BYTES = 32 << 20  # after so many bytes of images a request is full

@@ -19,6 +19,7 @@ from sharpzo_client.errors import DownloadError, InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+BINARY = "application/octet-stream"
 #: Files beside the images that say something about them.
 DESCRIPTIONS = ("classnames.json", "split_zhou_*.json")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -104,35 +105,31 @@ def _is_noise(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def image_part(image: ImageInput, index: int) -> Part:
-    """One image as a part of a classify request.
+def read_image(image: ImageInput, index: int) -> tuple[str, bytes]:
+    """File name and bytes of one image for a classify request.
 
     Raises:
         InputError: the file cannot be read.
         TypeError: neither a path, nor bytes, nor something with Pillow's `save`.
     """
     if isinstance(image, bytes | bytearray | memoryview):
-        return _image(f"image-{index}", bytes(image))
+        return f"image-{index}", bytes(image)
     if isinstance(image, str | os.PathLike):
         path = Path(image)
-        return _image(path.name, _read(path))
+        return path.name, _read(path)
     if isinstance(image, SavesImage):
         buffer = BytesIO()
         image.save(buffer, format="PNG")
-        return _image(f"image-{index}.png", buffer.getvalue())
+        return f"image-{index}.png", buffer.getvalue()
     raise TypeError(f"images must be paths, bytes or Pillow images, not {type(image).__name__}")
-
-
-def _image(name: str, content: bytes) -> Part:
-    return Part("images", name, content, "application/octet-stream")
 
 
 def artifact_part(source: str | os.PathLike[str] | bytes) -> Part:
     """A prompt file as the part of an import request."""
     if isinstance(source, bytes):
-        return Part("file", "prompt.safetensors", source, "application/octet-stream")
+        return Part("file", "prompt.safetensors", source, BINARY)
     path = Path(source)
-    return Part("file", path.name, _read(path), "application/octet-stream")
+    return Part("file", path.name, _read(path), BINARY)
 
 
 def write_verified(path: Path, content: bytes, sha256: str | None) -> Path:

@@ -11,18 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
-from sharpzo_client._constants import PAGE_SIZE
+from sharpzo_client._constants import MAX_BATCH_BYTES, MAX_BATCH_IMAGES, PAGE_SIZE
 from sharpzo_client._files import (
+    BINARY,
     ImageInput,
     archive_name,
     artifact_part,
-    image_part,
     open_archive,
+    read_image,
     write_verified,
 )
 from sharpzo_client._operation import Blocking, Flow, Operation, Part, Retry, Sleep
 from sharpzo_client._response import reads, reads_nothing, reads_page, reads_series
-from sharpzo_client.errors import DatasetFailed, JobCancelled, JobFailed, WaitTimeoutError
+from sharpzo_client.errors import (
+    DatasetFailed,
+    InputError,
+    JobCancelled,
+    JobFailed,
+    WaitTimeoutError,
+)
 from sharpzo_client.models import (
     Backbone,
     Classification,
@@ -54,7 +61,7 @@ def create_dataset(archive: BinaryIO, filename: str, name: str) -> Operation[Dat
         method="POST",
         path="/v1/datasets",
         fields={"name": name},
-        parts=(Part("file", filename, archive, "application/octet-stream"),),
+        parts=(Part("file", filename, archive, BINARY),),
         headers=idempotency(None),
         retry=Retry.IF_REFUSED,
         read=reads(Dataset),
@@ -289,18 +296,46 @@ def download_prompt(ref: str, path: str | os.PathLike[str]) -> Flow[Path]:
 
 
 def classify(ref: str, images: Sequence[ImageInput], top_k: int) -> Flow[Classification]:
-    """Label images; nothing is kept, so this may be repeated."""
-    parts = yield from Blocking(
-        lambda: tuple(image_part(image, index) for index, image in enumerate(images))
-    )
-    operation = Operation(
+    """Label images, in as many requests as they need, all of them with the same version.
+
+    Raises:
+        InputError: no images, or one that cannot be read.
+    """
+    if not images:
+        raise InputError("there are no images to classify")
+    answers: list[Classification] = []
+    numbered = list(enumerate(images))
+    while numbered:
+        parts = yield from Blocking(lambda: _fill_batch(numbered))
+        del numbered[: len(parts)]
+        answers.append((yield from _classify_batch(ref, parts, top_k)))
+        ref = answers[0].prompt_id  # a newer version that appears meanwhile does not mix in
+    results = tuple(result for answer in answers for result in answer.results)
+    return answers[0].model_copy(update={"results": results})
+
+
+def _fill_batch(images: Sequence[tuple[int, ImageInput]]) -> tuple[Part, ...]:
+    """The first images as parts, as many as one request takes."""
+    parts: list[Part] = []
+    size = 0
+    for index, image in images[:MAX_BATCH_IMAGES]:
+        name, content = read_image(image, index)
+        parts.append(Part("images", name, content, BINARY))
+        size += len(content)
+        if size >= MAX_BATCH_BYTES:
+            break
+    return tuple(parts)
+
+
+def _classify_batch(ref: str, parts: tuple[Part, ...], top_k: int) -> Operation[Classification]:
+    """Nothing is kept, so this may be repeated."""
+    return Operation(
         method="POST",
         path=_path("prompts", ref, "classify"),
         params={"top_k": top_k},
         parts=parts,
         read=reads(Classification),
     )
-    return (yield from operation)
 
 
 # The rest

@@ -27,7 +27,8 @@ class Prompts(Resource):
     ) -> Classification:
         """Label images (paths, bytes or Pillow images); one result each, in order.
 
-        An image that cannot be read by the service has an `error` instead of predictions.
+        An image that cannot be read by the service has an `error` instead of predictions. Many
+        images are sent in several requests, all answered by the same version of the prompt.
 
         Raises:
             InputError: a file cannot be read here.

@@ -132,3 +132,37 @@ def test_clients_are_context_managers(harness: Any) -> None:
     else:
         with client as opened:
             assert opened.prompts.get("clothes").id == "prm_1"
+
+
+def test_many_images_go_in_several_requests_to_one_version(
+    harness: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent = [bytes(word) for word in request.read().split() if word.startswith(b"picture-")]
+        paths.append((request.url.path, len(sent)))
+        results = [
+            {"predictions": [{"label": word.decode(), "index": 0, "score": 1}]} for word in sent
+        ]
+        return httpx.Response(200, json={"prompt_id": "prm_1", "version": 3, "results": results})
+
+    paths: list[tuple[str, int]] = []
+    client = harness.client(answer)
+    images = [b" picture-%d " % index for index in range(130)]
+    found = harness.run(lambda: client.prompts.classify("clothes", images))
+    assert [result.best.label for result in found.results] == [
+        f"picture-{index}" for index in range(130)
+    ]
+    one, other = "/v1/prompts/clothes/classify", "/v1/prompts/prm_1/classify"
+    assert paths == [(one, 64), (other, 64), (other, 2)]
+    monkeypatch.setattr("sharpzo_client._operations.MAX_BATCH_BYTES", 20)
+    paths.clear()
+    harness.run(lambda: client.prompts.classify("clothes", images[:5]))
+    assert [count for _, count in paths] == [2, 2, 1]
+
+
+def test_no_images_are_not_sent(harness: Any) -> None:
+    registry = Registry()
+    client = harness.client(registry)
+    with pytest.raises(InputError, match="no images"):
+        harness.run(lambda: client.prompts.classify("clothes", []))
+    assert registry.requests == []

@@ -1,0 +1,1 @@
+"""The `sharpzo` command. Importing it loads neither torch nor the service."""

@@ -1,0 +1,174 @@
+"""The commands and their options. What they do is imported when they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="sharpzo",
+    help="Adapt CLIP to your own classes with forward passes only.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DatasetPath = Annotated[
+    Path, typer.Argument(metavar="DATASET", help="Folder with train/<class>/* or <class>/*.")
+]
+ArtifactPath = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="Prompt file (safetensors).")
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of everything the service keeps.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+OtherBackbone = Annotated[
+    str | None, typer.Option("--backbone", help="Instead of the one the artifact names.")
+]
+OtherPretrained = Annotated[
+    str | None, typer.Option("--pretrained", help="Instead of the one the artifact names.")
+]
+
+
+@app.callback()
+def options(
+    debug: Annotated[  # read by `main`, wherever it stands
+        bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")
+    ] = False,
+) -> None:
+    """Adapt CLIP to your own classes with forward passes only."""
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the prompt file and the report.")
+    ] = Path("sharpzo-demo"),
+) -> None:
+    """Tune on real handwritten digits through the service, end to end."""
+    from sharpzo_cli.demo.run import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = None,
+    data_dir: DataDir = None,
+    no_worker: Annotated[
+        bool, typer.Option("--no-worker", help="Start no worker beside the API.")
+    ] = False,
+) -> None:
+    """Run the API and the dashboard, with one worker as a child process."""
+    from sharpzo_cli.processes import run_service
+
+    run_service(host, port, data_dir, with_worker=not no_worker)
+
+
+@app.command()
+def worker(data_dir: DataDir = None) -> None:
+    """Run a tuning worker."""
+    from sharpzo_cli.processes import run_worker
+
+    run_worker(data_dir)
+
+
+@app.command()
+def migrate(data_dir: DataDir = None) -> None:
+    """Bring the database to this version's schema."""
+    from sharpzo_cli.processes import run_migrations
+
+    run_migrations(data_dir)
+
+
+@app.command()
+def tune(
+    dataset: DatasetPath,
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="tiny, an open_clip model, or local-dir:PATH.")
+    ] = "tiny",
+    pretrained: Annotated[
+        str | None, typer.Option("--pretrained", help="Tag of open_clip, or a checkpoint file.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option("--preset", help="Hyperparameters to start from.")
+    ] = "default",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="JSON or YAML file laid over the preset.")
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="One value over all that, e.g. zo.learning_rate=1e-3.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option("--out", help="Where the prompt file goes.")] = Path(
+        "prompt.safetensors"
+    ),
+    checkpoint_dir: Annotated[
+        Path | None, typer.Option("--checkpoint-dir", help="Folder that lets a run be resumed.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in that folder.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Tune a prompt on this machine and write it to a file."""
+    from sharpzo_cli.tuning import TuneRequest, run_tuning
+
+    request = TuneRequest(
+        dataset=dataset,
+        backbone=backbone,
+        pretrained=pretrained,
+        preset=preset,
+        config=config,
+        values=tuple(values or ()),
+        device=device,
+        out=out,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
+    )
+    run_tuning(request, as_json=as_json)
+
+
+@app.command()
+def classify(
+    artifact: ArtifactPath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images to label.")],
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per image.")] = 5,
+    backbone: OtherBackbone = None,
+    pretrained: OtherPretrained = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Label images with a tuned prompt, on this machine."""
+    from sharpzo_cli.applying import Model, classify_images
+
+    classify_images(Model(artifact, backbone, pretrained, device), images, top_k, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    artifact: ArtifactPath,
+    dataset: DatasetPath,
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    backbone: OtherBackbone = None,
+    pretrained: OtherPretrained = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a tuned prompt on a dataset: accuracy, per class, confusion matrix."""
+    from sharpzo_cli.applying import Model, evaluate_dataset
+
+    evaluate_dataset(Model(artifact, backbone, pretrained, device), dataset, split, as_json=as_json)

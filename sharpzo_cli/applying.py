@@ -1,0 +1,124 @@
+"""`sharpzo classify` and `sharpzo evaluate`: a prompt file on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sharpzo_cli.errors import UsageProblem
+from sharpzo_cli.output import percent, print_json, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sharpzo_engine import Backbone, Evaluation, Prediction, TunedPrompt
+
+#: Classes up to which a confusion matrix fits a terminal; --json always has it.
+WIDEST_MATRIX = 12
+
+
+@dataclass(frozen=True)
+class Model:
+    """A prompt file, and the backbone to use with it if not its own."""
+
+    artifact: Path
+    backbone: str | None
+    pretrained: str | None
+    device: str
+
+    def load(self) -> tuple[TunedPrompt, Backbone]:
+        """The prompt and the backbone.
+
+        Raises:
+            UsageProblem: the file is not there.
+            ArtifactError: it is not a prompt.
+            BackboneError: its backbone cannot be loaded.
+        """
+        if not self.artifact.is_file():
+            raise UsageProblem(f"{self.artifact} does not exist", "give a file of `sharpzo tune`")
+        from sharpzo_engine import TunedPrompt, load_backbone
+
+        prompt = TunedPrompt.load(self.artifact)
+        own = prompt.metadata["backbone"]
+        name = self.backbone or own["name"]
+        pretrained = self.pretrained or (None if self.backbone else own.get("pretrained"))
+        return prompt, load_backbone(name, pretrained, self.device)
+
+
+def classify_images(model: Model, images: Sequence[Path], top_k: int, *, as_json: bool) -> None:
+    """Label images and print the labels."""
+    for image in images:
+        if not image.is_file():
+            raise UsageProblem(f"{image} does not exist", "give JPEG, PNG or WEBP files")
+    prompt, backbone = model.load()
+    from sharpzo_engine import PromptClassifier
+
+    answers = PromptClassifier(prompt, backbone).predict(list(images), top_k=top_k)
+    if as_json:
+        print_json({"results": [_result(*pair) for pair in zip(images, answers, strict=True)]})
+        return
+    rows = [
+        (str(image) if rank == 0 else "", prediction.label, percent(prediction.score))
+        for image, predictions in zip(images, answers, strict=True)
+        for rank, prediction in enumerate(predictions)
+    ]
+    print_table("", ("image", "label", "score"), rows)
+
+
+def evaluate_dataset(model: Model, dataset: Path, split: str, *, as_json: bool) -> None:
+    """Measure a prompt on one split and print the figures.
+
+    Raises:
+        UsageProblem: the split is empty, or its classes are not the prompt's.
+    """
+    import torch
+
+    from sharpzo_engine import PromptClassifier, evaluate, load_dataset
+    from sharpzo_engine.features import extract_features
+
+    data = load_dataset(dataset)
+    if not data.split(split):
+        raise UsageProblem(f"{dataset} has no {split} images", "choose another --split")
+    prompt, backbone = model.load()
+    if tuple(data.class_names) != tuple(prompt.class_names):
+        raise UsageProblem(
+            f"the classes of {dataset} are not those of {model.artifact}",
+            f"the prompt knows: {', '.join(prompt.class_names)}",
+        )
+    PromptClassifier(prompt, backbone)  # refuses a backbone that is not the prompt's
+    features = extract_features(data.split(split), backbone)
+    matrix = torch.tensor(prompt.class_embeddings)
+    evaluation = evaluate(matrix, features, prompt.class_names)
+    if as_json:
+        print_json(_figures(evaluation, split, prompt.class_names))
+    else:
+        _print_evaluation(evaluation, split, prompt.class_names)
+
+
+def _result(image: Path, predictions: Sequence[Prediction]) -> dict[str, object]:
+    listed = [{"label": p.label, "index": p.index, "score": p.score} for p in predictions]
+    return {"image": str(image), "predictions": listed}
+
+
+def _figures(evaluation: Evaluation, split: str, classes: Sequence[str]) -> dict[str, object]:
+    return {
+        "split": split,
+        "images": evaluation.images,
+        "accuracy": evaluation.accuracy,
+        "per_class_accuracy": dict(evaluation.per_class),
+        "classes": list(classes),
+        "confusion_matrix": [list(row) for row in evaluation.confusion],
+    }
+
+
+def _print_evaluation(evaluation: Evaluation, split: str, classes: Sequence[str]) -> None:
+    title = f"{split}: {percent(evaluation.accuracy)} of {evaluation.images} images"
+    rows = [(name, percent(value)) for name, value in evaluation.per_class.items()]
+    print_table(title, ("class", "accuracy"), rows)
+    if len(classes) <= WIDEST_MATRIX:
+        matrix = [
+            (name, *(str(count) for count in row))
+            for name, row in zip(classes, evaluation.confusion, strict=True)
+        ]
+        print_table("Confusion: true class by row", ("", *classes), matrix)

@@ -1,0 +1,1 @@
+"""`sharpzo demo`: the whole service on real handwritten digits, in about a minute."""

@@ -1,0 +1,102 @@
+"""A service of one's own for the time of a block: free port, own folder, and gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import httpx
+
+from sharpzo_cli.errors import RunFailed
+from sharpzo_client import Client, SharpzoError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HOST = "127.0.0.1"
+START_SECONDS = 60.0  # until the service must be ready
+STOP_SECONDS = 15.0  # for a clean end, before it is forced
+POLL_SECONDS = 0.1
+PREFIX = "SHARPZO_"
+KEPT = ("SHARPZO_DEVICE", "SHARPZO_LOG_LEVEL")  # settings that do not lead to somebody's data
+
+
+@contextmanager
+def running_service(data_dir: Path, log: Path) -> Iterator[Client]:
+    """Start `sharpzo serve`, wait until it is ready, and end it in any case.
+
+    Raises:
+        RunFailed: it ended by itself or was not ready in time.
+    """
+    port = free_port()
+    with log.open("wb") as output:
+        process = _start(port, data_dir, output.fileno())
+    try:
+        # An explicit transport keeps a proxy of the environment out of the way.
+        with Client(f"http://{HOST}:{port}", transport=httpx.HTTPTransport()) as client:
+            _await_ready(client, process, log)
+            yield client
+    finally:
+        _stop(process)
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def clean_environment() -> dict[str, str]:
+    """This environment without settings that lead to a real installation, and offline."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) or k in KEPT}
+    return kept | {"HF_HUB_OFFLINE": "1"}
+
+
+def _start(port: int, data_dir: Path, output: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "sharpzo_cli", "serve", "--host", HOST]
+    command += ["--port", str(port), "--data-dir", str(data_dir)]
+    return subprocess.Popen(  # noqa: S603 - our own command
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=clean_environment(),
+        start_new_session=True,  # Ctrl-C reaches us alone, and we end it in order
+    )
+
+
+def _await_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RunFailed(f"the service did not start: {last_line(log)}", "see --debug")
+        with suppress(SharpzoError):
+            client.health.readyz()
+            return
+        time.sleep(POLL_SECONDS)
+    raise RunFailed(f"the service was not ready after {START_SECONDS:.0f} s", last_line(log))
+
+
+def last_line(log: Path) -> str:
+    """What the service said last."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

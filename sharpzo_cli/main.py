@@ -1,0 +1,45 @@
+"""Entry point: runs the command and turns whatever goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+import typer
+
+from sharpzo_cli.app import app
+from sharpzo_cli.errors import explain, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+INTERRUPTED = 130  # exit code of a command ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `sharpzo` and return its exit code.
+
+    0 done; 1 the run failed; 2 the command line or an input is wrong; 130 Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given  # wherever it stands
+    try:
+        code = app([item for item in given if item != "--debug"], "sharpzo", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _tell(error, debug)
+    return code if isinstance(code, int) else 0
+
+
+def _tell(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    line, code = explain(error)
+    typer.echo(f"error: {one_line(line)}", err=True)
+    return code

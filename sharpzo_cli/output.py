@@ -1,0 +1,65 @@
+"""What commands print: tables for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sharpzo_cli.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Row = Sequence[str]
+
+
+def print_table(title: str, header: Row, rows: Sequence[Row], *, err: bool = False) -> None:
+    """A table; the first column is text, the others are figures."""
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(stderr=err).print(table)
+
+
+def print_json(value: object) -> None:
+    """One JSON object on one line of standard output; what is not a number is null."""
+    typer.echo(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+
+
+def percent(value: float | None) -> str:
+    """A fraction for people."""
+    return "–" if value is None else f"{value:.1%}"  # noqa: RUF001 - a dash
+
+
+def writable(path: Path) -> Path:
+    """The path, if a file can be put there; found out before the work, not after it.
+
+    Raises:
+        UsageProblem: it is a folder, or its own folder cannot be made.
+    """
+    if path.is_dir():
+        raise UsageProblem(f"{path} is a folder", "give the name of a file")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageProblem(f"{path}: {reason}", "choose another place") from error
+    return path
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
