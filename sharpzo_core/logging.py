@@ -49,9 +49,16 @@ def configure_logging(settings: Settings) -> None:
     """Send this process's log to stderr in the configured form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    handler.addFilter(_is_somebodys)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    logging.captureWarnings(capture=True)
     # Their INFO lines tell how they work, not what the service does.
     for name in ("alembic", "kombu", "amqp", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _is_somebodys(record: logging.LogRecord) -> bool:
+    """Drop chatter that a library writes to the root logger, as open_clip does."""
+    return record.name != "root" or record.levelno >= logging.WARNING

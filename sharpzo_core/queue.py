@@ -38,10 +38,11 @@ def make_celery(settings: Settings) -> Celery:
     """The Celery application of both sides; nothing is connected yet."""
     app = Celery("sharpzo", set_as_current=False)
     app.conf.update(
-        broker_url=settings.broker_url or "filesystem://",
+        broker_url=settings.broker_url or "filesystem://localhost//",
         broker_transport_options=_transport_options(settings),
         visibility_timeout=VISIBILITY_SECONDS,
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # a worker outlives any outage of its broker
         broker_connection_timeout=CONNECT_SECONDS,
         task_default_queue=QueueName.TUNING,
         task_create_missing_queues=True,

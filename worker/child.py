@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
@@ -69,3 +70,8 @@ def tune(*args: object, **options: object) -> TuneResult:
     import sharpzo_engine
 
     return sharpzo_engine.tune(*args, **options)  # type: ignore[arg-type]
+
+
+def warm_up() -> None:
+    """Import what tuning needs."""
+    importlib.import_module("sharpzo_engine.tuner")

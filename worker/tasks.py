@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 from celery import shared_task
+from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_process_init
 
 from sharpzo_core.ids import Prefix, is_id
 from sharpzo_core.logging import configure_logging
 from sharpzo_core.queue import TaskName
-from worker.child import child_deps, child_drain, child_settings
+from worker.child import child_deps, child_drain, child_settings, warm_up
 from worker.runner import run_job
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,10 @@ def tune(self: Any, job_id: object) -> None:  # noqa: ANN401 - Celery's task
         logger.warning("ignored a message that names no job", extra={"action": "bad_message"})
         return
     worker = self.request.hostname
-    with child_drain(worker).working():
+    drain = child_drain(worker)
+    if drain():
+        raise Reject(requeue=True)  # the parent hands messages on for a moment after SIGTERM
+    with drain.working():
         run_job(job_id, child_deps(worker))
 
 
@@ -36,6 +41,8 @@ def _configure_logging(**_: Any) -> None:  # noqa: ANN401 - Celery's signal argu
 
 def _begin_child(sender: str, **_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
     child_drain(sender).listen()
+    # Torch takes seconds to import; the first job need not wait for all of them.
+    threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
 
 
 setup_logging.connect(_configure_logging)
