@@ -96,6 +96,11 @@ def assert_problem(response: Any, status: int, code: str) -> dict[str, Any]:
     return body
 
 
+def open_client(settings: Settings) -> TestClient:
+    """A client of a new application; entering it starts the application."""
+    return TestClient(create_app(settings), raise_server_exceptions=False)
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
@@ -112,13 +117,19 @@ def make_client() -> Iterator[MakeClient]:
     opened: list[TestClient] = []
 
     def make(settings: Settings) -> TestClient:
-        client = TestClient(create_app(settings), raise_server_exceptions=False)
-        opened.append(client.__enter__())
-        return client
+        opened.append(open_client(settings).__enter__())
+        return opened[-1]
 
     yield make
     for client in opened:
         client.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def shared_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One application for a module's requests that change nothing."""
+    with open_client(Settings(data_dir=tmp_path_factory.mktemp("shared"), device="cpu")) as client:
+        yield client
 
 
 @pytest.fixture

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.services import Services
+from sharpzo_core.job_leases import JobLeases, lease_of
+from sharpzo_core.job_rows import NewEvent
+from sharpzo_core.jobs import EventType, JobProgress, JobStep, Lease, Phase
+from sharpzo_core.settings import Settings
+
+from .conftest import MakeClient, assert_problem, ready_dataset
+
+SMALL = {"shots": 2, "total_steps": 20}
+
+
+@pytest.fixture
+def dataset_id(client: TestClient) -> str:
+    return str(ready_dataset(client)["id"])
+
+
+def submit(client: TestClient, dataset_id: str, **more: Any) -> dict[str, Any]:
+    response = client.post("/v1/jobs", json={"dataset_id": dataset_id, "config": SMALL, **more})
+    assert response.status_code == 201, response.text
+    job: dict[str, Any] = response.json()
+    return job
+
+
+def claim(services: Services, job_id: str) -> tuple[JobLeases, Lease]:
+    """Be the job's worker."""
+    leases = JobLeases.of(services.database, services.settings)
+    job = leases.claim(job_id, "worker-1")
+    assert job is not None
+    return leases, lease_of(job)
+
+
+def test_submit_get_list(client: TestClient, dataset_id: str) -> None:
+    job = submit(client, dataset_id, name="pets", metadata={"who": "me"})
+    assert job["status"] == "queued"
+    assert job["backbone"] == "tiny"
+    assert job["config"]["shots"] == 2
+    assert job["config"]["cma"]["population_size"] == 40
+    assert job["metadata"] == {"who": "me"}
+    assert job["error"] is None
+    assert client.get(f"/v1/jobs/{job['id']}").json() == job
+    page = client.get("/v1/jobs").json()
+    assert page == {"data": [job], "has_more": False, "next": None}
+
+
+def test_submitting_rings_for_a_worker(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    submit(client, dataset_id)
+    deadline = time.monotonic() + 10
+    while not services.queue.depth():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert services.queue.depth() == 1
+
+
+@pytest.fixture(scope="module")
+def shared_dataset_id(shared_client: TestClient) -> str:
+    return str(ready_dataset(shared_client)["id"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "pointers"),
+    [
+        ({"backbone": "nonesuch"}, "validation_error", ["/backbone"]),
+        ({"backbone": "local-dir:/etc"}, "validation_error", ["/backbone"]),
+        ({"backbone": "hf-hub:evil/x"}, "validation_error", ["/backbone"]),
+        ({"backbone": "../../m.pt"}, "validation_error", ["/backbone"]),
+        ({"preset": "nonesuch"}, "validation_error", ["/preset"]),
+        ({"config": {"nonesuch": 1}}, "validation_error", ["/config/nonesuch"]),
+        ({"config": {"cma": {"x/y~z": 1}}}, "validation_error", ["/config/cma/x~1y~0z"]),
+        ({"config": {"zo": {"learning_rate": 0}}}, "validation_error", None),
+        ({"config": {"cma": {"population_size": 0}}}, "validation_error", None),
+        ({"config": {"total_steps": 10**9}}, "validation_error", ["/config/total_steps"]),
+        ({"config": {"seed": -1}}, "validation_error", ["/config/seed"]),
+        ({"config": {"seed": "5"}}, "validation_error", ["/config/seed"]),
+        ({"config": {"seed": True}}, "validation_error", ["/config/seed"]),
+        ({"config": []}, "validation_error", ["/config"]),
+        ({"status": "succeeded"}, "validation_error", ["/status"]),
+        ({"name": "no spaces"}, "validation_error", ["/name"]),
+        ({"config": {"shots": 4}}, "validation_error", ["/config/shots", "/config/shots"]),
+    ],
+)
+def test_bad_jobs(
+    shared_client: TestClient,
+    shared_dataset_id: str,
+    changes: dict[str, Any],
+    code: str,
+    pointers: list[str] | None,
+) -> None:
+    job = {"dataset_id": shared_dataset_id, "config": SMALL, **changes}
+    body = assert_problem(shared_client.post("/v1/jobs", json=job), 422, code)
+    if pointers is not None:
+        assert [error["pointer"] for error in body["errors"]] == pointers
+    assert shared_client.get("/v1/jobs").json()["data"] == []
+
+
+def test_unknown_ids(shared_client: TestClient) -> None:
+    body = {"dataset_id": "ds_00000000000000000000000000"}
+    assert_problem(shared_client.post("/v1/jobs", json=body), 404, "not_found")
+    for job_id in ("job_00000000000000000000000000", "' OR 1=1--", "%00", "x" * 5000):
+        for path in ("", "/events", "/metrics"):
+            assert_problem(shared_client.get(f"/v1/jobs/{job_id}{path}"), 404, "not_found")
+        assert_problem(shared_client.post(f"/v1/jobs/{job_id}/cancel"), 404, "not_found")
+        assert_problem(shared_client.delete(f"/v1/jobs/{job_id}"), 404, "not_found")
+
+
+def test_a_dataset_must_be_ready(client: TestClient, services: Services) -> None:
+    dataset = services.datasets.create("slow")
+    response = client.post("/v1/jobs", json={"dataset_id": dataset.id})
+    assert_problem(response, 409, "state_conflict")
+
+
+def test_a_full_queue(make_client: MakeClient, settings: Settings) -> None:
+    client = make_client(settings.model_copy(update={"max_queued_jobs": 1}))
+    dataset_id = ready_dataset(client)["id"]
+    submit(client, dataset_id)
+    response = client.post("/v1/jobs", json={"dataset_id": dataset_id, "config": SMALL})
+    assert_problem(response, 429, "too_many_jobs")
+    assert int(response.headers["retry-after"]) > 0
+
+
+def test_cancel_delete_and_the_dataset_of_a_live_job(client: TestClient, dataset_id: str) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    assert_problem(client.delete(f"/v1/datasets/{dataset_id}"), 409, "state_conflict")
+    assert_problem(client.delete(f"/v1/jobs/{job_id}"), 409, "state_conflict")
+    for _ in range(2):  # repeating changes nothing
+        response = client.post(f"/v1/jobs/{job_id}/cancel")
+        assert response.status_code == 202
+        assert response.json()["status"] == "cancelled"
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+    assert_problem(client.get(f"/v1/jobs/{job_id}"), 404, "not_found")
+    assert client.delete(f"/v1/datasets/{dataset_id}").status_code == 204
+
+
+def test_a_job_that_failed_cannot_be_cancelled(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    leases, lease = claim(services, job_id)
+    leases.fail(lease, "out_of_memory", "no memory left")
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert job["error"] == {"code": "out_of_memory", "message": "no memory left"}
+    assert_problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "state_conflict")
+
+
+def test_events_as_pages(client: TestClient, services: Services, dataset_id: str) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    leases, lease = claim(services, job_id)
+    for i in range(5):
+        leases.tell(lease, NewEvent(EventType.MESSAGE, f"line {i}"))
+    url = f"/v1/jobs/{job_id}/events"
+    first = client.get(url, params={"limit": 4}).json()
+    assert [event["seq"] for event in first["data"]] == [1, 2, 3, 4]
+    assert (first["has_more"], first["next"]) == (True, "4")
+    rest = client.get(url, params={"after": first["next"]}).json()
+    assert [event["seq"] for event in rest["data"]] == [5, 6, 7]
+    assert (rest["has_more"], rest["next"]) == (False, None)
+    assert_problem(client.get(url, params={"after": -1}), 422, "validation_error")
+
+
+def read_stream(response: Any) -> Iterator[dict[str, str]]:
+    event: dict[str, str] = {}
+    for line in response.iter_lines():
+        if line.startswith(":"):
+            continue
+        if line:
+            key, _, value = line.partition(": ")
+            event[key] = value
+        elif event:
+            yield event
+            event = {}
+
+
+def stream(client: TestClient, job_id: str, **headers: str) -> list[dict[str, str]]:
+    headers["accept"] = "text/event-stream"
+    with client.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["cache-control"] == "no-cache"
+        return list(read_stream(response))
+
+
+def test_a_stream_replays_and_ends_after_the_last_event(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    leases, lease = claim(services, job_id)
+    leases.tell(lease, NewEvent(EventType.MESSAGE, "two\nlines"))
+    leases.fail(lease, "x", "it broke")
+    events = stream(client, job_id)
+    assert [event["id"] for event in events] == ["1", "2", "3", "4"]
+    assert [event["event"] for event in events] == ["queued", "started", "message", "failed"]
+    page = client.get(f"/v1/jobs/{job_id}/events").json()["data"]
+    assert [json.loads(event["data"]) for event in events] == page
+    assert [e["id"] for e in stream(client, job_id, **{"last-event-id": "2"})] == ["3", "4"]
+    assert stream(client, job_id, **{"last-event-id": "4"}) == []
+    bad = {"accept": "text/event-stream", "last-event-id": "x"}
+    response = client.get(f"/v1/jobs/{job_id}/events", headers=bad)
+    assert_problem(response, 422, "validation_error")
+
+
+def test_a_stream_follows_a_live_job(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+
+    def work() -> None:
+        leases, lease = claim(services, job_id)
+        time.sleep(0.3)
+        leases.fail(lease, "x", "it broke")
+
+    worker = threading.Timer(0.2, work)
+    worker.start()
+    events = stream(client, job_id)
+    worker.join()
+    assert [event["event"] for event in events] == ["queued", "started", "failed"]
+
+
+def test_a_stream_ends_when_the_server_does(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    threading.Timer(0.3, services.stopping.set).start()
+    assert [event["id"] for event in stream(client, job_id)] == ["1"]
+
+
+def test_metrics_as_json_and_csv(client: TestClient, services: Services, dataset_id: str) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    leases, lease = claim(services, job_id)
+    steps = [
+        JobStep(i, Phase.STAGE1, 1.0 / i, None, 0.5, 0.4, None, 40 * i, 0.1 * i)
+        for i in range(1, 11)
+    ]
+    progress = JobProgress(Phase.STAGE1, 10, 20, 400)
+    leases.save_progress(lease, progress, {"val_accuracy": 0.5}, steps)
+    url = f"/v1/jobs/{job_id}/metrics"
+    every = client.get(url).json()["data"]
+    assert [record["step"] for record in every] == list(range(1, 11))
+    assert every[1] == {
+        "step": 2,
+        "phase": "stage1",
+        "loss": 0.5,
+        "val_loss": None,
+        "val_accuracy": 0.5,
+        "sigma": 0.4,
+        "sharpness": None,
+        "forward_passes": 80,
+        "seconds": 0.2,
+    }
+    some = client.get(url, params={"from_step": 3, "to_step": 8, "resolution": 3}).json()["data"]
+    assert [record["step"] for record in some] == [4, 6, 8]
+
+    response = client.get(url, headers={"accept": "text/csv"})
+    assert response.headers["content-type"] == "text/csv; charset=utf-8"
+    rows = list(csv.DictReader(io.StringIO(response.text)))
+    assert (rows[1]["step"], rows[1]["loss"], rows[1]["val_loss"]) == ("2", "0.5", "")
+    assert_problem(client.get(url, params={"resolution": 0}), 422, "validation_error")
