@@ -206,7 +206,7 @@ class _Reader:
         return read_layout(names, texts.__getitem__)
 
     def _store_images(self, kind: ArchiveKind, layout: Layout) -> None:
-        wanted = {entry.path for entries in layout.splits().values() for entry in entries}
+        wanted = {entry.path for entries in layout.splits.values() for entry in entries}
         for member in self.ingest.members(self.dataset_id, kind):
             if member.path in wanted:
                 self._store_image(member)
@@ -229,7 +229,7 @@ class _Reader:
     def _manifest(self, layout: Layout) -> bytes:
         splits = {
             split: [{"image": self.images[entry.path], "label": entry.label} for entry in entries]
-            for split, entries in layout.splits().items()
+            for split, entries in layout.splits.items()
         }
         manifest = {"class_names": list(layout.class_names), "splits": splits}
         return json.dumps(manifest, ensure_ascii=False, sort_keys=True).encode()
@@ -250,7 +250,7 @@ class _Reader:
     def _duplicates(self, layout: Layout) -> list[list[str]]:
         """Groups of paths in different splits that are the same bytes."""
         seen: dict[str, dict[str, str]] = defaultdict(dict)
-        for split, entries in layout.splits().items():
+        for split, entries in layout.splits.items():
             for entry in entries:
                 seen[self.images[entry.path]].setdefault(split, entry.path)
         return [list(paths.values()) for paths in seen.values() if len(paths) > 1]

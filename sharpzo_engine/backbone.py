@@ -14,17 +14,13 @@ from typing import Any
 import open_clip
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from sharpzo_engine import tiny
 from sharpzo_engine.errors import BackboneError
-from sharpzo_engine.text_encoder import (
-    ForwardTextEncoder,
-    PlainTextEncoder,
-    TowerWeights,
-    read_tower,
-)
+from sharpzo_engine.text_encoder import ForwardTextEncoder, PlainTextEncoder
+from sharpzo_engine.text_tower import OpenClipModule, TowerWeights, read_tower
 from sharpzo_engine.tokens import PromptTokens, Tokenizer, tokenize_prompts
 
 LOCAL_DIR = "local-dir:"
@@ -38,7 +34,7 @@ class Backbone:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: OpenClipModule,
         preprocess: Preprocess,
         tokenizer: Tokenizer,
         *,
@@ -55,7 +51,7 @@ class Backbone:
         self.tokenizer = tokenizer
         self.name = name
         self.pretrained = pretrained
-        self.text: nn.Module = model if isinstance(model, open_clip.CLIP) else model.text
+        self.text: OpenClipModule = model if isinstance(model, open_clip.CLIP) else model.text
         self.tower: TowerWeights = read_tower(self.text)
         self.device = self.tower.token_embedding.device
         self.logit_scale = math.exp(float(model.logit_scale))
@@ -194,7 +190,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def _fingerprint(model: nn.Module, preprocess: Preprocess) -> str:
+def _fingerprint(model: OpenClipModule, preprocess: Preprocess) -> str:
     """SHA-256 over every weight and the preprocessing: equal for equal embeddings."""
     digest = hashlib.sha256()
     digest.update(json.dumps(_layout_of(model), sort_keys=True).encode())
@@ -204,7 +200,7 @@ def _fingerprint(model: nn.Module, preprocess: Preprocess) -> str:
     return digest.hexdigest()
 
 
-def _layout_of(model: nn.Module) -> dict[str, Any]:
+def _layout_of(model: OpenClipModule) -> dict[str, Any]:
     activations = sorted({type(m).__name__ for m in model.modules() if "GELU" in type(m).__name__})
     shapes = {k: [str(v.dtype), list(v.shape)] for k, v in model.state_dict().items()}
     return {"activations": activations, "tensors": shapes}

@@ -193,12 +193,30 @@ class TuningConfig(_Section):
 
 def config_error(error: ValidationError) -> ConfigError:
     """Translate pydantic's report; the offending value is never repeated."""
-    faults = [
-        (tuple(str(key) for key in fault["loc"]), fault["msg"])
-        for fault in error.errors(include_url=False, include_input=False)
-    ]
+    messages: dict[tuple[str, ...], list[str]] = {}
+    for fault in error.errors(include_url=False, include_input=False):
+        messages.setdefault(_field_path(fault["loc"]), []).append(_say(fault["msg"], fault["type"]))
+    # The members of a union each complain; together they say what would be accepted.
+    faults = [(path, ", or ".join(dict.fromkeys(texts))) for path, texts in messages.items()]
     text = "; ".join(f"{'.'.join(path) or 'config'}: {message}" for path, message in faults)
     return ConfigError(text, faults)
+
+
+def _field_path(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The keys that lead to a value, without the marks that pydantic puts for a union's members."""
+    path: list[str] = []
+    fields: Mapping[str, Any] = TuningConfig.model_fields
+    for key in map(str, location):
+        path.append(key)
+        section = _SECTIONS.get(key)
+        if key not in fields or section is None:
+            break
+        fields = section.model_fields
+    return tuple(path)
+
+
+def _say(message: str, kind: str) -> str:
+    return "unknown hyperparameter" if kind == "extra_forbidden" else message
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,8 +224,10 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in overlay.items():
         below = merged.get(key)
-        both_sections = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(below, value) if both_sections else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
     return merged
 
 
@@ -225,6 +245,8 @@ def _nest(path: tuple[str, ...], value: object) -> dict[str, Any]:
     return value  # type: ignore[return-value] # path is never empty
 
 
+_SECTIONS: dict[str, type[BaseModel]] = {"prompt": PromptConfig, "cma": CmaConfig, "zo": ZoConfig}
+
 _PAPER: dict[str, Any] = {
     "prompt": {"projection": "gaussian", "projection_std": 0.2},
     "cma": {"bound": 5.0, "covariance": "full"},
@@ -241,7 +263,7 @@ _PAPER: dict[str, Any] = {
 def _paper(
     sigma: float, change_point: int, std: float = 0.2, cge_step: float = 1e-3, **more: float | None
 ) -> dict[str, Any]:
-    """One column of the paper's Table 8; projection scale and box are those of the released code."""
+    """One column of the paper's Table 8; projection scale and box as in the released code."""
     return merge(
         _PAPER,
         {

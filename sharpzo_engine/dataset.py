@@ -58,7 +58,7 @@ def load_dataset(
     files = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
     layout = read_layout(files, lambda f: (root / f).read_text(encoding="utf-8"), seed)
     train, val, test = (
-        tuple(Example(root / entry.path, entry.label) for entry in layout.splits()[split])
+        tuple(Example(root / entry.path, entry.label) for entry in layout.splits[split])
         for split in SPLITS
     )
     dataset = Dataset(name or root.resolve().name, layout.class_names, train, val, test)
@@ -77,7 +77,9 @@ def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
     by_label = group_by_label(dataset.train)
     short = {label: len(group) for label, group in by_label.items() if len(group) < shots}
     if short:
-        raise TooFewImages(too_few_message({dataset.class_names[i]: n for i, n in short.items()}, shots))
+        raise TooFewImages(
+            too_few_message({dataset.class_names[i]: n for i, n in short.items()}, shots)
+        )
     rng = random.Random(seed)  # noqa: S311 - sampling, not a secret
     sample = [example for group in by_label.values() for example in rng.sample(group, shots)]
     return replace(dataset, train=tuple(sample), shots=shots)
@@ -87,7 +89,8 @@ def too_few_message(short: dict[str, int], shots: int) -> str:
     """Say which classes have fewer images than shots, and the mend."""
     listed = ", ".join(f"{name!r} has {count}" for name, count in list(short.items())[:5])
     fewest = min(short.values())
-    return f"fewer training images than shots = {shots}: {listed} (add images, or lower shots to {fewest})"
+    mend = f"add images, or lower shots to {fewest}"
+    return f"fewer training images than shots = {shots}: {listed} ({mend})"
 
 
 def group_by_label(examples: tuple[Example, ...]) -> dict[int, list[Example]]:

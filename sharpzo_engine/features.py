@@ -52,8 +52,8 @@ def extract_features(
 ) -> Features:
     """Embed every image of a split.
 
-    Embeddings are cached under the hash of the images' bytes and the backbone's fingerprint, so that
-    renamed files hit and changed files miss.
+    Embeddings are cached under the hash of the images' bytes and the backbone's fingerprint:
+    renamed files hit, changed files miss.
 
     Raises:
         DatasetError: an image cannot be read, naming the file.

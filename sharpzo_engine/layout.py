@@ -45,20 +45,12 @@ class Layout:
     """The classes and splits of a dataset."""
 
     class_names: tuple[str, ...]  #: display names, in label order
-    train: tuple[Entry, ...]
-    val: tuple[Entry, ...]
-    test: tuple[Entry, ...]
+    splits: Mapping[str, tuple[Entry, ...]]  #: train, val and test
     skipped: int = 0  #: files that are neither images nor metadata
-
-    def splits(self) -> dict[str, tuple[Entry, ...]]:
-        """Split name -> entries."""
-        return {"train": self.train, "val": self.val, "test": self.test}
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Split name -> class name -> number of images; zero included."""
-        return {
-            split: _count(entries, self.class_names) for split, entries in self.splits().items()
-        }
+        return {split: _count(entries, self.class_names) for split, entries in self.splits.items()}
 
 
 def read_layout(paths: Iterable[str], read_text: ReadText, seed: int = 1) -> Layout:
@@ -84,13 +76,12 @@ def read_layout(paths: Iterable[str], read_text: ReadText, seed: int = 1) -> Lay
     _check(layout)
     return Layout(
         layout.class_names,
-        *(_rooted(layout.splits()[split], top) for split in SPLITS),
+        {
+            split: tuple(Entry(top + entry.path, entry.label) for entry in entries)
+            for split, entries in layout.splits.items()
+        },
         skipped=sum(not _is_image(f) and not f.endswith(".json") for f in files),
     )
-
-
-def _rooted(entries: tuple[Entry, ...], top: str) -> tuple[Entry, ...]:
-    return tuple(Entry(top + entry.path, entry.label) for entry in entries)
 
 
 def _is_ignored(path: str) -> bool:
@@ -152,7 +143,7 @@ def _from_split_folders(images: Sequence[PurePosixPath], names: Mapping[str, str
     index = {folder: label for label, folder in enumerate(folders)}
     return Layout(
         tuple(display_name(folder, names) for folder in folders),
-        *(tuple(Entry(p, index[f]) for f, p in found[split]) for split in SPLITS),
+        {split: tuple(Entry(p, index[f]) for f, p in found[split]) for split in SPLITS},
     )
 
 
@@ -184,20 +175,17 @@ def _split_by_seed(
         for split, part in zip(SPLITS, cuts, strict=True):
             splits[split].extend(Entry(path, label) for path in sorted(part))
     class_names = tuple(display_name(folder, names) for folder in folders)
-    return Layout(class_names, *(tuple(splits[split]) for split in SPLITS))
+    return Layout(class_names, {split: tuple(splits[split]) for split in SPLITS})
 
 
 def _from_split_file(text: str, files: Sequence[str]) -> Layout:
     """CoOp's format: `{split: [[path below the image folder, label, class name], ...]}`."""
     content = _parse_json(text, "the split file")
     try:
-        rows = {
-            split: [(str(p), int(i), str(n)) for p, i, n in content[split]] for split in SPLITS
-        }
+        rows = {split: [(str(p), int(i), str(n)) for p, i, n in content[split]] for split in SPLITS}
     except (KeyError, TypeError, ValueError):
         raise DatasetError(
-            "the split file must hold train, val and test, each a list of "
-            "[path, label, class name]"
+            "the split file must hold train, val and test, each a list of [path, label, class name]"
         ) from None
     names = {label: name for split in SPLITS for _, label, name in rows[split]}
     if sorted(names) != list(range(len(names))):
@@ -205,7 +193,10 @@ def _from_split_file(text: str, files: Sequence[str]) -> Layout:
     locate = _locator(files, [path for split in SPLITS for path, _, _ in rows[split]])
     return Layout(
         tuple(names[label].replace("_", " ") for label in range(len(names))),
-        *(tuple(Entry(locate(path), label) for path, label, _ in rows[split]) for split in SPLITS),
+        {
+            split: tuple(Entry(locate(path), label) for path, label, _ in rows[split])
+            for split in SPLITS
+        },
     )
 
 
@@ -237,7 +228,7 @@ def _count(entries: Sequence[Entry], class_names: Sequence[str]) -> dict[str, in
 
 def _check(layout: Layout) -> None:
     problems = [*_name_problems(layout.class_names)]
-    if not layout.train:
+    if not layout.splits["train"]:
         problems.append(
             "no training images found (expected train/<class>/*.jpg, <class>/*.jpg, or a "
             "split_zhou_*.json)"

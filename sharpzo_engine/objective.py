@@ -14,7 +14,7 @@ from sharpzo_engine.prompt import PromptSpace
 
 Array = NDArray[np.float64]
 
-#: Logits held at once (floats). 4 Mi of them are 16 MiB, whatever the numbers of classes and images.
+#: Logits held at once (floats): 16 MiB, whatever the numbers of classes and images.
 MAX_LOGITS = 4 * 2**20
 #: Candidates whose class embeddings are held at once.
 MAX_CANDIDATES = 256

@@ -64,12 +64,12 @@ class PromptSpace:
 
     @property
     def dim(self) -> int:
-        """d."""
+        """D."""
         return int(self.projection.shape[1])
 
     @property
     def origin(self) -> Array:
-        """w = 0 [d], the hand-written prompt."""
+        """W = 0 [d], the hand-written prompt."""
         return np.zeros(self.dim)
 
     @property

@@ -31,7 +31,9 @@ class PromptTokens:
         return [row + [0] * (length - len(row)) for row in rows]
 
 
-def tokenize_prompts(tokenizer: Tokenizer, context: str, class_names: Sequence[str]) -> PromptTokens:
+def tokenize_prompts(
+    tokenizer: Tokenizer, context: str, class_names: Sequence[str]
+) -> PromptTokens:
     """Tokenise "{context} {name}." for every class.
 
     Raises:
@@ -51,10 +53,14 @@ def tokenize_prompts(tokenizer: Tokenizer, context: str, class_names: Sequence[s
     for name, sentence in zip(class_names, sentences, strict=True):
         # The tokenizer cuts what is too long and puts EOT at the last position.
         if len(sentence) == limit:
-            raise DatasetError(f"class name {name[:40]!r} is too long for the text tower (shorten it)")
+            raise DatasetError(
+                f"class name {name[:40]!r} is too long for the text tower (shorten it)"
+            )
     head = alone[: 1 + size]
     if any(sentence[: 1 + size] != head for sentence in sentences):
-        raise ConfigError("prompt.context: must end in a whole word, so that names do not change it")
+        raise ConfigError(
+            "prompt.context: must end in a whole word, so that names do not change it"
+        )
     suffixes = tuple(tuple(sentence[1 + size :]) for sentence in sentences)
     return PromptTokens(alone[0], tuple(alone[1 : 1 + size]), suffixes)
 

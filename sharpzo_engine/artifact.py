@@ -1,0 +1,104 @@
+"""`TunedPrompt`: what tuning leaves behind, as one sealed safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharpzo_engine.errors import ArtifactError
+from sharpzo_engine.files import write_atomically
+from sharpzo_engine.sealed import SealBroken, seal, unseal
+
+KIND = "sharpzo-prompt/1"
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TunedPrompt:
+    """Class matrix and context of one tuned prompt, with where they come from.
+
+    Serving needs `class_embeddings` alone; `context` gives embeddings for classes not seen yet.
+    """
+
+    class_names: tuple[str, ...]
+    class_embeddings: Floats  #: [C, E], L2-normalised
+    context: Floats  #: [M, W], token embeddings that replace those of the context words
+    logit_scale: float  #: probabilities are softmax(logit_scale * image . class)
+    metadata: Mapping[str, Any]  #: backbone, config, dataset, metrics, engine_version, created_at
+
+    def __post_init__(self) -> None:
+        """Check what a file could get wrong.
+
+        Raises:
+            ArtifactError: shapes, names or scale do not fit one another.
+        """
+        classes = len(self.class_names)
+        if self.class_embeddings.ndim != 2 or self.class_embeddings.shape[0] != classes:
+            raise ArtifactError("the prompt file is inconsistent: classes and embeddings differ")
+        if classes < 2 or self.context.ndim != 2 or not self.logit_scale > 0:
+            raise ArtifactError("the prompt file is inconsistent")
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the backbone it was tuned on."""
+        return str(self.metadata["backbone"]["fingerprint"])
+
+    @property
+    def vectors_sha256(self) -> str:
+        """Hash of the vectors alone: equal for runs that learned the same, whenever they ran."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.context).tobytes())
+        digest.update(np.ascontiguousarray(self.class_embeddings).tobytes())
+        return digest.hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        arrays = {"class_embeddings": self.class_embeddings, "context": self.context}
+        metadata = {
+            **self.metadata,
+            "class_names": list(self.class_names),
+            "logit_scale": self.logit_scale,
+            "vectors_sha256": self.vectors_sha256,
+        }
+        return seal(arrays, metadata, KIND)
+
+    def save(self, path: str | Path) -> str:
+        """Write the file atomically and return its SHA-256."""
+        data = self.to_bytes()
+        write_atomically(Path(path), data)
+        return hashlib.sha256(data).hexdigest()
+
+    @classmethod
+    def load(cls, source: str | Path | bytes) -> TunedPrompt:
+        """Read a file or its bytes, checking every one of them.
+
+        Raises:
+            ArtifactError: missing, damaged, or not a tuned prompt.
+        """
+        data = source if isinstance(source, bytes) else _read(Path(source))
+        try:
+            arrays, metadata = unseal(data, KIND)
+            return cls(
+                class_names=tuple(str(name) for name in metadata.pop("class_names")),
+                class_embeddings=arrays["class_embeddings"].astype(np.float32),
+                context=arrays["context"].astype(np.float32),
+                logit_scale=float(metadata.pop("logit_scale")),
+                metadata={**metadata, "backbone": dict(metadata["backbone"])},
+            )
+        except SealBroken as error:
+            raise ArtifactError(f"not a usable prompt file: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError("not a usable prompt file: fields are missing") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error

@@ -1,0 +1,138 @@
+"""Classifying and evaluating with a tuned prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sharpzo_engine.artifact import TunedPrompt
+from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.errors import BackboneMismatch, DatasetError, ImageError
+from sharpzo_engine.features import BATCH_SIZE, Features
+from sharpzo_engine.images import decode_image
+
+ImageInput = str | Path | bytes | Image.Image
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class with its probability."""
+
+    label: str
+    index: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a prompt does on one split."""
+
+    images: int
+    accuracy: float
+    per_class: dict[str, float | None]  #: None for a class without images
+    confusion: list[list[int]]  #: [true][predicted] counts
+
+
+class PromptClassifier:
+    """A tuned prompt on the backbone it was tuned on."""
+
+    def __init__(self, prompt: TunedPrompt, backbone: Backbone) -> None:
+        """Raises BackboneMismatch where fingerprints differ: answers would be nonsense."""
+        if prompt.fingerprint != backbone.fingerprint:
+            tuned_on = prompt.metadata["backbone"].get("name", "another backbone")
+            raise BackboneMismatch(
+                f"the prompt was tuned on {tuned_on} with weights {prompt.fingerprint[:12]}, this "
+                f"is {backbone.name} with weights {backbone.fingerprint[:12]} (load that one)"
+            )
+        self.prompt = prompt
+        self.backbone = backbone
+        embeddings = np.array(prompt.class_embeddings, dtype=np.float32)
+        self._matrix = torch.from_numpy(embeddings).to(backbone.device)
+
+    def embed(self, images: Sequence[ImageInput]) -> Tensor:
+        """Images -> L2-normalised embeddings [B, E].
+
+        Raises:
+            ImageError: an image cannot be decoded, naming it.
+        """
+        batches = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]
+        embedded = [self.backbone.encode_images(self._preprocess(batch)) for batch in batches]
+        empty = torch.empty(0, self.backbone.embed_dim, device=self.backbone.device)
+        return torch.cat([empty, *embedded])
+
+    def _preprocess(self, images: Sequence[ImageInput]) -> Tensor:
+        return torch.stack([self.backbone.preprocess(to_image(image)) for image in images])
+
+    @torch.inference_mode()
+    def probabilities(self, embeddings: Tensor | NDArray[np.float32]) -> NDArray[np.float32]:
+        """Image embeddings [B, E] -> class probabilities [B, C], each row summing to 1."""
+        images = torch.as_tensor(embeddings, device=self._matrix.device)
+        logits = self.prompt.logit_scale * (images @ self._matrix.T)
+        result: NDArray[np.float32] = logits.softmax(-1).cpu().numpy()
+        return result
+
+    def predict(self, images: Sequence[ImageInput], top_k: int = 5) -> list[list[Prediction]]:
+        """The `top_k` most probable classes of each image, best first.
+
+        Raises:
+            ImageError: an image cannot be decoded, naming it.
+        """
+        rows = self.probabilities(self.embed(images))
+        return [top_predictions(row, self.prompt.class_names, top_k) for row in rows]
+
+
+def top_predictions(
+    probabilities: NDArray[np.float32], class_names: Sequence[str], top_k: int
+) -> list[Prediction]:
+    """The best `top_k` of one row [C], best first."""
+    order = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
+    return [Prediction(class_names[i], int(i), float(probabilities[i])) for i in order]
+
+
+def to_image(source: ImageInput) -> Image.Image:
+    """Decode a path or bytes; an image is taken as it is.
+
+    Raises:
+        ImageError: naming the file, where there is one.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, bytes):
+        return decode_image(source)
+    try:
+        return decode_image(Path(source).read_bytes())
+    except OSError as error:
+        raise ImageError(f"{source}: cannot be read ({error.strerror})") from error
+    except ImageError as error:
+        raise ImageError(f"{source}: {error}", error.code) from error
+
+
+def evaluate(
+    class_embeddings: Tensor, features: Features, class_names: Sequence[str]
+) -> Evaluation:
+    """Score a class matrix [C, E] on embedded images.
+
+    Raises:
+        DatasetError: there are no images to score.
+    """
+    if not len(features):
+        raise DatasetError("the split has no images to evaluate on")
+    predicted = (features.images @ class_embeddings.to(features.images.device).T).argmax(-1)
+    classes = len(class_names)
+    cells = (features.labels * classes + predicted).cpu()
+    confusion = torch.bincount(cells, minlength=classes**2).view(classes, classes)
+    right, totals = confusion.diagonal(), confusion.sum(1)
+    per_class = {
+        name: float(right[i] / totals[i]) if totals[i] else None
+        for i, name in enumerate(class_names)
+    }
+    return Evaluation(
+        len(features), float(right.sum() / totals.sum()), per_class, confusion.tolist()
+    )

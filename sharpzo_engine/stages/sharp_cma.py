@@ -1,0 +1,153 @@
+"""Stage 1: sharpness-aware CMA-ES (SharpZO, arXiv 2506.20990, section 4.1; pycma does the CMA).
+
+Per generation t, with mean theta_t, step size sigma_t and covariance C_t:
+
+    g    = CGE(theta_t)                                  coordinate-wise gradient
+    eps  = rho g / ||g||                                 sharpness perturbation
+    x_i ~ N(theta_t, sigma_t^2 C_t),   i = 1..S          candidates
+    f_i  = L(x_i + eps)                                  perturbed fitness
+    (theta, sigma, C)_{t+1} from the pairs (x_i, f_i)    unperturbed candidates
+
+The direction g may serve several generations (`sharpness_interval`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import cma
+import numpy as np
+from numpy.typing import NDArray
+
+from sharpzo_engine.config import CmaConfig
+from sharpzo_engine.errors import CheckpointError
+from sharpzo_engine.gradients import BlackBox, coordinate_gradient
+from sharpzo_engine.stages.stage import StageState, StepOutcome
+
+Array = NDArray[np.float64]
+_TINY = 1e-12  # keeps the division defined where the gradient vanishes
+
+
+class SharpCma:
+    """One run of stage 1, a generation at a time.
+
+    Its state is what it was started with plus the fitness of every generation: CMA-ES is a function
+    of these, so a checkpoint holds a table of losses instead of pycma's internals, and `restore`
+    replays the updates without evaluating anything.
+    """
+
+    name = "stage1"
+
+    def __init__(self, config: CmaConfig, start: Array, rng: np.random.Generator) -> None:
+        """Start at `start` [d]; `rng` is used by this run alone."""
+        self._config = config
+        self._rng = rng
+        self._strategy = _strategy(config, start, rng)
+        self._perturbation = np.zeros_like(start)
+        self._gradient_norm = 0.0
+        self._fitness: list[Array] = []
+        self._best_candidate = start
+
+    @property
+    def point(self) -> Array:
+        """The mean theta [d]."""
+        mean: Array = np.array(self._strategy.result.xfavorite, dtype=np.float64)
+        return mean
+
+    @property
+    def candidates(self) -> list[Array]:
+        """Points worth validating: the mean, and the last generation's best candidate."""
+        return [self.point, self._best_candidate]
+
+    @property
+    def steps(self) -> int:
+        """Generations done."""
+        return len(self._fitness)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether CMA-ES's own stopping rules say that nothing more is to be gained."""
+        return bool(self._strategy.stop())
+
+    @property
+    def passes_per_step(self) -> int:
+        """Evaluations of the next generation."""
+        directions = 2 * self._perturbation.size if self._direction_is_due() else 0
+        return self._config.population_size + directions
+
+    def step(self, objective: BlackBox) -> StepOutcome:
+        """Run one generation: S evaluations, and 2d more where a sharpness direction is due."""
+        if self._direction_is_due():
+            self._perturb(coordinate_gradient(objective, self.point, self._config.cge_step))
+        candidates = self._strategy.ask()
+        losses = objective(np.stack(candidates) + self._perturbation)
+        self._tell(candidates, losses)
+        return StepOutcome(
+            loss=float(self._fitness[-1].min()),
+            sigma=float(self._strategy.sigma),
+            sharpness=self._config.rho * self._gradient_norm if self._sharp else None,
+        )
+
+    @property
+    def _sharp(self) -> bool:
+        return self._config.sharpness_estimator != "none" and self._config.rho > 0
+
+    def _direction_is_due(self) -> bool:
+        return self._sharp and self.steps % self._config.sharpness_interval == 0
+
+    def _perturb(self, gradient: Array) -> None:
+        """Eps = rho g / ||g||: the steepest ascent within radius rho."""
+        self._gradient_norm = float(np.linalg.norm(gradient))
+        self._perturbation = self._config.rho * gradient / (self._gradient_norm + _TINY)
+
+    def _tell(self, candidates: list[Array], losses: Array) -> None:
+        # A loss that is not a number is worse than any number; the update ranks it last.
+        fitness = np.where(np.isnan(losses), np.inf, losses)
+        self._strategy.tell(candidates, _rankable(fitness).tolist())
+        self._fitness.append(fitness)
+        self._best_candidate = np.array(candidates[int(fitness.argmin())])
+
+    def state(self) -> StageState:
+        """Everything needed to go on: arrays, and JSON-able scalars."""
+        dim = self._perturbation.size
+        table = np.stack(self._fitness) if self._fitness else np.empty((0, 0))
+        return StageState(
+            arrays={"fitness": table, "perturbation": self._perturbation},
+            scalars={"gradient_norm": self._gradient_norm, "dim": dim},
+        )
+
+    def restore(self, state: StageState) -> None:
+        """Replay a saved run; the next `step` then equals the uninterrupted one bit for bit.
+
+        Raises:
+            CheckpointError: the state is of another search space, or this run has begun.
+        """
+        if self._fitness or state.scalars["dim"] != self._perturbation.size:
+            raise CheckpointError("the stage-1 state belongs to another run")
+        for losses in state.arrays["fitness"]:
+            self._tell(self._strategy.ask(), losses)
+        self._perturbation = state.arrays["perturbation"]
+        self._gradient_norm = float(state.scalars["gradient_norm"])
+
+
+def _rankable(fitness: Array) -> Array:
+    """Put infinities at a finite distance behind the worst number: pycma's sums need numbers."""
+    finite = fitness[np.isfinite(fitness)]
+    worst = float(finite.max()) if finite.size else 0.0
+    return np.where(np.isfinite(fitness), fitness, worst + 1.0)
+
+
+def _strategy(
+    config: CmaConfig, start: Array, rng: np.random.Generator
+) -> cma.CMAEvolutionStrategy:
+    options: Mapping[str, Any] = {
+        "popsize": config.population_size,
+        "bounds": None if config.bound is None else [-config.bound, config.bound],
+        "CMA_diagonal": config.covariance == "diagonal",
+        "seed": np.nan,  # leave numpy's global generator alone ...
+        "randn": lambda *shape: rng.standard_normal(shape),  # ... and draw from ours
+        "verbose": -10,  # no output, and no signals file is looked for
+        "verb_log": 0,
+    }
+    return cma.CMAEvolutionStrategy(start, config.sigma, options)

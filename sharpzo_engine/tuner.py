@@ -1,0 +1,235 @@
+"""`tune`: dataset -> features -> objective -> stage 1 -> stage 2 -> `TunedPrompt`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+import sharpzo_engine
+from sharpzo_engine.artifact import TunedPrompt
+from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.checkpoint import CheckpointFolder
+from sharpzo_engine.classifier import evaluate
+from sharpzo_engine.config import TuningConfig
+from sharpzo_engine.dataset import Dataset, Example, few_shot, group_by_label
+from sharpzo_engine.errors import DatasetError
+from sharpzo_engine.features import Features, OnProgress, extract_features
+from sharpzo_engine.history import StepRecord
+from sharpzo_engine.objective import Objective
+from sharpzo_engine.progress import OnStep, Phase, Progress
+from sharpzo_engine.prompt import Array, PromptSpace
+from sharpzo_engine.search import Search
+
+__all__ = ["Progress", "StepRecord", "TuneResult", "tune"]
+
+CHECKPOINT_SECONDS = 60.0
+MAX_HOLDOUT = 4  # images per class held out of the shots for validation
+
+Metrics = dict[str, float | int | str | None]
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """A tuned prompt, what it scores, and how the run went."""
+
+    prompt: TunedPrompt
+    metrics: Metrics  #: accuracies are fractions
+    history: tuple[StepRecord, ...]
+    stopped_by: str  #: "completed", "max_forward_passes" or "max_seconds"
+
+
+def tune(
+    dataset: Dataset,
+    backbone: Backbone,
+    config: TuningConfig | None = None,
+    *,
+    on_step: OnStep | None = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    resume: bool = False,
+    cache_dir: str | Path | None = None,
+) -> TuneResult:
+    """Tune a prompt for the dataset's classes with forward passes only.
+
+    Args:
+        dataset: sampled already (`load_dataset(..., shots=16)`), or sampled here by the config.
+        backbone: the frozen CLIP model.
+        config: hyperparameters; none is the `default` preset.
+        on_step: called with `Progress` after every step and while preparing; may raise
+            `TuningInterrupted` (or `TuningCancelled`), upon which a checkpoint is written.
+        checkpoint_dir: where to keep checkpoints; none keeps none.
+        checkpoint_seconds: time between two checkpoints.
+        resume: go on from the folder's last checkpoint, if there is one; on a CPU the result equals
+            the uninterrupted run's bit for bit.
+        cache_dir: where to keep image features by content; none keeps none.
+
+    Raises:
+        DatasetError: too few images, or one that cannot be read.
+        CheckpointError: `resume` found another run's checkpoint.
+        TuningInterrupted: `on_step` asked for it.
+    """
+    config = config or TuningConfig()
+    report = _Reporter(config, on_step)
+    cache = Path(cache_dir) if cache_dir else None
+    train, validation, source = split_validation(dataset, config)
+    train_features = extract_features(
+        train, backbone, cache_dir=cache, on_progress=report.embedding("training")
+    )
+    val_features = extract_features(
+        validation, backbone, cache_dir=cache, on_progress=report.embedding("validation")
+    )
+    space = PromptSpace(backbone, dataset.class_names, config.prompt, config.seed)
+    search = Search(
+        config, Objective(space, train_features), Objective(space, val_features), on_step
+    )
+    checkpoints = _checkpoints(checkpoint_dir, config, space, train_features, val_features)
+    if resume and checkpoints and (snapshot := checkpoints.load()):
+        search.restore(snapshot)
+    point = search.run(checkpoints, checkpoint_seconds)
+    report.phase = "evaluating"
+    report.search = search
+    test_features = extract_features(
+        dataset.test, backbone, cache_dir=cache, on_progress=report.embedding("test")
+    )
+    metrics = _metrics(space, point, search, test_features, source, len(val_features))
+    prompt = _to_prompt(space, point, dataset, config, metrics)
+    return TuneResult(prompt, metrics, tuple(search.history), search.stopped_by)
+
+
+def split_validation(
+    dataset: Dataset, config: TuningConfig
+) -> tuple[tuple[Example, ...], tuple[Example, ...], str]:
+    """The training and validation examples of a run, and where the latter come from.
+
+    `official`: the dataset's own validation split, at most `shots` images per class. `holdout`: a
+    quarter of the shots, at most 4 per class, taken out of training. `training`: with fewer than
+    4 shots there is nothing to spare, and the training images themselves are scored.
+
+    Raises:
+        DatasetError: `official` was asked for, and the dataset has no validation split.
+        TooFewImages: a class has fewer images than shots.
+    """
+    if dataset.shots is None:
+        dataset = few_shot(dataset, config.shots, config.seed)
+    shots = dataset.shots or config.shots
+    if config.validation == "official" and not dataset.val:
+        raise DatasetError("validation is 'official', but the dataset has no val split")
+    if dataset.val and config.validation != "holdout":
+        return dataset.train, _at_most(dataset.val, shots), "official"
+    held_out = min(MAX_HOLDOUT, shots // 4)
+    if not held_out:
+        return dataset.train, dataset.train, "training"
+    validation = _at_most(dataset.train, held_out)
+    kept = set(validation)
+    return tuple(e for e in dataset.train if e not in kept), validation, "holdout"
+
+
+def _at_most(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
+    """The first `count` of each class; few-shot samples come in random order already."""
+    groups = group_by_label(examples).values()
+    return tuple(example for group in groups for example in group[:count])
+
+
+class _Reporter:
+    """Reports what happens outside the search loop."""
+
+    def __init__(self, config: TuningConfig, on_step: OnStep | None) -> None:
+        self._config = config
+        self._on_step = on_step
+        self.phase: Phase = "preparing"
+        self.search: Search | None = None
+
+    def embedding(self, what: str) -> OnProgress:
+        """A callback that tells how far the embedding of a split is."""
+        return lambda done, total: self.say(f"embedding {what} images: {done} of {total}")
+
+    def say(self, message: str) -> None:
+        if self._on_step is None:
+            return
+        self._on_step(
+            Progress(
+                phase=self.phase,
+                step=len(self.search.history) if self.search else 0,
+                total_steps=self._config.total_steps,
+                forward_passes=self.search.forward_passes if self.search else 0,
+                message=message,
+            )
+        )
+
+
+def _checkpoints(
+    folder: str | Path | None,
+    config: TuningConfig,
+    space: PromptSpace,
+    *features: Features,
+) -> CheckpointFolder | None:
+    """The run's checkpoint folder; its identity is everything that decides the run."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    digest.update(space.backbone.fingerprint.encode())
+    digest.update(space.projection_sha256.encode())
+    digest.update(json.dumps(space.class_names).encode())
+    for split in features:
+        digest.update(split.images.cpu().numpy().tobytes())
+        digest.update(split.labels.cpu().numpy().tobytes())
+    return CheckpointFolder(Path(folder), digest.hexdigest())
+
+
+def _metrics(
+    space: PromptSpace,
+    point: Array,
+    search: Search,
+    test: Features,
+    validation_source: str,
+    validation_images: int,
+) -> Metrics:
+    """What the run reached; the test images are looked at here and nowhere else."""
+    tested: dict[str, float] = {}
+    if len(test):
+        zero_shot, tuned = space.class_embeddings(np.stack([space.origin, point]))
+        tested = {
+            "zero_shot": evaluate(zero_shot, test, space.class_names).accuracy,
+            "tuned": evaluate(tuned, test, space.class_names).accuracy,
+        }
+    return {
+        "zero_shot_accuracy": tested.get("zero_shot", search.start.accuracy),
+        "test_accuracy": tested.get("tuned"),
+        "val_accuracy": search.best.score.accuracy,
+        "val_loss": search.best.score.loss,
+        "zero_shot_val_accuracy": search.start.accuracy,
+        "loss": search.training_loss,
+        "forward_passes": search.forward_passes,
+        "seconds": search.seconds,
+        "steps": len(search.history),
+        "test_images": len(test),
+        "validation_images": validation_images,
+        "validation_source": validation_source,
+        "stopped_by": search.stopped_by,
+    }
+
+
+def _to_prompt(
+    space: PromptSpace, point: Array, dataset: Dataset, config: TuningConfig, metrics: Metrics
+) -> TunedPrompt:
+    return TunedPrompt(
+        class_names=dataset.class_names,
+        class_embeddings=space.class_embeddings(point[None])[0].cpu().numpy(),
+        context=space.context(point[None])[0].cpu().numpy(),
+        logit_scale=space.backbone.logit_scale,
+        metadata={
+            "backbone": space.backbone.describe(),
+            "config": config.model_dump(mode="json"),
+            "dataset": {"name": dataset.name, "shots": dataset.shots or config.shots},
+            "metrics": metrics,
+            "point": point.tolist(),
+            "projection_sha256": space.projection_sha256,
+            "engine_version": sharpzo_engine.__version__,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
