@@ -1,0 +1,130 @@
+"""What all tests share: no network but loopback, and servers that are reached, started or named.
+
+SHARPZO_TEST_REQUIRE=redis,postgres turns the skip of a test whose server is missing into a failure.
+"""
+
+import ipaddress
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+pytest_plugins = ("tests.workplace",)
+
+REDIS_URL = os.environ.get("SHARPZO_TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
+POSTGRES_URL = os.environ.get(
+    "SHARPZO_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
+)
+REQUIRED = os.environ.get("SHARPZO_TEST_REQUIRE", "").split(",")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for server in marker.args:
+            reason = {"redis": missing_redis, "postgres": missing_postgres}[server]()
+            if reason and server in REQUIRED:
+                pytest.fail(f"{server} is required: {reason}", pytrace=False)
+            if reason:
+                pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not is_loopback(address[0]):
+            raise RuntimeError(f"a test tried to reach {address[0]}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@cache
+def missing_redis() -> str | None:
+    """Why there is no Redis; None if one answers or can be started."""
+    import redis
+
+    if shutil.which("redis-server"):
+        return None
+    try:
+        with redis.Redis.from_url(REDIS_URL, socket_connect_timeout=2) as client:
+            client.ping()
+    except redis.RedisError as error:
+        return f"no redis-server to start, and none at {REDIS_URL}: {type(error).__name__}"
+    return None
+
+
+@cache
+def missing_postgres() -> str | None:
+    """Why there is no PostgreSQL; None if one answers."""
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(POSTGRES_URL, connect_args={"connect_timeout": 2})
+    try:
+        engine.connect().close()
+    except sa.exc.OperationalError:
+        return f"no PostgreSQL at {POSTGRES_URL}"
+    finally:
+        engine.dispose()
+    return None
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """A Redis without keys: one of our own if possible, else the configured one."""
+    if "SHARPZO_TEST_REDIS_URL" in os.environ or not shutil.which("redis-server"):
+        yield REDIS_URL
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
+        try:
+            wait_for_port(port)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL database of our own, dropped afterwards."""
+    import sqlalchemy as sa
+
+    name = f"sharpzo_test_{uuid.uuid4().hex}"
+    engine = sa.create_engine(POSTGRES_URL, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        yield engine.url.set(database=name).render_as_string(hide_password=False)
+        with engine.connect() as connection:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    finally:
+        engine.dispose()
+
+
+def wait_for_port(port: int, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing listens on port {port}")

@@ -1,0 +1,99 @@
+"""Real signals to real worker processes that hold a real job."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import sharpzo_engine
+from sharpzo_core.jobs import EventType, JobStatus
+from sharpzo_core.prompts import prompt_key
+from sharpzo_engine import TunedPrompt, TuningConfig
+from tests.workplace import Workplace
+from worker.materials import Materials
+
+RECOVERY_SECONDS = 30  # with the default timings
+DRAIN_SECONDS = 15
+LONG = {"total_steps": 250, "change_point": 20}
+
+MODES = [
+    "embedded",
+    pytest.param("servers", marks=[pytest.mark.needs("redis"), pytest.mark.needs("postgres")]),
+]
+
+
+@pytest.fixture(params=MODES)
+def place(request: pytest.FixtureRequest, make_workplace: Callable[..., Workplace]) -> Workplace:
+    """Default timings, but for frequent checkpoints."""
+    if request.param == "embedded":
+        return make_workplace(checkpoint_seconds=0.2)
+    return make_workplace(
+        checkpoint_seconds=0.2,
+        broker_url=request.getfixturevalue("redis_url"),
+        database_url=request.getfixturevalue("postgres_url"),
+    )
+
+
+def test_a_killed_worker_group_costs_one_attempt_and_changes_nothing(place: Workplace) -> None:
+    job = place.submit(**LONG)
+    first = place.start_worker()
+    place.wait_for_checkpoint(job.id)
+
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    place.start_worker()
+    started = time.monotonic()
+    place.wait(job.id, lambda job: job.attempt == 2)
+    recovery = time.monotonic() - started
+    ended = place.wait_until_ended(job.id)
+
+    assert recovery < RECOVERY_SECONDS
+    assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, 2)
+    assert EventType.WORKER_LOST in [event.type for event in place.jobs.events(job.id)]
+    steps = [step.step for step in place.jobs.steps(job.id, resolution=10_000)]
+    assert steps == list(range(1, ended.step + 1))
+    assert ended.prompt_id is not None
+    prompt = TunedPrompt.load(place.artifacts.get_bytes(prompt_key(ended.prompt_id)))
+    assert prompt.vectors_sha256 == undisturbed(place, job.id)
+    assert not (place.settings.checkpoint_dir / job.id).exists()
+
+
+def test_sigterm_puts_the_job_back_and_the_attempt_does_not_count(place: Workplace) -> None:
+    job = place.submit(**LONG)
+    first = place.start_worker()
+    place.wait_for_checkpoint(job.id)
+
+    started = time.monotonic()
+    for _ in range(3):
+        first.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert first.wait(DRAIN_SECONDS) == 0
+    took = time.monotonic() - started
+    put_down = place.jobs.get(job.id)
+
+    assert took < DRAIN_SECONDS
+    assert (put_down.status, put_down.attempt) == (JobStatus.QUEUED, 0)
+    assert place.queue.depth() == 1
+    place.start_worker()
+    ended = place.wait_until_ended(job.id)
+    assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, 1)
+    assert place.workers.alive(60)[0].pid == place.processes[-1].pid
+
+
+def undisturbed(place: Workplace, job_id: str) -> str:
+    """The hash of the vectors that a run without accidents learns."""
+    job = place.jobs.get(job_id)
+    config = TuningConfig.model_validate(job.config)
+    spec = place.settings.backbone(job.backbone)
+    materials = Materials(place.artifacts, place.settings.cache_dir)
+    dataset = materials.dataset(place.datasets.get(job.dataset_id), config.shots, config.seed)
+    backbone = sharpzo_engine.load_backbone(spec.model, spec.pretrained, "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the workers of these tests
+    try:
+        return sharpzo_engine.tune(dataset, backbone, config).prompt.vectors_sha256
+    finally:
+        torch.set_num_threads(threads)
