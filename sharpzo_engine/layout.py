@@ -202,18 +202,17 @@ def _from_split_file(text: str, files: Sequence[str]) -> Layout:
 
 def _locator(files: Sequence[str], listed: Sequence[str]) -> Callable[[str], str]:
     """The image folder that a split file's paths are relative to: the root or a folder below."""
-    known = set(files)
-    folders = ["", *sorted({f.rsplit("/", 1)[0] + "/" for f in files if "/" in f})]
-    sample = listed[:1]
-    for folder in folders:
-        if all(folder + path in known for path in sample):
-            missing = [path for path in listed if folder + path not in known]
-            if missing:
-                raise DatasetError(
-                    f"{len(missing)} images of the split file are missing, e.g. {missing[0]!r}"
-                )
-            return lambda path: folder + path
-    raise DatasetError("none of the folders holds the images that the split file lists")
+    known, first = set(files), listed[0] if listed else ""
+    folders = [f.removesuffix(first) for f in files if f == first or f.endswith(f"/{first}")]
+    if not folders:
+        raise DatasetError("none of the folders holds the images that the split file lists")
+    folder = min(folders, key=len)
+    missing = [path for path in listed if folder + path not in known]
+    if missing:
+        raise DatasetError(
+            f"{len(missing)} images of the split file are missing, e.g. {missing[0]!r}"
+        )
+    return lambda path: folder + path
 
 
 def display_name(folder: str, names: Mapping[str, str]) -> str:

@@ -1,0 +1,113 @@
+"""Artifacts and checkpoints: every flipped bit is found, and another run's file is refused."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sharpzo_engine.artifact import TunedPrompt
+from sharpzo_engine.checkpoint import CheckpointFolder, Snapshot
+from sharpzo_engine.errors import ArtifactError, CheckpointError
+from sharpzo_engine.sealed import SealBroken, seal, unseal
+
+
+def some_prompt(**changes: object) -> TunedPrompt:
+    fields: dict[str, object] = {
+        "class_names": ("cat", "dog"),
+        "class_embeddings": np.eye(2, 3, dtype=np.float32),
+        "context": np.ones((4, 5), dtype=np.float32),
+        "logit_scale": 100.0,
+        "metadata": {"backbone": {"name": "x", "fingerprint": "f" * 64}, "metrics": {"a": None}},
+    }
+    return TunedPrompt(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_a_prompt_survives_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "prompt.safetensors"
+    digest = some_prompt().save(path)
+    loaded = TunedPrompt.load(path)
+    assert loaded.class_names == ("cat", "dog")
+    assert loaded.fingerprint == "f" * 64
+    assert loaded.vectors_sha256 == some_prompt().vectors_sha256
+    np.testing.assert_array_equal(loaded.class_embeddings, np.eye(2, 3))
+    assert len(digest) == 64
+    assert [p.name for p in path.parent.iterdir()] == ["prompt.safetensors"]
+
+
+def test_every_flipped_byte_of_a_prompt_is_found() -> None:
+    data = some_prompt().to_bytes()
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x10
+        with pytest.raises(ArtifactError):
+            TunedPrompt.load(bytes(damaged))
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 7, b"hello, world", b"\xff" * 100])
+def test_other_bytes_are_no_prompt(data: bytes) -> None:
+    with pytest.raises(ArtifactError):
+        TunedPrompt.load(data)
+
+
+def test_truncated_and_extended_files_are_refused() -> None:
+    data = some_prompt().to_bytes()
+    for damaged in (data[:-1], data[: len(data) // 2], data + b"\0"):
+        with pytest.raises(ArtifactError):
+            TunedPrompt.load(damaged)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="nothing.safetensors cannot be read"):
+        TunedPrompt.load(tmp_path / "nothing.safetensors")
+
+
+def test_an_inconsistent_prompt_cannot_be_made() -> None:
+    with pytest.raises(ArtifactError, match="inconsistent"):
+        some_prompt(class_names=("cat", "dog", "bird"))
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    data = seal({"x": np.array([1.0, np.nan])}, {}, "kind")
+    with pytest.raises(SealBroken, match="not finite"):
+        unseal(data, "kind")
+
+
+def test_another_kind_is_refused() -> None:
+    with pytest.raises(SealBroken, match="not a kind/2 file"):
+        unseal(seal({"x": np.ones(1)}, {}, "kind/1"), "kind/2")
+
+
+def snapshot(value: float) -> Snapshot:
+    return Snapshot({"x": np.full(3, value)}, {"step": int(value), "rng": "{}"})
+
+
+def test_the_newest_checkpoint_is_loaded(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "job", "me")
+    assert folder.load() is None
+    folder.save(snapshot(1))
+    folder.save(snapshot(2))
+    loaded = folder.load()
+    assert loaded is not None
+    assert loaded.scalars == {"step": 2, "rng": "{}"}
+    np.testing.assert_array_equal(loaded.arrays["x"], np.full(3, 2.0))
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = CheckpointFolder(tmp_path, "me")
+    folder.save(snapshot(1))
+    folder.save(snapshot(2))
+    (tmp_path / "checkpoint.safetensors").write_bytes(damage)
+    with caplog.at_level(logging.WARNING):
+        loaded = folder.load()
+    assert loaded is not None
+    assert loaded.scalars["step"] == 1
+    assert "checkpoint.safetensors is not used" in caplog.text
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+    CheckpointFolder(tmp_path, "me").save(snapshot(1))
+    with pytest.raises(CheckpointError, match="another run"):
+        CheckpointFolder(tmp_path, "you").load()

@@ -1,0 +1,90 @@
+"""Estimators on functions whose gradient is known; no torch in sight."""
+
+import numpy as np
+import pytest
+from sharpzo_engine import gradients
+from sharpzo_engine.gradients import coordinate_gradient, draw_directions, random_gradient
+
+DIM = 24
+RNG = np.random.default_rng(0)
+CURVATURE = RNG.uniform(0.5, 2, DIM)
+CENTRE = RNG.normal(size=DIM)
+
+
+class Quadratic:
+    """Counts its evaluations."""
+
+    def __init__(self) -> None:
+        self.evaluations = 0
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        self.evaluations += len(points)
+        return 0.5 * (CURVATURE * (points - CENTRE) ** 2).sum(1)
+
+    def gradient(self, point: np.ndarray) -> np.ndarray:
+        return CURVATURE * (point - CENTRE)
+
+
+def test_coordinate_gradient_is_exact_on_a_quadratic_with_2d_evaluations() -> None:
+    objective, point = Quadratic(), RNG.normal(size=DIM)
+    estimate = coordinate_gradient(objective, point, 1e-3)
+    np.testing.assert_allclose(estimate, objective.gradient(point), rtol=1e-7)
+    assert objective.evaluations == 2 * DIM
+
+
+def test_coordinate_gradient_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, point = Quadratic(), RNG.normal(size=DIM)
+    whole = coordinate_gradient(objective, point, 1e-3)
+    monkeypatch.setattr(gradients, "COORDINATES_PER_CALL", 7)
+    np.testing.assert_array_equal(coordinate_gradient(objective, point, 1e-3), whole)
+
+
+def test_central_differences_cancel_the_even_orders() -> None:
+    estimate = coordinate_gradient(lambda p: (p**2 + p**3).sum(1), np.full(3, 0.5), 0.1)
+    np.testing.assert_allclose(estimate, 2 * 0.5 + 3 * 0.25 + 0.1**2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "orthogonal"])
+def test_random_gradient_averages_to_the_gradient(law: str) -> None:
+    objective, point, rng = Quadratic(), np.zeros(DIM), np.random.default_rng(1)
+    directions = [draw_directions(4, DIM, rng, law) for _ in range(5000)]
+    mean = np.mean([random_gradient(objective, point, 1e-3, u)[0] for u in directions], axis=0)
+    true = objective.gradient(point)
+    assert np.linalg.norm(mean - true) < 0.05 * np.linalg.norm(true)
+    assert objective.evaluations == 5000 * 4 * 2
+
+
+def test_as_many_orthogonal_directions_as_dimensions_give_the_exact_gradient() -> None:
+    objective, point = Quadratic(), RNG.normal(size=DIM)
+    directions = draw_directions(DIM, DIM, np.random.default_rng(2), "orthogonal")
+    estimate, _ = random_gradient(objective, point, 1e-3, directions)
+    np.testing.assert_allclose(estimate, objective.gradient(point), rtol=1e-6)
+
+
+def test_random_gradient_returns_the_mean_loss() -> None:
+    objective, point = Quadratic(), RNG.normal(size=DIM)
+    directions = draw_directions(3, DIM, np.random.default_rng(2))
+    _, loss = random_gradient(objective, point, 1e-4, directions)
+    assert loss == pytest.approx(float(objective(point[None])[0]), rel=1e-5)
+
+
+def test_masked_coordinates_stay_exactly_zero() -> None:
+    mask = np.zeros(DIM)
+    mask[[1, 5, 6]] = 1
+    for law in ("gaussian", "orthogonal"):
+        directions = draw_directions(5, DIM, np.random.default_rng(3), law, mask)
+        estimate, _ = random_gradient(Quadratic(), np.zeros(DIM), 1e-3, directions)
+        assert set(np.flatnonzero(estimate)) == {1, 5, 6}
+        assert set(np.flatnonzero(directions.any(0))) == {1, 5, 6}
+
+
+def test_orthogonal_directions_have_the_norm_of_gaussian_ones() -> None:
+    directions = draw_directions(8, DIM, np.random.default_rng(4), "orthogonal")
+    np.testing.assert_allclose(directions @ directions.T, DIM * np.eye(8), atol=1e-12)
+
+
+def test_a_loss_that_is_not_a_number_counts_as_flat() -> None:
+    def objective(points: np.ndarray) -> np.ndarray:
+        return np.where(points[:, 0] != 0, np.nan, points.sum(1))
+
+    np.testing.assert_allclose(coordinate_gradient(objective, np.zeros(3), 0.1), [0, 1, 1])

@@ -1,0 +1,96 @@
+"""The objective is the mean cross-entropy, however points and images are batched."""
+
+import numpy as np
+import pytest
+import torch
+from sharpzo_engine import objective as module
+from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.config import PromptConfig
+from sharpzo_engine.features import Features
+from sharpzo_engine.objective import Objective
+from sharpzo_engine.prompt import PromptSpace, draw_projection
+from torch.nn import functional
+
+NAMES = ["cat", "red panda", "fire truck", "dog"]
+
+
+@pytest.fixture
+def features(clip: Backbone) -> Features:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(50, clip.embed_dim, generator=generator)
+    return Features(functional.normalize(images, dim=-1), torch.arange(50) % len(NAMES))
+
+
+def points(count: int) -> np.ndarray:
+    return 0.5 * np.random.default_rng(1).normal(size=(count, 512))
+
+
+def test_is_the_mean_cross_entropy(clip: Backbone, features: Features) -> None:
+    space = PromptSpace(clip, NAMES)
+    logits = clip.logit_scale * features.images @ space.class_embeddings(points(1))[0].T
+    expected = functional.cross_entropy(logits.double(), features.labels)
+    assert Objective(space, features)(points(1))[0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_batching_changes_nothing(
+    clip: Backbone, features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = Objective(PromptSpace(clip, NAMES), features)
+    whole = objective(points(9))
+    one_by_one = np.concatenate([objective(point[None]) for point in points(9)])
+    monkeypatch.setattr(module, "MAX_LOGITS", 30)
+    monkeypatch.setattr(module, "MAX_CANDIDATES", 2)
+    np.testing.assert_allclose(one_by_one, whole, rtol=1e-6)
+    np.testing.assert_allclose(objective(points(9)), whole, rtol=1e-6)
+
+
+def test_counts_every_point(clip: Backbone, features: Features) -> None:
+    objective = Objective(PromptSpace(clip, NAMES), features)
+    objective(points(7))
+    objective.score(points(1)[0])
+    assert objective.forward_passes == 8
+
+
+def test_score_agrees_with_the_call(clip: Backbone, features: Features) -> None:
+    space = PromptSpace(clip, NAMES)
+    objective = Objective(space, features)
+    score = objective.score(space.origin)
+    best = (features.images @ space.class_embeddings(space.origin[None])[0].T).argmax(-1)
+    assert score.loss == pytest.approx(objective(space.origin)[0], rel=1e-6)
+    assert score.accuracy == pytest.approx(float((best == features.labels).float().mean()))
+
+
+def test_the_origin_is_the_hand_written_prompt(clip: Backbone) -> None:
+    space = PromptSpace(clip, NAMES)
+    texts = [f"a photo of a {name}." for name in NAMES]
+    with torch.inference_mode():
+        expected = clip.model.encode_text(clip.tokenizer(texts), normalize=True)
+    torch.testing.assert_close(
+        space.class_embeddings(space.origin[None])[0], expected, rtol=0, atol=2e-6
+    )
+
+
+def test_the_projection_is_fixed_by_the_seed(clip: Backbone) -> None:
+    hashes = [PromptSpace(clip, NAMES, seed=seed).projection_sha256 for seed in (1, 1, 2)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_automatic_scale_matches_the_token_embeddings(clip: Backbone) -> None:
+    config = PromptConfig(projection_scale=3.0)
+    space = PromptSpace(clip, NAMES, config)
+    offsets = space.context(np.random.default_rng(0).normal(size=(200, 512)))
+    offsets = offsets - space.initial_context
+    ratio = offsets.square().mean().sqrt() / space.initial_context.square().mean().sqrt()
+    assert float(ratio) == pytest.approx(3.0, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(64, 16), (16, 64)])
+@pytest.mark.parametrize("law", ["gaussian", "orthogonal"])
+def test_projection_entries_have_the_standard_deviation_asked_for(
+    law: str, shape: tuple[int, int]
+) -> None:
+    drawn = draw_projection(*shape, law, 0.2, np.random.default_rng(0))
+    assert drawn.std() == pytest.approx(0.2, rel=0.1)
+    if law == "orthogonal":
+        gram = drawn.T @ drawn if shape[0] > shape[1] else drawn @ drawn.T
+        np.testing.assert_allclose(gram, np.eye(16) * 0.2**2 * 64, atol=1e-12)

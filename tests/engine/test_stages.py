@@ -1,0 +1,253 @@
+"""Both stages on functions of numpy: what they compute, count, and restore."""
+
+import numpy as np
+import pytest
+from sharpzo_engine.config import CmaConfig, ZoConfig
+from sharpzo_engine.errors import CheckpointError
+from sharpzo_engine.stages.sharp_cma import SharpCma
+from sharpzo_engine.stages.sparse_zo import SparseZo, prune_mask
+from sharpzo_engine.stages.stage import StageState
+
+DIM = 30
+
+
+class Sphere:
+    """|w - 1|^2; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[np.ndarray] = []
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        self.calls.append(points.copy())
+        return ((points - 1) ** 2).sum(1)
+
+    @property
+    def evaluations(self) -> int:
+        return sum(map(len, self.calls))
+
+
+def cma(seed: int = 0, **changes: object) -> SharpCma:
+    config = CmaConfig.model_validate({"population_size": 12, **changes})
+    return SharpCma(config, np.zeros(DIM), np.random.default_rng(seed))
+
+
+def zo(horizon: int = 100, start: np.ndarray | None = None, **changes: object) -> SparseZo:
+    point = np.zeros(DIM) if start is None else start
+    return SparseZo(ZoConfig.model_validate(changes), point, np.random.default_rng(0), horizon)
+
+
+# --- stage 1
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("bound", [None, 5.0])
+def test_cma_descends(covariance: str, bound: float | None) -> None:
+    stage, sphere = cma(covariance=covariance, bound=bound), Sphere()
+    outcomes = [stage.step(sphere) for _ in range(60)]
+    assert outcomes[-1].loss < 0.2 * outcomes[0].loss
+    assert sphere(stage.point[None])[0] < 0.2 * DIM
+
+
+def test_a_generation_costs_2d_plus_s_evaluations() -> None:
+    stage, sphere = cma(), Sphere()
+    for generation in range(1, 4):
+        assert stage.passes_per_step == 2 * DIM + 12
+        stage.step(sphere)
+        assert sphere.evaluations == generation * (2 * DIM + 12)
+
+
+def test_without_sharpness_a_generation_costs_s_evaluations() -> None:
+    stage, sphere = cma(sharpness_estimator="none"), Sphere()
+    assert stage.step(sphere).sharpness is None
+    assert sphere.evaluations == 12
+
+
+def test_a_direction_serves_several_generations() -> None:
+    stage, sphere = cma(sharpness_interval=3), Sphere()
+    for _ in range(6):
+        stage.step(sphere)
+    assert sphere.evaluations == 2 * (2 * DIM) + 6 * 12
+
+
+def test_the_perturbation_is_the_normalised_gradient_times_rho() -> None:
+    """eps = rho g / |g| at theta = 0, where the sphere's gradient is -2 everywhere."""
+    with_sharpness, without = Sphere(), Sphere()
+    outcome = cma(rho=0.5).step(with_sharpness)
+    cma(sharpness_estimator="none").step(without)
+    shift = with_sharpness.calls[-1] - without.calls[-1]
+    np.testing.assert_allclose(shift, np.full((12, DIM), -0.5 / np.sqrt(DIM)), rtol=1e-6)
+    assert outcome.sharpness == pytest.approx(0.5 * 2 * np.sqrt(DIM), rel=1e-6)
+
+
+def test_the_gradient_is_taken_at_the_mean() -> None:
+    stage, sphere = cma(), Sphere()
+    for _ in range(3):
+        mean = stage.point
+        stage.step(sphere)
+    pairs = sphere.calls[-2]
+    np.testing.assert_allclose(pairs.mean(0), mean, atol=1e-12)
+
+
+def test_unperturbed_candidates_are_handed_to_the_update() -> None:
+    """With a shift that costs nothing, the search must move as without it."""
+
+    def blind_to_shift(points: np.ndarray) -> np.ndarray:
+        return ((points - points.mean(0)) ** 2).sum(1)
+
+    shifted, plain = cma(rho=3.0), cma(sharpness_estimator="none")
+    for _ in range(3):
+        shifted.step(blind_to_shift)
+        plain.step(blind_to_shift)
+    np.testing.assert_allclose(shifted.point, plain.point, atol=1e-9)
+
+
+def test_nan_losses_rank_last() -> None:
+    def half_broken(points: np.ndarray) -> np.ndarray:
+        return np.where(points[:, 0] > 0, np.nan, ((points - 1) ** 2).sum(1))
+
+    stage = cma(sharpness_estimator="none")
+    for _ in range(10):
+        outcome = stage.step(half_broken)
+    assert np.isfinite(outcome.loss)
+    assert np.isfinite(stage.point).all()
+    assert stage.point[0] < 0
+
+
+def test_stage_1_leaves_the_global_generator_alone() -> None:
+    np.random.seed(7)  # noqa: NPY002 - the global generator is what is tested
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    cma().step(Sphere())
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("interruption", [0, 1, 7, 20])
+def test_a_restored_cma_goes_on_bit_for_bit(interruption: int, covariance: str) -> None:
+    options = {"covariance": covariance, "sharpness_interval": 3, "bound": 5.0}
+    whole = cma(**options)
+    for step in range(30):
+        if step == interruption:
+            state = whole.state()
+        whole.step(Sphere())
+    resumed = cma(**options)
+    resumed.restore(state)
+    for _ in range(30 - interruption):
+        resumed.step(Sphere())
+    assert resumed.point.tobytes() == whole.point.tobytes()
+
+
+def test_the_state_of_another_space_is_refused() -> None:
+    state = cma().state()
+    with pytest.raises(CheckpointError):
+        SharpCma(CmaConfig(), np.zeros(5), np.random.default_rng(0)).restore(state)
+
+
+# --- stage 2
+
+
+def test_sgd_is_eta_times_the_estimate() -> None:
+    """With all directions of an orthogonal frame the estimate is the gradient: -2 at the origin."""
+    stage = zo(optimizer="sgd", schedule="constant", queries=DIM, learning_rate=0.1)
+    stage.step(Sphere())
+    np.testing.assert_allclose(stage.point, np.full(DIM, 0.2), rtol=1e-6)
+
+
+def test_the_estimate_is_fresh_in_every_step() -> None:
+    """Two steps from 0: w1 = 0.2, and w2 = w1 + 0.1 * 2 * (1 - w1); nothing accumulates."""
+    stage = zo(optimizer="sgd", schedule="constant", queries=DIM, learning_rate=0.1)
+    stage.step(Sphere())
+    stage.step(Sphere())
+    np.testing.assert_allclose(stage.point, np.full(DIM, 0.2 + 0.16), rtol=1e-6)
+
+
+def test_adams_first_step_is_eta_in_every_coordinate() -> None:
+    stage = zo(queries=DIM, learning_rate=0.01, schedule="constant")
+    stage.step(Sphere())
+    np.testing.assert_allclose(stage.point, np.full(DIM, 0.01), rtol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_stage_2_descends(optimizer: str) -> None:
+    rate = 0.02 if optimizer == "sgd" else 0.05
+    stage, sphere = zo(300, optimizer=optimizer, learning_rate=rate, queries=2), Sphere()
+    for _ in range(300):
+        stage.step(sphere)
+    assert sphere(stage.point[None])[0] < 0.05 * DIM
+
+
+def test_a_step_costs_2q_evaluations_and_a_refresh_2d() -> None:
+    stage, sphere = zo(mask="gradient", prune_interval=3, queries=2), Sphere()
+    expected = 0
+    for step in range(7):
+        cost = 4 + (2 * DIM if step % 3 == 0 else 0)
+        assert stage.passes_per_step == cost
+        stage.step(sphere)
+        expected += cost
+        assert sphere.evaluations == expected
+
+
+def test_the_cosine_schedule_runs_from_eta_to_0() -> None:
+    stage = zo(4, learning_rate=1.0)
+    rates = []
+    while not stage.exhausted:
+        rates.append(stage.learning_rate)
+        stage.step(Sphere())
+    np.testing.assert_allclose(rates, [1, 0.5 + 0.5 * np.sqrt(0.5), 0.5, 0.5 - 0.5 * np.sqrt(0.5)])
+
+
+def test_only_the_mask_moves() -> None:
+    start = np.zeros(DIM)
+    start[:10] = 3.0
+
+    def steep_at_first_ten(points: np.ndarray) -> np.ndarray:
+        return (points[:, :10] ** 2).sum(1) + 0.01 * (points[:, 10:] ** 2).sum(1)
+
+    stage = zo(start=start, mask="gradient", prune_ratio=10 / DIM, queries=4, learning_rate=0.1)
+    for _ in range(5):
+        stage.step(steep_at_first_ten)
+    assert (stage.point[:10] != 3.0).all()
+    np.testing.assert_array_equal(stage.point[10:], 0.0)
+
+
+def test_the_mask_keeps_the_highest_scores() -> None:
+    point, gradient = np.ones(10), np.ones(10)
+    gradient[[2, 7]] = 5.0
+    for criterion in ("z-score", "gradient"):
+        mask = prune_mask(point, gradient, 0.2, criterion)
+        assert set(np.flatnonzero(mask)) == {2, 7}
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.33, 0.5, 1.0])
+def test_the_mask_keeps_the_floor_of_the_ratio(ratio: float) -> None:
+    rng = np.random.default_rng(0)
+    mask = prune_mask(rng.normal(size=64), rng.normal(size=64), ratio, "z-score")
+    assert mask.sum() == int(ratio * 64)
+
+
+def test_the_score_is_w_squared_times_the_z_score_of_g_squared() -> None:
+    point, gradient = np.array([10.0, 1.0, 1.0, 0.1]), np.array([1.0, 2.0, 3.0, 3.1])
+    # z(g^2) is negative for the first: a large weight with a small gradient goes first.
+    assert list(prune_mask(point, gradient, 0.5, "z-score")) == [0, 0, 1, 1]
+
+
+def test_equal_gradients_leave_the_choice_to_the_weights() -> None:
+    mask = prune_mask(np.array([0.1, -3.0, 2.0, 0.2]), np.ones(4), 0.5, "z-score")
+    assert list(mask) == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("interruption", [0, 1, 8, 19])
+@pytest.mark.parametrize("options", [{}, {"mask": "z-score", "prune_interval": 5, "queries": 3}])
+def test_a_restored_stage_2_goes_on_bit_for_bit(
+    options: dict[str, object], interruption: int
+) -> None:
+    whole = zo(start=np.ones(DIM) * 2, **options)
+    for step in range(20):
+        if step == interruption:
+            saved = whole.state()
+            state = StageState({k: v.copy() for k, v in saved.arrays.items()}, saved.scalars)
+        whole.step(Sphere())
+    resumed = zo(start=np.zeros(DIM), **options)
+    resumed.restore(state)
+    for _ in range(20 - interruption):
+        resumed.step(Sphere())
+    assert resumed.point.tobytes() == whole.point.tobytes()

@@ -1,0 +1,302 @@
+"""The whole line on a small random CLIP: budgets, selection, resuming, classifying."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sharpzo_engine import (
+    PromptClassifier,
+    TunedPrompt,
+    TuneResult,
+    TuningCancelled,
+    TuningConfig,
+    evaluate,
+    load_backbone,
+    load_dataset,
+    tune,
+)
+from sharpzo_engine import features as features_module
+from sharpzo_engine import tuner as tuner_module
+from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.errors import BackboneError, BackboneMismatch, CheckpointError, DatasetError
+from sharpzo_engine.features import extract_features
+from sharpzo_engine.progress import Progress
+
+from tests.engine.conftest import ClipMaker
+
+SMALL: dict[str, Any] = {
+    "shots": 4,
+    "total_steps": 24,
+    "change_point": 8,
+    "prompt": {"intrinsic_dim": 16},
+    "cma": {"population_size": 6, "sharpness_estimator": "zo", "sharpness_interval": 3},
+    "zo": {"queries": 2, "learning_rate": 0.05, "mask": "gradient", "prune_interval": 5},
+}
+
+
+def small(**changes: Any) -> TuningConfig:
+    return TuningConfig.parse({**SMALL, **changes})
+
+
+def run(pictures: Path, clip: Backbone, config: TuningConfig, **options: Any) -> TuneResult:
+    return tune(load_dataset(pictures, shots=config.shots), clip, config, **options)
+
+
+def test_tuning_gains_and_the_artifact_gives_the_same_answers(
+    pictures: Path, clip: Backbone, tmp_path: Path
+) -> None:
+    result = run(pictures, clip, small(total_steps=150, change_point=60))
+    metrics = result.metrics
+    assert metrics["test_accuracy"] > metrics["zero_shot_accuracy"]  # type: ignore[operator]
+    path = tmp_path / "prompt.safetensors"
+    result.prompt.save(path)
+    dataset = load_dataset(pictures)
+    classifier = PromptClassifier(TunedPrompt.load(path), clip)
+    answers = classifier.predict([example.path for example in dataset.test], top_k=2)
+    right = [a[0].index == e.label for a, e in zip(answers, dataset.test, strict=True)]
+    assert np.mean(right) == pytest.approx(metrics["test_accuracy"])
+    assert all(len(a) == 2 and a[0].score >= a[1].score for a in answers)
+
+
+def test_the_history_counts_steps_phases_and_passes(pictures: Path, clip: Backbone) -> None:
+    result = run(pictures, clip, small())
+    history = result.history
+    assert [record.step for record in history] == list(range(1, 25))
+    assert [record.phase for record in history] == ["stage1"] * 8 + ["stage2"] * 16
+    assert result.stopped_by == "completed"
+    # Stage 1: 8 x 6 candidates, 3 directions of 2 x 16; 2 validations each. Stage 2: 16 x 4 and
+    # 4 refreshes of 2 x 16. Before: the origin. The end: one validation and the training loss.
+    assert result.metrics["forward_passes"] == 1 + (48 + 96 + 16) + (64 + 128) + 1 + 1
+    assert all(record.sharpness is not None for record in history[:8])
+    assert all(record.sigma is None for record in history[8:])
+
+
+def test_what_is_returned_is_the_best_validated_point(pictures: Path, clip: Backbone) -> None:
+    result = run(pictures, clip, small())
+    losses = [record.val_loss for record in result.history if record.val_loss is not None]
+    assert result.metrics["val_loss"] <= min(losses)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("method", "phases"), [("cma-es", {"stage1"}), ("zo", {"stage2"}), ("sharpzo", None)]
+)
+def test_methods_differ_in_the_stages_that_run(
+    pictures: Path, clip: Backbone, method: str, phases: set[str] | None
+) -> None:
+    history = run(pictures, clip, small(method=method)).history
+    assert {record.phase for record in history} == (phases or {"stage1", "stage2"})
+
+
+@pytest.mark.parametrize("budget", [40, 100, 333])
+def test_the_budget_of_passes_is_never_exceeded(
+    pictures: Path, clip: Backbone, budget: int
+) -> None:
+    result = run(pictures, clip, small(max_forward_passes=budget))
+    assert result.stopped_by == "max_forward_passes"
+    # The training loss of the result is measured after the search, for the record.
+    assert result.metrics["forward_passes"] <= budget + 1  # type: ignore[operator]
+
+
+def test_the_budget_of_seconds_ends_a_run_well(pictures: Path, clip: Backbone) -> None:
+    result = run(pictures, clip, small(total_steps=10**6, change_point=10**6, max_seconds=0.5))
+    assert result.stopped_by == "max_seconds"
+    assert result.prompt.class_names == ("deep blue", "green", "red")
+
+
+def test_the_automatic_change_point_waits_for_a_plateau(pictures: Path, clip: Backbone) -> None:
+    config = small(change_point="auto", patience=3, total_steps=400)
+    history = run(pictures, clip, config).history
+    switched = next(i for i, record in enumerate(history) if record.phase == "stage2")
+    losses = [record.val_loss for record in history[:switched]]
+    best = int(np.argmin(losses))
+    assert switched - 1 - best == 3 or switched == 200
+
+
+def test_validation_images_never_steer_and_test_images_are_read_once(
+    pictures: Path, clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def spy(examples: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append({e.path.parts[-3] for e in examples}.pop())
+        return extract_features(examples, *args, **kwargs)
+
+    monkeypatch.setattr(tuner_module, "extract_features", spy)
+    reported: list[Progress] = []
+    run(pictures, clip, small(), on_step=reported.append)
+    assert seen == ["train", "val", "test"]
+    last_step = max(i for i, p in enumerate(reported) if p.record)
+    tested = [i for i, p in enumerate(reported) if p.message and "test" in p.message]
+    assert min(tested) > last_step
+    assert {p.phase for p in reported} == {"preparing", "stage1", "stage2", "evaluating"}
+
+
+def interrupted(
+    pictures: Path, clip: Backbone, config: TuningConfig, folder: Path, at: int
+) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == at and progress.record:
+            raise TuningCancelled
+
+    with pytest.raises(TuningCancelled):
+        run(pictures, clip, config, on_step=stop, checkpoint_dir=folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pictures: Path, clip: Backbone) -> TuneResult:
+    return run(pictures, clip, small())
+
+
+@pytest.mark.parametrize("at", [1, 3, 7, 8, 9, 14, 20, 23])
+def test_a_resumed_run_equals_the_undisturbed_one(
+    pictures: Path, clip: Backbone, undisturbed: TuneResult, tmp_path: Path, at: int
+) -> None:
+    interrupted(pictures, clip, small(), tmp_path, at)
+    reported: list[Progress] = []
+    options = {"checkpoint_dir": tmp_path, "resume": True, "on_step": reported.append}
+    resumed = run(pictures, clip, small(), **options)
+    assert resumed.prompt.vectors_sha256 == undisturbed.prompt.vectors_sha256
+    assert [p.record.step for p in reported if p.record] == list(range(at + 1, 25))
+    without_time = [[replace(r, seconds=0.0) for r in x.history] for x in (resumed, undisturbed)]
+    assert without_time[0] == without_time[1]
+
+
+def test_a_run_interrupted_twice_equals_the_undisturbed_one(
+    pictures: Path, clip: Backbone, undisturbed: TuneResult, tmp_path: Path
+) -> None:
+    for at in (5, 15):
+
+        def stop(progress: Progress, at: int = at) -> None:
+            if progress.step >= at:
+                raise TuningCancelled
+
+        with pytest.raises(TuningCancelled):
+            run(pictures, clip, small(), on_step=stop, checkpoint_dir=tmp_path, resume=True)
+    resumed = run(pictures, clip, small(), checkpoint_dir=tmp_path, resume=True)
+    assert resumed.prompt.vectors_sha256 == undisturbed.prompt.vectors_sha256
+    assert resumed.metrics["forward_passes"] == undisturbed.metrics["forward_passes"]
+
+
+def test_a_checkpoint_of_other_hyperparameters_is_refused(
+    pictures: Path, clip: Backbone, tmp_path: Path
+) -> None:
+    interrupted(pictures, clip, small(), tmp_path, 3)
+    with pytest.raises(CheckpointError, match="another run"):
+        run(pictures, clip, small(seed=2), checkpoint_dir=tmp_path, resume=True)
+
+
+def test_equal_seeds_give_equal_prompts(
+    pictures: Path, clip: Backbone, undisturbed: TuneResult
+) -> None:
+    again = run(pictures, clip, small())
+    other = run(pictures, clip, small(seed=2))
+    assert again.prompt.vectors_sha256 == undisturbed.prompt.vectors_sha256
+    assert other.prompt.vectors_sha256 != undisturbed.prompt.vectors_sha256
+
+
+# --- features, backbone, classifier
+
+
+@pytest.fixture
+def embeddings_made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    made: list[int] = []
+    original = features_module._embed
+
+    def counting(examples: Any, *args: Any) -> Any:
+        made.append(len(examples))
+        return original(examples, *args)
+
+    monkeypatch.setattr(features_module, "_embed", counting)
+    return made
+
+
+def test_features_are_cached_by_content(
+    pictures: Path, clip: Backbone, tmp_path: Path, embeddings_made: list[int]
+) -> None:
+    test = load_dataset(pictures).test
+    first = extract_features(test, clip, cache_dir=tmp_path)
+    second = extract_features(test, clip, cache_dir=tmp_path)
+    assert embeddings_made == [9]
+    assert torch.equal(first.images, second.images)
+    torch.testing.assert_close(first.images.norm(dim=-1), torch.ones(9))
+
+
+def test_a_damaged_cache_file_is_made_anew(
+    pictures: Path, clip: Backbone, tmp_path: Path, embeddings_made: list[int]
+) -> None:
+    test = load_dataset(pictures).test
+    extract_features(test, clip, cache_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"damaged")
+    extract_features(test, clip, cache_dir=tmp_path)
+    assert embeddings_made == [9, 9]
+
+
+def test_another_backbone_does_not_hit_the_cache(
+    pictures: Path, random_clip: ClipMaker, tmp_path: Path, embeddings_made: list[int]
+) -> None:
+    for seed in (1, 2):
+        extract_features(load_dataset(pictures).test, random_clip(seed=seed), cache_dir=tmp_path)
+    assert embeddings_made == [9, 9]
+
+
+def test_an_unreadable_image_is_named(pictures: Path, clip: Backbone, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    example = replace(load_dataset(pictures).test[0], path=bad)
+    with pytest.raises(DatasetError, match=r"bad\.jpg: .*not JPEG"):
+        extract_features([example], clip)
+
+
+def test_another_backbone_is_refused(undisturbed: TuneResult, random_clip: ClipMaker) -> None:
+    with pytest.raises(BackboneMismatch, match="tuned on random"):
+        PromptClassifier(undisturbed.prompt, random_clip(seed=5))
+
+
+def test_predictions_are_probabilities(undisturbed: TuneResult, clip: Backbone) -> None:
+    classifier = PromptClassifier(undisturbed.prompt, clip)
+    (answer,) = classifier.predict([Image.new("RGB", (9, 9))], top_k=50)
+    assert sum(p.score for p in answer) == pytest.approx(1)
+    assert {p.label for p in answer} == set(undisturbed.prompt.class_names)
+
+
+def test_evaluation_counts(undisturbed: TuneResult, clip: Backbone, pictures: Path) -> None:
+    prompt = undisturbed.prompt
+    features = extract_features(load_dataset(pictures).test, clip)
+    result = evaluate(torch.from_numpy(prompt.class_embeddings), features, prompt.class_names)
+    assert result.accuracy == pytest.approx(undisturbed.metrics["test_accuracy"])
+    assert sum(map(sum, result.confusion)) == result.images == 9
+    assert [sum(row) for row in result.confusion] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("ViT-X-99", None, "unknown backbone"),
+        ("ViT-B-16", None, "needs weights: .*openai"),
+        ("ViT-B/16", "no-such-tag", "neither a file nor a known tag"),
+        ("local-dir:/no/such/folder", None, "no open_clip_config.json"),
+        ("tiny", "openai", "brings its own weights"),
+    ],
+)
+def test_unloadable_backbones_say_why(name: str, pretrained: str | None, message: str) -> None:
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(name, pretrained, device="cpu")
+
+
+def test_weights_that_are_missing_never_become_random(tmp_path: Path) -> None:
+    config = '{"model_cfg": {"embed_dim": 8, "vision_cfg": {"layers": 1, "width": 16}, '
+    config += '"text_cfg": {"width": 16, "heads": 1, "layers": 1}}, "preprocess_cfg": {}}'
+    (tmp_path / "open_clip_config.json").write_text(config)
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        load_backbone(f"local-dir:{tmp_path}", device="cpu")
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(BackboneError, match="device 'abacus'"):
+        load_backbone("tiny", device="abacus")
