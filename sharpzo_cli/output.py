@@ -21,12 +21,15 @@ Row = Sequence[str]
 
 def print_table(title: str, header: Row, rows: Sequence[Row], *, err: bool = False) -> None:
     """A table; the first column is text, the others are figures."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console(stderr=err).print(table)
+    console = Console(stderr=err)
+    if title:
+        console.print(title)
+    console.print(table)
 
 
 def print_json(value: object) -> None:

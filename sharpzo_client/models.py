@@ -26,6 +26,18 @@ class Model(BaseModel):
 
     _request_id: str | None = PrivateAttr(default=None)
 
+    def __eq__(self, other: object) -> bool:
+        """Equal by what it says, whichever request brought it."""
+        return (
+            isinstance(other, Model)
+            and type(self) is type(other)
+            and self.__dict__ == other.__dict__
+            and self.model_extra == other.model_extra
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), getattr(self, "id", None)))
+
     @classmethod
     def read(cls, data: object, request_id: str | None = None) -> Self:
         """Validate decoded JSON.

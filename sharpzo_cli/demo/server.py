@@ -17,27 +17,31 @@ from sharpzo_cli.errors import RunFailed
 from sharpzo_client import Client, SharpzoError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 HOST = "127.0.0.1"
-START_SECONDS = 60.0  # until the service must be ready
-STOP_SECONDS = 15.0  # for a clean end, before it is forced
+START_SECONDS = 120.0  # until the service must be ready
+STOP_SECONDS = 30.0  # for a clean end, of the worker too, before it is forced
 POLL_SECONDS = 0.1
 PREFIX = "SHARPZO_"
 KEPT = ("SHARPZO_DEVICE", "SHARPZO_LOG_LEVEL")  # settings that do not lead to somebody's data
 
 
 @contextmanager
-def running_service(data_dir: Path, log: Path) -> Iterator[Client]:
+def running_service(
+    data_dir: Path, log: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[Client]:
     """Start `sharpzo serve`, wait until it is ready, and end it in any case.
+
+    `settings` are more SHARPZO_ variables.
 
     Raises:
         RunFailed: it ended by itself or was not ready in time.
     """
     port = free_port()
     with log.open("wb") as output:
-        process = _start(port, data_dir, output.fileno())
+        process = _start(port, data_dir, output.fileno(), settings or {})
     try:
         # An explicit transport keeps a proxy of the environment out of the way.
         with Client(f"http://{HOST}:{port}", transport=httpx.HTTPTransport()) as client:
@@ -61,7 +65,9 @@ def clean_environment() -> dict[str, str]:
     return kept | {"HF_HUB_OFFLINE": "1"}
 
 
-def _start(port: int, data_dir: Path, output: int) -> subprocess.Popen[bytes]:
+def _start(
+    port: int, data_dir: Path, output: int, settings: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "sharpzo_cli", "serve", "--host", HOST]
     command += ["--port", str(port), "--data-dir", str(data_dir)]
     return subprocess.Popen(  # noqa: S603 - our own command
@@ -69,7 +75,7 @@ def _start(port: int, data_dir: Path, output: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        env=clean_environment(),
+        env={**clean_environment(), **settings},
         start_new_session=True,  # Ctrl-C reaches us alone, and we end it in order
     )
 

@@ -3,15 +3,17 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from email.message import Message
 from io import BytesIO
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from sharpzo_client import DatasetFailed, InputError, WaitTimeoutError
+
+if TYPE_CHECKING:
+    from email.message import Message
+    from pathlib import Path
 
 PIXELS = b"\x89PNG-not-really" * 100
 

@@ -55,6 +55,17 @@ def test_create_sends_what_was_given_and_no_more(harness: Any) -> None:
     assert job._request_id == "req_9"
 
 
+def test_answers_are_equal_whichever_request_brought_them() -> None:
+    one, same, other = (
+        Job.read(_job(**more), request_id)
+        for more, request_id in (({}, "req_1"), ({}, "req_2"), ({"name": "x"}, "req_3"))
+    )
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != _job()
+
+
 def test_without_a_key_nothing_is_claimed(harness: Any) -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         assert "authorization" not in request.headers

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import hashlib
-from io import BytesIO
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from sharpzo_client import DownloadError, InputError
+
+if TYPE_CHECKING:
+    from io import BytesIO
+    from pathlib import Path
 
 CONTENT = b"safetensors" * 50
 PROMPT = {

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from sharpzo_client import APIConnectionError, APIStatusError, ConflictError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 JOB = {"id": "job_1", "status": "queued"}
 OK = httpx.Response(200, json=JOB)

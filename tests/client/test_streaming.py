@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -12,6 +11,9 @@ from hypothesis import strategies as st
 
 from sharpzo_client import APIConnectionError, APIResponseError, NotFoundError
 from sharpzo_client._sse import SseDecoder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 
 def _message(seq: int, kind: str = "progress") -> bytes:

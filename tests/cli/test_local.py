@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sharpzo_cli.tuning import Bar, stop_on_interrupt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+QUICK = ["--set", "shots=4", "--set", "total_steps=6", "--set", "change_point=3"]
+QUICK += ["--set", "prompt.intrinsic_dim=8", "--set", "cma.population_size=4"]
+
+
+@pytest.fixture(scope="session")
+def tuned(squares: Path, small_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prompt file, written by the command itself."""
+    from sharpzo_cli.main import main
+
+    path = tmp_path_factory.mktemp("prompt") / "deeper" / "prompt.safetensors"
+    options = ["--backbone", f"local-dir:{small_backbone}", "--out", str(path)]
+    assert main(["tune", str(squares), *QUICK, *options]) == 0
+    return path
+
+
+def test_tune_writes_a_prompt_and_prints_one_object(
+    sharpzo: Any, squares: Path, small_backbone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.safetensors"
+    options = ["--backbone", f"local-dir:{small_backbone}", "--out", out, "--json"]
+    ran = sharpzo("tune", squares, *QUICK, *options)
+    assert ran.code == 0
+    answer = json.loads(ran.out)
+    assert answer["artifact"] == str(out)
+    assert out.stat().st_size > 0
+    assert 0 <= answer["zero_shot_accuracy"] <= 1
+    assert 0 <= answer["test_accuracy"] <= 1
+    assert (answer["steps"], answer["stopped_by"]) == (6, "completed")
+    assert "Traceback" not in ran.err
+
+
+def test_tune_prints_a_table_for_people(
+    sharpzo: Any, squares: Path, small_backbone: Path, tmp_path: Path
+) -> None:
+    options = ["--backbone", f"local-dir:{small_backbone}", "--out", tmp_path / "p.safetensors"]
+    ran = sharpzo("tune", squares, *QUICK, *options)
+    assert ran.code == 0
+    assert "zero-shot" in ran.out
+    assert "tuned" in ran.out
+    assert str(tmp_path / "p.safetensors") in ran.out.replace("\n", "")
+
+
+def test_classify_labels_each_image(sharpzo: Any, tuned: Path, squares: Path) -> None:
+    images = sorted(squares.glob("test/*/0.png"))
+    ran = sharpzo("classify", tuned, *images, "--top-k", "2", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    results = json.loads(ran.out)["results"]
+    assert [result["image"] for result in results] == [str(image) for image in images]
+    for result in results:
+        assert len(result["predictions"]) == 2
+        assert result["predictions"][0]["score"] >= result["predictions"][1]["score"]
+    assert sharpzo("classify", tuned, images[0]).out.count("0.png") == 1
+
+
+def test_evaluate_counts_every_image(sharpzo: Any, tuned: Path, squares: Path) -> None:
+    ran = sharpzo("evaluate", tuned, squares, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    answer = json.loads(ran.out)
+    assert answer["images"] == 6
+    assert [sum(row) for row in answer["confusion_matrix"]] == [2, 2, 2]
+    right = sum(answer["confusion_matrix"][index][index] for index in range(3))
+    assert answer["accuracy"] == pytest.approx(right / 6)
+    assert set(answer["per_class_accuracy"]) == set(answer["classes"]) == {"red", "green", "blue"}
+    shown = sharpzo("evaluate", tuned, squares, "--split", "val").out
+    assert "of 6 images" in shown
+    assert "Confusion" in shown
+
+
+def test_a_damaged_image_is_named(sharpzo: Any, tuned: Path, tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    ran = sharpzo("classify", tuned, tmp_path / "torn.png")
+    assert ran.code == 2
+    assert "torn.png" in ran.error
+
+
+def test_a_damaged_prompt_is_refused(sharpzo: Any, tuned: Path, tmp_path: Path) -> None:
+    content = bytearray(tuned.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "p.safetensors").write_bytes(content)
+    ran = sharpzo("classify", tmp_path / "p.safetensors", tuned)
+    assert ran.code == 2
+    assert ran.error.startswith("error: ")
+
+
+def test_another_dataset_is_refused(
+    sharpzo: Any, tuned: Path, squares: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    for name in ("cat", "dog"):
+        (other / "test" / name).mkdir(parents=True)
+        (other / "train" / name).mkdir(parents=True)
+        for split in ("test", "train"):
+            source = squares / "test" / "red" / "0.png"
+            (other / split / name / "0.png").write_bytes(source.read_bytes())
+    ran = sharpzo("evaluate", tuned, other)
+    assert ran.code == 2
+    assert "classes" in ran.error
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume(
+    sharpzo: Any, squares: Path, small_backbone: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    out, kept = tmp_path / "p.safetensors", tmp_path / "kept"
+    command = ["tune", squares, *QUICK, "--backbone", f"local-dir:{small_backbone}"]
+    command += ["--out", out, "--checkpoint-dir", kept, "--json"]
+    show = Bar.show
+    shown: list[int] = []
+
+    def press_ctrl_c_at_step_3(bar: Bar, step: Any) -> None:
+        shown.append(step.step)
+        if shown.count(3) == 1 and step.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        show(bar, step)
+
+    monkeypatch.setattr(Bar, "show", press_ctrl_c_at_step_3)
+    usual = signal.getsignal(signal.SIGINT)
+    ran = sharpzo(*command)
+    assert (ran.code, ran.out) == (130, "")
+    assert ran.err.splitlines()[-1].endswith(f"--checkpoint-dir {kept} --resume to go on")
+    assert not out.exists()
+    assert signal.getsignal(signal.SIGINT) is usual
+    assert max(shown) == 3
+    ran = sharpzo(*command, "--resume")
+    assert ran.code == 0
+    assert shown[-1] == json.loads(ran.out)["steps"] == 6
+    assert 4 in shown
+    assert shown.count(1) == 1
+
+
+def test_the_second_ctrl_c_does_not_wait() -> None:
+    with stop_on_interrupt():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,219 @@
+"""The SDK against the real service and worker, started as processes of their own."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from sharpzo_cli.demo.server import running_service
+from sharpzo_client import (
+    AsyncClient,
+    Client,
+    ConflictError,
+    DatasetFailed,
+    Job,
+    JobCancelled,
+    NotFoundError,
+    UnprocessableEntityError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+COLOURS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 230)}
+CONFIG = {
+    "shots": 4,
+    "total_steps": 12,
+    "change_point": 4,
+    "prompt": {"intrinsic_dim": 8},
+    "cma": {"population_size": 4},
+}
+
+
+@pytest.fixture(scope="session")
+def service(
+    small_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Client, str]]:
+    folder = tmp_path_factory.mktemp("service")
+    settings = {"SHARPZO_BACKBONES": f"tiny=local-dir:{small_backbone}"}
+    with running_service(folder / "data", folder / "log", settings) as client:
+        yield client, str(client._transport._http.base_url)
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+@pytest.fixture(scope="session")
+def client(service: tuple[Client, str]) -> Client:
+    return service[0]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for split, count in {"train": 4, "val": 2, "test": 2}.items():
+        for name, colour in COLOURS.items():
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                shade = tuple(max(0, part - 9 * index - len(split)) for part in colour)
+                Image.new("RGB", (16, 16), shade).save(folder / split / name / f"{index}.png")
+    (folder / "classnames.json").write_text(json.dumps({"red": "something red"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset_id(client: Client, photos: Path) -> str:
+    dataset = client.datasets.upload(photos, name="colours", poll=0.1)
+    assert dataset.status == "ready"
+    assert set(dataset.classes or ()) == {"something red", "green", "blue"}
+    assert dataset.splits is not None
+    assert dict(dataset.splits) == {"train": 12, "val": 6, "test": 6}
+    return dataset.id
+
+
+@pytest.fixture(scope="session")
+def job(client: Client, dataset_id: str) -> Job:
+    """A job that was watched to its good end."""
+    submitted = client.jobs.create(
+        dataset_id, config=CONFIG, name="colours", metadata={"who": "tests"}
+    )
+    assert submitted.status in {"queued", "running"}
+    done = client.jobs.wait(submitted.id, poll=0.1, timeout=90)
+    assert (done.status, done.metadata) == ("succeeded", {"who": "tests"})
+    return done
+
+
+def test_events_are_streamed_to_the_end_and_can_be_read_again(client: Client, job: Job) -> None:
+    streamed = list(client.jobs.stream_events(job.id))
+    assert [event.seq for event in streamed] == list(range(1, len(streamed) + 1))
+    assert streamed[0].type == "queued"
+    assert streamed[-1].type == "succeeded"
+    assert list(client.jobs.events(job.id, page_size=2)) == streamed
+    assert list(client.jobs.stream_events(job.id, after=2)) == streamed[2:]
+    assert list(client.jobs.stream_events(job.id, after=streamed[-1].seq)) == []
+
+
+def test_metrics_follow_the_steps(client: Client, job: Job) -> None:
+    steps = client.jobs.metrics(job.id)
+    assert [record.step for record in steps] == list(range(1, 13))
+    assert steps[0].phase == "stage1"
+    assert steps[-1].phase == "stage2"
+    assert job.progress.forward_passes >= (steps[-1].forward_passes or 0) > 0
+    assert job.metrics.zero_shot_accuracy is not None
+    assert job.metrics.test_accuracy is not None
+    assert len(client.jobs.metrics(job.id, from_step=3, to_step=10)) == 8
+
+
+def test_downloaded_prompt_answers_as_the_service_does(
+    client: Client, job: Job, photos: Path, tmp_path: Path
+) -> None:
+    from sharpzo_engine import PromptClassifier, TunedPrompt, load_backbone
+
+    assert job.prompt_id is not None
+    images = sorted(photos.glob("test/*/*.png"))
+    answer = client.prompts.classify(job.prompt_id, images, top_k=3)
+    assert (answer.prompt_id, answer.version) == (job.prompt_id, 1)
+    path = client.prompts.download(job.prompt_id, tmp_path / "prompt.safetensors")
+    prompt = TunedPrompt.load(path)
+    backbone = load_backbone(prompt.metadata["backbone"]["name"])
+    local = PromptClassifier(prompt, backbone).predict(images, top_k=3)
+    for remote, own in zip(answer.results, local, strict=True):
+        assert [p.label for p in remote.predictions] == [p.label for p in own]
+        assert [p.score for p in remote.predictions] == pytest.approx(
+            [p.score for p in own], abs=1e-4
+        )
+
+
+def test_names_and_versions_lead_to_the_prompt(client: Client, job: Job) -> None:
+    prompt = client.prompts.get("colours")
+    assert (prompt.id, prompt.version, prompt.job_id) == (job.prompt_id, 1, job.id)
+    assert client.prompts.get("colours:1") == prompt
+    assert prompt in list(client.prompts.list(page_size=1))
+
+
+def test_a_prompt_can_be_carried_over(client: Client, job: Job, tmp_path: Path) -> None:
+    path = client.prompts.download("colours", tmp_path / "p.safetensors")
+    copy = client.prompts.upload(path, "copied")
+    assert copy.sha256 == client.prompts.get("colours").sha256
+    assert (copy.name, copy.version) == ("copied", 1)
+    client.prompts.delete(copy.id)
+    with pytest.raises(NotFoundError):
+        client.prompts.get(copy.id)
+
+
+def test_one_bad_image_spoils_only_itself(client: Client, job: Job, photos: Path) -> None:
+    images = [b"", photos / "test" / "red" / "0.png"]
+    answer = client.prompts.classify(str(job.prompt_id), images)
+    assert answer.results[0].error is not None
+    assert answer.results[0].error.code == "image_undecodable"
+    assert answer.results[1].best is not None
+
+
+def test_wrong_values_are_pointed_at(client: Client, dataset_id: str) -> None:
+    with pytest.raises(UnprocessableEntityError) as caught:
+        client.jobs.create(dataset_id, config={"shots": 0, "zo": {"nonsense": 1}})
+    assert caught.value.code
+    assert caught.value.request_id
+    pointers = {fault.pointer for fault in caught.value.errors}
+    assert pointers == {"/config/shots", "/config/zo/nonsense"}
+    with pytest.raises(UnprocessableEntityError):
+        client.jobs.create(dataset_id, backbone="local-dir:/etc")
+
+
+def test_what_is_not_there_is_not_found(client: Client, dataset_id: str) -> None:
+    for call in (client.jobs.get, client.jobs.cancel, client.datasets.get, client.prompts.get):
+        with pytest.raises(NotFoundError):
+            call("nothing")  # type: ignore[operator]
+    with pytest.raises(NotFoundError):
+        list(client.jobs.stream_events("nothing"))
+    with pytest.raises((NotFoundError, UnprocessableEntityError)):
+        client.jobs.create("ds_nothing")
+
+
+def test_a_dataset_without_classes_fails(client: Client, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    source = photos / "test" / "red" / "0.png"
+    (tmp_path / "one" / "a.png").write_bytes(source.read_bytes())
+    with pytest.raises(DatasetFailed) as caught:
+        client.datasets.upload(tmp_path / "one", poll=0.1)
+    assert caught.value.dataset.error is not None
+    assert caught.value.dataset.error.code == "dataset_layout_invalid"
+
+
+def test_a_running_job_can_be_cancelled(client: Client, dataset_id: str) -> None:
+    job = client.jobs.create(dataset_id, config=CONFIG | {"total_steps": 1_000_000})
+    with pytest.raises(ConflictError):
+        client.jobs.delete(job.id)
+    types = [event.type for event in _cancel_when_it_runs(client, job.id)]
+    assert types[-1] == "cancelled"
+    with pytest.raises(JobCancelled):
+        client.jobs.wait(job.id, poll=0.1, timeout=60)
+    client.jobs.delete(job.id)
+    with pytest.raises(NotFoundError):
+        client.jobs.get(job.id)
+
+
+def _cancel_when_it_runs(client: Client, job_id: str) -> Iterator[object]:
+    for event in client.jobs.stream_events(job_id):
+        if event.type == "phase" or event.type == "started":
+            client.jobs.cancel(job_id)
+        yield event
+
+
+async def test_the_async_client_does_the_same(
+    service: tuple[Client, str], job: Job, photos: Path, tmp_path: Path
+) -> None:
+    async with AsyncClient(service[1]) as client:
+        assert (await client.health.readyz()).status == "ok"
+        assert [item.name for item in await client.backbones.list()] == ["tiny"]
+        dataset = await client.datasets.upload(photos, "again", poll=0.1)
+        assert dataset.id in [item.id async for item in client.datasets.list(page_size=1)]
+        events = [event async for event in client.jobs.stream_events(job.id)]
+        assert events[-1].type == "succeeded"
+        assert (await client.jobs.wait(job.id, progress=True)).id == job.id
+        answer = await client.prompts.classify("colours", [photos / "test" / "red" / "0.png"])
+        assert answer.results[0].best is not None
+        await client.prompts.download("colours", tmp_path / "p.safetensors")
+        await client.datasets.delete(dataset.id)
