@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from service.app import create_app
+from service.inference.host import import_engine
 from service.supervisor import Supervisor, worker_command
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.logging import configure_logging
@@ -60,6 +61,9 @@ def main(
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
     with listener, _exit_on_sigterm(), _worker(settings, with_worker):
+        # Loading these libraries stops every thread for seconds, so it comes before the first
+        # answer; who connects meanwhile waits in the listener's backlog.
+        import_engine()
         logger.info("listening on %s", _url(listener), extra={"action": "listening"})
         with contextlib.suppress(KeyboardInterrupt):
             _Server(config, app).run(sockets=[listener])
@@ -91,11 +95,15 @@ def _is_loopback(host: str) -> bool:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {host} port {port}: {error.strerror} (choose another --port)"
         ) from error
+    # Connections inherit it; asyncio sets it only on sockets that name their protocol. Without it
+    # an answer waits 40 ms for the client's delayed acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _url(listener: socket.socket) -> str:

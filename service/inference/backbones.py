@@ -45,6 +45,9 @@ class Backbones:
             try:
                 backbone = load_backbone(spec.model, spec.pretrained, self._device)
             except BackboneError as error:
+                logger.warning(
+                    "backbone %s: %s", spec.name, error, extra={"action": "backbone_failed"}
+                )
                 raise Unavailable(error.code, f"backbone {spec.name} cannot be loaded") from error
             logger.info("loaded backbone %s", spec.name, extra={"action": "backbone_loaded"})
             self._loaded[spec.name] = backbone

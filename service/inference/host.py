@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -215,6 +216,11 @@ class InferenceHost:
             names = ready.classifier.prompt.class_names
             predictions += [top_predictions(row, names, top_k) for row in rows]
         return predictions
+
+
+def import_engine() -> None:
+    """Load torch and open_clip, which otherwise happens at the first classification."""
+    importlib.import_module("sharpzo_engine.classifier")
 
 
 def _prepare(backbone: Backbone, max_pixels: int, data: bytes) -> Tensor | ImageError:

@@ -1,0 +1,39 @@
+# syntax=docker/dockerfile:1
+# One image for the API, the worker and the migration; the command decides.
+ARG PYTHON=python:3.12.12-slim-bookworm
+
+FROM ${PYTHON} AS build
+# Where torch comes from: this index has builds without CUDA; https://pypi.org/simple has those with.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/sharpzo
+ENV PATH=/opt/sharpzo/bin:$PATH
+# Torch first, in a layer of its own: it is large and changes rarely.
+RUN pip install --index-url "${TORCH_INDEX}" torch torchvision
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY service service
+COPY sharpzo_cli sharpzo_cli
+COPY sharpzo_client sharpzo_client
+COPY sharpzo_core sharpzo_core
+COPY sharpzo_engine sharpzo_engine
+COPY worker worker
+RUN pip install ".[service,worker]"
+
+FROM ${PYTHON}
+RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/sharpzo sharpzo \
+    && install --directory --owner sharpzo --group sharpzo --mode 0750 \
+        /var/lib/sharpzo /var/lib/sharpzo-artifacts
+COPY --from=build /opt/sharpzo /opt/sharpzo
+COPY docker/healthcheck.py /opt/sharpzo/healthcheck.py
+ENV PATH=/opt/sharpzo/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/var/lib/sharpzo/cache/huggingface \
+    SHARPZO_DATA_DIR=/var/lib/sharpzo \
+    SHARPZO_ARTIFACT_URL=/var/lib/sharpzo-artifacts
+USER 10001:10001
+WORKDIR /var/lib/sharpzo
+VOLUME ["/var/lib/sharpzo", "/var/lib/sharpzo-artifacts"]
+EXPOSE 8000
+CMD ["sharpzo", "serve", "--host", "0.0.0.0", "--port", "8000", "--no-worker"]
