@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+
 from sharpzo_engine.backbone import Backbone
 
 ClipMaker = Callable[..., Backbone]

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from pydantic import ValidationError
+
 from sharpzo_engine.config import ALIASES, PRESETS, TuningConfig
 from sharpzo_engine.errors import ConfigError
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.dataset import Dataset, Example, few_shot, load_dataset
 from sharpzo_engine.errors import DatasetError, ImageError, TooFewImages

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from sharpzo_engine.artifact import TunedPrompt
 from sharpzo_engine.checkpoint import CheckpointFolder, Snapshot
 from sharpzo_engine.errors import ArtifactError, CheckpointError
@@ -57,7 +58,7 @@ def test_truncated_and_extended_files_are_refused() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="nothing.safetensors cannot be read"):
+    with pytest.raises(ArtifactError, match=r"nothing\.safetensors cannot be read"):
         TunedPrompt.load(tmp_path / "nothing.safetensors")
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from sharpzo_engine import gradients
 from sharpzo_engine.gradients import coordinate_gradient, draw_directions, random_gradient
 

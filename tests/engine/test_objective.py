@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
+
 from sharpzo_engine import objective as module
 from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.features import Features
 from sharpzo_engine.objective import Objective
 from sharpzo_engine.prompt import PromptSpace, draw_projection
-from torch.nn import functional
 
 NAMES = ["cat", "red panda", "fire truck", "dog"]
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from sharpzo_engine.config import CmaConfig, ZoConfig
 from sharpzo_engine.errors import CheckpointError
 from sharpzo_engine.stages.sharp_cma import SharpCma

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from sharpzo_engine.backbone import Backbone, load_backbone
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import BackboneError, ConfigError, DatasetError
@@ -15,7 +16,6 @@ from sharpzo_engine.features import Features
 from sharpzo_engine.objective import Objective
 from sharpzo_engine.prompt import PromptSpace
 from sharpzo_engine.text_encoder import ForwardTextEncoder
-
 from tests.engine.conftest import ClipMaker
 
 #: Names of 1 to 12 tokens, in no order of length.

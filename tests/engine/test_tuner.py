@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from sharpzo_engine import (
     PromptClassifier,
     TunedPrompt,
@@ -26,7 +27,6 @@ from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.errors import BackboneError, BackboneMismatch, CheckpointError, DatasetError
 from sharpzo_engine.features import extract_features
 from sharpzo_engine.progress import Progress
-
 from tests.engine.conftest import ClipMaker
 
 SMALL: dict[str, Any] = {
