@@ -1,6 +1,8 @@
 """What each default is worth: test accuracy at equal forward passes, one choice changed at a time.
 
 python -m benchmarks.ablation PHOTOS --backbone local-dir:PATH [--passes 10000] [--seeds 1 2 3]
+
+Prints a table; `--json FILE` writes the numbers.
 """
 
 from __future__ import annotations
