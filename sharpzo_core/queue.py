@@ -72,6 +72,8 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         return {
             "visibility_timeout": VISIBILITY_SECONDS,
             "socket_connect_timeout": CONNECT_SECONDS,
+            # A request does not wait for a broker that refuses; workers have retries of their own.
+            "max_retries": 0,
         }
     messages = _folder(settings.broker_dir / "messages")
     return {

@@ -11,6 +11,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Threads only get into each other's way on models as small as those of the tests.
+os.environ["OMP_NUM_THREADS"] = "1"
 pytest_plugins = ("tests.workplace",)
 
 REDIS_URL = os.environ.get("SHARPZO_TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
@@ -105,7 +108,20 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url() -> Iterator[str]:
-    """A PostgreSQL database of our own, dropped afterwards."""
+    """An empty PostgreSQL database, dropped afterwards."""
+    with own_database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def shared_postgres_url() -> Iterator[str]:
+    """A PostgreSQL database for the whole session."""
+    with own_database() as url:
+        yield url
+
+
+@contextmanager
+def own_database() -> Iterator[str]:
     import sqlalchemy as sa
 
     name = f"sharpzo_test_{uuid.uuid4().hex}"

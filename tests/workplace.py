@@ -102,8 +102,7 @@ class Workplace:
         """A worker in its own process group."""
         process = subprocess.Popen(
             [sys.executable, "-m", "worker"],
-            # Threads only get into each other's way on matrices as small as these.
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | self.settings.environment(),
+            env=os.environ | self.settings.environment(),
             start_new_session=True,
         )
         self.processes.append(process)

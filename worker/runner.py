@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from sharpzo_core.errors import LeaseLost, StorageUnavailable
+from sharpzo_core.errors import LeaseLost, StorageUnavailable, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import JobLeases, lease_of
 from sharpzo_core.jobs import JobStatus
 from sharpzo_core.prompts import NewPrompt, prompt_key, report_key
 from sharpzo_engine.config import TuningConfig
-from sharpzo_engine.errors import TuningCancelled, TuningInterrupted
+from sharpzo_engine.errors import BackboneError, TuningCancelled, TuningInterrupted
 from worker.failures import describe
 from worker.processes import process_identity
 from worker.pulse import Pulse
@@ -124,7 +124,7 @@ def _tune(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> TuneResult:
     settings = deps.settings
     config = TuningConfig.model_validate(job.config)
     reporter = Reporter(lease, deps.leases, pulse, deps.draining, deps.ticks)
-    backbone = deps.load_backbone(settings.backbone(job.backbone))
+    backbone = deps.load_backbone(_offered(job.backbone, settings))
     record = deps.datasets.get(job.dataset_id)
     dataset = deps.materials.dataset(record, config.shots, config.seed)
     return deps.tune(
@@ -137,6 +137,13 @@ def _tune(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> TuneResult:
         resume=True,
         cache_dir=settings.cache_dir / "features",
     )
+
+
+def _offered(name: str, settings: Settings) -> BackboneSpec:
+    try:
+        return settings.backbone(name)
+    except ValidationFailed as error:
+        raise BackboneError(f"backbone {name} is not offered any more") from error
 
 
 def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Job:

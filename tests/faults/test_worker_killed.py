@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-import torch
 
 import sharpzo_engine
 from sharpzo_core.jobs import EventType, JobStatus
@@ -91,9 +90,4 @@ def undisturbed(place: Workplace, job_id: str) -> str:
     materials = Materials(place.artifacts, place.settings.cache_dir)
     dataset = materials.dataset(place.datasets.get(job.dataset_id), config.shots, config.seed)
     backbone = sharpzo_engine.load_backbone(spec.model, spec.pretrained, "cpu")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the workers of these tests
-    try:
-        return sharpzo_engine.tune(dataset, backbone, config).prompt.vectors_sha256
-    finally:
-        torch.set_num_threads(threads)
+    return sharpzo_engine.tune(dataset, backbone, config).prompt.vectors_sha256

@@ -1,0 +1,80 @@
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sharpzo_core.artifact_store import ArtifactStore
+from sharpzo_core.errors import NotFound, SettingsError, StorageFull
+
+KEY = "prompts/prm_1.safetensors"
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
+    if request.param == "local":
+        return ArtifactStore(str(tmp_path / "artifacts"))
+    return ArtifactStore(f"memory://{tmp_path.name}")
+
+
+def test_bytes_come_back(store: ArtifactStore, tmp_path: Path) -> None:
+    assert not store.exists(KEY)
+    store.put_bytes(KEY, b"one")
+    store.put_bytes(KEY, b"two")
+    assert store.get_bytes(KEY) == b"two"
+    source = tmp_path / "source"
+    source.write_bytes(b"three")
+    store.put_file(KEY, source)
+    with store.open(KEY) as stream:
+        assert stream.read() == b"three"
+
+
+def test_what_is_missing_is_not_found(store: ArtifactStore) -> None:
+    with pytest.raises(NotFound):
+        store.get_bytes(KEY)
+    with pytest.raises(NotFound), store.open(KEY):
+        pass
+    store.delete(KEY)
+    store.delete_prefix("prompts")
+
+
+def test_a_prefix_is_deleted_with_what_is_below(store: ArtifactStore) -> None:
+    store.put_bytes("datasets/ds_1/images/a.png", b"x")
+    store.put_bytes("datasets/ds_2/images/a.png", b"y")
+    store.delete_prefix("datasets/ds_1/")
+    assert not store.exists("datasets/ds_1/images/a.png")
+    assert store.exists("datasets/ds_2/images/a.png")
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", ".x", "a\n"])
+def test_a_key_never_leaves_the_store(store: ArtifactStore, key: str) -> None:
+    with pytest.raises(ValueError, match="not a key"):
+        store.put_bytes(key, b"x")
+
+
+def test_only_a_local_store_has_paths(tmp_path: Path) -> None:
+    assert ArtifactStore(str(tmp_path)).local_path(KEY) == tmp_path / KEY
+    assert ArtifactStore("memory://x").local_path(KEY) is None
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArtifactStore(str(tmp_path))
+    store.put_bytes(KEY, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFull):
+        store.put_bytes(KEY, b"new")
+    assert store.get_bytes(KEY) == b"old"
+    assert [path.name for path in (tmp_path / "prompts").iterdir()] == ["prm_1.safetensors"]
+
+
+def test_an_unknown_kind_of_store_is_a_wrong_setting() -> None:
+    make: Callable[[], ArtifactStore] = lambda: ArtifactStore("nonsense://x")  # noqa: E731
+    with pytest.raises(SettingsError, match="SHARPZO_ARTIFACT_URL"):
+        make()

@@ -1,0 +1,287 @@
+"""`run_job` over real stores, with a tuning that does what the test says."""
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sharpzo_core.errors import StorageUnavailable
+from sharpzo_core.jobs import EventType, Job, JobStatus
+from sharpzo_core.prompts import prompt_key, report_key
+from sharpzo_engine import TunedPrompt
+from sharpzo_engine.errors import BackboneError, TooFewImages
+from sharpzo_engine.history import StepRecord
+from sharpzo_engine.progress import Progress
+from tests.workplace import CLASSES, Workplace
+from worker import child
+from worker.materials import Materials
+from worker.runner import RunnerDeps, run_job
+
+Script = Callable[[Callable[[Progress], None], Path], None]
+
+
+def record(step: int, phase: str = "stage1", loss: float = 1.0) -> StepRecord:
+    return StepRecord(step, phase, loss, None, 0.5, 0.4, 0.1, step * 10, step * 0.1)
+
+
+def progress(step: int, phase: Any = "stage1", loss: float = 1.0) -> Progress:
+    return Progress(phase, step, 10, step * 10, None, record(step, phase, loss))
+
+
+@dataclass(frozen=True)
+class FakeResult:
+    prompt: TunedPrompt
+    metrics: dict[str, Any] = field(
+        default_factory=lambda: {"test_accuracy": 0.9, "loss": float("nan"), "source": "official"}
+    )
+    history: tuple[StepRecord, ...] = (record(1), record(2, loss=float("inf")))
+    stopped_by: str = "completed"
+
+
+def a_prompt() -> TunedPrompt:
+    return TunedPrompt(
+        class_names=CLASSES,
+        class_embeddings=np.ones((3, 4), np.float32) / 2,
+        context=np.zeros((4, 8), np.float32),
+        logit_scale=100.0,
+        metadata={"backbone": {"name": "tiny", "pretrained": None, "fingerprint": "f"}},
+    )
+
+
+class FakeTune:
+    """Runs the test's script where the engine would search."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.script = script or (lambda on_step, _: on_step(progress(1)))
+
+    def __call__(self, dataset: Any, backbone: Any, config: Any, **options: Any) -> Any:
+        self.dataset, self.backbone, self.config, self.options = dataset, backbone, config, options
+        self.script(options["on_step"], options["checkpoint_dir"])
+        return FakeResult(a_prompt())
+
+
+@pytest.fixture
+def deps(workplace: Workplace) -> RunnerDeps:
+    return RunnerDeps(
+        owner="wrk_a",
+        settings=workplace.settings,
+        leases=workplace.leases,
+        datasets=workplace.datasets,
+        artifacts=workplace.artifacts,
+        materials=Materials(workplace.artifacts, workplace.settings.cache_dir),
+        queue=workplace.queue,
+        load_backbone=lambda spec: spec,  # type: ignore[arg-type,return-value] # tuning is faked
+        tune=FakeTune(),
+        draining=lambda: False,
+        sleep=lambda _: None,
+    )
+
+
+def after(workplace: Workplace, deps: RunnerDeps, script: Script | None = None) -> Job:
+    job = workplace.submit(ring=False)
+    run_job(job.id, replace(deps, tune=FakeTune(script)) if script else deps)
+    return workplace.jobs.get(job.id)
+
+
+def test_success_publishes_a_prompt_and_a_report(workplace: Workplace, deps: RunnerDeps) -> None:
+    job = after(workplace, deps)
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 1)
+    assert job.metrics == {"test_accuracy": 0.9, "loss": None}
+    assert job.prompt_id is not None
+    prompt = workplace.prompts.get(job.prompt_id)
+    assert (prompt.name, prompt.version, prompt.classes) == (job.id, 1, CLASSES)
+    stored = TunedPrompt.load(workplace.artifacts.get_bytes(prompt_key(prompt.id)))
+    assert stored.vectors_sha256 == a_prompt().vectors_sha256
+    assert b'"loss": null' in workplace.artifacts.get_bytes(report_key(job.id))
+
+
+def test_the_engine_gets_local_files_and_the_jobs_configuration(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    tune = FakeTune()
+    job = workplace.submit(ring=False)
+    run_job(job.id, replace(deps, tune=tune))
+    assert tune.config.model_dump(mode="json") == job.config
+    assert tune.dataset.class_names == CLASSES
+    assert (len(tune.dataset.train), len(tune.dataset.test)) == (12, 6)
+    assert all(example.path.is_file() for example in tune.dataset.train)
+    assert tune.options["checkpoint_dir"] == workplace.settings.checkpoint_dir / job.id
+    assert tune.options["resume"]
+
+
+def test_progress_phases_and_steps_are_written(workplace: Workplace, deps: RunnerDeps) -> None:
+    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+        on_step(Progress("preparing", 0, 10, 0, message="embedding"))
+        for step in (1, 2, 3):
+            on_step(progress(step, loss=float("nan")))
+        on_step(progress(4, "stage2"))
+        on_step(Progress("evaluating", 4, 10, 40))
+
+    job = after(workplace, deps, script)
+    assert (job.step, job.total_steps, job.forward_passes) == (4, 10, 40)
+    assert [(s.step, s.phase) for s in workplace.jobs.steps(job.id)] == [
+        (1, "stage1"),
+        (2, "stage1"),
+        (3, "stage1"),
+        (4, "stage2"),
+    ]
+    phases = [e.data["phase"] for e in workplace.jobs.events(job.id) if e.type is EventType.PHASE]
+    assert phases == ["preparing", "stage1", "stage2", "evaluating"]
+
+
+def test_writes_are_about_one_a_second(workplace: Workplace, deps: RunnerDeps) -> None:
+    now = [0.0]
+    written = []
+
+    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+        for step in range(1, 41):
+            now[0] += 0.1
+            on_step(progress(step))
+            written.append(workplace.leases.held()[0].expires_at)
+
+    after(workplace, replace(deps, ticks=lambda: now[0]), script)
+    assert 3 <= len(set(written)) <= 6
+
+
+def test_a_cancel_is_noticed_at_the_next_write(workplace: Workplace, deps: RunnerDeps) -> None:
+    now = [0.0]
+
+    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+        on_step(progress(1))
+        workplace.jobs.request_cancel(workplace.leases.held()[0].lease.job_id)
+        now[0] += 1.0
+        on_step(progress(2))
+        raise AssertionError("went on")
+
+    job = after(workplace, replace(deps, ticks=lambda: now[0]), script)
+    assert job.status is JobStatus.CANCELLED
+    assert workplace.prompts.list().items == []
+
+
+def test_a_cancel_during_publication_wins(workplace: Workplace, deps: RunnerDeps) -> None:
+    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+        workplace.jobs.request_cancel(workplace.leases.held()[0].lease.job_id)
+
+    job = after(workplace, deps, script)
+    assert (job.status, job.prompt_id) == (JobStatus.CANCELLED, None)
+    assert not list((workplace.settings.data_dir / "artifacts" / "prompts").glob("*"))
+
+
+def test_draining_puts_the_job_back_and_rings(workplace: Workplace, deps: RunnerDeps) -> None:
+    job = after(workplace, replace(deps, draining=lambda: True))
+    assert (job.status, job.attempt, job.lease_token) == (JobStatus.QUEUED, 0, None)
+    assert workplace.queue.depth() == 1
+    assert workplace.jobs.events(job.id)[-1].type is EventType.RELEASED
+
+
+def test_a_worker_that_lost_its_lease_leaves_without_a_word(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+        on_step(progress(1))
+        (held,) = workplace.leases.held()
+        workplace.leases.recover(held)
+        workplace.leases.claim(held.lease.job_id, "wrk_b")
+        on_step(progress(2, "stage2"))
+        raise AssertionError("went on")
+
+    job = after(workplace, deps, script)
+    assert (job.status, job.lease_owner, job.step) == (JobStatus.RUNNING, "wrk_b", 1)
+
+
+def test_a_second_delivery_does_nothing(workplace: Workplace, deps: RunnerDeps) -> None:
+    job = after(workplace, deps)
+    assert run_job(job.id, deps) is None
+    assert workplace.jobs.get(job.id) == job
+
+
+def no_space() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TooFewImages("class 'cat' has 1"), "too_few_images"),
+        (BackboneError("unknown"), "backbone_unavailable"),
+        (no_space(), "storage_full"),
+        (MemoryError(), "out_of_memory"),
+        (ZeroDivisionError("/secret/path"), "internal_error"),
+    ],
+)
+def test_an_error_ends_the_job_with_its_code(
+    workplace: Workplace, deps: RunnerDeps, error: Exception, code: str
+) -> None:
+    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+        raise error
+
+    job = after(workplace, deps, script)
+    assert (job.status, job.error_code) == (JobStatus.FAILED, code)
+    assert "/secret" not in (job.error_message or "")
+
+
+def test_a_dataset_whose_files_are_gone_fails_the_job(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    job = workplace.submit(ring=False)
+    workplace.artifacts.delete_prefix(f"datasets/{job.dataset_id}")
+    assert run_job(job.id, deps) is JobStatus.FAILED
+    assert workplace.jobs.get(job.id).error_code == "dataset_missing"
+
+
+def test_a_backbone_nobody_offers_any_more_fails_the_job(
+    make_workplace: Callable[..., Workplace], workplace: Workplace, deps: RunnerDeps
+) -> None:
+    job = workplace.submit(ring=False)
+    settings = workplace.settings.model_copy(
+        update={"backbones": "other", "default_backbone": "other"}
+    )
+    vars(settings).pop("backbone_specs", None)
+    assert run_job(job.id, replace(deps, settings=settings)) is JobStatus.FAILED
+    assert workplace.jobs.get(job.id).error_code == "backbone_unavailable"
+
+
+def test_a_storage_that_is_away_for_a_while_costs_nothing(
+    workplace: Workplace, deps: RunnerDeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, failures = workplace.artifacts.put_bytes, [StorageUnavailable(), StorageUnavailable()]
+
+    def flaky(key: str, data: bytes) -> None:
+        if failures:
+            raise failures.pop()
+        put(key, data)
+
+    job = workplace.submit(ring=False)
+    monkeypatch.setattr(workplace.artifacts, "put_bytes", flaky)
+    assert run_job(job.id, deps) is JobStatus.SUCCEEDED
+
+
+def test_remote_images_are_fetched_once(
+    make_workplace: Callable[..., Workplace], tmp_path: Path
+) -> None:
+    place = make_workplace(artifact_url=f"memory://{tmp_path.name}")
+    record = place.add_dataset()
+    materials = Materials(place.artifacts, place.settings.cache_dir)
+    dataset = materials.dataset(record, shots=2, seed=1)
+    wanted = {e.path for e in (*dataset.train, *dataset.val, *dataset.test)}
+    assert set((place.settings.cache_dir / "images").iterdir()) == wanted
+    place.artifacts.delete_prefix(f"datasets/{record.id}/images")
+    assert materials.dataset(record, shots=2, seed=1) == dataset
+
+
+def test_the_real_engine_tunes_a_stored_dataset(
+    workplace: Workplace, deps: RunnerDeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "child_settings", lambda: workplace.settings)
+    real = replace(deps, load_backbone=child.load_backbone, tune=child.tune)
+    job = workplace.submit(ring=False)
+    assert run_job(job.id, real) is JobStatus.SUCCEEDED
+    done = workplace.jobs.get(job.id)
+    assert done.step == len(workplace.jobs.steps(job.id)) == 40
+    assert done.metrics["test_accuracy"] is not None
+    assert done.metrics["zero_shot_accuracy"] is not None
+    child.load_backbone.cache_clear()

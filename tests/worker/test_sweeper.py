@@ -1,0 +1,145 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from sharpzo_core.job_leases import HeldLease, JobLeases
+from sharpzo_core.job_store import JobStore
+from sharpzo_core.jobs import JobStatus, Lease
+from tests.workplace import Workplace
+from worker.sweeper import LeaseWatch, Sweeper
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+LEASE, HEARTBEAT = 20.0, 5.0
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def lease(expires: float) -> HeldLease:
+    return HeldLease(Lease("job_1", 1, "t"), "wrk_a", None, at(expires))
+
+
+@pytest.fixture
+def watch() -> LeaseWatch:
+    return LeaseWatch(LEASE, HEARTBEAT)
+
+
+def test_a_lease_that_is_renewed_lives_whatever_the_clock_does(watch: LeaseWatch) -> None:
+    for ticks in range(0, 100, 5):
+        for jump in (0, 3600, -3600):  # the sweeper's clock against the worker's
+            held = [lease(ticks + LEASE)]
+            assert watch.dead(held, at(ticks + jump), float(ticks)) == []
+
+
+def test_a_silent_worker_is_noticed_when_its_lease_has_run_out(watch: LeaseWatch) -> None:
+    held = [lease(LEASE)]
+    deaths = [t for t in range(0, 40, 5) if watch.dead(held, at(t), float(t))]
+    assert deaths[0] == LEASE
+
+
+def test_a_clock_set_back_does_not_keep_a_dead_worker_alive(watch: LeaseWatch) -> None:
+    held = [lease(3600)]
+    deaths = [t for t in range(0, 40, 5) if watch.dead(held, at(t), float(t))]
+    assert deaths[0] == LEASE
+
+
+def test_a_new_sweeper_waits_for_a_heartbeat_before_it_takes_an_expired_lease(
+    watch: LeaseWatch,
+) -> None:
+    held = [lease(-100)]
+    deaths = [t for t in range(0, 40, 5) if watch.dead(held, at(t), float(t))]
+    assert deaths[0] == 10
+
+
+class Hands:
+    """A sweeper with time in its hands."""
+
+    def __init__(self, place: Workplace) -> None:
+        self.seconds = 0.0
+        self.place = place
+        settings, clock = place.settings, self.now
+        self.sweeper = Sweeper(
+            owner="wrk_me",
+            settings=settings,
+            leases=JobLeases(
+                place.engine,
+                lease_seconds=settings.lease_seconds,
+                max_attempts=settings.max_attempts,
+                clock=clock,
+            ),
+            jobs=JobStore(place.engine, clock),
+            workers=place.workers,
+            queue=place.queue,
+            clock=clock,
+            ticks=lambda: self.seconds,
+        )
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=self.seconds)
+
+    def sweep_at(self, seconds: float) -> int:
+        """Sweep, and say how many messages wait."""
+        self.seconds = seconds
+        self.sweeper.sweep()
+        return self.place.queue.depth() or 0
+
+
+def test_a_job_whose_message_was_never_sent_is_rung_for(workplace: Workplace) -> None:
+    workplace.submit(ring=False)
+    hands = Hands(workplace)
+    assert hands.sweep_at(0) == 0
+    assert hands.sweep_at(5.1) == 1
+
+
+def test_messages_do_not_pile_up(workplace: Workplace) -> None:
+    workplace.submit()
+    hands = Hands(workplace)
+    counts = [hands.sweep_at(float(t)) for t in range(0, 60, 5)]
+    assert counts[-1] <= 5  # 12 sweeps
+
+
+def test_a_busy_worker_rings_for_nobody(workplace: Workplace) -> None:
+    running, waiting = workplace.submit(ring=False), workplace.submit(ring=False)
+    workplace.leases.claim(running.id, "wrk_me")
+    hands = Hands(workplace)
+    assert hands.sweep_at(19) == 0
+    assert workplace.jobs.get(waiting.id).rings == 0
+
+
+def test_a_lost_job_is_queued_and_rung_for_at_once(workplace: Workplace) -> None:
+    job = workplace.submit(ring=False)
+    workplace.leases.claim(job.id, "wrk_gone")
+    hands = Hands(workplace)
+    assert hands.sweep_at(0) == 0
+    assert hands.sweep_at(21) == 1
+    assert workplace.jobs.get(job.id).status is JobStatus.QUEUED
+
+
+def test_a_process_that_is_gone_is_not_waited_for(workplace: Workplace) -> None:
+    import subprocess
+    import sys
+
+    from worker.processes import is_gone, process_identity
+
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identity = process_identity(child.pid)
+    if identity is None:
+        child.communicate()
+        pytest.skip("this system does not tell processes apart")
+    job = workplace.submit(ring=False)
+    workplace.leases.claim(job.id, "wrk_gone", identity)
+    hands = Hands(workplace)
+    hands.sweep_at(0)
+    assert workplace.jobs.get(job.id).status is JobStatus.RUNNING
+    child.communicate()
+    assert is_gone(identity)
+    assert hands.sweep_at(1) == 1
+    assert workplace.jobs.get(job.id).status is JobStatus.QUEUED
+
+
+@pytest.mark.parametrize("identity", [None, "", "x", "a/b/c", "boot/1/2/3", "other/space/1/5"])
+def test_what_cannot_be_told_is_not_called_gone(identity: str | None) -> None:
+    from worker.processes import is_gone
+
+    assert not is_gone(identity)
