@@ -108,7 +108,7 @@ class Workplace:
         self.processes.append(process)
         return process
 
-    def wait(self, job_id: str, condition: Callable[[Job], bool], seconds: float = 90) -> Job:
+    def wait(self, job_id: str, condition: Callable[[Job], bool], seconds: float = 240) -> Job:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             job = self.jobs.get(job_id)

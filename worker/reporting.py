@@ -12,7 +12,7 @@ from sharpzo_core.jobs import EventType, JobProgress, JobStep, Lease, Phase
 from sharpzo_engine.errors import TuningInterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from sharpzo_core.job_leases import JobLeases
     from sharpzo_engine.history import StepRecord
@@ -58,13 +58,27 @@ class Reporter:
         """
         if progress.record is not None:
             self._collect(progress.record, progress.total_steps)
-        now, phase = self._ticks(), Phase(progress.phase)
-        if phase is not self._phase or now - self._written >= WRITE_SECONDS:
+        now, phase, draining = self._ticks(), Phase(progress.phase), self._draining()
+        if draining or phase is not self._phase or now - self._written >= WRITE_SECONDS:
             self._written = now
             self._write(progress, phase, now)
         self._pulse.check()
-        if self._draining():
+        if draining:
             raise TuningInterrupted
+
+    def complete(self, history: Sequence[StepRecord]) -> None:
+        """Write every step again, those included that a killed worker had not written.
+
+        Raises:
+            LeaseLost: another worker owns the job.
+            StorageUnavailable: the database is away.
+        """
+        last = history[-1]
+        self._steps.clear()
+        for record in history:
+            self._collect(record, len(history))
+        progress = JobProgress(Phase.EVALUATING, last.step, last.step, last.forward_passes)
+        self._leases.save_progress(self._lease, progress, self._metrics, self._steps)
 
     def _collect(self, record: StepRecord, total_steps: int) -> None:
         self._metrics["loss"] = finite(record.loss)

@@ -127,7 +127,7 @@ def _tune(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> TuneResult:
     backbone = deps.load_backbone(_offered(job.backbone, settings))
     record = deps.datasets.get(job.dataset_id)
     dataset = deps.materials.dataset(record, config.shots, config.seed)
-    return deps.tune(
+    result = deps.tune(
         dataset,
         backbone,
         config,
@@ -137,6 +137,9 @@ def _tune(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> TuneResult:
         resume=True,
         cache_dir=settings.cache_dir / "features",
     )
+    if result.history:
+        _write(lambda: reporter.complete(result.history), deps)
+    return result
 
 
 def _offered(name: str, settings: Settings) -> BackboneSpec:

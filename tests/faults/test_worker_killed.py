@@ -15,8 +15,11 @@ from tests.workplace import Workplace
 from worker.materials import Materials
 
 RECOVERY_SECONDS = 30  # with the default timings
-DRAIN_SECONDS = 15
+CHILD_RECOVERY_SECONDS = 15
+DRAIN_SECONDS = 20
 LONG = {"total_steps": 250, "change_point": 20}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 MODES = [
     "embedded",
@@ -69,7 +72,7 @@ def test_sigterm_puts_the_job_back_and_the_attempt_does_not_count(place: Workpla
     for _ in range(3):
         first.send_signal(signal.SIGTERM)
         time.sleep(0.1)
-    assert first.wait(DRAIN_SECONDS) == 0
+    assert first.wait(60) == 0
     took = time.monotonic() - started
     put_down = place.jobs.get(job.id)
 
@@ -79,7 +82,29 @@ def test_sigterm_puts_the_job_back_and_the_attempt_does_not_count(place: Workpla
     place.start_worker()
     ended = place.wait_until_ended(job.id)
     assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, 1)
+    steps = [step.step for step in place.jobs.steps(job.id, resolution=10_000)]
+    assert steps == list(range(1, ended.step + 1))
     assert place.workers.alive(60)[0].pid == place.processes[-1].pid
+
+
+def test_a_killed_pool_child_is_replaced_and_its_parent_serves_on(
+    make_workplace: Callable[..., Workplace],
+) -> None:
+    place = make_workplace(checkpoint_seconds=0.2)
+    job = place.submit(**LONG)
+    worker = place.start_worker()
+    place.wait_for_checkpoint(job.id)
+
+    (held,) = place.leases.held()
+    os.kill(int((held.process or "").split("/")[2]), signal.SIGKILL)
+    killed = time.monotonic()
+    place.wait(job.id, lambda job: job.attempt == 2)
+    recovery = time.monotonic() - killed
+    ended = place.wait_until_ended(job.id)
+
+    assert recovery < CHILD_RECOVERY_SECONDS
+    assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, 2)
+    assert worker.poll() is None
 
 
 def undisturbed(place: Workplace, job_id: str) -> str:

@@ -32,13 +32,16 @@ def progress(step: int, phase: Any = "stage1", loss: float = 1.0) -> Progress:
     return Progress(phase, step, 10, step * 10, None, record(step, phase, loss))
 
 
+HISTORY = (record(1), record(2, loss=float("inf")))
+
+
 @dataclass(frozen=True)
 class FakeResult:
     prompt: TunedPrompt
     metrics: dict[str, Any] = field(
         default_factory=lambda: {"test_accuracy": 0.9, "loss": float("nan"), "source": "official"}
     )
-    history: tuple[StepRecord, ...] = (record(1), record(2, loss=float("inf")))
+    history: tuple[StepRecord, ...] = ()
     stopped_by: str = "completed"
 
 
@@ -55,13 +58,16 @@ def a_prompt() -> TunedPrompt:
 class FakeTune:
     """Runs the test's script where the engine would search."""
 
-    def __init__(self, script: Script | None = None) -> None:
+    def __init__(
+        self, script: Script | None = None, history: tuple[StepRecord, ...] = HISTORY
+    ) -> None:
+        self.history = history
         self.script = script or (lambda on_step, _: on_step(progress(1)))
 
     def __call__(self, dataset: Any, backbone: Any, config: Any, **options: Any) -> Any:
         self.dataset, self.backbone, self.config, self.options = dataset, backbone, config, options
         self.script(options["on_step"], options["checkpoint_dir"])
-        return FakeResult(a_prompt())
+        return FakeResult(a_prompt(), history=self.history)
 
 
 @pytest.fixture
@@ -81,9 +87,14 @@ def deps(workplace: Workplace) -> RunnerDeps:
     )
 
 
-def after(workplace: Workplace, deps: RunnerDeps, script: Script | None = None) -> Job:
+def after(
+    workplace: Workplace,
+    deps: RunnerDeps,
+    script: Script | None = None,
+    history: tuple[StepRecord, ...] = HISTORY,
+) -> Job:
     job = workplace.submit(ring=False)
-    run_job(job.id, replace(deps, tune=FakeTune(script)) if script else deps)
+    run_job(job.id, replace(deps, tune=FakeTune(script, history)) if script else deps)
     return workplace.jobs.get(job.id)
 
 
@@ -121,16 +132,33 @@ def test_progress_phases_and_steps_are_written(workplace: Workplace, deps: Runne
         on_step(progress(4, "stage2"))
         on_step(Progress("evaluating", 4, 10, 40))
 
-    job = after(workplace, deps, script)
-    assert (job.step, job.total_steps, job.forward_passes) == (4, 10, 40)
+    history = (*map(record, (1, 2, 3)), record(4, "stage2"))
+    job = after(workplace, deps, script, history)
     assert [(s.step, s.phase) for s in workplace.jobs.steps(job.id)] == [
         (1, "stage1"),
         (2, "stage1"),
         (3, "stage1"),
         (4, "stage2"),
     ]
+    assert (job.step, job.forward_passes) == (4, 40)
     phases = [e.data["phase"] for e in workplace.jobs.events(job.id) if e.type is EventType.PHASE]
     assert phases == ["preparing", "stage1", "stage2", "evaluating"]
+
+
+def test_steps_that_a_killed_worker_did_not_write_are_written_at_the_end(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    # The checkpoint was newer than the last write: the resumed run tells of step 2 alone.
+    job = after(workplace, deps, lambda on_step, _: on_step(progress(2)))
+    assert [step.step for step in workplace.jobs.steps(job.id)] == [1, 2]
+    assert (job.step, job.total_steps) == (2, 2)
+
+
+def test_a_dataset_without_test_images_loses_no_step(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    job = after(workplace, deps, lambda *_: None)
+    assert job.step == len(workplace.jobs.steps(job.id)) == 2
 
 
 def test_writes_are_about_one_a_second(workplace: Workplace, deps: RunnerDeps) -> None:
