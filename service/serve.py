@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from service.app import create_app
-from service.inference.host import import_engine
 from service.supervisor import Supervisor, worker_command
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.logging import configure_logging
@@ -61,9 +60,6 @@ def main(
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
     with listener, _exit_on_sigterm(), _worker(settings, with_worker):
-        # Loading these libraries stops every thread for seconds, so it comes before the first
-        # answer; who connects meanwhile waits in the listener's backlog.
-        import_engine()
         logger.info("listening on %s", _url(listener), extra={"action": "listening"})
         with contextlib.suppress(KeyboardInterrupt):
             _Server(config, app).run(sockets=[listener])

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -87,6 +86,7 @@ class InferenceHost:
         self._models = ModelThread()
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
         self._waiting = 0  # images; touched on the event loop only
+        self._warm_up: Future[Backbone] | None = None
 
     @property
     def alive(self) -> bool:
@@ -98,9 +98,18 @@ class InferenceHost:
         """Names of the backbones in memory."""
         return self._backbones.loaded
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether the libraries and the default backbone are still being loaded."""
+        return self._warm_up is not None and not self._warm_up.done()
+
     def warm_up(self) -> None:
-        """Load the default backbone before anybody waits for it."""
-        self._models.submit(lambda: self._backbones.load(self._default))
+        """Load the default backbone before anybody waits for it.
+
+        Importing torch stops every thread of the process now and then, for up to a second or two;
+        so the service is not ready before that is done.
+        """
+        self._warm_up = self._models.submit(lambda: self._backbones.load(self._default))
 
     def close(self) -> None:
         """Stop both kinds of threads."""
@@ -216,11 +225,6 @@ class InferenceHost:
             names = ready.classifier.prompt.class_names
             predictions += [top_predictions(row, names, top_k) for row in rows]
         return predictions
-
-
-def import_engine() -> None:
-    """Load torch and open_clip, which otherwise happens at the first classification."""
-    importlib.import_module("sharpzo_engine.classifier")
 
 
 def _prepare(backbone: Backbone, max_pixels: int, data: bytes) -> Tensor | ImageError:

@@ -61,7 +61,9 @@ def _check_broker(services: Services) -> str | None:
 
 
 def _check_inference(services: Services) -> str | None:
-    return None if services.inference.alive else "its thread has ended"
+    if not services.inference.alive:
+        return "its thread has ended"
+    return "is loading its backbone" if services.inference.warming_up else None
 
 
 def _check_worker(services: Services) -> str | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from starlette.testclient import TestClient
 
 from service.services import Services
 from sharpzo_core.datasets import manifest_key
+from sharpzo_core.errors import StorageFull
 from sharpzo_core.settings import Settings
 
 from .conftest import (
@@ -165,6 +167,31 @@ def test_an_upload_over_the_limit_is_refused_and_removed(
 ) -> None:
     client = make_client(Settings(data_dir=data_dir, max_upload_bytes=1000))
     assert_problem(upload(client, b"PK\x03\x04" + bytes(5000)), 413, "payload_too_large")
+    assert files_below(data_dir / "uploads") == []
+
+
+def test_a_full_disk_is_507_and_the_upload_is_removed(
+    client: TestClient, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.uploads.os.fsync", full)
+        assert_problem(upload(client, zip_of(dataset_members())), 507, "storage_full")
+    assert files_below(data_dir / "uploads") == []
+    assert ready_dataset(client)["status"] == "ready"
+
+
+def test_a_full_artifact_store_fails_the_dataset(
+    client: TestClient, services: Services, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageFull("the artifact store is full")
+
+    monkeypatch.setattr(services.artifacts, "put_bytes", full)
+    dataset = settle(client, upload(client, zip_of(dataset_members())).json()["id"])
+    assert dataset["error"]["code"] == "storage_full"
     assert files_below(data_dir / "uploads") == []
 
 

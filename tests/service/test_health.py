@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -35,6 +37,19 @@ def test_readyz_without_database_broker_and_thread(
         assert part in detail
     assert "worker" not in detail
     assert client.get("/livez").status_code == 200
+
+
+def test_readyz_waits_for_the_warm_up(client: TestClient, services: Services) -> None:
+    services.workers.beat("w1", "host", 1)
+    release = threading.Event()
+    services.inference._models.submit(lambda: release.wait(10))
+    services.inference._backbones.load = lambda _: None  # type: ignore[method-assign,assignment]
+    services.inference.warm_up()
+    detail = assert_problem(client.get("/readyz"), 503, "not_ready")["detail"]
+    assert detail == "inference: is loading its backbone"
+    release.set()
+    services.inference._models.submit(lambda: None).result(10)
+    assert client.get("/readyz").status_code == 200
 
 
 def test_metrics_count_by_template(client: TestClient, services: Services) -> None:
