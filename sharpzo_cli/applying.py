@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import percent, print_json, print_table
+from sharpzo_engine.dataset import load_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,11 +73,6 @@ def evaluate_dataset(model: Model, dataset: Path, split: str, *, as_json: bool) 
     Raises:
         UsageProblem: the split is empty, or its classes are not the prompt's.
     """
-    import torch
-
-    from sharpzo_engine import PromptClassifier, evaluate, load_dataset
-    from sharpzo_engine.features import extract_features
-
     data = load_dataset(dataset)
     if not data.split(split):
         raise UsageProblem(f"{dataset} has no {split} images", "choose another --split")
@@ -86,6 +82,11 @@ def evaluate_dataset(model: Model, dataset: Path, split: str, *, as_json: bool) 
             f"the classes of {dataset} are not those of {model.artifact}",
             f"the prompt knows: {', '.join(prompt.class_names)}",
         )
+    import torch
+
+    from sharpzo_engine import PromptClassifier, evaluate
+    from sharpzo_engine.features import extract_features
+
     PromptClassifier(prompt, backbone)  # refuses a backbone that is not the prompt's
     features = extract_features(data.split(split), backbone)
     matrix = torch.tensor(prompt.class_embeddings)

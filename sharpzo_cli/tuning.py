@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import percent, print_json, print_table, writable
 from sharpzo_cli.values import tuning_config
+from sharpzo_engine.dataset import load_dataset
 from sharpzo_engine.errors import TuningInterrupted
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def _tune(request: TuneRequest) -> Tuned:
     if request.resume and request.checkpoint_dir is None:
         raise UsageProblem("--resume needs a checkpoint", "name its folder with --checkpoint-dir")
     out = writable(request.out)
-    from sharpzo_engine import load_backbone, load_dataset, tune
+    dataset = load_dataset(request.dataset)  # before torch is loaded: a wrong path fails at once
+    from sharpzo_engine import load_backbone, tune
 
-    dataset = load_dataset(request.dataset)
     began = time.monotonic()
     with live_bar() as bar:
         bar.say("loading the backbone")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CONFIG: dict[str, Any] = {
     "shots": 16,
     "seed": 1,
-    "max_forward_passes": 20_000,
+    "max_forward_passes": 10_000,
     "max_seconds": 40.0,
 }
 BATCH = 50  # images per classify request

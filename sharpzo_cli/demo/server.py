@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -40,15 +41,41 @@ def running_service(
         RunFailed: it ended by itself or was not ready in time.
     """
     port = free_port()
-    with log.open("wb") as output:
-        process = _start(port, data_dir, output.fileno(), settings or {})
+    process: subprocess.Popen[bytes] | None = None
     try:
+        with uninterrupted(), log.open("wb") as output:
+            process = _start(port, data_dir, output.fileno(), settings or {})
         # An explicit transport keeps a proxy of the environment out of the way.
         with Client(f"http://{HOST}:{port}", transport=httpx.HTTPTransport()) as client:
             _await_ready(client, process, log)
             yield client
     finally:
-        _stop(process)
+        if process is not None:
+            with uninterrupted():
+                _stop(process)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block.
+
+    Else one that comes while a process is being started would leave it without anybody to end it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's business
+        return
+    came: list[int] = []
+    usual = {
+        number: signal.signal(number, lambda number, _frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def free_port() -> int:
