@@ -117,7 +117,7 @@ def load_backbone(name: str, pretrained: str | None = None, device: str = "auto"
         _check_local_dir(Path(name.removeprefix(LOCAL_DIR)), pretrained)
         return _create(name, None, device, shown_as=name)
     model = name.replace("/", "-")
-    _check_model(model, pretrained)
+    check_weights(model, pretrained)
     return _create(model, pretrained, device, shown_as=model)
 
 
@@ -147,7 +147,12 @@ def _check_local_dir(path: Path, pretrained: str | None) -> None:
         raise BackboneError(f"no open_clip_config.json in {path} (give the model's folder)")
 
 
-def _check_model(model: str, pretrained: str | None) -> None:
+def check_weights(model: str, pretrained: str | None) -> None:
+    """Check that open_clip knows a model and its weights, without loading them.
+
+    Raises:
+        BackboneError: it does not, naming what it knows.
+    """
     if model not in open_clip.list_models():
         raise BackboneError(
             f"unknown backbone {model[:80]!r} (see `open_clip.list_models()`, or use tiny or "

@@ -20,8 +20,9 @@ from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.dataset import Example
 from sharpzo_engine.errors import DatasetError, ImageError
 from sharpzo_engine.images import decode_image
+from sharpzo_engine.parallel import map_chunks
 
-BATCH_SIZE = 64  # images per forward of the image tower
+BATCH_SIZE = 32  # images per forward of the image tower
 
 OnProgress = Callable[[int, int], None]  #: (images done, images in all)
 logger = logging.getLogger(__name__)
@@ -75,12 +76,15 @@ def extract_features(
 def _embed(
     examples: Sequence[Example], backbone: Backbone, on_progress: OnProgress | None
 ) -> Tensor:
+    def embed(batch: Sequence[Example]) -> Tensor:
+        pixels = torch.stack([backbone.preprocess(_read(example)) for example in batch])
+        return backbone.encode_images(pixels).cpu()
+
     embedded: list[Tensor] = []
     done = 0
-    for batch in _batches(examples, BATCH_SIZE):
-        pixels = torch.stack([backbone.preprocess(_read(example)) for example in batch])
-        embedded.append(backbone.encode_images(pixels).cpu())
-        done += len(batch)
+    for images in map_chunks(embed, _batches(examples, BATCH_SIZE), backbone.device):
+        embedded.append(images)
+        done += len(images)
         if on_progress:
             on_progress(done, len(examples))
     return torch.cat(embedded)

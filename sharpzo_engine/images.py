@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -22,24 +21,17 @@ def decode_image(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image
     Raises:
         ImageError: code `image_format_not_allowed`, `image_too_large` or `image_undecodable`.
     """
-    with warnings.catch_warnings():
-        # Our own cap below decides what is too large; Pillow's warning comes at another size.
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_pixels(image.size, max_pixels)
-            return _to_rgb(ImageOps.exif_transpose(image))
-        except Image.DecompressionBombError:
-            raise _too_large(max_pixels) from None
-        except UnidentifiedImageError:
-            raise _not_an_allowed_format(data) from None
-        except _DECODE_ERRORS:
-            raise ImageError("the image is damaged or incomplete (save it again)") from None
-
-
-def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
-    if size[0] * size[1] > max_pixels:
-        raise _too_large(max_pixels)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > max_pixels:
+            raise _too_large(max_pixels)
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(max_pixels) from None
+    except UnidentifiedImageError:
+        raise _not_an_allowed_format(data) from None
+    except _DECODE_ERRORS:
+        raise ImageError("the image is damaged or incomplete (save it again)") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -163,18 +163,19 @@ def _check_labels_agree(
 def _split_by_seed(
     labelled: Sequence[tuple[str, str]], names: Mapping[str, str], seed: int
 ) -> Layout:
-    folders = sorted({folder for folder, _ in labelled})
+    by_folder: dict[str, list[str]] = {}
+    for folder, path in sorted(labelled):
+        by_folder.setdefault(folder, []).append(path)
     rng = random.Random(seed)  # noqa: S311 - a split, not a secret
     splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
-    for label, folder in enumerate(folders):
-        paths = sorted(path for owner, path in labelled if owner == folder)
+    for label, paths in enumerate(by_folder.values()):
         rng.shuffle(paths)
         train_end = round(len(paths) * TRAIN_SHARE)
         val_end = train_end + round(len(paths) * VAL_SHARE)
         cuts = (paths[:train_end], paths[train_end:val_end], paths[val_end:])
         for split, part in zip(SPLITS, cuts, strict=True):
             splits[split].extend(Entry(path, label) for path in sorted(part))
-    class_names = tuple(display_name(folder, names) for folder in folders)
+    class_names = tuple(display_name(folder, names) for folder in by_folder)
     return Layout(class_names, {split: tuple(splits[split]) for split in SPLITS})
 
 

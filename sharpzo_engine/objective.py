@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sharpzo_engine.features import Features
+from sharpzo_engine.parallel import map_chunks
 from sharpzo_engine.prompt import PromptSpace
 
 Array = NDArray[np.float64]
 
 #: Logits held at once (floats): 16 MiB, whatever the numbers of classes and images.
 MAX_LOGITS = 4 * 2**20
-#: Candidates whose class embeddings are held at once.
-MAX_CANDIDATES = 256
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,14 @@ class Objective:
         """Mean cross-entropy [n] of points [n, d]; NaN where a point overflows the tower."""
         points = np.atleast_2d(np.asarray(points, dtype=np.float64))
         self.forward_passes += len(points)
-        chunks = [
-            self._losses(self.space.class_embeddings(points[start : start + MAX_CANDIDATES]))
-            for start in range(0, len(points), MAX_CANDIDATES)
-        ]
-        return torch.cat(chunks).cpu().numpy()
+        size = self.space.encoder.candidates_per_chunk
+        chunks = (points[start : start + size] for start in range(0, len(points), size))
+        losses = map_chunks(self._chunk_losses, chunks, self.space.backbone.device)
+        return np.concatenate(list(losses))
+
+    def _chunk_losses(self, points: Array) -> Array:
+        losses: Array = self._losses(self.space.class_embeddings(points)).cpu().numpy()
+        return losses
 
     @torch.inference_mode()
     def score(self, point: Array) -> Score:

@@ -16,6 +16,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+_ENTRY = "sharpzo"
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -27,8 +28,10 @@ def seal(arrays: Arrays, metadata: Mapping[str, Any], kind: str) -> bytes:
     """Serialise arrays and JSON metadata; `kind` names the format and its version."""
     text = json.dumps(metadata, sort_keys=True, allow_nan=False)
     header = {"kind": kind, "metadata": text, "sha256": _digest(arrays, text, kind)}
+    # safetensors writes its metadata in no fixed order; one entry keeps equal content equal bytes.
+    entry = {_ENTRY: json.dumps(header, sort_keys=True)}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return safetensors.numpy.save(contiguous, header)
+    return safetensors.numpy.save(contiguous, entry)
 
 
 def unseal(data: bytes, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -59,9 +62,9 @@ def _read_header(data: bytes) -> dict[str, str]:
     if len(data) < 8 or size > len(data) - 8:
         raise SealBroken("it is damaged or not a safetensors file")
     try:
-        header = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise SealBroken("it is damaged or not a safetensors file") from error
+        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_ENTRY])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SealBroken("it is damaged or not one of ours") from error
     return header if isinstance(header, dict) else {}
 
 

@@ -29,13 +29,18 @@ from torch.nn import functional
 from sharpzo_engine.text_tower import OpenClipModule, TowerWeights
 from sharpzo_engine.tokens import PromptTokens
 
-#: Packed rows per chunk. The GEMMs are near their peak rate from about a thousand rows on, and the
-#: MLP's activations (rows x 4W floats) still fit a processor's outer cache.
-MAX_TOKENS = {"cpu": 2048, "cuda": 65_536}
+#: Packed rows per chunk. On a processor a chunk runs on one core: its GEMMs are near their peak
+#: rate from a few hundred rows on, while the MLP's activations (rows x 4W floats) stay in cache.
+MAX_TOKENS = {"cpu": 512, "cuda": 65_536}
 
 
 class TextEncoder(Protocol):
     """Context vectors in, class matrices out."""
+
+    @property
+    def candidates_per_chunk(self) -> int:
+        """Candidates that are best encoded together."""
+        ...
 
     def encode(self, context: Tensor) -> Tensor:
         """`context` [n, M, W] -> L2-normalised class embeddings [n, C, E]."""
@@ -247,6 +252,8 @@ def _group_by_length(lengths: Sequence[int]) -> Iterator[_Group]:
 
 class PlainTextEncoder:
     """open_clip's own full-length forward, one candidate at a time: the oracle and the baseline."""
+
+    candidates_per_chunk = 1
 
     def __init__(self, text: OpenClipModule, tokens: PromptTokens) -> None:
         """`text` is the open_clip module that holds the text tower."""

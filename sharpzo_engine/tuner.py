@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ __all__ = ["Progress", "StepRecord", "TuneResult", "tune"]
 CHECKPOINT_SECONDS = 60.0
 MAX_HOLDOUT = 4  # images per class held out of the shots for validation
 
-Metrics = dict[str, float | int | str | None]
+Metrics = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TuneResult:
     metrics: Metrics  #: accuracies are fractions
     history: tuple[StepRecord, ...]
     stopped_by: str  #: "completed", "max_forward_passes" or "max_seconds"
+    validation_source: str  #: "official", "holdout" or "training", see `split_validation`
 
 
 def tune(
@@ -96,9 +98,14 @@ def tune(
     test_features = extract_features(
         dataset.test, backbone, cache_dir=cache, on_progress=report.embedding("test")
     )
-    metrics = _metrics(space, point, search, test_features, source, len(val_features))
-    prompt = _to_prompt(space, point, dataset, config, metrics)
-    return TuneResult(prompt, metrics, tuple(search.history), search.stopped_by)
+    metrics = _metrics(space, point, search, test_features, len(val_features))
+    origin = {
+        "dataset": {"name": dataset.name, "shots": dataset.shots or config.shots},
+        "validation_source": source,
+        "stopped_by": search.stopped_by,
+    }
+    prompt = _to_prompt(space, point, config, metrics, origin)
+    return TuneResult(prompt, metrics, tuple(search.history), search.stopped_by, source)
 
 
 def split_validation(
@@ -186,7 +193,6 @@ def _metrics(
     point: Array,
     search: Search,
     test: Features,
-    validation_source: str,
     validation_images: int,
 ) -> Metrics:
     """What the run reached; the test images are looked at here and nowhere else."""
@@ -209,24 +215,26 @@ def _metrics(
         "steps": len(search.history),
         "test_images": len(test),
         "validation_images": validation_images,
-        "validation_source": validation_source,
-        "stopped_by": search.stopped_by,
     }
 
 
 def _to_prompt(
-    space: PromptSpace, point: Array, dataset: Dataset, config: TuningConfig, metrics: Metrics
+    space: PromptSpace,
+    point: Array,
+    config: TuningConfig,
+    metrics: Metrics,
+    origin: Mapping[str, object],
 ) -> TunedPrompt:
     return TunedPrompt(
-        class_names=dataset.class_names,
+        class_names=space.class_names,
         class_embeddings=space.class_embeddings(point[None])[0].cpu().numpy(),
         context=space.context(point[None])[0].cpu().numpy(),
         logit_scale=space.backbone.logit_scale,
         metadata={
             "backbone": space.backbone.describe(),
             "config": config.model_dump(mode="json"),
-            "dataset": {"name": dataset.name, "shots": dataset.shots or config.shots},
             "metrics": metrics,
+            **origin,
             "point": point.tolist(),
             "projection_sha256": space.projection_sha256,
             "engine_version": sharpzo_engine.__version__,

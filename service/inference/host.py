@@ -26,7 +26,7 @@ from service.inference.threads import ModelThread
 from sharpzo_core.errors import NotFound, ValidationFailed
 from sharpzo_core.prompts import prompt_key
 from sharpzo_core.schemas import PromptBackbone, is_safe_text
-from sharpzo_engine.errors import ArtifactError, BackboneMismatch, ImageError
+from sharpzo_engine.errors import ArtifactError, BackboneError, BackboneMismatch, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -256,11 +256,12 @@ def _inspect(data: bytes) -> ImportedPrompt:
 
 
 def _check_known(spec: BackboneSpec) -> None:
-    import open_clip
+    from sharpzo_engine.backbone import check_weights
 
-    model = spec.model.replace("/", "-")
-    if spec.pretrained not in open_clip.list_pretrained_tags_by_model(model):
-        raise ValidationFailed([("/backbone", "open_clip has no such model and tag")])
+    try:
+        check_weights(spec.model.replace("/", "-"), spec.pretrained)
+    except BackboneError as error:
+        raise ValidationFailed([("/backbone", "open_clip has no such model and tag")]) from error
 
 
 def _corrupt(prompt: PromptRecord, what: str) -> Unavailable:

@@ -35,6 +35,10 @@ def test_a_prompt_survives_the_file(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["prompt.safetensors"]
 
 
+def test_equal_prompts_are_equal_files() -> None:
+    assert len({some_prompt().to_bytes() for _ in range(20)}) == 1
+
+
 def test_every_flipped_byte_of_a_prompt_is_found() -> None:
     data = some_prompt().to_bytes()
     for position in range(len(data)):

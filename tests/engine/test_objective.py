@@ -40,7 +40,7 @@ def test_batching_changes_nothing(
     whole = objective(points(9))
     one_by_one = np.concatenate([objective(point[None]) for point in points(9)])
     monkeypatch.setattr(module, "MAX_LOGITS", 30)
-    monkeypatch.setattr(module, "MAX_CANDIDATES", 2)
+    monkeypatch.setattr(objective.space.encoder, "max_tokens", 30)
     np.testing.assert_allclose(one_by_one, whole, rtol=1e-6)
     np.testing.assert_allclose(objective(points(9)), whole, rtol=1e-6)
 
