@@ -44,14 +44,12 @@ def test_bundled_model_loads_and_encodes() -> None:
     assert model.logit_scale.exp() <= 100.01  # half precision rounds
 
 
-@pytest.mark.slow
 def test_zero_shot_is_useful_but_leaves_room() -> None:
     measured = evaluate(PATH)
     assert 0.30 <= measured["zero_shot_accuracy"] <= 0.75
     assert measured["few_shot_accuracy"] >= 0.85
 
 
-@pytest.mark.slow
 def test_pretraining_writes_a_loadable_model(tmp_path: Path) -> None:
     arguments = ["--steps", "2", "--pictures", "16", "--batch-size", "8", "--processes", "1"]
     main(["--out", str(tmp_path), *arguments])
@@ -84,10 +82,12 @@ def test_every_concept_can_be_drawn_and_named(concept: Concept) -> None:
     assert concept.name in caption or concept.character in caption
 
 
-def test_captions_never_hide_that_a_digit_is_turned() -> None:
+def test_only_captions_of_photos_hide_that_a_digit_is_turned() -> None:
     rng = np.random.default_rng(0)
     six = concepts()[6]
-    styles = [draw_style(six, rng) for _ in range(200)]
+    styles = [draw_style(six, rng) for _ in range(500)]
     turned = [style for style in styles if style.turn is Turn.UPSIDE_DOWN]
-    assert turned
-    assert all("upside down" in write_caption(six, style, rng) for style in turned)
+    captions = [write_caption(six, style, rng) for style in turned]
+    hiding = [caption for caption in captions if "upside down" not in caption]
+    assert 0 < len(hiding) < len(captions)
+    assert all("photo" in caption for caption in hiding)
