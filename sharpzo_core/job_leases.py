@@ -140,7 +140,9 @@ class JobLeases:
         self._finish(lease, event)
 
     def release(self, lease: Lease) -> Job:
-        """Give a running job back to the queue; this attempt does not count.
+        """Give a running job back to the queue, to be rung for by the caller.
+
+        This attempt does not count.
 
         Raises:
             LeaseLost: the job is not this worker's, or it is to be cancelled.
@@ -151,8 +153,8 @@ class JobLeases:
             event,
             status=JobStatus.QUEUED,
             attempt=jobs.c.attempt - 1,
-            rings=0,
-            rung_at=None,
+            rings=1,
+            rung_at=self._clock(),
             **NO_LEASE,
         )
 

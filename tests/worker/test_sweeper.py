@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sharpzo_core.job_leases import HeldLease, JobLeases
+from sharpzo_core.job_leases import HeldLease, JobLeases, lease_of
 from sharpzo_core.job_store import JobStore
 from sharpzo_core.jobs import JobStatus, Lease
 from tests.workplace import Workplace
@@ -59,15 +59,16 @@ class Hands:
         self.seconds = 0.0
         self.place = place
         settings, clock = place.settings, self.now
+        self.leases = JobLeases(
+            place.engine,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            clock=clock,
+        )
         self.sweeper = Sweeper(
             owner="wrk_me",
             settings=settings,
-            leases=JobLeases(
-                place.engine,
-                lease_seconds=settings.lease_seconds,
-                max_attempts=settings.max_attempts,
-                clock=clock,
-            ),
+            leases=self.leases,
             jobs=JobStore(place.engine, clock),
             workers=place.workers,
             queue=place.queue,
@@ -97,6 +98,15 @@ def test_messages_do_not_pile_up(workplace: Workplace) -> None:
     hands = Hands(workplace)
     counts = [hands.sweep_at(float(t)) for t in range(0, 60, 5)]
     assert counts[-1] <= 5  # 12 sweeps
+
+
+def test_a_job_that_was_just_put_down_is_not_rung_for_twice(workplace: Workplace) -> None:
+    job = workplace.leases.claim(workplace.submit(ring=False).id, "wrk_me")
+    assert job is not None
+    hands = Hands(workplace)
+    hands.leases.release(lease_of(job))
+    assert hands.sweep_at(1) == 0
+    assert hands.sweep_at(11) == 1
 
 
 def test_a_busy_worker_rings_for_nobody(workplace: Workplace) -> None:
