@@ -24,7 +24,7 @@ from sharpzo_engine.backbone import Backbone
 #: Name -> (preset, values laid over it).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("default", {}),
-    "sharpness off": ("default", {"cma": {"sharpness_estimator": "none"}}),
+    "sharpness": ("default", {"cma": {"sharpness_estimator": "zo"}}),
     "sharpness every 10": (
         "default",
         {"cma": {"sharpness_estimator": "zo", "sharpness_interval": 10}},
@@ -32,6 +32,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "full covariance": ("default", {"cma": {"covariance": "full"}}),
     "stage 1 alone": ("default", {"method": "cma-es"}),
     "stage 2 alone": ("default", {"method": "zo"}),
+    "step size 0.03": ("default", {"zo": {"learning_rate": 0.03}}),
     "1 direction": ("default", {"zo": {"queries": 1}}),
     "normal directions": ("default", {"zo": {"directions": "gaussian"}}),
     "constant step size": ("default", {"zo": {"schedule": "constant"}}),

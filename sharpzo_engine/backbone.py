@@ -97,7 +97,9 @@ class Backbone:
         return self.tower.token_embedding[torch.tensor(ids, device=self.device)]
 
 
-def load_backbone(name: str, pretrained: str | None = None, device: str = "auto") -> Backbone:
+def load_backbone(
+    name: str, pretrained: str | None = None, device: str = "auto", *, alias: str | None = None
+) -> Backbone:
     """Load a CLIP model with its weights.
 
     Args:
@@ -105,6 +107,7 @@ def load_backbone(name: str, pretrained: str | None = None, device: str = "auto"
             name such as `ViT-B-16` or `ViT-B/16`.
         pretrained: for a model name, a tag of open_clip (`openai`) or a checkpoint file.
         device: `auto` takes CUDA, then MPS, then the processor.
+        alias: what artifacts shall call a model that is located by a path, instead of the path.
 
     Raises:
         BackboneError: unknown, or its weights cannot be had. Never a random model.
@@ -115,10 +118,13 @@ def load_backbone(name: str, pretrained: str | None = None, device: str = "auto"
         return _create(f"{LOCAL_DIR}{tiny.PATH}", None, device, shown_as="tiny")
     if name.startswith(LOCAL_DIR):
         _check_local_dir(Path(name.removeprefix(LOCAL_DIR)), pretrained)
-        return _create(name, None, device, shown_as=name)
+        return _create(name, None, device, shown_as=alias or name)
     model = name.replace("/", "-")
     check_weights(model, pretrained)
-    return _create(model, pretrained, device, shown_as=model)
+    backbone = _create(model, pretrained, device, shown_as=model)
+    if alias and pretrained not in open_clip.list_pretrained_tags_by_model(model):
+        backbone.name, backbone.pretrained = alias, None
+    return backbone
 
 
 def pick_device(device: str = "auto") -> torch.device:

@@ -84,9 +84,9 @@ class CmaConfig(_Section):
     rho: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.1
     """Radius of the sharpness perturbation (Euclidean norm)."""
 
-    sharpness_estimator: Literal["zo", "none"] = "zo"
+    sharpness_estimator: Literal["zo", "none"] = "none"
     """How the sharpness direction is found: `zo` by coordinate-wise finite differences (2d forward
-    passes), `none` for plain CMA-ES."""
+    passes), `none` for plain CMA-ES, to which the same passes are worth more as generations."""
 
     sharpness_interval: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Generations that share one sharpness direction."""
@@ -98,7 +98,7 @@ class CmaConfig(_Section):
 class ZoConfig(_Section):
     """Stage 2: sparse zeroth-order SGD."""
 
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 0.1
     """Step size eta, at the start of the stage."""
 
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -110,7 +110,7 @@ class ZoConfig(_Section):
     rge_step: PositiveFloat = 1e-3
     """Finite-difference step mu of the random gradient."""
 
-    queries: Annotated[int, Field(ge=1, le=4096)] = 1
+    queries: Annotated[int, Field(ge=1, le=4096)] = 8
     """Random directions per step, q; each costs two forward passes."""
 
     directions: Literal["gaussian", "orthogonal"] = "orthogonal"
@@ -146,7 +146,7 @@ class TuningConfig(_Section):
     validation split (at most `shots` per class); `holdout` a quarter of the shots, at most 4 per
     class, held out of training; `auto` the former if there is one."""
 
-    total_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
+    total_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 2_000
     """Steps of both stages together: one generation, or one stage-2 update."""
 
     change_point: Literal["auto"] | Steps = "auto"
@@ -248,9 +248,12 @@ def _nest(path: tuple[str, ...], value: object) -> dict[str, Any]:
 _SECTIONS: dict[str, type[BaseModel]] = {"prompt": PromptConfig, "cma": CmaConfig, "zo": ZoConfig}
 
 _PAPER: dict[str, Any] = {
+    "total_steps": 20_000,
     "prompt": {"projection": "gaussian", "projection_std": 0.2},
-    "cma": {"bound": 5.0, "covariance": "full"},
+    "cma": {"bound": 5.0, "covariance": "full", "sharpness_estimator": "zo"},
     "zo": {
+        "learning_rate": 1e-3,
+        "queries": 1,
         "optimizer": "sgd",
         "schedule": "constant",
         "directions": "gaussian",
@@ -278,7 +281,7 @@ def _paper(
 #: Name -> overlay on the class defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "fast": {"total_steps": 400, "patience": 5, "max_forward_passes": 8_000},
+    "fast": {"patience": 5, "max_forward_passes": 8_000},
     "paper": _PAPER,
     "imagenet": _paper(1.0, 200, 1.0, 1e-5, bound=None, learning_rate=1e-1),
     "caltech101": _paper(0.4, 200),

@@ -21,7 +21,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads only get into each other's way on models as small as those of the tests.
 os.environ["OMP_NUM_THREADS"] = "1"
-pytest_plugins = ("tests.workplace",)
+pytest_plugins = ("tests.helpers",)
 
 REDIS_URL = os.environ.get("SHARPZO_TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
 POSTGRES_URL = os.environ.get(

@@ -62,7 +62,8 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
     """Load a backbone, or take it from the job before; errors are the engine's."""
     import sharpzo_engine
 
-    return sharpzo_engine.load_backbone(spec.model, spec.pretrained, child_settings().device)
+    device = child_settings().device
+    return sharpzo_engine.load_backbone(spec.model, spec.pretrained, device, alias=spec.name)
 
 
 def tune(*args: object, **options: object) -> TuneResult:

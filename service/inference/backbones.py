@@ -43,7 +43,7 @@ class Backbones:
             from sharpzo_engine import load_backbone
 
             try:
-                backbone = load_backbone(spec.model, spec.pretrained, self._device)
+                backbone = load_backbone(spec.model, spec.pretrained, self._device, alias=spec.name)
             except BackboneError as error:
                 logger.warning(
                     "backbone %s: %s", spec.name, error, extra={"action": "backbone_failed"}
@@ -75,13 +75,17 @@ class Backbones:
         name, pretrained = described.get("name") or "", described.get("pretrained")
         wanted = (name, pretrained)
         configured = [spec for key, spec in self._specs.items() if key != ANY_PRETRAINED]
-        named = [spec for spec in configured if (_model_name(spec), spec.pretrained) == wanted]
+        named = [
+            spec
+            for spec in configured
+            if spec.name == name or (_model_name(spec), spec.pretrained) == wanted
+        ]
         if named:
             return named
         admitted = find_backbone(self._specs, f"{name}:{pretrained}") if pretrained else None
         if admitted is not None:
             return [admitted]
-        # Another machine may know the same weights under another path.
+        # Another machine may know the same weights under another name.
         return [spec for spec in configured if ":" in spec.model or "/" in (spec.pretrained or "")]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -74,10 +75,11 @@ def get_job(job_id: str, jobs: JobsDep) -> JobPublic:
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
-def delete_job(job_id: str, services: ServicesDep) -> Response:
+def delete_job(job_id: str, services: ServicesDep, settings: SettingsDep) -> Response:
     """Delete a job that has ended; its prompt stays."""
     services.jobs.delete(job_id)
     services.artifacts.delete_prefix(f"jobs/{job_id}")
+    shutil.rmtree(settings.checkpoint_dir / job_id, ignore_errors=True)
     return Response(status_code=204)
 
 

@@ -19,6 +19,7 @@ from sharpzo_engine import (
     evaluate,
     load_backbone,
     load_dataset,
+    tiny,
     tune,
 )
 from sharpzo_engine import features as features_module
@@ -287,6 +288,12 @@ def test_evaluation_counts(undisturbed: TuneResult, clip: Backbone, pictures: Pa
 def test_unloadable_backbones_say_why(name: str, pretrained: str | None, message: str) -> None:
     with pytest.raises(BackboneError, match=message):
         load_backbone(name, pretrained, device="cpu")
+
+
+def test_an_alias_hides_the_path_of_a_backbone() -> None:
+    backbone = load_backbone(f"local-dir:{tiny.PATH}", device="cpu", alias="mine")
+    assert backbone.describe()["name"] == "mine"
+    assert backbone.fingerprint == load_backbone("tiny", device="cpu").fingerprint
 
 
 def test_weights_that_are_missing_never_become_random(tmp_path: Path) -> None:

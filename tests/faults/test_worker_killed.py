@@ -11,7 +11,7 @@ import sharpzo_engine
 from sharpzo_core.jobs import EventType, JobStatus
 from sharpzo_core.prompts import prompt_key
 from sharpzo_engine import TunedPrompt, TuningConfig
-from tests.workplace import Workplace
+from tests.helpers import Workplace
 from worker.materials import Materials
 
 RECOVERY_SECONDS = 30  # with the default timings

@@ -16,7 +16,7 @@ from sharpzo_engine import TunedPrompt
 from sharpzo_engine.errors import BackboneError, TooFewImages
 from sharpzo_engine.history import StepRecord
 from sharpzo_engine.progress import Progress
-from tests.workplace import CLASSES, Workplace
+from tests.helpers import CLASSES, Workplace
 from worker import child
 from worker.materials import Materials
 from worker.runner import RunnerDeps, run_job

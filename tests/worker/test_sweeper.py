@@ -5,7 +5,7 @@ import pytest
 from sharpzo_core.job_leases import HeldLease, JobLeases, lease_of
 from sharpzo_core.job_store import JobStore
 from sharpzo_core.jobs import JobStatus, Lease
-from tests.workplace import Workplace
+from tests.helpers import Workplace
 from worker.sweeper import LeaseWatch, Sweeper
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
