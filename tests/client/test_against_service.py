@@ -107,7 +107,7 @@ def test_metrics_follow_the_steps(client: Client, job: Job) -> None:
 
 
 def test_downloaded_prompt_answers_as_the_service_does(
-    client: Client, job: Job, photos: Path, tmp_path: Path
+    client: Client, job: Job, photos: Path, small_backbone: Path, tmp_path: Path
 ) -> None:
     from sharpzo_engine import PromptClassifier, TunedPrompt, load_backbone
 
@@ -117,7 +117,8 @@ def test_downloaded_prompt_answers_as_the_service_does(
     assert (answer.prompt_id, answer.version) == (job.prompt_id, 1)
     path = client.prompts.download(job.prompt_id, tmp_path / "prompt.safetensors")
     prompt = TunedPrompt.load(path)
-    backbone = load_backbone(prompt.metadata["backbone"]["name"])
+    assert prompt.metadata["backbone"]["name"] == "tiny"  # what the operator calls it
+    backbone = load_backbone(f"local-dir:{small_backbone}")
     local = PromptClassifier(prompt, backbone).predict(images, top_k=3)
     for remote, own in zip(answer.results, local, strict=True):
         assert [p.label for p in remote.predictions] == [p.label for p in own]

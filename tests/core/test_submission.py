@@ -28,7 +28,7 @@ def submit(stores: Stores, settings: Settings, **request: Any) -> Job:
 def test_a_job_carries_its_whole_configuration(stores: Stores, settings: Settings) -> None:
     job = submit(stores, settings, preset="fast", config={"shots": 4, "popsize": 8}, name="pets")
     config = TuningConfig.model_validate(job.config)
-    assert (config.shots, config.cma.population_size, config.total_steps) == (4, 8, 400)
+    assert (config.shots, config.cma.population_size, config.patience) == (4, 8, 5)
     assert job.backbone == "tiny"
     public = JobPublic.of(job).model_dump(mode="json")
     assert public["progress"] == {

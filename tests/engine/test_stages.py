@@ -28,7 +28,8 @@ class Sphere:
 
 
 def cma(seed: int = 0, **changes: object) -> SharpCma:
-    config = CmaConfig.model_validate({"population_size": 12, **changes})
+    values = {"population_size": 12, "sharpness_estimator": "zo", **changes}
+    config = CmaConfig.model_validate(values)
     return SharpCma(config, np.zeros(DIM), np.random.default_rng(seed))
 
 
