@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     sweep_seconds: Seconds = 5.0
     """How often a worker looks for jobs that need help."""
 
-    checkpoint_seconds: Seconds = 60.0
+    checkpoint_seconds: Seconds = 10.0
     """How often a running job saves what it needs to continue."""
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3

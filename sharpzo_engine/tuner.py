@@ -28,7 +28,7 @@ from sharpzo_engine.search import Search
 
 __all__ = ["Progress", "StepRecord", "TuneResult", "tune"]
 
-CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SECONDS = 10.0
 MAX_HOLDOUT = 4  # images per class held out of the shots for validation
 
 Metrics = dict[str, float | int | None]

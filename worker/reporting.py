@@ -103,7 +103,10 @@ class Reporter:
         if phase is not self._phase:
             self._phase = phase
             data = {"step": progress.step, "forward_passes": progress.forward_passes}
-            event = NewEvent(EventType.PHASE, f"entered {phase}", data={"phase": phase} | data)
+            # After a lost worker this is where the job goes on from its checkpoint.
+            where = f" at step {progress.step}" if progress.step > 1 else ""
+            message = f"entered {phase}{where}"
+            event = NewEvent(EventType.PHASE, message, data={"phase": phase} | data)
         elif progress.message and now - self._told >= MESSAGE_SECONDS:
             event = NewEvent(EventType.MESSAGE, progress.message)
         else:
