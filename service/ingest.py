@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from service.archives import ArchiveKind, Member, sniff, walk
-from sharpzo_core.datasets import DatasetRecord, image_key, manifest_key
+from sharpzo_core.datasets import DatasetRecord, dataset_prefix, image_key, manifest_key
 from sharpzo_core.errors import CoreError, NotFound, StateConflict
 from sharpzo_engine.errors import DatasetError, EngineError, ImageError
 from sharpzo_engine.images import decode_image
@@ -94,6 +94,7 @@ class Ingest:
     def _run(self, dataset_id: str) -> None:
         try:
             result = _Reader(self, dataset_id).read()
+            self._artifacts.sync(dataset_prefix(dataset_id))
             self._artifacts.put_bytes(manifest_key(dataset_id), result.manifest)
             self._datasets.mark_ready(
                 dataset_id,
@@ -122,7 +123,7 @@ class Ingest:
             logger.exception("%s cannot be marked", dataset_id, extra={"action": "ingest"})
 
     def _remove_files(self, dataset_id: str) -> None:
-        self._artifacts.delete_prefix(f"datasets/{dataset_id}")
+        self._artifacts.delete_prefix(dataset_prefix(dataset_id))
 
     def check_running(self) -> None:
         """Raise if the service is about to stop."""
@@ -149,7 +150,7 @@ class Ingest:
 
     def store(self, dataset_id: str, image: str, data: bytes) -> None:
         """Keep an image under its hash."""
-        self._artifacts.put_bytes(image_key(dataset_id, image), data)
+        self._artifacts.put_bytes(image_key(dataset_id, image), data, sync=False)
 
 
 class _Stopped(Exception):  # noqa: N818 - not a fault

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
-import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sharpzo_core.errors import NotFound, SettingsError, StorageFull, StorageUnavailable
+from sharpzo_engine.files import replacing, sync_tree, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,8 +34,10 @@ class ArtifactStore:
         if self._local:
             Path(self._root).mkdir(parents=True, exist_ok=True)
 
-    def put_bytes(self, key: str, data: bytes) -> None:
+    def put_bytes(self, key: str, data: bytes, *, sync: bool = True) -> None:
         """Store `data`; a reader sees the whole old or the whole new file.
+
+        Many files are quicker without `sync`, and one call of `sync` behind them.
 
         Raises:
             StorageFull, StorageUnavailable: the store did not take it.
@@ -44,9 +45,20 @@ class ArtifactStore:
         path = self._path(key)
         with _translated(key):
             if self._local:
-                write_atomically(Path(path), data)
+                write_atomically(Path(path), data, sync=sync)
             else:
                 self._fs.pipe_file(path, data)  # object stores replace an object as a whole
+
+    def sync(self, prefix: str) -> None:
+        """Make everything below `prefix` survive a loss of power.
+
+        Raises:
+            StorageFull, StorageUnavailable: the store could not.
+        """
+        path = self._path(prefix)
+        if self._local:
+            with _translated(prefix):
+                sync_tree(Path(path))
 
     def put_file(self, key: str, source: Path) -> None:
         """Store a copy of a local file, as atomically as `put_bytes`.
@@ -57,7 +69,7 @@ class ArtifactStore:
         path = self._path(key)
         with _translated(key):
             if self._local:
-                with _replacing(Path(path)) as target, source.open("rb") as stream:
+                with replacing(Path(path)) as target, source.open("rb") as stream:
                     shutil.copyfileobj(stream, target)
             else:
                 self._fs.put_file(str(source), path)
@@ -125,35 +137,3 @@ def _translated(key: str) -> Iterator[None]:
         if error.errno in _FULL:
             raise StorageFull("the artifact store is full") from error
         raise StorageUnavailable("the artifact store does not answer") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: whole or not at all, and durable when this returns."""
-    with _replacing(path) as target:
-        target.write(data)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file in the same folder that becomes `path` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder survive a loss of power."""
-    handle: Any = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -44,11 +44,16 @@ class DatasetRecord:
         return {split: sum(self.counts.get(split, {}).values()) for split in SPLITS}
 
 
+def dataset_prefix(dataset_id: str) -> str:
+    """What the keys of everything that belongs to the dataset begin with."""
+    return f"datasets/{dataset_id}"
+
+
 def manifest_key(dataset_id: str) -> str:
     """Where the artifact store keeps the dataset's list of images."""
-    return f"datasets/{dataset_id}/manifest.json"
+    return f"{dataset_prefix(dataset_id)}/manifest.json"
 
 
 def image_key(dataset_id: str, image: str) -> str:
     """Where the artifact store keeps an image; `image` is its SHA-256 and suffix."""
-    return f"datasets/{dataset_id}/images/{image}"
+    return f"{dataset_prefix(dataset_id)}/images/{image}"

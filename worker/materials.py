@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sharpzo_core.artifact_store import ArtifactStore, write_atomically
+from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.datasets import DatasetRecord, image_key, manifest_key
 from sharpzo_engine.dataset import Dataset, Example, few_shot
+from sharpzo_engine.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

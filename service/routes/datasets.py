@@ -13,7 +13,7 @@ from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from service.services import Services
-from sharpzo_core.datasets import DatasetRecord
+from sharpzo_core.datasets import DatasetRecord, dataset_prefix
 from sharpzo_core.errors import UnsupportedMedia, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.schemas import DatasetImport, DatasetPublic, Label, Page
@@ -112,5 +112,5 @@ def delete_dataset(dataset_id: str, services: ServicesDep) -> Response:
     """Delete a dataset and its files; refused while a job needs it."""
     services.datasets.delete(dataset_id)
     services.uploads.discard(dataset_id)
-    services.artifacts.delete_prefix(f"datasets/{dataset_id}")
+    services.artifacts.delete_prefix(dataset_prefix(dataset_id))
     return Response(status_code=204)

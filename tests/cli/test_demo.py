@@ -1,8 +1,7 @@
-"""The demo itself, with a smaller backbone and budget; and that it cleans up behind itself."""
+"""The demo itself, with a smaller budget; and that it cleans up behind itself."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -19,13 +18,7 @@ from sharpzo_cli.demo.digits import NAMES, PER_DIGIT, write_digits
 from sharpzo_cli.errors import RunFailed
 from sharpzo_engine.dataset import load_dataset
 
-CONFIG = {
-    "shots": 4,
-    "total_steps": 6,
-    "change_point": 3,
-    "prompt": {"intrinsic_dim": 8},
-    "cma": {"population_size": 4},
-}
+CONFIG = {"shots": 16, "max_forward_passes": 3000}
 KEYS = ["job_id", "prompt_id", "zero_shot_accuracy", "tuned_accuracy", "forward_passes", "seconds"]
 
 
@@ -73,12 +66,8 @@ def test_the_demo_ends_with_one_object_and_leaves_nothing_running(
     sharpzo: Any,
     tmp_path: Path,
     temporary: Path,
-    small_backbone: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = {"SHARPZO_BACKBONES": f"tiny=local-dir:{small_backbone}"}
-    service = functools.partial(server.running_service, settings=settings)
-    monkeypatch.setattr(run, "running_service", service)
     monkeypatch.setattr(run, "CONFIG", CONFIG)
     monkeypatch.setenv("SHARPZO_DATABASE_URL", "sqlite:////nowhere/precious.db")
     ran = sharpzo("demo", "--out", tmp_path / "out")
@@ -87,13 +76,12 @@ def test_the_demo_ends_with_one_object_and_leaves_nothing_running(
     assert list(answer) == KEYS
     assert answer["job_id"].startswith("job_")
     assert answer["forward_passes"] > 0
-    assert 0 <= answer["zero_shot_accuracy"] <= 1
-    assert 0 <= answer["tuned_accuracy"] <= 1
+    assert 0.3 <= answer["zero_shot_accuracy"] <= answer["tuned_accuracy"] - 0.15
     assert "zero-shot prompt" in ran.out
     assert (tmp_path / "out" / "prompt.safetensors").stat().st_size > 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["job"]["id"] == answer["job_id"]
-    assert len(report["steps"]) == 6
+    assert report["steps"][-1]["forward_passes"] <= 3000
     assert running_below(temporary) == []
     assert list(temporary.iterdir()) == []
 

@@ -78,3 +78,20 @@ def test_an_unknown_kind_of_store_is_a_wrong_setting() -> None:
     make: Callable[[], ArtifactStore] = lambda: ArtifactStore("nonsense://x")  # noqa: E731
     with pytest.raises(SettingsError, match="SHARPZO_ARTIFACT_URL"):
         make()
+
+
+def test_many_files_are_synced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, synced = ArtifactStore(str(tmp_path)), list[int]()
+    fsync = os.fsync
+
+    def counting(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", counting)
+    for number in range(3):
+        store.put_bytes(f"datasets/ds_1/{number}.jpg", b"image", sync=False)
+    assert not synced
+    store.sync("datasets/ds_1")
+    files = {path.stat().st_ino for path in (tmp_path / "datasets" / "ds_1").iterdir()}
+    assert files < set(synced)

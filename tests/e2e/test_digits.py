@@ -1,4 +1,7 @@
-"""The main job on real input: handwritten digits, the bundled backbone, the SDK, real processes."""
+"""The main job on Redis and PostgreSQL: handwritten digits, the bundled backbone, the SDK.
+
+The same on the embedded broker and SQLite is the demo, which has a test of its own.
+"""
 
 import os
 import shutil
@@ -45,30 +48,14 @@ def running_worker(data_dir: Path, settings: dict[str, str]) -> Iterator[None]:
                 os.killpg(worker.pid, signal.SIGKILL)
 
 
-@contextmanager
-def servers(request: pytest.FixtureRequest, kind: str, data_dir: Path) -> Iterator[dict[str, str]]:
-    """The settings of one kind of installation, with the worker that it needs."""
-    if kind == "embedded":
-        yield {}
-        return
-    settings = {
-        "SHARPZO_BROKER_URL": request.getfixturevalue("redis_url"),
-        "SHARPZO_DATABASE_URL": request.getfixturevalue("postgres_url"),
-    }
-    with running_worker(data_dir, settings):
-        yield settings
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["embedded", pytest.param("servers", marks=pytest.mark.needs("redis", "postgres"))],
-)
+@pytest.mark.needs("redis", "postgres")
 def test_digits_are_tuned_and_served(
-    kind: str, digits: Path, tmp_path: Path, request: pytest.FixtureRequest
+    digits: Path, tmp_path: Path, redis_url: str, postgres_url: str
 ) -> None:
     data = tmp_path / "data"
+    settings = {"SHARPZO_BROKER_URL": redis_url, "SHARPZO_DATABASE_URL": postgres_url}
     with (
-        servers(request, kind, data) as settings,
+        running_worker(data, settings),
         running_service(data, tmp_path / "log", settings) as client,
     ):
         dataset = client.datasets.upload(digits, name="digits")

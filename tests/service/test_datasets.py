@@ -186,7 +186,7 @@ def test_a_full_disk_is_507_and_the_upload_is_removed(
 def test_a_full_artifact_store_fails_the_dataset(
     client: TestClient, services: Services, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise StorageFull("the artifact store is full")
 
     monkeypatch.setattr(services.artifacts, "put_bytes", full)
