@@ -33,6 +33,7 @@ CONFIG: dict[str, Any] = {
 }
 BATCH = 50  # images per classify request
 POLL_SECONDS = 0.5
+REMOVALS = 5  # tries to remove the temporary folder
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,8 @@ def run_demo(out: Path) -> None:
     import sklearn  # noqa: F401 - found missing before anything is started
 
     out.mkdir(parents=True, exist_ok=True)
-    with (
-        ended_in_order(),
-        tempfile.TemporaryDirectory(prefix="sharpzo-demo-", ignore_cleanup_errors=True) as name,
-    ):
-        outcome = _run(Path(name), out)
+    with ended_in_order(), vanishing_folder() as temporary:
+        outcome = _run(temporary, out)
     _print(outcome, out)
 
 
@@ -134,6 +132,20 @@ def _print(outcome: Outcome, out: Path) -> None:
             "seconds": round(outcome.seconds, 2),
         }
     )
+
+
+@contextmanager
+def vanishing_folder() -> Iterator[Path]:
+    """A temporary folder that is gone afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="sharpzo-demo-"))
+    try:
+        yield path
+    finally:
+        for _ in range(REMOVALS):
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                break
+            time.sleep(POLL_SECONDS)  # a worker that was just killed may have been writing
 
 
 @contextmanager

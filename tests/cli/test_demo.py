@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder))
     return folder
+
+
+def assert_nothing_is_left(folder: Path) -> None:
+    """Helpers of a process that was killed notice it a moment later."""
+    deadline = time.monotonic() + 5
+    while running_below(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert running_below(folder) == []
+    assert list(folder.iterdir()) == []
 
 
 def running_below(folder: Path) -> list[str]:
@@ -82,8 +92,7 @@ def test_the_demo_ends_with_one_object_and_leaves_nothing_running(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["job"]["id"] == answer["job_id"]
     assert report["steps"][-1]["forward_passes"] <= 3000
-    assert running_below(temporary) == []
-    assert list(temporary.iterdir()) == []
+    assert_nothing_is_left(temporary)
 
 
 def test_a_service_that_does_not_start_is_told(tmp_path: Path) -> None:
@@ -113,8 +122,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, temporary: Path, how
     assert process.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
-    assert running_below(temporary) == []
-    assert list(temporary.iterdir()) == []
+    assert_nothing_is_left(temporary)
 
 
 def _service_of(folder: Path) -> list[str]:
