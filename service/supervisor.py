@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SESSION_SECONDS = 5.0  # for what was killed to vanish
 GRACE_SECONDS = 15.0  # for a worker to save its checkpoint and end
 FIRST_PAUSE = 1.0  # seconds before a dead worker is started again
 LONGEST_PAUSE = 30.0
@@ -106,3 +107,16 @@ def _kill_session(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+    # The child's own children die at once, but nobody here can wait for them.
+    deadline = time.monotonic() + SESSION_SECONDS
+    while _exists(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _exists(session: int) -> bool:
+    """Whether any process is left in the group that began the session."""
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -66,7 +66,7 @@ class Search:
         origin = objective.space.origin
         self.best = Validated(origin, validation.score(origin))
         self.start = self.best.score
-        self._stage: Stage = self._stage_2() if config.method == "zo" else self._stage_1()
+        self._stage: Stage = self._stage_1() if _has_stage_1(config) else self._stage_2()
 
     @property
     def forward_passes(self) -> int:
@@ -261,6 +261,10 @@ class Search:
         self._passes_before = scalars["forward_passes"]
         self._began = self._clock() - scalars["seconds"]
         self._stage_began = self._clock() - scalars["stage_seconds"]
+
+
+def _has_stage_1(config: TuningConfig) -> bool:
+    return config.method == "cma-es" or (config.method == "sharpzo" and config.change_point != 0)
 
 
 def _rank(score: Score) -> tuple[float, float]:

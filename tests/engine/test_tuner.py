@@ -93,6 +93,11 @@ def test_methods_differ_in_the_stages_that_run(
     assert {record.phase for record in history} == (phases or {"stage1", "stage2"})
 
 
+def test_a_change_point_of_0_leaves_stage_1_out(pictures: Path, clip: Backbone) -> None:
+    history = run(pictures, clip, small(change_point=0)).history
+    assert {record.phase for record in history} == {"stage2"}
+
+
 @pytest.mark.parametrize("budget", [40, 100, 333])
 def test_the_budget_of_passes_is_never_exceeded(
     pictures: Path, clip: Backbone, budget: int
