@@ -84,15 +84,24 @@ class CmaConfig(_Section):
     rho: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.1
     """Radius of the sharpness perturbation (Euclidean norm)."""
 
-    sharpness_estimator: Literal["zo", "none"] = "none"
+    sharpness_estimator: Literal["zo", "jvp", "fo", "none"] = "none"
     """How the sharpness direction is found: `zo` by coordinate-wise finite differences (2d forward
-    passes), `none` for plain CMA-ES, to which the same passes are worth more as generations."""
+    passes), `jvp` by forward-mode derivatives (1 + d), `fo` by backpropagation (not forward-only),
+    `none` for plain CMA-ES, to which the same passes are worth more as generations."""
 
     sharpness_interval: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Generations that share one sharpness direction."""
 
     cge_step: PositiveFloat = 1e-3
     """Finite-difference step mu of the coordinate-wise gradient."""
+
+    step_size_adaptation: Literal["csa", "tpa"] = "csa"
+    """How sigma follows the search: cumulative (Hansen and Ostermeier) or two-point adaptation.
+    Stated, because pycma's own choice depends on its version and on d."""
+
+    ranking_precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the text tower where candidates are only ranked. Gradients always use float32:
+    finite differences drown in bfloat16."""
 
 
 class ZoConfig(_Section):
@@ -104,17 +113,30 @@ class ZoConfig(_Section):
     schedule: Literal["constant", "cosine"] = "cosine"
     """How eta runs over the stage's steps."""
 
-    optimizer: Literal["sgd", "adam"] = "adam"
-    """What turns an estimated gradient into a step."""
+    optimizer: Literal["auto", "sgd", "adam", "gauss-newton"] = "auto"
+    """What makes a step: `sgd` and `adam` follow an estimated gradient; `gauss-newton` keeps a model
+    of the class embeddings, which the objective must show; `auto` is `gauss-newton` where it does
+    (and no mask is asked for), else `adam`."""
+
+    estimator: Literal["auto", "rge", "jvp"] = "auto"
+    """How slopes along the directions are found: `rge` by central differences (two forward passes
+    each, any black box), `jvp` by forward-mode derivatives (one each, and one for all; exact),
+    `auto` by `jvp` where the objective offers it."""
 
     rge_step: PositiveFloat = 1e-3
     """Finite-difference step mu of the random gradient."""
 
-    queries: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Random directions per step, q; each costs two forward passes."""
+    queries: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Random directions per step, q."""
 
     directions: Literal["gaussian", "orthogonal"] = "orthogonal"
     """Law of the q directions of one step: independent, or made orthogonal to each other."""
+
+    memory: Annotated[int, Field(ge=0, le=64)] = 4
+    """Gauss-Newton: past steps whose directions are among the q of the next."""
+
+    damping: PositiveFloat = 0.1
+    """Gauss-Newton: initial damping lambda of Levenberg and Marquardt."""
 
     mask: Literal["none", "z-score", "gradient"] = "none"
     """Which coordinates may move: all; the paper's pruning score w^2 z(g^2); or the largest |g|."""
@@ -123,7 +145,7 @@ class ZoConfig(_Section):
     """Fraction of the coordinates that the mask keeps."""
 
     prune_interval: Annotated[int, Field(ge=1, le=1_000_000)] = 200
-    """Steps between two refreshes of the mask (2d forward passes each)."""
+    """Steps between two refreshes of the mask (a coordinate-wise gradient each)."""
 
     mask_step: PositiveFloat = 1e-3
     """Finite-difference step mu of the mask's coordinate-wise gradient."""
@@ -132,8 +154,16 @@ class ZoConfig(_Section):
 class TuningConfig(_Section):
     """Everything that decides a run, beside the dataset and the backbone."""
 
-    method: Literal["sharpzo", "cma-es", "zo"] = "sharpzo"
-    """Which stages run: both, the first alone, or the second alone."""
+    method: Literal["sharpzo", "cma-es", "zo", "first-order"] = "sharpzo"
+    """Which stages run: both, the first alone (BBT), the second alone (MeZO), or the second alone
+    with gradients by backpropagation (CoOp), which is the yardstick and not forward-only."""
+
+    numerics: Literal["corrected", "reference"] = "corrected"
+    """`reference` repeats the numerical accidents of the released code (docs/method.md lists them),
+    so that results can be compared; nobody else wants it."""
+
+    selection: Literal["best", "last"] = "best"
+    """Which point is the result: the best on validation images, or the last one."""
 
     shots: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Training images per class."""
@@ -174,6 +204,21 @@ class TuningConfig(_Section):
         if not isinstance(data, Mapping):
             return data
         return _without_aliases(data)
+
+    @model_validator(mode="after")
+    def _reference_runs_dense(self) -> Self:
+        if self.numerics == "reference" and self.zo.mask != "none":
+            raise ValueError(
+                "numerics 'reference' has no mask: the released code's masked trainer fails at its "
+                "first step (set zo.mask to none)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gauss_newton_moves_everything(self) -> Self:
+        if self.zo.optimizer == "gauss-newton" and self.zo.mask != "none":
+            raise ValueError("zo.optimizer gauss-newton has no mask (set zo.mask to none)")
+        return self
 
     @classmethod
     def parse(cls, values: Mapping[str, Any] | None = None, preset: str = "default") -> Self:
@@ -252,6 +297,7 @@ _PAPER: dict[str, Any] = {
     "prompt": {"projection": "gaussian", "projection_std": 0.2},
     "cma": {"bound": 5.0, "covariance": "full", "sharpness_estimator": "zo"},
     "zo": {
+        "estimator": "rge",
         "learning_rate": 1e-3,
         "queries": 1,
         "optimizer": "sgd",
@@ -261,6 +307,17 @@ _PAPER: dict[str, Any] = {
         "mask_step": 1e-5,
     },
 }
+
+#: The released code's run script (its dense trainer), with the projection of most of its datasets.
+_REFERENCE: dict[str, Any] = merge(
+    _PAPER,
+    {
+        "numerics": "reference",
+        "selection": "last",
+        "change_point": 100,
+        "zo": {"mask": "none"},
+    },
+)
 
 
 def _paper(
@@ -283,6 +340,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "fast": {"patience": 5, "max_forward_passes": 8_000},
     "paper": _PAPER,
+    "reference": _REFERENCE,
     "imagenet": _paper(1.0, 200, 1.0, 1e-5, bound=None, learning_rate=1e-1),
     "caltech101": _paper(0.4, 200),
     "oxford_pets": _paper(0.1, 100),

@@ -1,56 +1,189 @@
-"""Gradient estimates from losses alone: any callable `points [n, d] -> losses [n]` will do."""
+"""Gradient estimates behind one interface; the black-box ones take any callable.
+
+An estimator is a choice of directions and of how the slopes along them are found:
+
+| estimator                          | directions     | slopes              | passes              |
+|------------------------------------|----------------|---------------------|---------------------|
+| `CoordinateGradient(differences)`  | e_1 ... e_d    | central differences | 2d (CGE)            |
+| `RandomGradient(differences)`      | u_1 ... u_q    | central differences | 2q (RGE)            |
+| `CoordinateGradient(forward mode)` | e_1 ... e_d    | exact derivatives   | 1 + d               |
+| `RandomGradient(forward mode)`     | u_1 ... u_q    | exact derivatives   | 1 + q               |
+| `Backpropagation()`                | -              | -                   | 1, and 1 backwards  |
+
+Forward mode pushes tangents through the network together with the values (JVP): still forward
+passes, without a step size and its cancellation. Backpropagation is what this project does without;
+it is here as the yardstick.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sharpzo_engine.errors import ConfigError
+
 Array = NDArray[np.float64]
 BlackBox = Callable[[Array], Array]
 
-#: Coordinates per call of the objective, which bounds the memory of their points.
-COORDINATES_PER_CALL = 512
+#: Directions per call of the objective, which bounds the memory of their points.
+DIRECTIONS_PER_CALL = 512
 
 
-def coordinate_gradient(objective: BlackBox, point: Array, step: float) -> Array:
-    """Coordinate-wise gradient estimate (CGE) [d] by central differences; 2d evaluations.
+@runtime_checkable
+class ForwardMode(Protocol):
+    """An objective that can push tangents forward."""
 
-        g_i = [L(w + mu e_i) - L(w - mu e_i)] / (2 mu)
+    def __call__(self, points: Array) -> Array:
+        """Points [n, d] -> losses [n]."""
+        ...
 
-    A coordinate whose losses are not finite gets 0.
-    """
-    gradient = np.empty_like(point)
-    for start in range(0, point.size, COORDINATES_PER_CALL):
-        indices = np.arange(start, min(start + COORDINATES_PER_CALL, point.size))
-        directions = np.zeros((indices.size, point.size))
-        directions[np.arange(indices.size), indices] = 1.0
-        gradient[indices] = directional_derivatives(objective, point, directions, step)
-    return gradient
+    def directional_derivatives(self, point: Array, directions: Array) -> tuple[float, Array]:
+        """Loss at `point` [d] and its exact slopes [q] along `directions` [q, d]."""
+        ...
 
 
-def random_gradient(
-    objective: BlackBox, point: Array, step: float, directions: Array
-) -> tuple[Array, float]:
-    """Random gradient estimate (RGE) [d] from directions [q, d]; 2q evaluations.
+@runtime_checkable
+class ReverseMode(Protocol):
+    """An objective that can propagate backwards."""
 
-        g = (1/q) sum_j [L(w + mu u_j) - L(w - mu u_j)] / (2 mu) u_j
+    def __call__(self, points: Array) -> Array:
+        """Points [n, d] -> losses [n]."""
+        ...
 
-    A masked direction (u * Omega) has zeros where it must not move, and so has the estimate.
-    Returns the estimate and the mean loss of its evaluations, which is L(w) up to O(mu^2).
-    """
-    losses = _mirrored_losses(objective, point, directions, step)
-    slopes = _finite((losses[0] - losses[1]) / (2 * step))
-    return slopes @ directions / len(directions), float(losses.mean())
+    def gradient(self, point: Array) -> tuple[float, Array]:
+        """Loss at `point` [d] and its exact gradient [d]."""
+        ...
 
 
-def directional_derivatives(
-    objective: BlackBox, point: Array, directions: Array, step: float
-) -> Array:
-    """Central differences along directions [q, d] -> slopes [q]; 2q evaluations in one call."""
-    plus, minus = _mirrored_losses(objective, point, directions, step)
-    return _finite((plus - minus) / (2 * step))
+@dataclass(frozen=True)
+class Estimate:
+    """A gradient [d], and L(w) (for differences: the mean of the evaluations, off by O(mu^2))."""
+
+    gradient: Array
+    loss: float
+
+
+class Slopes(Protocol):
+    """How slopes along directions are found."""
+
+    def __call__(self, objective: BlackBox, point: Array, directions: Array) -> tuple[float, Array]:
+        """Loss at `point` [d], and slopes [q] along `directions` [q, d]."""
+        ...
+
+    def passes(self, directions: int) -> int:
+        """Evaluations that so many directions take."""
+        ...
+
+
+@dataclass(frozen=True)
+class CentralDifferences:
+    """s_j = [L(w + mu u_j) - L(w - mu u_j)] / (2 mu): any callable will do, and w is left alone."""
+
+    step: float  #: mu
+
+    def __call__(self, objective: BlackBox, point: Array, directions: Array) -> tuple[float, Array]:
+        """Evaluate all mirrored pairs in one call."""
+        offsets = self.step * directions
+        losses = objective(np.concatenate([point + offsets, point - offsets]))
+        plus, minus = losses.reshape(2, len(directions))
+        return float(losses.mean()), _finite((plus - minus) / (2 * self.step))
+
+    def passes(self, directions: int) -> int:
+        """Two per direction."""
+        return 2 * directions
+
+
+@dataclass(frozen=True)
+class ForwardDerivatives:
+    """s_j = <grad L(w), u_j>, exactly, by forward-mode differentiation (arXiv 2202.08587)."""
+
+    def __call__(self, objective: BlackBox, point: Array, directions: Array) -> tuple[float, Array]:
+        """Push all directions through together; the values at `point` are computed once."""
+        if not isinstance(objective, ForwardMode):
+            raise ConfigError(
+                "estimator jvp needs an objective with directional_derivatives (use rge or zo, "
+                "which take any callable)"
+            )
+        loss, slopes = objective.directional_derivatives(point, directions)
+        return loss, _finite(slopes)
+
+    def passes(self, directions: int) -> int:
+        """One for the values, and one per tangent."""
+        return 1 + directions
+
+
+class GradientEstimator(Protocol):
+    """A way to estimate the gradient of a loss at a point."""
+
+    def passes(self, dim: int) -> int:
+        """Evaluations that one estimate takes in `dim` dimensions."""
+        ...
+
+    def __call__(self, objective: BlackBox, point: Array, mask: Array | None = None) -> Estimate:
+        """Estimate at `point` [d]; zero wherever `mask` [d] is."""
+        ...
+
+
+@dataclass(frozen=True)
+class CoordinateGradient:
+    """g_i = slope along e_i, i = 1..d; with central differences this is the paper's CGE."""
+
+    slopes: Slopes
+
+    def passes(self, dim: int) -> int:
+        """Those of d directions, in blocks."""
+        sizes = [len(block) for block in _blocks(dim)]
+        return sum(map(self.slopes.passes, sizes))
+
+    def __call__(self, objective: BlackBox, point: Array, mask: Array | None = None) -> Estimate:
+        """A coordinate whose losses are not finite gets 0."""
+        gradient, losses = np.empty_like(point), []
+        for block in _blocks(point.size):
+            loss, gradient[block] = self.slopes(objective, point, _unit_vectors(block, point.size))
+            losses.append(loss)
+        masked = gradient if mask is None else gradient * mask
+        return Estimate(masked, float(np.mean(losses)))
+
+
+@dataclass(frozen=True)
+class RandomGradient:
+    """g = (1/q) sum_j s_j u_j, u_j random; with central differences this is the paper's RGE."""
+
+    slopes: Slopes
+    queries: int  #: q
+    law: str  #: of the directions, see `draw_directions`
+    rng: np.random.Generator
+
+    def passes(self, dim: int) -> int:  # noqa: ARG002 - the same in any dimension
+        """Those of q directions."""
+        return self.slopes.passes(self.queries)
+
+    def __call__(self, objective: BlackBox, point: Array, mask: Array | None = None) -> Estimate:
+        """A masked direction (u * Omega) does not move what is masked, nor does the estimate."""
+        directions = draw_directions(self.queries, point.size, self.rng, self.law, mask)
+        loss, slopes = self.slopes(objective, point, directions)
+        return Estimate(slopes @ directions / self.queries, loss)
+
+
+@dataclass(frozen=True)
+class Backpropagation:
+    """The exact gradient by reverse mode: the first-order yardstick, no forward-only method."""
+
+    def passes(self, dim: int) -> int:  # noqa: ARG002 - the same in any dimension
+        """One; the pass backwards is counted by the objective."""
+        return 1
+
+    def __call__(self, objective: BlackBox, point: Array, mask: Array | None = None) -> Estimate:
+        """A gradient that is not finite says nothing about where to go: it counts as flat."""
+        if not isinstance(objective, ReverseMode):
+            raise ConfigError("a first-order estimator needs an objective with gradient")
+        loss, gradient = objective.gradient(point)
+        gradient = _finite(gradient)
+        return Estimate(gradient if mask is None else gradient * mask, loss)
 
 
 def draw_directions(
@@ -80,11 +213,19 @@ def _orthogonal_rows(normal: Array) -> Array:
     return scaled
 
 
-def _mirrored_losses(objective: BlackBox, point: Array, directions: Array, step: float) -> Array:
-    """Losses [2, q] at w + mu u and w - mu u, in one call."""
-    offsets = step * directions
-    losses = objective(np.concatenate([point + offsets, point - offsets]))
-    return losses.reshape(2, len(directions))
+def _blocks(dim: int) -> list[NDArray[np.intp]]:
+    """Coordinates, as many at a time as one call takes."""
+    return [
+        np.arange(start, min(start + DIRECTIONS_PER_CALL, dim))
+        for start in range(0, dim, DIRECTIONS_PER_CALL)
+    ]
+
+
+def _unit_vectors(indices: NDArray[np.intp], dim: int) -> Array:
+    """Rows e_i [len(indices), dim]."""
+    vectors = np.zeros((indices.size, dim))
+    vectors[np.arange(indices.size), indices] = 1.0
+    return vectors
 
 
 def _finite(slopes: Array) -> Array:

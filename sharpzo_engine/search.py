@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,15 @@ from sharpzo_engine.checkpoint import CheckpointFolder, Snapshot
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.errors import TuningInterrupted
 from sharpzo_engine.history import StepRecord, history_arrays, history_records
+from sharpzo_engine.methods import (
+    has_stage_1,
+    has_stage_2,
+    passes_per_stage_2_step,
+    stage_1,
+    stage_2,
+)
 from sharpzo_engine.objective import Objective, Score
 from sharpzo_engine.progress import OnStep, Phase, Progress
-from sharpzo_engine.randomness import Purpose, generator
-from sharpzo_engine.stages.sharp_cma import SharpCma
-from sharpzo_engine.stages.sparse_zo import SparseZo
 from sharpzo_engine.stages.stage import Stage, StageState, StepOutcome
 
 Array = NDArray[np.float64]
@@ -66,7 +70,8 @@ class Search:
         origin = objective.space.origin
         self.best = Validated(origin, validation.score(origin))
         self.start = self.best.score
-        self._stage: Stage = self._stage_1() if _has_stage_1(config) else self._stage_2()
+        self._best_rank = _rank(self.start)
+        self._stage: Stage = self._first_stage()
 
     @property
     def forward_passes(self) -> int:
@@ -82,7 +87,7 @@ class Search:
     @property
     def phase(self) -> Phase:
         """The stage under way."""
-        return "stage2" if isinstance(self._stage, SparseZo) else "stage1"
+        return self._stage.name
 
     def run(self, checkpoints: CheckpointFolder | None, every_seconds: float) -> Array:
         """Search to the end of the budget and return the best validated point [d].
@@ -114,13 +119,16 @@ class Search:
         self._record(outcome, self._validate() if due else None)
 
     def _validate(self) -> Score:
-        """Score the stage's candidates; keep the best point there was."""
+        """Score the stage's candidates; keep the best point there was, or the last."""
         self._since_validation = 0
         scored = [Validated(p, self._validation.score(p)) for p in self._stage.candidates]
         best = min(scored, key=lambda validated: _rank(validated.score))
-        improved = _rank(best.score) < _rank(self.best.score)
+        improved = _rank(best.score) < self._best_rank
         self._stale = 0 if improved else self._stale + 1
-        if improved:
+        self._best_rank = min(self._best_rank, _rank(best.score))
+        if self._config.selection == "last":
+            self.best = scored[0]  # the stage's own point
+        elif improved:
             self.best = best
         return best.score
 
@@ -168,7 +176,7 @@ class Search:
 
     def _change_point_reached(self) -> bool:
         config = self._config
-        if self.phase == "stage2" or config.method == "cma-es":
+        if self.phase == "stage2" or not has_stage_2(config):
             return False
         if config.change_point == "auto":
             share = self._stage_1_share()
@@ -185,18 +193,22 @@ class Search:
             shares.append(self.seconds / config.max_seconds)
         return max(shares)
 
+    def _first_stage(self) -> Stage:
+        if has_stage_1(self._config):
+            return stage_1(self._config, self._objective)
+        return self._stage_2()
+
     def _begin_stage_2(self) -> None:
         self._stale = self._since_validation = 0
         self._first_step, self._stage_began = len(self.history), self._clock()
-        self._stage = self._stage_2()
+        self._stage = self._stage_2(self._stage)
 
-    def _stage_1(self) -> SharpCma:
-        rng = generator(self._config.seed, Purpose.STAGE_1)
-        return SharpCma(self._config.cma, self._objective.space.origin, rng)
-
-    def _stage_2(self) -> SparseZo:
-        rng = generator(self._config.seed, Purpose.STAGE_2)
-        return SparseZo(self._config.zo, self.best.point, rng, self._stage_2_horizon())
+    def _stage_2(self, before: Stage | None = None) -> Stage:
+        """Stage 2 from the best validated point; as released, from wherever stage 1 stood."""
+        start = self.best.point
+        if before is not None and self._config.numerics == "reference":
+            start = before.point
+        return stage_2(self._config, self._objective, start, self._stage_2_horizon(), before)
 
     def _stage_2_horizon(self) -> int:
         """Steps that the budgets leave for stage 2."""
@@ -204,21 +216,21 @@ class Search:
         budget = self._config.max_forward_passes
         if budget is None:
             return steps
-        per_step = 2 * self._config.zo.queries
-        per_step_validated = per_step * (1 + 1 / PASSES_BETWEEN_VALIDATIONS)
-        return min(steps, int((budget - self.forward_passes) / per_step_validated))
+        per_step = passes_per_stage_2_step(self._config, self._objective)
+        per_step *= 1 + 1 / PASSES_BETWEEN_VALIDATIONS
+        return min(steps, int((budget - self.forward_passes) / per_step))
 
     def _eta(self) -> float | None:
         """Seconds left, from the stage's own pace; None while the change point is open."""
         done = len(self.history) - self._first_step
-        if self.phase == "stage1" and self._config.method == "sharpzo":
+        if self.phase == "stage1" and has_stage_2(self._config):
             return None
         if done < STEPS_BEFORE_ETA:
             return None
         pace = (self._clock() - self._stage_began) / done
         left = pace * (self._config.total_steps - len(self.history))
-        if isinstance(self._stage, SparseZo):
-            left = pace * (self._stage_2_horizon())
+        if self.phase == "stage2":
+            left = pace * self._stage_2_horizon()
         if self._config.max_seconds is not None:
             left = min(left, self._config.max_seconds - self.seconds)
         return max(0.0, left)
@@ -252,7 +264,8 @@ class Search:
         self.history = history_records(arrays)
         self.best = Validated(arrays["best_point"], Score(*scalars["best"]))
         self.start = Score(*scalars["start"])
-        self._stage = self._stage_2() if scalars["phase"] == "stage2" else self._stage_1()
+        self._best_rank = min(map(_rank, (self.start, *_validated_scores(self.history))))
+        self._stage = self._stage_2() if scalars["phase"] == "stage2" else self._first_stage()
         own = {k.removeprefix("stage."): v for k, v in arrays.items() if k.startswith("stage.")}
         self._stage.restore(StageState(own, scalars["stage"]))
         self._stale, self._since_validation = scalars["stale"], scalars["since_validation"]
@@ -263,8 +276,10 @@ class Search:
         self._stage_began = self._clock() - scalars["stage_seconds"]
 
 
-def _has_stage_1(config: TuningConfig) -> bool:
-    return config.method == "cma-es" or (config.method == "sharpzo" and config.change_point != 0)
+def _validated_scores(history: Iterable[StepRecord]) -> Iterator[Score]:
+    for record in history:
+        if record.val_loss is not None and record.val_accuracy is not None:
+            yield Score(record.val_loss, record.val_accuracy)
 
 
 def _rank(score: Score) -> tuple[float, float]:

@@ -22,16 +22,25 @@ from numpy.typing import NDArray
 
 from sharpzo_engine.config import CmaConfig
 from sharpzo_engine.errors import CheckpointError
-from sharpzo_engine.gradients import BlackBox, coordinate_gradient
-from sharpzo_engine.stages.stage import StageState, StepOutcome
+from sharpzo_engine.gradients import (
+    Backpropagation,
+    BlackBox,
+    CentralDifferences,
+    CoordinateGradient,
+    ForwardDerivatives,
+    GradientEstimator,
+)
+from sharpzo_engine.stages.stage import StageName, StageState, StepOutcome
 
 with warnings.catch_warnings():
     # cma warns where matplotlib, which its plots want, is not installed.
     warnings.simplefilter("ignore")
     import cma
+    from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
 
 Array = NDArray[np.float64]
 _TINY = 1e-12  # keeps the division defined where the gradient vanishes
+_STEP_SIZE_ADAPTATION = {"csa": CMAAdaptSigmaCSA, "tpa": CMAAdaptSigmaTPA}
 
 
 class SharpCma:
@@ -42,12 +51,24 @@ class SharpCma:
     replays the updates without evaluating anything.
     """
 
-    name = "stage1"
+    name: StageName = "stage1"
 
-    def __init__(self, config: CmaConfig, start: Array, rng: np.random.Generator) -> None:
-        """Start at `start` [d]; `rng` is used by this run alone."""
+    def __init__(
+        self,
+        config: CmaConfig,
+        start: Array,
+        rng: np.random.Generator,
+        *,
+        ranking: BlackBox | None = None,
+    ) -> None:
+        """Start at `start` [d]; `rng` is used by this run alone.
+
+        `ranking` is a cheaper black box for the candidates, of which only the order counts.
+        """
         self._config = config
         self._rng = rng
+        self._ranking = ranking
+        self._estimator = sharpness_estimator(config)
         self._strategy = _strategy(config, start, rng)
         self._perturbation = np.zeros_like(start)
         self._gradient_norm = 0.0
@@ -78,33 +99,39 @@ class SharpCma:
     @property
     def passes_per_step(self) -> int:
         """Evaluations of the next generation."""
-        directions = 2 * self._perturbation.size if self._direction_is_due() else 0
-        return self._config.population_size + directions
+        passes = self._config.population_size
+        if self._estimator and self._direction_is_due():
+            passes += self._estimator.passes(self._perturbation.size)
+        return passes
 
     def step(self, objective: BlackBox) -> StepOutcome:
-        """Run one generation: S evaluations, and 2d more where a sharpness direction is due."""
-        if self._direction_is_due():
-            self._perturb(coordinate_gradient(objective, self.point, self._config.cge_step))
+        """Run one generation: S evaluations, and a gradient where a sharpness direction is due."""
+        if self._estimator and self._direction_is_due():
+            self._perturb(self._estimator(objective, self._gradient_point()).gradient)
         candidates = self._strategy.ask()
-        losses = objective(np.stack(candidates) + self._perturbation)
-        self._tell(candidates, losses)
+        rank = self._ranking or objective
+        self._tell(candidates, rank(np.stack(candidates) + self._perturbation))
         return StepOutcome(
             loss=float(self._fitness[-1].min()),
             sigma=float(self._strategy.sigma),
-            sharpness=self._config.rho * self._gradient_norm if self._sharp else None,
+            sharpness=self._radius * self._gradient_norm if self._estimator else None,
         )
 
-    @property
-    def _sharp(self) -> bool:
-        return self._config.sharpness_estimator != "none" and self._config.rho > 0
-
     def _direction_is_due(self) -> bool:
-        return self._sharp and self.steps % self._config.sharpness_interval == 0
+        return self.steps % self._config.sharpness_interval == 0
+
+    def _gradient_point(self) -> Array:
+        """Where the sharpness direction is found: the mean theta_t."""
+        return self.point
+
+    @property
+    def _radius(self) -> float:
+        return self._config.rho
 
     def _perturb(self, gradient: Array) -> None:
         """Eps = rho g / ||g||: the steepest ascent within radius rho."""
         self._gradient_norm = float(np.linalg.norm(gradient))
-        self._perturbation = self._config.rho * gradient / (self._gradient_norm + _TINY)
+        self._perturbation = self._radius * gradient / (self._gradient_norm + _TINY)
 
     def _tell(self, candidates: list[Array], losses: Array) -> None:
         # A loss that is not a number is worse than any number; the update ranks it last.
@@ -136,6 +163,17 @@ class SharpCma:
         self._gradient_norm = float(state.scalars["gradient_norm"])
 
 
+def sharpness_estimator(config: CmaConfig) -> GradientEstimator | None:
+    """The estimator of g, or None where the perturbation is off."""
+    if config.sharpness_estimator == "none" or config.rho == 0:
+        return None
+    if config.sharpness_estimator == "fo":
+        return Backpropagation()
+    if config.sharpness_estimator == "jvp":
+        return CoordinateGradient(ForwardDerivatives())
+    return CoordinateGradient(CentralDifferences(config.cge_step))
+
+
 def _rankable(fitness: Array) -> Array:
     """Put infinities at a finite distance behind the worst number: pycma's sums need numbers."""
     finite = fitness[np.isfinite(fitness)]
@@ -150,6 +188,7 @@ def _strategy(
         "popsize": config.population_size,
         "bounds": None if config.bound is None else [-config.bound, config.bound],
         "CMA_diagonal": config.covariance == "diagonal",
+        "AdaptSigma": _STEP_SIZE_ADAPTATION[config.step_size_adaptation],
         "seed": np.nan,  # leave numpy's global generator alone ...
         "randn": lambda *shape: rng.standard_normal(shape),  # ... and draw from ours
         "verbose": -10,  # no output, and no signals file is looked for

@@ -7,7 +7,8 @@ gradient. Each step:
     g   = (1/q) sum_j [L(w + mu u_j*Omega) - L(w - mu u_j*Omega)] / (2 mu) u_j*Omega
     w  <- w - eta_t * update(g)                                          SGD or Adam
 
-The estimate is fresh in every step, and w itself is never perturbed in place.
+The estimate is fresh in every step, and w itself is never perturbed in place. Where the objective
+can push tangents forward, the slope along u_j may be exact instead of a difference.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from sharpzo_engine.config import ZoConfig
 from sharpzo_engine.errors import CheckpointError
 from sharpzo_engine.gradients import (
     BlackBox,
-    coordinate_gradient,
-    draw_directions,
-    random_gradient,
+    CentralDifferences,
+    CoordinateGradient,
+    GradientEstimator,
+    RandomGradient,
 )
 from sharpzo_engine.randomness import dump_state, load_state
-from sharpzo_engine.stages.stage import StageState, StepOutcome
+from sharpzo_engine.stages.stage import StageName, StageState, StepOutcome
 
 Array = NDArray[np.float64]
 ADAM_BETAS = (0.9, 0.99)
@@ -36,13 +38,30 @@ ADAM_EPS = 1e-8
 class SparseZo:
     """One run of stage 2, a step at a time."""
 
-    name = "stage2"
+    name: StageName = "stage2"
 
     def __init__(
-        self, config: ZoConfig, start: Array, rng: np.random.Generator, horizon: int
+        self,
+        config: ZoConfig,
+        start: Array,
+        rng: np.random.Generator,
+        horizon: int,
+        *,
+        estimator: GradientEstimator | None = None,
+        mask_estimator: GradientEstimator | None = None,
     ) -> None:
-        """Start at `start` [d]; the cosine schedule ends after `horizon` steps."""
+        """Start at `start` [d]; the cosine schedule ends after `horizon` steps.
+
+        Both estimators default to finite differences, which any black box allows.
+        """
         self._config = config
+        differences = CentralDifferences(config.rge_step)
+        self._estimator = estimator or RandomGradient(
+            differences, config.queries, config.directions, rng
+        )
+        self._mask_estimator = mask_estimator or CoordinateGradient(
+            CentralDifferences(config.mask_step)
+        )
         self._rng = rng
         self._horizon = max(1, horizon)
         self._point = start.copy()
@@ -74,23 +93,21 @@ class SparseZo:
     @property
     def passes_per_step(self) -> int:
         """Evaluations of the next step."""
-        refresh = 2 * self._point.size if self._refresh_is_due() else 0
-        return 2 * self._config.queries + refresh
+        dim = self._point.size
+        refresh = self._mask_estimator.passes(dim) if self._refresh_is_due() else 0
+        return self._estimator.passes(dim) + refresh
 
     def step(self, objective: BlackBox) -> StepOutcome:
-        """One step: 2q evaluations, and 2d more where the mask is due."""
+        """One step: an estimate, and a whole gradient before it where the mask is due."""
         if self._refresh_is_due():
-            gradient = coordinate_gradient(objective, self._point, self._config.mask_step)
+            gradient = self._mask_estimator(objective, self._point).gradient
             self._mask = prune_mask(
                 self._point, gradient, self._config.prune_ratio, self._config.mask
             )
-        directions = draw_directions(
-            self._config.queries, self._point.size, self._rng, self._config.directions, self._mask
-        )
-        estimate, loss = random_gradient(objective, self._point, self._config.rge_step, directions)
-        self._point = self._point - self.learning_rate * self._update(estimate)
+        estimate = self._estimator(objective, self._point, self._mask)
+        self._point = self._point - self.learning_rate * self._update(estimate.gradient)
         self._steps += 1
-        return StepOutcome(loss=loss)
+        return StepOutcome(loss=estimate.loss)
 
     @property
     def learning_rate(self) -> float:

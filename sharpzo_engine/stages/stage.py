@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sharpzo_engine.gradients import BlackBox
 
 Array = NDArray[np.float64]
+StageName = Literal["stage1", "stage2"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class StageState:
 class Stage(Protocol):
     """An optimiser that is driven step by step."""
 
-    name: str
+    name: StageName
 
     @property
     def point(self) -> Array:
