@@ -82,11 +82,14 @@ class PromptSpace:
 
         The product is taken in float64, so that finite differences lose nothing before the tower.
         """
-        offsets = torch.from_numpy(points @ self.projection.T).to(torch.float32)
-        start = self.initial_context
-        return start + offsets.to(start.device).view(-1, *start.shape)
+        return self.initial_context + self.context_offsets(points)
 
-    @torch.inference_mode()
+    def context_offsets(self, directions: Array) -> Tensor:
+        """Directions [q, d] -> the changes A u of the context vectors [q, M, W] in float32."""
+        start = self.initial_context
+        offsets = torch.from_numpy(directions @ self.projection.T).to(torch.float32)
+        return offsets.to(start.device).view(-1, *start.shape)
+
     def class_embeddings(self, points: Array) -> Tensor:
         """Points [n, d] -> L2-normalised class embeddings [n, C, E]."""
         return self.encoder.encode(self.context(points))
