@@ -58,4 +58,3 @@ class Linear:
 def leave(x: Tensor) -> Tensor:
     """Bring activations of either layout back to a dense tensor."""
     return x.to_dense() if x.is_mkldnn else x
-

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Rows per attention block: enough for an efficient product, few enough to waste little on the mask.
+#: Rows per attention block: enough for an efficient product, few enough to mask little of it.
 BLOCK_ROWS = 32
 
 _CONTEXT, _PADDING = -1, -2

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from threading import Barrier
 from typing import TypeVar
 
@@ -46,7 +47,7 @@ def even_slices(count: int, largest: int, device: torch.device) -> list[slice]:
     rounds = -(-count // (largest * workers))
     slices = min(count, rounds * workers)
     bounds = [count * i // slices for i in range(slices + 1)] if count else [0]
-    return [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+    return [slice(*pair) for pair in pairwise(bounds)]
 
 
 @contextmanager
@@ -62,7 +63,10 @@ def _operations_on_one_thread() -> Iterator[None]:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Start all threads; torch's number of threads is each thread's own."""
-    pool, started = ThreadPoolExecutor(threads, thread_name_prefix="sharpzo-chunk"), Barrier(threads)
+    pool, started = (
+        ThreadPoolExecutor(threads, thread_name_prefix="sharpzo-chunk"),
+        Barrier(threads),
+    )
 
     def start(_: int) -> None:
         torch.set_num_threads(1)

@@ -15,7 +15,6 @@ from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import ConfigError
 from sharpzo_engine.randomness import Purpose, generator
-from sharpzo_engine.text_encoder import TextEncoder
 
 Array = NDArray[np.float64]
 
@@ -46,7 +45,7 @@ class PromptSpace:
         self.class_names = tuple(class_names)
         self.tokens = backbone.tokenize(config.context, class_names)
         self.initial_context = backbone.token_embeddings(self.tokens.context)  # [M, W]
-        self.encoder: TextEncoder = backbone.text_encoder(self.tokens)
+        self.encoder = backbone.text_encoder(self.tokens)
         size = self.initial_context.numel()
         if projection is None:
             std = self._projection_std(config)

@@ -19,7 +19,13 @@ class TextReverse:
     def __init__(self, encoder: ForwardTextEncoder, context: Tensor) -> None:
         """Encode `context` [M, W] and keep what the reverse pass needs."""
         self._encoder = encoder
-        self._graphs = list(map_chunks(self._record(context), encoder.packs, encoder.device))
+
+        def record(pack: Pack) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                leaf = context[None].clone().requires_grad_()
+                return leaf, encoder.encode_pack(leaf, pack)
+
+        self._graphs = list(map_chunks(record, encoder.packs, encoder.device))
         self.embeddings = torch.empty(
             encoder.classes, encoder.tower.embed_dim, device=encoder.device
         )
@@ -35,11 +41,3 @@ class TextReverse:
 
         items = zip(self._encoder.packs, self._graphs, strict=True)
         return torch.cat(list(map_chunks(pull_back_pack, items, self._encoder.device))).sum(0)
-
-    def _record(self, context: Tensor):
-        def record(pack: Pack) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                leaf = context[None].clone().requires_grad_()
-                return leaf, self._encoder.encode_pack(leaf, pack)
-
-        return record

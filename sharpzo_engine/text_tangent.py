@@ -90,7 +90,7 @@ class _PackTape:
         x = self._finish(last, norm, attention, x[:, pack.ends], attended)
         self._final_norm = _NormTape.of(encoder.tower.final_norm, x)
         projected = encoder.tower.projection(encoder.tower.final_norm(x))[0]
-        self._lengths = projected.norm(dim=-1, keepdim=True)
+        self._lengths: Tensor = projected.norm(dim=-1, keepdim=True)
         self.embeddings = projected / self._lengths
 
     def _attention(
@@ -141,7 +141,8 @@ class _PackTape:
     def _read_out(self, dx: Tensor) -> Tensor:
         unit = self.embeddings
         de = self._encoder.tower.projection.differential(self._final_norm.differential(dx))
-        return (de - unit * (unit * de).sum(-1, keepdim=True)) / self._lengths
+        across: Tensor = de - unit * (unit * de).sum(-1, keepdim=True)
+        return across / self._lengths
 
 
 @dataclass(frozen=True)

@@ -168,9 +168,9 @@ def _norm(module: OpenClipModule, dtype: torch.dtype) -> Norm:
 
 def _read_projection(projection: OpenClipModule, dtype: torch.dtype) -> Linear:
     if isinstance(projection, nn.Linear):
-        bias = projection.bias
+        bias: Tensor | None = projection.bias
         weight = projection.weight.detach().to(dtype)
-        return Linear(weight, None if bias is None else bias.detach().to(dtype))
+        return Linear(weight, bias.detach().to(dtype) if bias is not None else None)
     return Linear(projection.detach().t().to(dtype).contiguous())
 
 
