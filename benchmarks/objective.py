@@ -1,9 +1,15 @@
-"""Losses per second: the forward-only encoder against open_clip's own full forward.
+"""The hot path against open_clip's own full forward, in one run and interleaved.
 
-Random weights in a CLIP text tower of the given size, interleaved in one process; medians. Prints a
-table and, with `--json FILE`, writes the numbers.
+    python -m benchmarks.objective [--classes 2 10 100 1000] [--repeats N] [--json FILE] [--short]
 
-    python -m benchmarks.objective [--width 512] [--layers 12] [--classes 10 100]
+A loss is whole: text tower and 16 images per class. The text tower has the size of ViT-B/16's and
+ViT-B/32's (512 wide, 12 layers: both have the same) and random weights. Figures are minima over the
+repeats, for what else the machine does only ever adds; ratios are plain : ours. With
+`--threads 1 --clock cpu` they hardly depend on what else the machine does.
+
+Useful FLOPs are those of the linear layers for the rows that the losses need (no padding, no
+attention products); `of matmul` is their rate over torch's own fp32 matmul on all threads, and
+`of linear` over the fastest fp32 linear layer found here (oneDNN's, side by side on all threads).
 """
 
 from __future__ import annotations
@@ -11,27 +17,40 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch.nn import functional
 
 from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.features import Features
+from sharpzo_engine.gradients import directional_derivatives
+from sharpzo_engine.linear import Linear
+from sharpzo_engine.objective import Objective
 from sharpzo_engine.parallel import map_chunks
 from sharpzo_engine.prompt import PromptSpace
 
-CANDIDATES = 40  # one CMA generation
+Row = dict[str, Any]
+Clock = Callable[[], float]
+
 WORDS = ["red", "old", "small", "house", "park", "river", "crop", "road", "dog", "apple"]
+SHOTS = 16
+GENERATION = 40
+WIDTH, LAYERS = 512, 12
+TOWERS = ("ViT-B-16", "ViT-B-32")
 
 
-def make_backbone(width: int, layers: int) -> Backbone:
+def make_backbone(width: int = WIDTH, layers: int = LAYERS) -> Backbone:
     """A CLIP with a text tower of the given size and a token image tower; random weights."""
     vision = {"image_size": 32, "patch_size": 32, "width": 64, "layers": 1, "head_width": 64}
     text = {
@@ -57,68 +76,245 @@ def class_names(count: int) -> list[str]:
     return names
 
 
-def seconds(run: Callable[[], Tensor]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+def make_objective(backbone: Backbone, classes: int) -> Objective:
+    """Random unit image features, SHOTS per class."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(SHOTS * classes, backbone.embed_dim, generator=generator)
+    labels = torch.arange(len(images)) % classes
+    features = Features(functional.normalize(images, dim=-1), labels)
+    return Objective(PromptSpace(backbone, class_names(classes)), features)
+
+
+class PlainObjective:
+    """The same loss by open_clip's full forward, one candidate at a time."""
+
+    def __init__(self, objective: Objective) -> None:
+        """Share the points' meaning and the images."""
+        self._space, self._features = objective.space, objective.features
+        self._encoder = self._space.backbone.plain_text_encoder(self._space.tokens)
+
+    @torch.inference_mode()
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Losses [n] of points [n, d]."""
+        return np.array([self._loss(point) for point in points])
+
+    def _loss(self, point: np.ndarray) -> float:
+        embeddings = self._encoder.encode(self._space.context(point[None]))[0]
+        logits = self._space.backbone.logit_scale * self._features.images @ embeddings.T
+        return float(functional.cross_entropy(logits, self._features.labels))
+
+
+def useful_flops(space: PromptSpace) -> float:
+    """FLOPs of the linear layers that one loss needs, in a tower with an MLP of 4W.
+
+    Every row costs q, k, v (3 W^2), output (W^2) and MLP (8 W^2) products; the first layer's q, k, v
+    of the suffixes are constants, and the last layer has q, output and MLP for the EOT rows alone.
+    """
+    tower, classes = space.backbone.tower, len(space.class_names)
+    context = len(space.tokens.context)
+    rows = context + sum(map(len, space.tokens.suffixes))
+    inner = 12 * rows * (len(tower.blocks) - 2)
+    first, last = 3 * context + 9 * rows, 2 * rows + 10 * classes
+    products = (inner + first + last) * tower.width**2 + classes * tower.width * tower.embed_dim
+    return 2.0 * products
+
+
+def fastest(run: Callable[[], object], repeats: int, clock: Clock) -> float:
+    """Seconds of the fastest call."""
+    return min(seconds(run, clock) for _ in range(repeats))
+
+
+def seconds(run: Callable[[], object], clock: Clock) -> float:
+    """Seconds of one call."""
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 @torch.inference_mode()
-def measure(backbone: Backbone, classes: int, repeats: int) -> dict[str, float]:
-    """Milliseconds per loss of both paths, their ratio, and the largest difference."""
-    space = PromptSpace(backbone, class_names(classes))
-    points = 0.3 * np.random.default_rng(0).normal(size=(CANDIDATES, space.dim))
-    context = space.context(points)
-    plain, ours = backbone.plain_text_encoder(space.tokens), space.encoder
-    size = ours.candidates_per_chunk
-    chunks = [points[start : start + size] for start in range(0, CANDIDATES, size)]
+def matmul_rate(clock: Clock) -> float:
+    """FLOPs per second of torch's own fp32 matmul on all threads: the best of two shapes."""
+    rates = []
+    for rows, inner, columns in ((2048, 2048, 2048), (4096, 512, 2048)):
+        a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+        rates.append(2 * rows * inner * columns / fastest(lambda a=a, b=b: a @ b, 8, clock))
+    return max(rates)
 
-    def encode_all() -> Tensor:
-        """What one generation of the search does."""
-        return torch.cat(list(map_chunks(space.class_embeddings, chunks, backbone.device)))
 
-    difference = float((plain.encode(context[:1]) - ours.encode(context[:1])).abs().max())
-    pairs = [
-        (
-            seconds(lambda: plain.encode(context[:1])),
-            seconds(encode_all) / CANDIDATES,
+def linear_rate(clock: Clock) -> float:
+    """FLOPs per second of the encoder's own linear layer, 512 rows side by side on all threads."""
+    linear, x = Linear(torch.randn(2048, 512), torch.randn(2048)), torch.randn(512, 512)
+    items = range(16 * torch.get_num_threads())
+
+    def apply(_: int) -> None:
+        with torch.inference_mode():
+            linear.stay(entered)
+
+    entered = linear.enter(x)
+    flops = 2 * 512 * 512 * 2048 * len(items)
+    return flops / fastest(lambda: list(map_chunks(apply, items, x.device)), 6, clock)
+
+
+def measure_losses(objective: Objective, repeats: int, clock: Clock) -> Row:
+    """Losses per second both ways (a generation at a time), and a stage-2 pair; interleaved."""
+    classes = len(objective.space.class_names)
+    count = max(2, min(GENERATION, 2000 // classes))
+    points = 0.3 * np.random.default_rng(0).normal(size=(count, objective.space.dim))
+    plain, pair = PlainObjective(objective), points[:2]
+    difference = float(abs(objective(pair[:1]) - plain(pair[:1]))[0])  # and warms both up
+    plain_s, ours_s, pair_s = (
+        min(times)
+        for times in zip(
+            *(
+                (
+                    seconds(lambda: plain(points[:1]), clock),
+                    seconds(lambda: objective(points), clock) / count,
+                    seconds(lambda: objective(pair), clock),
+                )
+                for _ in range(repeats)
+            ),
+            strict=True,
         )
-        for _ in range(repeats)
-    ]
+    )
+    rate = useful_flops(objective.space) / ours_s
     return {
-        "classes": classes,
-        "plain_ms": 1e3 * statistics.median(p for p, _ in pairs),
-        "ours_ms": 1e3 * statistics.median(o for _, o in pairs),
-        "ratio": statistics.median(p / o for p, o in pairs),
-        "largest_difference": difference,
+        "plain_losses_per_second": 1 / plain_s,
+        "ours_losses_per_second": 1 / ours_s,
+        "ratio": plain_s / ours_s,
+        "pair_ratio": 2 * plain_s / pair_s,
+        "useful_gflops": rate / 1e9,
+        "of_matmul": rate / matmul_rate(clock),
+        "of_linear": rate / linear_rate(clock),
+        "difference": difference,
     }
+
+
+def measure_derivatives(objective: Objective, repeats: int, clock: Clock) -> Row:
+    """CGE's time over the JVP's on the same coordinates, and what their slopes differ by."""
+    classes, dim = len(objective.space.class_names), objective.space.dim
+    directions = np.eye(dim)[: max(8, min(dim, 2000 // classes))]
+    point = 0.3 * np.random.default_rng(1).normal(size=dim)
+    cge, jvp = [], []
+    for _ in range(repeats):
+        jvp.append(seconds(lambda: objective.directional_derivatives(point, directions), clock))
+        cge.append(
+            seconds(lambda: directional_derivatives(objective, point, directions, 1e-2), clock)
+        )
+    exact = objective.directional_derivatives(point, directions)[1]
+    rough = directional_derivatives(objective, point, directions, 1e-2)
+    error = float(np.linalg.norm(exact - rough) / np.linalg.norm(exact))
+    return {"cge_over_jvp": min(cge) / min(jvp), "slope_difference": error}
+
+
+def measure_ranking(objective: Objective, repeats: int, clock: Clock) -> Row:
+    """bfloat16's speed-up and its rank correlation with float32 on one generation."""
+    classes = len(objective.space.class_names)
+    count = max(8, min(GENERATION, 2000 // classes))
+    points = 0.3 * np.random.default_rng(2).normal(size=(count, objective.space.dim))
+    reduced = objective.in_precision("bfloat16")
+    exact, rough = objective(points), reduced(points)
+    full_s = fastest(lambda: objective(points), repeats, clock)
+    reduced_s = fastest(lambda: reduced(points), repeats, clock)
+    ranks = [losses.argsort().argsort() for losses in (exact, rough)]
+    return {
+        "bf16_speedup": full_s / reduced_s,
+        "bf16_rank_correlation": float(np.corrcoef(*ranks)[0, 1]),
+    }
+
+
+def peak_memory(classes: int, path: str) -> float:
+    """Peak resident MiB of a fresh process that computes losses by `path` (plain or ours)."""
+    command = [sys.executable, "-m", "benchmarks.objective", "--peak", path]
+    command += ["--classes", str(classes)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(found.stdout)
+
+
+def compute_for_peak(classes: int, path: str) -> float:
+    """Compute a generation (ours) or a loss (plain, whose candidates go one at a time)."""
+    objective = make_objective(make_backbone(), classes)
+    points = 0.3 * np.random.default_rng(0).normal(size=(GENERATION, objective.space.dim))
+    if path == "plain":
+        PlainObjective(objective)(points[:1])
+    else:
+        objective(points[: max(2, 2000 // classes)])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run(
+    short: bool = False,
+    classes: list[int] | None = None,
+    repeats: int = 5,
+    clock: Clock = time.perf_counter,
+) -> list[Row]:
+    """Measure every number of classes. `short` takes some three minutes on two cores."""
+    backbone, rows = make_backbone(), []
+    for count in classes or ([10, 100, 1000] if short else [2, 10, 100, 1000]):
+        objective = make_objective(backbone, count)
+        large = count > 200
+        times = 1 if large and short else 2 if large or short else repeats
+        row: Row = {"classes": count, "threads": torch.get_num_threads()}
+        row |= measure_losses(objective, times, clock)
+        if not (large and short):
+            row |= measure_derivatives(objective, times, clock)
+            row |= measure_ranking(objective, times, clock)
+            row["plain_peak_mib"] = peak_memory(count, "plain")
+            row["ours_peak_mib"] = peak_memory(count, "ours")
+        rows.append(row)
+    return rows
+
+
+COLUMNS = {
+    "classes": ("classes", "{:.0f}"),
+    "plain_losses_per_second": ("plain, losses/s", "{:.3g}"),
+    "ours_losses_per_second": ("ours, losses/s", "{:.3g}"),
+    "ratio": ("ratio", "{:.1f}"),
+    "pair_ratio": ("ratio, pair", "{:.1f}"),
+    "of_matmul": ("of matmul", "{:.2f}"),
+    "of_linear": ("of linear", "{:.2f}"),
+    "cge_over_jvp": ("CGE : JVP", "{:.2f}"),
+    "bf16_speedup": ("bf16 : fp32", "{:.2f}"),
+    "bf16_rank_correlation": ("rank corr.", "{:.3f}"),
+    "difference": ("loss diff.", "{:.0e}"),
+    "plain_peak_mib": ("plain, MiB", "{:.0f}"),
+    "ours_peak_mib": ("ours, MiB", "{:.0f}"),
+}
+
+
+def print_table(rows: list[Row]) -> None:
+    """The figures, one line per number of classes."""
+    towers = " and ".join(TOWERS)
+    title = f"text tower of {towers}, fp32, {rows[0]['threads']} threads; ratios are plain : ours"
+    table = Table(title=title)
+    for heading, _ in COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            *(form.format(row[key]) if key in row else "" for key, (_, form) in COLUMNS.items())
+        )
+    Console(width=140).print(table)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=512, help="512: ViT-B/16, ViT-B/32, RN50")
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--classes", type=int, nargs="+")
+    parser.add_argument("--towers", nargs="+", choices=TOWERS, help="one figure: they are equal")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--peak", choices=["plain", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    backbone = make_backbone(options.width, options.layers)
-    rows = [measure(backbone, classes, options.repeats) for classes in options.classes]
-    threads = torch.get_num_threads()
-    table = Table(title=f"text tower {options.width} x {options.layers}, fp32, {threads} threads")
-    for heading in ("classes", "full forward, ms", "ours, ms", "ratio", "largest difference"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            f"{row['classes']:.0f}",
-            f"{row['plain_ms']:.1f}",
-            f"{row['ours_ms']:.1f}",
-            f"{row['ratio']:.1f}",
-            f"{row['largest_difference']:.0e}",
-        )
-    Console().print(table)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.peak:
+        sys.stdout.write(f"{compute_for_peak(options.classes[0], options.peak)}\n")
+        return
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    rows = run(options.short, options.classes, options.repeats, clock)
+    print_table(rows)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rows, indent=2))

@@ -60,7 +60,7 @@ class Backbone:
     @property
     def embed_dim(self) -> int:
         """Width E of the joint embedding."""
-        return int(self.tower.projection[0].shape[0])
+        return self.tower.embed_dim
 
     @property
     def text_width(self) -> int:
@@ -84,9 +84,12 @@ class Backbone:
         """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
         return tokenize_prompts(self.tokenizer, context, class_names)
 
-    def text_encoder(self, tokens: PromptTokens) -> ForwardTextEncoder:
-        """The forward-only encoder of these prompts."""
-        return ForwardTextEncoder(self.tower, tokens)
+    def text_encoder(
+        self, tokens: PromptTokens, dtype: torch.dtype = torch.float32
+    ) -> ForwardTextEncoder:
+        """The forward-only encoder of these prompts, computing in `dtype`."""
+        tower = self.tower if dtype == self.tower.dtype else read_tower(self.text, dtype)
+        return ForwardTextEncoder(tower, tokens)
 
     def plain_text_encoder(self, tokens: PromptTokens) -> PlainTextEncoder:
         """open_clip's own full forward of these prompts, for comparison."""

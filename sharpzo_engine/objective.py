@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from sharpzo_engine.cross_entropy import CrossEntropy
 from sharpzo_engine.features import Features
-from sharpzo_engine.parallel import map_chunks
 from sharpzo_engine.prompt import PromptSpace
+from sharpzo_engine.text_encoder import TextEncoder
+from sharpzo_engine.text_reverse import TextReverse
+from sharpzo_engine.text_tangent import TextTangent
 
 Array = NDArray[np.float64]
 
-#: Logits held at once (floats): 16 MiB, whatever the numbers of classes and images.
-MAX_LOGITS = 4 * 2**20
+#: Class embeddings held at once (floats): 32 MiB, whatever the numbers of points and classes.
+MAX_EMBEDDINGS = 2**23
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Objective:
     """Mean cross-entropy of search points on a fixed set of image features (METHOD: eq. of L(w)).
 
     `objective(points [n, d] float64) -> losses [n] float64`. `forward_passes` counts the points
-    evaluated. Results do not depend on how points are batched, beyond rounding.
+    and directions evaluated, `backward_passes` the reverse passes, which only `gradient` makes.
+    Results do not depend on how points are batched, beyond rounding.
     """
 
     def __init__(self, space: PromptSpace, features: Features) -> None:
@@ -39,44 +44,63 @@ class Objective:
         self.space = space
         self.features = features.to(space.backbone.device)
         self.forward_passes = 0
-        self._scale = space.backbone.logit_scale
-        # The true class's logits enter the loss through their sum alone, and that sum is linear in
-        # the class embeddings: sum_n f_n . t_{y_n} = sum_c (sum_{n in c} f_n) . t_c.
-        classes = len(space.class_names)
-        sums = torch.zeros(classes, space.backbone.embed_dim, device=self.features.images.device)
-        self._class_sums = sums.index_add_(0, self.features.labels, self.features.images)
+        self.backward_passes = 0
+        self._images = CrossEntropy(
+            self.features.images, self.features.labels, space.backbone.logit_scale
+        )
 
     def __call__(self, points: Array) -> Array:
         """Mean cross-entropy [n] of points [n, d]; NaN where a point overflows the tower."""
-        points = np.atleast_2d(np.asarray(points, dtype=np.float64))
-        self.forward_passes += len(points)
-        size = self.space.encoder.candidates_per_chunk
-        chunks = (points[start : start + size] for start in range(0, len(points), size))
-        losses = map_chunks(self._chunk_losses, chunks, self.space.backbone.device)
-        return np.concatenate(list(losses))
+        return self._losses(points, self.space.encoder)
 
-    def _chunk_losses(self, points: Array) -> Array:
-        losses: Array = self._losses(self.space.class_embeddings(points)).cpu().numpy()
-        return losses
-
-    @torch.inference_mode()
     def score(self, point: Array) -> Score:
         """Loss and accuracy of one point [d]; counts as one forward pass."""
         self.forward_passes += 1
         embeddings = self.space.class_embeddings(point[None])
-        loss = float(self._losses(embeddings)[0])
-        predicted = (self.features.images @ embeddings[0].T).argmax(-1)
-        return Score(loss, float((predicted == self.features.labels).float().mean()))
+        loss = float(self._images.losses(embeddings)[0])
+        return Score(loss, self._images.accuracy(embeddings[0]))
 
-    @torch.inference_mode()
-    def _losses(self, embeddings: Tensor) -> Tensor:
-        """Class embeddings [n, C, E] -> mean cross-entropies [n], summed in float64."""
-        n, classes, _ = embeddings.shape
-        images = self.features.images
-        own = torch.einsum("nce,ce->nc", embeddings, self._class_sums).double().sum(-1)
-        total = torch.zeros(n, dtype=torch.float64, device=images.device)
-        rows = max(1, MAX_LOGITS // (n * classes))
-        for chunk in images.split(rows):
-            logits = self._scale * (chunk @ embeddings.flatten(0, 1).T)
-            total += logits.unflatten(-1, (n, classes)).logsumexp(-1).double().sum(0)
-        return (total - self._scale * own) / len(images)
+    def in_precision(self, name: Literal["float32", "bfloat16"]) -> Callable[[Array], Array]:
+        """The same black box with the text tower in another precision, on the same count.
+
+        bfloat16 keeps three digits: enough to rank candidates, useless for finite differences.
+        """
+        if name == "float32":
+            return self
+        space = self.space
+        encoder = space.backbone.text_encoder(space.tokens, getattr(torch, name))
+        return lambda points: self._losses(points, encoder)
+
+    def directional_derivatives(self, point: Array, directions: Array) -> tuple[float, Array]:
+        """Loss at `point` [d] and exact slopes [q] along `directions` [q, d].
+
+        Forward mode: slope_j = <dL/dT, dT_j>, with dL/dT in closed form and dT_j the tangent of the
+        class embeddings. Counts as 1 + q forward passes.
+        """
+        self.forward_passes += 1 + len(directions)
+        tangent = TextTangent(self.space.encoder, self.space.context(point[None])[0])
+        loss, gradient = self._images.gradient(tangent.embeddings)
+        slopes = tangent.slopes(self.space.context_offsets(directions), gradient)
+        return loss, slopes.double().cpu().numpy()
+
+    def gradient(self, point: Array) -> tuple[float, Array]:
+        """Loss and gradient [d] at `point` [d] by reverse mode: the first-order baseline.
+
+        Not forward-only. Counts as one forward and one backward pass.
+        """
+        self.forward_passes += 1
+        self.backward_passes += 1
+        reverse = TextReverse(self.space.encoder, self.space.context(point[None])[0])
+        loss, gradient = self._images.gradient(reverse.embeddings)
+        context = reverse.pull_back(gradient).double().cpu().numpy()
+        return loss, context.ravel() @ self.space.projection
+
+    def _losses(self, points: Array, encoder: TextEncoder) -> Array:
+        points = np.atleast_2d(np.asarray(points, dtype=np.float64))
+        self.forward_passes += len(points)
+        size = len(self.space.class_names) * self.space.backbone.embed_dim
+        step = max(1, MAX_EMBEDDINGS // size)
+        parts = [points[start : start + step] for start in range(0, len(points), step)]
+        return np.concatenate(
+            [self._images.losses(encoder.encode(self.space.context(part))) for part in parts]
+        )

@@ -2,8 +2,7 @@
 
 Torch splits every single operation over all cores and waits for the slowest. The operations here
 are small, and a core that something else borrows for a moment makes all of them wait. So chunks run
-side by side instead, each single-threaded: results then do not depend on the number of cores, and a
-busy machine costs its share, not a hundredfold.
+side by side instead, each single-threaded: a busy machine costs its share, not a hundredfold.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -19,20 +20,34 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+#: Just below the largest block (32 MiB) that moves glibc's thresholds when it is freed.
+_LARGEST_ADAPTIVE_BLOCK = 2**25 - 2**16
+
 
 def map_chunks(
     function: Callable[[Item], Result], chunks: Iterable[Item], device: torch.device
 ) -> Iterator[Result]:
     """`map`, over threads where `device` is the processor; results in order.
 
-    As many threads as torch is set to use (`torch.set_num_threads`, OMP_NUM_THREADS).
+    As many threads as torch is set to use (`torch.set_num_threads`, OMP_NUM_THREADS). A chunk that
+    is alone runs on the caller's thread, its operations on all of them.
     """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
+    _keep_freed_memory()
+    chunks, threads = list(chunks), torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or len(chunks) == 1:
         yield from map(function, chunks)
         return
     with _operations_on_one_thread():
         yield from _pool(threads).map(function, chunks)
+
+
+def even_slices(count: int, largest: int, device: torch.device) -> list[slice]:
+    """Cut `count` items into equal slices of at most `largest`, as many for each thread."""
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    rounds = -(-count // (largest * workers))
+    slices = min(count, rounds * workers)
+    bounds = [count * i // slices for i in range(slices + 1)] if count else [0]
+    return [slice(*pair) for pair in pairwise(bounds)]
 
 
 @contextmanager
@@ -47,4 +62,25 @@ def _operations_on_one_thread() -> Iterator[None]:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="sharpzo-chunk")
+    """Start all threads; torch's number of threads is each thread's own."""
+    pool, started = (
+        ThreadPoolExecutor(threads, thread_name_prefix="sharpzo-chunk"),
+        Barrier(threads),
+    )
+
+    def start(_: int) -> None:
+        torch.set_num_threads(1)
+        started.wait()
+
+    list(pool.map(start, range(threads)))
+    return pool
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let the C library reuse activations' memory rather than return it to the kernel each time.
+
+    Freeing one large block raises glibc's thresholds (mallopt(3): M_MMAP_THRESHOLD); before that,
+    every layer's buffers are mapped and page-faulted anew, which costs as much as its products.
+    """
+    torch.empty(_LARGEST_ADAPTIVE_BLOCK, dtype=torch.uint8)

@@ -15,7 +15,6 @@ from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import ConfigError
 from sharpzo_engine.randomness import Purpose, generator
-from sharpzo_engine.text_encoder import TextEncoder
 
 Array = NDArray[np.float64]
 
@@ -46,7 +45,7 @@ class PromptSpace:
         self.class_names = tuple(class_names)
         self.tokens = backbone.tokenize(config.context, class_names)
         self.initial_context = backbone.token_embeddings(self.tokens.context)  # [M, W]
-        self.encoder: TextEncoder = backbone.text_encoder(self.tokens)
+        self.encoder = backbone.text_encoder(self.tokens)
         size = self.initial_context.numel()
         if projection is None:
             std = self._projection_std(config)
@@ -82,11 +81,14 @@ class PromptSpace:
 
         The product is taken in float64, so that finite differences lose nothing before the tower.
         """
-        offsets = torch.from_numpy(points @ self.projection.T).to(torch.float32)
-        start = self.initial_context
-        return start + offsets.to(start.device).view(-1, *start.shape)
+        return self.initial_context + self.context_offsets(points)
 
-    @torch.inference_mode()
+    def context_offsets(self, directions: Array) -> Tensor:
+        """Directions [q, d] -> the changes A u of the context vectors [q, M, W] in float32."""
+        start = self.initial_context
+        offsets = torch.from_numpy(directions @ self.projection.T).to(torch.float32)
+        return offsets.to(start.device).view(-1, *start.shape)
+
     def class_embeddings(self, points: Array) -> Tensor:
         """Points [n, d] -> L2-normalised class embeddings [n, C, E]."""
         return self.encoder.encode(self.context(points))

@@ -1,14 +1,16 @@
-"""The weights of open_clip's causal text towers, read into plain tensors."""
+"""The weights of open_clip's causal text towers, read into plain maps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn, ones
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from sharpzo_engine.errors import BackboneError
+from sharpzo_engine.linear import Linear, leave
 
 OpenClipModule = Any  # open_clip's modules declare no attributes
 
@@ -16,53 +18,61 @@ _QUICK_GELU = 1.702
 
 
 @dataclass(frozen=True)
-class BlockWeights:
-    """One transformer block, with constant factors folded into the weights.
+class Norm:
+    """LayerNorm over the last dimension."""
 
-    Folded: the attention scale into the query rows, LayerScale into the output projections, and
-    QuickGELU's constant around the activation, which then is SiLU: x s(ax) = silu(ax) / a.
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., W] -> [..., W]."""
+        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block, with constant factors folded into its maps.
+
+    Folded: LayerScale into the output projections, and QuickGELU's constant around the activation,
+    which then is SiLU: x s(ax) = silu(ax) / a.
     """
 
-    norm_1: tuple[Tensor, Tensor, float]
-    qkv: tuple[Tensor, Tensor]  # [3W, W], [3W]
-    out: tuple[Tensor, Tensor]  # [W, W], [W]
-    norm_2: tuple[Tensor, Tensor, float]
-    fc: tuple[Tensor, Tensor]  # [4W, W], [4W]
-    proj: tuple[Tensor, Tensor]  # [W, 4W], [W]
+    norm_1: Norm
+    queries: Linear  # W -> W
+    keys_values: Linear  # W -> 2W
+    out: Linear  # W -> W
+    norm_2: Norm
+    fc: Linear  # W -> 4W
+    proj: Linear  # 4W -> W
     quick: bool
 
-    def attend(self, x: Tensor) -> Tensor:
-        """LayerNorm and the packed q, k, v projections: [..., W] -> [..., 3W]."""
-        return functional.linear(_layer_norm(x, self.norm_1), *self.qkv)
-
-    def keys_values(self, x: Tensor) -> Tensor:
-        """LayerNorm and the k, v projections alone: [..., W] -> [..., 2W]."""
-        width = x.shape[-1]
-        weight, bias = self.qkv
-        return functional.linear(_layer_norm(x, self.norm_1), weight[width:], bias[width:])
-
-    def queries(self, x: Tensor) -> Tensor:
-        """LayerNorm and the q projection alone: [..., W] -> [..., W]."""
-        width = x.shape[-1]
-        weight, bias = self.qkv
-        return functional.linear(_layer_norm(x, self.norm_1), weight[:width], bias[:width])
+    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """LayerNorm and projections: [..., W] -> queries [..., W], keys and values [..., 2W]."""
+        normed = self.queries.enter(self.norm_1(x))
+        return self.queries(normed), self.keys_values(normed)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Output projection, MLP and both residual sums; both [..., W] -> [..., W]."""
-        x = x + functional.linear(attended, *self.out)
-        hidden = functional.linear(_layer_norm(x, self.norm_2), *self.fc)
-        hidden = functional.silu(hidden) if self.quick else functional.gelu(hidden)
-        return x + functional.linear(hidden, *self.proj)
+        x = self.out(attended).add_(x)
+        hidden = self.fc.stay(self.fc.enter(self.norm_2(x)))
+        return self.proj(self._activate(hidden)).add_(x)
+
+    def _activate(self, hidden: Tensor) -> Tensor:
+        """The MLP's activation; both in the layout of `proj`."""
+        if not self.quick:
+            return functional.gelu(hidden)
+        return self.proj.enter(functional.silu(leave(hidden)))  # oneDNN's layout has no SiLU
 
 
 @dataclass(frozen=True)
 class TowerWeights:
     """A causal text tower with EOT readout, as plain tensors."""
 
-    blocks: tuple[BlockWeights, ...]
+    blocks: tuple[Block, ...]
     heads: int
-    final_norm: tuple[Tensor, Tensor, float]
-    projection: tuple[Tensor, Tensor | None]  # [E, W], [E] or none
+    final_norm: Norm
+    projection: Linear  # W -> E
     token_embedding: Tensor  # [vocabulary, W]
     positional_embedding: Tensor  # [positions, W]
 
@@ -71,14 +81,28 @@ class TowerWeights:
         """W."""
         return int(self.token_embedding.shape[1])
 
+    @property
+    def head_width(self) -> int:
+        """D."""
+        return self.width // self.heads
+
+    @property
+    def embed_dim(self) -> int:
+        """E."""
+        return int(self.projection.weight.shape[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the blocks compute in."""
+        return self.final_norm.weight.dtype
+
     def read_out(self, x: Tensor) -> Tensor:
         """Final LayerNorm, projection, L2 normalisation: [..., W] -> [..., E]."""
-        x = functional.linear(_layer_norm(x, self.final_norm), *self.projection)
-        return functional.normalize(x, dim=-1)
+        return functional.normalize(self.projection(self.final_norm(x)), dim=-1)
 
 
-def read_tower(text: OpenClipModule) -> TowerWeights:
-    """Read the weights of an open_clip text tower.
+def read_tower(text: OpenClipModule, dtype: torch.dtype = torch.float32) -> TowerWeights:
+    """Read the weights of an open_clip text tower; its blocks and projection in `dtype`.
 
     Raises:
         BackboneError: the tower is not causal with EOT readout, naming what differs.
@@ -89,18 +113,12 @@ def read_tower(text: OpenClipModule) -> TowerWeights:
             f"this text tower {reason}; SharpZO needs a causal tower read out at EOT "
             "(such as ViT-B-16, ViT-L-14 or RN50)"
         )
-    heads = _heads(text.transformer.resblocks[0])
-    projection = text.text_projection
-    linear = (
-        (projection.weight, projection.bias)
-        if isinstance(projection, nn.Linear)
-        else (projection.t().contiguous(), None)
-    )
+    blocks = text.transformer.resblocks
     return TowerWeights(
-        blocks=tuple(_read_block(block, heads) for block in text.transformer.resblocks),
-        heads=heads,
-        final_norm=_norm(text.ln_final),
-        projection=linear,
+        blocks=tuple(_read_block(block, dtype) for block in blocks),
+        heads=int(blocks[0].attn.num_heads),
+        final_norm=_norm(text.ln_final, dtype),
+        projection=_read_projection(text.text_projection, dtype),
         token_embedding=text.token_embedding.weight.detach(),
         positional_embedding=text.positional_embedding.detach(),
     )
@@ -144,34 +162,37 @@ def _is_quick(activation: OpenClipModule) -> bool:
     return type(activation).__name__ == "QuickGELU"
 
 
-def _heads(block: OpenClipModule) -> int:
-    return int(block.attn.num_heads)
+def _norm(module: OpenClipModule, dtype: torch.dtype) -> Norm:
+    return Norm(module.weight.detach().to(dtype), module.bias.detach().to(dtype), float(module.eps))
 
 
-def _norm(module: OpenClipModule) -> tuple[Tensor, Tensor, float]:
-    return module.weight.detach(), module.bias.detach(), float(module.eps)
+def _read_projection(projection: OpenClipModule, dtype: torch.dtype) -> Linear:
+    if isinstance(projection, nn.Linear):
+        bias: Tensor | None = projection.bias
+        weight = projection.weight.detach().to(dtype)
+        return Linear(weight, bias.detach().to(dtype) if bias is not None else None)
+    return Linear(projection.detach().t().to(dtype).contiguous())
 
 
-def _linear(module: OpenClipModule) -> tuple[Tensor, Tensor]:
-    return module.weight.detach(), module.bias.detach()
+def _read_block(block: OpenClipModule, dtype: torch.dtype) -> Block:
+    attention, mlp = block.attn, block.mlp
+    weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
+    width = weight.shape[1]
+    quick = _is_quick(mlp.gelu)
+    gain = _QUICK_GELU if quick else None
+    inverse_gain = 1 / _QUICK_GELU if quick else None
 
+    def linear(weight: Tensor, bias: Tensor) -> Linear:
+        return Linear(weight.to(dtype), bias.to(dtype))
 
-def _read_block(block: OpenClipModule, heads: int) -> BlockWeights:
-    width = block.attn.in_proj_weight.shape[1]
-    quick = _is_quick(block.mlp.gelu)
-    gain = _QUICK_GELU if quick else 1.0
-    query_scale = ones(3 * width, 1, device=block.attn.in_proj_weight.device)
-    query_scale[:width] = (width // heads) ** -0.5
-    qkv_weight = block.attn.in_proj_weight.detach() * query_scale
-    qkv_bias = block.attn.in_proj_bias.detach() * query_scale[:, 0]
-    fc_weight, fc_bias = _linear(block.mlp.c_fc)
-    return BlockWeights(
-        norm_1=_norm(block.ln_1),
-        qkv=(qkv_weight, qkv_bias),
-        out=_scaled(_linear(block.attn.out_proj), _layer_scale(block.ls_1)),
-        norm_2=_norm(block.ln_2),
-        fc=(fc_weight * gain, fc_bias * gain),
-        proj=_scaled(_linear(block.mlp.c_proj), _layer_scale(block.ls_2), 1 / gain),
+    return Block(
+        norm_1=_norm(block.ln_1, dtype),
+        queries=linear(weight[:width], bias[:width]),
+        keys_values=linear(weight[width:], bias[width:]),
+        out=linear(*_scaled(attention.out_proj, _layer_scale(block.ls_1))),
+        norm_2=_norm(block.ln_2, dtype),
+        fc=linear(*_scaled(mlp.c_fc, weight_gain=gain, bias_gain=gain)),
+        proj=linear(*_scaled(mlp.c_proj, _layer_scale(block.ls_2), weight_gain=inverse_gain)),
         quick=quick,
     )
 
@@ -181,12 +202,14 @@ def _layer_scale(module: OpenClipModule) -> Tensor | None:
 
 
 def _scaled(
-    linear: tuple[Tensor, Tensor], gamma: Tensor | None, weight_gain: float = 1.0
+    linear: OpenClipModule,
+    gamma: Tensor | None = None,
+    *,
+    weight_gain: float | None = None,
+    bias_gain: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    weight, bias = linear[0] * weight_gain, linear[1]
+    """Weight and bias with factors folded in; the model's own storage where there are none."""
+    weight, bias = linear.weight.detach(), linear.bias.detach()
+    weight = weight if weight_gain is None else weight * weight_gain
+    bias = bias if bias_gain is None else bias * bias_gain
     return (weight, bias) if gamma is None else (weight * gamma[:, None], bias * gamma)
-
-
-def _layer_norm(x: Tensor, norm: tuple[Tensor, Tensor, float]) -> Tensor:
-    weight, bias, eps = norm
-    return functional.layer_norm(x, weight.shape, weight, bias, eps)

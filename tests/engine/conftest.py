@@ -9,6 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 
 from sharpzo_engine.backbone import Backbone
@@ -42,6 +43,31 @@ def random_clip() -> ClipMaker:
 @pytest.fixture(scope="session")
 def clip(random_clip: ClipMaker) -> Backbone:
     return random_clip()
+
+
+def draw_backbone(random_clip: ClipMaker, data: st.DataObject) -> Backbone:
+    """Any causal text tower of open_clip, as far as its options are independent."""
+    heads = data.draw(st.sampled_from([1, 2, 4]))
+    text = {
+        "width": heads * data.draw(st.sampled_from([8, 16, 64])),
+        "heads": heads,
+        "layers": data.draw(st.integers(1, 4)),
+        "context_length": data.draw(st.sampled_from([24, 77])),
+        "ls_init_value": data.draw(st.sampled_from([None, 0.3])),
+        "proj_bias": data.draw(st.booleans()),
+        "mlp_ratio": data.draw(st.sampled_from([2.0, 4.0])),
+    }
+    seed, quick = data.draw(st.integers(0, 99)), data.draw(st.booleans())
+    return random_clip(text, seed=seed, quick_gelu=quick)
+
+
+def draw_names(data: st.DataObject) -> list[str]:
+    """Class names of 1 to 8 words."""
+    words = st.lists(st.sampled_from(["cat", "red", "house", "zebra"]), min_size=1, max_size=8)
+    return [
+        " ".join(name)
+        for name in data.draw(st.lists(words, min_size=2, max_size=9, unique_by=tuple))
+    ]
 
 
 def save_picture(path: Path, colour: Sequence[int], seed: int) -> None:

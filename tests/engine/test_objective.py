@@ -39,8 +39,9 @@ def test_batching_changes_nothing(
     objective = Objective(PromptSpace(clip, NAMES), features)
     whole = objective(points(9))
     one_by_one = np.concatenate([objective(point[None]) for point in points(9)])
-    monkeypatch.setattr(module, "MAX_LOGITS", 30)
-    monkeypatch.setattr(objective.space.encoder, "max_tokens", 30)
+    monkeypatch.setattr(module, "MAX_EMBEDDINGS", 300)
+    monkeypatch.setattr(objective._images, "max_logits", 30)
+    monkeypatch.setattr(objective.space.encoder, "max_rows", 30)
     np.testing.assert_allclose(one_by_one, whole, rtol=1e-6)
     np.testing.assert_allclose(objective(points(9)), whole, rtol=1e-6)
 
@@ -95,3 +96,45 @@ def test_projection_entries_have_the_standard_deviation_asked_for(
     if law == "orthogonal":
         gram = drawn.T @ drawn if shape[0] > shape[1] else drawn @ drawn.T
         np.testing.assert_allclose(gram, np.eye(16) * 0.2**2 * 64, atol=1e-12)
+
+
+def test_the_same_calls_give_the_same_bits(clip: Backbone, features: Features) -> None:
+    first, second = (Objective(PromptSpace(clip, NAMES), features) for _ in range(2))
+    directions = points(6)
+    for _ in range(3):
+        np.testing.assert_array_equal(first(points(9)), second(points(9)))
+        np.testing.assert_array_equal(
+            first.directional_derivatives(points(1)[0], directions)[1],
+            second.directional_derivatives(points(1)[0], directions)[1],
+        )
+
+
+@pytest.mark.parametrize("bad", [1e300, np.nan, np.inf])
+@pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+def test_an_overflow_is_nan_and_stays_with_its_point(
+    clip: Backbone, features: Features, bad: float
+) -> None:
+    objective, candidates = Objective(PromptSpace(clip, NAMES), features), points(9)
+    expected = objective(candidates)
+    candidates[4] = bad
+    expected[4] = np.nan
+    np.testing.assert_array_equal(objective(candidates), expected)
+
+
+def test_reduced_precision_ranks_like_full(clip: Backbone, features: Features) -> None:
+    objective = Objective(PromptSpace(clip, NAMES), features)
+    reduced = objective.in_precision("bfloat16")
+    exact, rough = objective(points(20)), reduced(points(20))
+    assert objective.forward_passes == 40
+    assert rough == pytest.approx(exact, rel=0.05)
+    assert np.corrcoef(exact.argsort().argsort(), rough.argsort().argsort())[0, 1] > 0.9
+    assert objective.in_precision("float32") is objective
+
+
+def test_no_image_is_lost_between_chunks(clip: Backbone, features: Features) -> None:
+    objective = Objective(PromptSpace(clip, NAMES), features)
+    loss, accuracy = objective._images.losses, objective._images.accuracy
+    embeddings = objective.space.class_embeddings(points(1))
+    whole = float(loss(embeddings)[0]), accuracy(embeddings[0])
+    objective._images.max_logits = 7 * len(NAMES)
+    assert (float(loss(embeddings)[0]), accuracy(embeddings[0])) == pytest.approx(whole, rel=1e-6)

@@ -14,9 +14,10 @@ from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import BackboneError, ConfigError, DatasetError
 from sharpzo_engine.features import Features
 from sharpzo_engine.objective import Objective
+from sharpzo_engine.packing import Layout, deal
 from sharpzo_engine.prompt import PromptSpace
 from sharpzo_engine.text_encoder import ForwardTextEncoder
-from tests.engine.conftest import ClipMaker
+from tests.engine.conftest import ClipMaker, draw_backbone, draw_names
 
 #: Names of 1 to 12 tokens, in no order of length.
 NAMES = [
@@ -89,32 +90,23 @@ def test_reproduces_losses_computed_elsewhere_in_float64(real_data: Any) -> None
 def test_equals_the_full_forward_of_any_architecture(
     random_clip: ClipMaker, data: st.DataObject
 ) -> None:
-    heads = data.draw(st.sampled_from([1, 2, 4]))
-    text = {
-        "width": heads * data.draw(st.sampled_from([8, 16])),
-        "heads": heads,
-        "layers": data.draw(st.integers(1, 4)),
-        "context_length": data.draw(st.sampled_from([24, 77])),
-        "ls_init_value": data.draw(st.sampled_from([None, 0.3])),
-        "proj_bias": data.draw(st.booleans()),
-        "mlp_ratio": data.draw(st.sampled_from([2.0, 4.0])),
-    }
-    backbone = random_clip(
-        text, seed=data.draw(st.integers(0, 99)), quick_gelu=data.draw(st.booleans())
-    )
-    words = st.lists(st.sampled_from(["cat", "red", "house", "zebra"]), min_size=1, max_size=8)
-    names = [" ".join(name) for name in data.draw(st.lists(words, min_size=2, max_size=9))]
+    backbone, names = draw_backbone(random_clip, data), draw_names(data)
     points = some_points(data.draw(st.integers(1, 5)), data.draw(st.integers(0, 99)))
     assert relative_error(backbone, points, names) < 2e-5
 
 
-@pytest.mark.parametrize("max_tokens", [1, 7, 30, 10_000])
-def test_chunking_changes_nothing(clip: Backbone, max_tokens: int) -> None:
+def test_equals_the_full_forward_where_products_go_through_onednn(random_clip: ClipMaker) -> None:
+    backbone = random_clip({"width": 256, "heads": 4}, quick_gelu=True)
+    assert relative_error(backbone, some_points(3)) < 1e-5
+
+
+@pytest.mark.parametrize("max_rows", [1, 7, 30, 10_000])
+def test_chunking_changes_nothing(clip: Backbone, max_rows: int) -> None:
     space = PromptSpace(clip, NAMES)
     context = space.context(some_points(5))
     with torch.inference_mode():
         whole = space.encoder.encode(context)
-        chunked = ForwardTextEncoder(clip.tower, space.tokens, max_tokens).encode(context)
+        chunked = ForwardTextEncoder(clip.tower, space.tokens, max_rows).encode(context)
     torch.testing.assert_close(chunked, whole, rtol=0, atol=2e-6)
 
 
@@ -161,3 +153,47 @@ def test_the_context_is_checked(clip: Backbone, context: str, reason: str | None
         return
     with pytest.raises(ConfigError, match=reason):
         clip.tokenize(context, ["cat", "dog"])
+
+
+def test_permuting_candidates_permutes_the_results(clip: Backbone) -> None:
+    space, points = PromptSpace(clip, NAMES), some_points(7)
+    order = np.random.default_rng(3).permutation(len(points))
+    torch.testing.assert_close(
+        space.class_embeddings(points[order]),
+        space.class_embeddings(points)[order],
+        rtol=0,
+        atol=2e-6,
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(3, 40), min_size=1, max_size=60),
+    context=st.integers(1, 16),
+    largest=st.integers(1, 300),
+)
+def test_packs_hold_every_class_once_and_little_else(
+    lengths: list[int], context: int, largest: int
+) -> None:
+    packs = deal(lengths, context, largest)
+    assert sorted(c for pack in packs for c in pack) == list(range(len(lengths)))
+    suffixes = [range(length) for length in lengths]
+    for pack in packs:
+        layout = Layout.of(suffixes, pack, context)
+        used = context + sum(lengths[c] for c in pack)
+        assert used <= layout.rows < used + len(layout.blocks) * (max(lengths) + context)
+        assert sorted(m for block in layout.blocks for m in block) == list(range(len(pack)))
+
+
+def test_a_row_sees_sos_the_context_and_its_own_class_up_to_itself() -> None:
+    layout = Layout.of([[7, 8], [9]], [0, 1], context=2)
+    x, o = 0.0, float("-inf")
+    expected = [  # SOS, context (2), rows: context (2), class 0 (2), class 1
+        [x, o, o, x, o, o, o, o],
+        [x, o, o, x, x, o, o, o],
+        [x, x, x, o, o, x, o, o],
+        [x, x, x, o, o, x, x, o],
+        [x, x, x, o, o, o, o, x],
+    ]
+    assert layout.mask().tolist() == [expected]
+    assert layout.ends() == [3, 4]
