@@ -15,15 +15,18 @@ import sharpzo_engine
 from sharpzo_engine.artifact import TunedPrompt
 from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.checkpoint import CheckpointFolder
-from sharpzo_engine.classifier import evaluate
+from sharpzo_engine.classifier import Evaluation, evaluate
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.dataset import Dataset, Example, few_shot, group_by_label
 from sharpzo_engine.errors import DatasetError
 from sharpzo_engine.features import Features, OnProgress, extract_features
 from sharpzo_engine.history import StepRecord
+from sharpzo_engine.landscape import Landscape, NoLandscape, Pace, survey
 from sharpzo_engine.objective import Objective
 from sharpzo_engine.progress import OnStep, Phase, Progress
 from sharpzo_engine.prompt import Array, PromptSpace
+from sharpzo_engine.randomness import Purpose, generator
+from sharpzo_engine.report import RunReport
 from sharpzo_engine.search import Search
 
 __all__ = ["Progress", "StepRecord", "TuneResult", "tune"]
@@ -43,6 +46,7 @@ class TuneResult:
     history: tuple[StepRecord, ...]
     stopped_by: str  #: "completed", "max_forward_passes" or "max_seconds"
     validation_source: str  #: "official", "holdout" or "training", see `split_validation`
+    report: RunReport  #: all of this as JSON and as an HTML page
 
 
 def tune(
@@ -98,14 +102,22 @@ def tune(
     test_features = extract_features(
         dataset.test, backbone, cache_dir=cache, on_progress=report.embedding("test")
     )
-    metrics = _metrics(space, point, search, test_features, len(val_features))
+    scored = test_features if len(test_features) else val_features
+    before, after = (
+        evaluate(embeddings, scored, space.class_names)
+        for embeddings in space.class_embeddings(np.stack([space.origin, point]))
+    )
+    metrics = _metrics(search, before, after, len(test_features), len(val_features))
     origin = {
         "dataset": {"name": dataset.name, "shots": dataset.shots or config.shots},
         "validation_source": source,
         "stopped_by": search.stopped_by,
     }
     prompt = _to_prompt(space, point, config, metrics, origin)
-    return TuneResult(prompt, metrics, tuple(search.history), search.stopped_by, source)
+    history = tuple(search.history)
+    landscape = _landscape(Objective(space, train_features), point, metrics, config, report)
+    run = RunReport(space.class_names, prompt.metadata, history, before, after, landscape)
+    return TuneResult(prompt, metrics, history, search.stopped_by, source, run)
 
 
 def split_validation(
@@ -153,7 +165,11 @@ class _Reporter:
 
     def embedding(self, what: str) -> OnProgress:
         """A callback that tells how far the embedding of a split is."""
-        return lambda done, total: self.say(f"embedding {what} images: {done} of {total}")
+        return self.counting(f"embedding {what} images:")
+
+    def counting(self, what: str) -> OnProgress:
+        """A callback that tells how many of the parts of some work are done."""
+        return lambda done, total: self.say(f"{what} {done} of {total}")
 
     def say(self, message: str) -> None:
         if self._on_step is None:
@@ -189,23 +205,16 @@ def _checkpoints(
 
 
 def _metrics(
-    space: PromptSpace,
-    point: Array,
     search: Search,
-    test: Features,
+    before: Evaluation,
+    after: Evaluation,
+    test_images: int,
     validation_images: int,
 ) -> Metrics:
-    """What the run reached; the test images are looked at here and nowhere else."""
-    tested: dict[str, float] = {}
-    if len(test):
-        zero_shot, tuned = space.class_embeddings(np.stack([space.origin, point]))
-        tested = {
-            "zero_shot": evaluate(zero_shot, test, space.class_names).accuracy,
-            "tuned": evaluate(tuned, test, space.class_names).accuracy,
-        }
+    """What the run reached; `before` and `after` are of the test images, if there are any."""
     return {
-        "zero_shot_accuracy": tested.get("zero_shot", search.start.accuracy),
-        "test_accuracy": tested.get("tuned"),
+        "zero_shot_accuracy": before.accuracy,
+        "test_accuracy": after.accuracy if test_images else None,
         "val_accuracy": search.best.score.accuracy,
         "val_loss": search.best.score.loss,
         "zero_shot_val_accuracy": search.start.accuracy,
@@ -213,9 +222,19 @@ def _metrics(
         "forward_passes": search.forward_passes,
         "seconds": search.seconds,
         "steps": len(search.history),
-        "test_images": len(test),
+        "test_images": test_images,
         "validation_images": validation_images,
     }
+
+
+def _landscape(
+    objective: Objective, point: Array, metrics: Metrics, config: TuningConfig, report: _Reporter
+) -> Landscape | NoLandscape:
+    """The loss around the result; an objective of its own keeps these passes off the bill."""
+    pace = Pace(float(metrics["seconds"] or 0), int(metrics["forward_passes"] or 0))
+    rng = generator(config.seed, Purpose.LANDSCAPE)
+    tell = report.counting("surveying the loss landscape: row")
+    return survey(objective, objective.space.origin, point, rng, pace, tell)
 
 
 def _to_prompt(
