@@ -20,7 +20,7 @@ MAX_PAIRS = 15
 DASH = "–"  # noqa: RUF001 - a dash
 
 STOPPED_BY = {
-    "completed": "all steps were taken",
+    "completed": "the search itself",
     "max_forward_passes": "budget of forward passes",
     "max_seconds": "budget of seconds",
 }

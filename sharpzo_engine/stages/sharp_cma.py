@@ -13,10 +13,10 @@ The direction g may serve several generations (`sharpness_interval`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import cma
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,11 +24,6 @@ from sharpzo_engine.config import CmaConfig
 from sharpzo_engine.errors import CheckpointError
 from sharpzo_engine.gradients import BlackBox, coordinate_gradient
 from sharpzo_engine.stages.stage import StageState, StepOutcome
-
-with warnings.catch_warnings():
-    # cma warns where matplotlib, which its plots want, is not installed.
-    warnings.simplefilter("ignore")
-    import cma
 
 Array = NDArray[np.float64]
 _TINY = 1e-12  # keeps the division defined where the gradient vanishes
