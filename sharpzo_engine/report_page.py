@@ -20,7 +20,7 @@ MAX_PAIRS = 15
 DASH = "–"  # noqa: RUF001 - a dash
 
 STOPPED_BY = {
-    "completed": "the search itself",
+    "completed": "the search's own end",
     "max_forward_passes": "budget of forward passes",
     "max_seconds": "budget of seconds",
 }

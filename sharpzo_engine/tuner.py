@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,13 @@ import sharpzo_engine
 from sharpzo_engine.artifact import TunedPrompt
 from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.checkpoint import CheckpointFolder
-from sharpzo_engine.classifier import Evaluation, evaluate
+from sharpzo_engine.classifier import evaluate
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.dataset import Dataset, Example, few_shot, group_by_label
 from sharpzo_engine.errors import DatasetError
 from sharpzo_engine.features import Features, OnProgress, extract_features
 from sharpzo_engine.history import StepRecord
-from sharpzo_engine.landscape import Landscape, NoLandscape, Pace, survey
+from sharpzo_engine.landscape import Pace, survey
 from sharpzo_engine.objective import Objective
 from sharpzo_engine.progress import OnStep, Phase, Progress
 from sharpzo_engine.prompt import Array, PromptSpace
@@ -83,12 +84,9 @@ def tune(
     report = _Reporter(config, on_step)
     cache = Path(cache_dir) if cache_dir else None
     train, validation, source = split_validation(dataset, config)
-    train_features = extract_features(
-        train, backbone, cache_dir=cache, on_progress=report.embedding("training")
-    )
-    val_features = extract_features(
-        validation, backbone, cache_dir=cache, on_progress=report.embedding("validation")
-    )
+    embed = partial(extract_features, backbone=backbone, cache_dir=cache)
+    train_features = embed(train, on_progress=report.embedding("training"))
+    val_features = embed(validation, on_progress=report.embedding("validation"))
     space = PromptSpace(backbone, dataset.class_names, config.prompt, config.seed)
     search = Search(
         config, Objective(space, train_features), Objective(space, val_features), on_step
@@ -99,25 +97,17 @@ def tune(
     point = search.run(checkpoints, checkpoint_seconds)
     report.phase = "evaluating"
     report.search = search
-    test_features = extract_features(
-        dataset.test, backbone, cache_dir=cache, on_progress=report.embedding("test")
-    )
-    scored = test_features if len(test_features) else val_features
-    before, after = (
-        evaluate(embeddings, scored, space.class_names)
-        for embeddings in space.class_embeddings(np.stack([space.origin, point]))
-    )
-    metrics = _metrics(search, before, after, len(test_features), len(val_features))
+    test_features = embed(dataset.test, on_progress=report.embedding("test"))
+    metrics = _metrics(space, point, search, test_features, len(val_features))
     origin = {
         "dataset": {"name": dataset.name, "shots": dataset.shots or config.shots},
         "validation_source": source,
         "stopped_by": search.stopped_by,
     }
     prompt = _to_prompt(space, point, config, metrics, origin)
-    history = tuple(search.history)
-    landscape = _landscape(Objective(space, train_features), point, metrics, config, report)
-    run = RunReport(space.class_names, prompt.metadata, history, before, after, landscape)
-    return TuneResult(prompt, metrics, history, search.stopped_by, source, run)
+    scored = test_features if len(test_features) else val_features
+    run = _run_report(search, prompt, Objective(space, train_features), scored, report)
+    return TuneResult(prompt, metrics, run.history, search.stopped_by, source, run)
 
 
 def split_validation(
@@ -205,16 +195,23 @@ def _checkpoints(
 
 
 def _metrics(
+    space: PromptSpace,
+    point: Array,
     search: Search,
-    before: Evaluation,
-    after: Evaluation,
-    test_images: int,
+    test: Features,
     validation_images: int,
 ) -> Metrics:
-    """What the run reached; `before` and `after` are of the test images, if there are any."""
+    """What the run reached; the test images are looked at here and nowhere else."""
+    tested: dict[str, float] = {}
+    if len(test):
+        zero_shot, tuned = space.class_embeddings(np.stack([space.origin, point]))
+        tested = {
+            "zero_shot": evaluate(zero_shot, test, space.class_names).accuracy,
+            "tuned": evaluate(tuned, test, space.class_names).accuracy,
+        }
     return {
-        "zero_shot_accuracy": before.accuracy,
-        "test_accuracy": after.accuracy if test_images else None,
+        "zero_shot_accuracy": tested.get("zero_shot", search.start.accuracy),
+        "test_accuracy": tested.get("tuned"),
         "val_accuracy": search.best.score.accuracy,
         "val_loss": search.best.score.loss,
         "zero_shot_val_accuracy": search.start.accuracy,
@@ -222,19 +219,30 @@ def _metrics(
         "forward_passes": search.forward_passes,
         "seconds": search.seconds,
         "steps": len(search.history),
-        "test_images": test_images,
+        "test_images": len(test),
         "validation_images": validation_images,
     }
 
 
-def _landscape(
-    objective: Objective, point: Array, metrics: Metrics, config: TuningConfig, report: _Reporter
-) -> Landscape | NoLandscape:
-    """The loss around the result; an objective of its own keeps these passes off the bill."""
-    pace = Pace(float(metrics["seconds"] or 0), int(metrics["forward_passes"] or 0))
-    rng = generator(config.seed, Purpose.LANDSCAPE)
-    tell = report.counting("surveying the loss landscape: row")
-    return survey(objective, objective.space.origin, point, rng, pace, tell)
+def _run_report(
+    search: Search,
+    prompt: TunedPrompt,
+    objective: Objective,
+    scored: Features,
+    report: _Reporter,
+) -> RunReport:
+    """The report of a finished search; `objective` is its own: those passes are not billed."""
+    space, point = objective.space, search.best.point
+    before, after = (
+        evaluate(embeddings, scored, space.class_names)
+        for embeddings in space.class_embeddings(np.stack([space.origin, point]))
+    )
+    history = tuple(search.history)
+    pace = Pace(history[-1].seconds, history[-1].forward_passes) if history else Pace(0.0, 0)
+    rng = generator(prompt.metadata["config"]["seed"], Purpose.LANDSCAPE)
+    on_row = report.counting("surveying the loss landscape: row")
+    landscape = survey(objective, space.origin, point, rng, pace, on_row)
+    return RunReport(space.class_names, prompt.metadata, history, before, after, landscape)
 
 
 def _to_prompt(
