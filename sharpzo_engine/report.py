@@ -44,10 +44,9 @@ class RunReport:
     before: Evaluation
     after: Evaluation
     landscape: Landscape | NoLandscape
-    comparison: Mapping[str, float | None] = field(default_factory=dict)  #: more rows of the table
-    labels: Mapping[str, str | None] = field(
-        default_factory=dict
-    )  #: a caller's own, see `labelled`
+    #: More rows of the comparison: what classifies, and its accuracy on the same images.
+    comparison: Mapping[str, float | None] = field(default_factory=dict)
+    labels: Mapping[str, str | None] = field(default_factory=dict)  #: see `labelled`
 
     @property
     def split(self) -> str:

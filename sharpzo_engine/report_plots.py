@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,9 +66,9 @@ def draw_figures(data: Data) -> dict[str, str]:
         figures["loss"] = partial(_loss, history=history)
         figures["accuracy"] = partial(_accuracy, data=data)
         for name, label in QUANTITIES.items():
-            if any(value is not None for value in history[name]):
+            if _known(history[name]):
                 figures[name] = partial(_quantity, history=history, name=name, label=label)
-    if "loss" in slice_:
+    if _known(value for row in slice_.get("loss", ()) for value in row):
         figures["landscape"] = partial(_landscape, slice_=slice_)
     return {name: _svg(name, paint) for name, paint in figures.items()}
 
@@ -249,6 +249,10 @@ def _name_point(axes: Axes, x: float, name: str) -> None:
 
 def _array(column: Sequence[float | None]) -> Array:
     return np.array(column, dtype=np.float64)  # None becomes NaN
+
+
+def _known(column: Iterable[float | None]) -> bool:
+    return any(value is not None for value in column)
 
 
 def _spans_much(column: Sequence[float | None]) -> bool:

@@ -172,8 +172,10 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
 
 def _store_report(job: Job, result: TuneResult, deps: RunnerDeps) -> None:
     """Store the page and the JSON; a page that cannot be drawn must not cost the job."""
-    sha256 = deps.datasets.get(job.dataset_id).sha256
-    report = result.report.labelled(job=job.id, job_name=job.name, dataset_sha256=sha256)
+    dataset = _write(lambda: deps.datasets.get(job.dataset_id), deps)
+    report = result.report.labelled(
+        job=job.id, job_name=job.name, dataset=dataset.id, dataset_sha256=dataset.sha256
+    )
     files: dict[Literal["html", "json"], bytes] = {"json": report.to_json_bytes()}
     try:
         files["html"] = report.to_html().encode()

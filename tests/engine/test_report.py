@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sharpzo_engine import Backbone, TuneResult, TuningConfig, load_dataset, tune
-from sharpzo_engine.landscape import NoLandscape
+from sharpzo_engine.landscape import ACROSS, ALONG, Landscape, NoLandscape
 from sharpzo_engine.report_page import percent, points, render
 from tests.engine.reports import a_history, a_report
 
@@ -202,6 +202,21 @@ def test_a_missing_landscape_says_why() -> None:
     report = replace(a_report(), landscape=NoLandscape("it would have taken a week"))
     assert "it would have taken a week" in report.to_html()
     assert report.landscape_passes == 0
+
+
+@pytest.mark.parametrize(("value", "drawn"), [(1.0, True), (float("nan"), False)])
+def test_a_flat_landscape_is_drawn_and_an_empty_one_explained(value: float, drawn: bool) -> None:
+    flat = Landscape(ALONG, ACROSS, np.full((ACROSS.size, ALONG.size), value))
+    html = replace(a_report(), landscape=flat).to_html()
+    assert (html.count("<svg") == 5) is drawn
+    assert ("no point of it" in html) is not drawn
+
+
+def test_losses_that_were_never_numbers_leave_empty_curves() -> None:
+    report = a_report()
+    nan = float("nan")
+    history = tuple(replace(row, loss=nan, val_loss=nan, sigma=nan) for row in report.history)
+    assert replace(report, history=history).to_html().count("<svg") == 4
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
