@@ -30,6 +30,7 @@ ENV PATH=/opt/sharpzo/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/var/lib/sharpzo/cache/huggingface \
+    MPLCONFIGDIR=/var/lib/sharpzo/cache/matplotlib \
     SHARPZO_DATA_DIR=/var/lib/sharpzo \
     SHARPZO_ARTIFACT_URL=/var/lib/sharpzo-artifacts
 USER 10001:10001

@@ -5,6 +5,7 @@ CoreError
  ├── MalformedJson         400  the body is not strict JSON
  ├── MalformedMultipart    400  the multipart framing is broken
  ├── ForbiddenLocation     403  a dataset URI outside what the operator allows
+ ├── ReportMissing         404  the job has no report, or not yet
  ├── BackboneConflict      409  a prompt needs a backbone that is not served here
  ├── TooManyFiles          413  more files than one request may carry
  ├── ArchiveError     413, 422  an archive that is damaged, unsafe or too large
@@ -40,6 +41,14 @@ class ForbiddenLocation(CoreError):
     status = 403
     code = "path_not_allowed"
     title = "Location not allowed"
+
+
+class ReportMissing(CoreError):
+    """The job has no report: only one that has succeeded has."""
+
+    status = 404
+    code = "report_not_available"
+    title = "No report"
 
 
 class BackboneConflict(CoreError):

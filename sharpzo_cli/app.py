@@ -116,6 +116,11 @@ def tune(
     out: Annotated[Path, typer.Option("--out", help="Where the prompt file goes.")] = Path(
         "prompt.safetensors"
     ),
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Where the HTML report goes, a JSON one beside it."),
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.")] = False,
     checkpoint_dir: Annotated[
         Path | None, typer.Option("--checkpoint-dir", help="Folder that lets a run be resumed.")
     ] = None,
@@ -124,7 +129,7 @@ def tune(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Tune a prompt on this machine and write it to a file."""
+    """Tune a prompt on this machine; write it to a file, and a report beside it."""
     from sharpzo_cli.tuning import TuneRequest, run_tuning
 
     request = TuneRequest(
@@ -136,6 +141,8 @@ def tune(
         values=tuple(values or ()),
         device=device,
         out=out,
+        report=report,
+        no_report=no_report,
         checkpoint_dir=checkpoint_dir,
         resume=resume,
     )

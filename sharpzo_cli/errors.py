@@ -22,7 +22,8 @@ CommandLineError = next(
 #: Top-level module -> the extra of the package that brings it.
 EXTRAS = {
     **dict.fromkeys(("httpx", "tenacity"), "client"),
-    **dict.fromkeys(("cma", "numpy", "open_clip", "PIL", "safetensors", "torch", "yaml"), "engine"),
+    **dict.fromkeys(("cma", "jinja2", "matplotlib", "numpy", "open_clip"), "engine"),
+    **dict.fromkeys(("PIL", "safetensors", "torch", "yaml"), "engine"),
     **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "service"),
     **dict.fromkeys(("alembic", "celery", "fsspec", "pydantic_settings", "sqlalchemy"), "service"),
     "sklearn": "demo",

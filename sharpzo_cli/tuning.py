@@ -41,6 +41,8 @@ class TuneRequest:
     values: tuple[str, ...]
     device: str
     out: Path
+    report: Path | None  #: of the HTML page; none puts it beside `out`
+    no_report: bool
     checkpoint_dir: Path | None
     resume: bool
 
@@ -53,10 +55,11 @@ class Tuned:
     sha256: str
     seconds: float
     result: TuneResult
+    reports: tuple[Path, ...]  #: HTML and JSON, or none
 
 
 def run_tuning(request: TuneRequest, *, as_json: bool) -> None:
-    """Tune, write the prompt file, and say what came of it.
+    """Tune, write the prompt file and the report, and say what came of it.
 
     Raises:
         UsageProblem: an option is wrong.
@@ -79,6 +82,7 @@ def _tune(request: TuneRequest) -> Tuned:
     if request.resume and request.checkpoint_dir is None:
         raise UsageProblem("--resume needs a checkpoint", "name its folder with --checkpoint-dir")
     out = writable(request.out)
+    page = _page(request)
     dataset = load_dataset(request.dataset)  # before torch is loaded: a wrong path fails at once
     from sharpzo_engine import load_backbone, tune
 
@@ -95,7 +99,29 @@ def _tune(request: TuneRequest) -> Tuned:
                 checkpoint_dir=request.checkpoint_dir,
                 resume=request.resume,
             )
-    return Tuned(out, result.prompt.save(out), time.monotonic() - began, result)
+    sha256, seconds = result.prompt.save(out), time.monotonic() - began
+    reports = result.report.labelled(preset=request.preset).save(page) if page else ()
+    return Tuned(out, sha256, seconds, result, reports)
+
+
+def _page(request: TuneRequest) -> Path | None:
+    """Where the page goes, if it and its JSON overwrite nothing that this command names.
+
+    Raises:
+        UsageProblem: they would, or no file can be put there.
+    """
+    if request.no_report:
+        return None
+    page = writable(request.report or request.out.with_suffix(".html"))
+    data = page.with_suffix(".json")
+    named = {path.resolve() for path in (request.out, request.config) if path}
+    if page == data or named & {page.resolve(), data.resolve()}:
+        raise UsageProblem(
+            f"the report {page} and {data.name} would replace another file",
+            "choose a name with --report FILE.html, or leave it out with --no-report",
+        )
+    writable(data)
+    return page
 
 
 def _in_turn(show: OnStep, stop_if_asked: Callable[[], None]) -> OnStep:
@@ -194,6 +220,7 @@ def _summary(tuned: Tuned) -> dict[str, object]:
         "seconds": round(tuned.seconds, 3),
         "artifact": str(tuned.artifact),
         "sha256": tuned.sha256,
+        **dict(zip(("report", "report_json"), map(str, tuned.reports), strict=False)),
     }
 
 
@@ -212,6 +239,9 @@ def _print_result(tuned: Tuned) -> None:
     title = f"Accuracy on {'test' if tested else 'validation'} images"
     print_table(title, ("prompt", "accuracy", "forward passes", "seconds"), rows)
     typer.echo(f"prompt file: {tuned.artifact}")
+    if tuned.reports:
+        page, data = tuned.reports
+        typer.echo(f"run report:  {page} (the same as JSON: {data})")
 
 
 def _percent(metrics: Metrics, name: str) -> str:

@@ -22,7 +22,13 @@ from sharpzo_client._files import (
     write_verified,
 )
 from sharpzo_client._operation import Blocking, Flow, Operation, Part, Retry, Sleep
-from sharpzo_client._response import reads, reads_nothing, reads_page, reads_series
+from sharpzo_client._response import (
+    reads,
+    reads_nothing,
+    reads_object,
+    reads_page,
+    reads_series,
+)
 from sharpzo_client.errors import (
     DatasetFailed,
     InputError,
@@ -193,6 +199,22 @@ def job_metrics(
         params={key: value for key, value in bounds.items() if value is not None},
         read=reads_series(StepRecord),
     )
+
+
+def job_report(job_id: str) -> Operation[dict[str, Any]]:
+    """The numbers of a run's report."""
+    return Operation(method="GET", path=_path("jobs", job_id, "report"), read=reads_object)
+
+
+def download_report(job_id: str, path: str | os.PathLike[str]) -> Flow[Path]:
+    """Fetch a report's page whole, or leave `path` as it was."""
+    content = yield from Operation(
+        method="GET",
+        path=_path("jobs", job_id, "report"),
+        headers={"Accept": "text/html"},
+        read=lambda response: response.content,
+    )
+    return (yield from Blocking(lambda: write_verified(Path(path), content, None)))
 
 
 def wait_for_job(

@@ -39,6 +39,15 @@ def reads_series(item: type[M]) -> Callable[[httpx.Response], tuple[M, ...]]:
     return lambda response: page(response).data
 
 
+def reads_object(response: httpx.Response) -> dict[str, Any]:
+    """A reader of one object that has no model."""
+    answer = _json(response)
+    if not isinstance(answer, dict):
+        request = response.request
+        raise APIResponseError(f"{request.method} {request.url} did not answer with an object")
+    return answer
+
+
 def reads_nothing(_: httpx.Response) -> None:
     """A reader for answers without a body."""
 

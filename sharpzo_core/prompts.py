@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +36,6 @@ def prompt_key(prompt_id: str) -> str:
     return f"prompts/{prompt_id}.safetensors"
 
 
-def report_key(job_id: str) -> str:
-    """Where the artifact store keeps the report of the job."""
-    return f"jobs/{job_id}/report.json"
+def report_key(job_id: str, form: Literal["html", "json"]) -> str:
+    """Where the artifact store keeps the report of the job: the page, or the same as JSON."""
+    return f"jobs/{job_id}/report.{form}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sharpzo_engine.config import TuningConfig
     from sharpzo_engine.dataset import Dataset, Example, few_shot, load_dataset
     from sharpzo_engine.errors import EngineError, TuningCancelled, TuningInterrupted
+    from sharpzo_engine.report import RunReport
     from sharpzo_engine.tuner import Progress, StepRecord, TuneResult, tune
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _HOME = {
     "Prediction": "classifier",
     "Progress": "tuner",
     "PromptClassifier": "classifier",
+    "RunReport": "report",
     "StepRecord": "tuner",
     "TuneResult": "tuner",
     "TunedPrompt": "artifact",
@@ -57,6 +59,7 @@ __all__ = [
     "Prediction",
     "Progress",
     "PromptClassifier",
+    "RunReport",
     "StepRecord",
     "TuneResult",
     "TunedPrompt",

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ from sharpzo_engine.dataset import Dataset, Example, few_shot, group_by_label
 from sharpzo_engine.errors import DatasetError
 from sharpzo_engine.features import Features, OnProgress, extract_features
 from sharpzo_engine.history import StepRecord
+from sharpzo_engine.landscape import Pace, survey
 from sharpzo_engine.objective import Objective
 from sharpzo_engine.progress import OnStep, Phase, Progress
 from sharpzo_engine.prompt import Array, PromptSpace
+from sharpzo_engine.randomness import Purpose, generator
+from sharpzo_engine.report import RunReport
 from sharpzo_engine.search import Search
 
 __all__ = ["Progress", "StepRecord", "TuneResult", "tune"]
@@ -43,6 +47,7 @@ class TuneResult:
     history: tuple[StepRecord, ...]
     stopped_by: str  #: "completed", "max_forward_passes" or "max_seconds"
     validation_source: str  #: "official", "holdout" or "training", see `split_validation`
+    report: RunReport  #: all of this as JSON and as an HTML page
 
 
 def tune(
@@ -79,12 +84,9 @@ def tune(
     report = _Reporter(config, on_step)
     cache = Path(cache_dir) if cache_dir else None
     train, validation, source = split_validation(dataset, config)
-    train_features = extract_features(
-        train, backbone, cache_dir=cache, on_progress=report.embedding("training")
-    )
-    val_features = extract_features(
-        validation, backbone, cache_dir=cache, on_progress=report.embedding("validation")
-    )
+    embed = partial(extract_features, backbone=backbone, cache_dir=cache)
+    train_features = embed(train, on_progress=report.embedding("training"))
+    val_features = embed(validation, on_progress=report.embedding("validation"))
     space = PromptSpace(backbone, dataset.class_names, config.prompt, config.seed)
     search = Search(
         config, Objective(space, train_features), Objective(space, val_features), on_step
@@ -95,9 +97,7 @@ def tune(
     point = search.run(checkpoints, checkpoint_seconds)
     report.phase = "evaluating"
     report.search = search
-    test_features = extract_features(
-        dataset.test, backbone, cache_dir=cache, on_progress=report.embedding("test")
-    )
+    test_features = embed(dataset.test, on_progress=report.embedding("test"))
     metrics = _metrics(space, point, search, test_features, len(val_features))
     origin = {
         "dataset": {"name": dataset.name, "shots": dataset.shots or config.shots},
@@ -105,7 +105,9 @@ def tune(
         "stopped_by": search.stopped_by,
     }
     prompt = _to_prompt(space, point, config, metrics, origin)
-    return TuneResult(prompt, metrics, tuple(search.history), search.stopped_by, source)
+    scored = test_features if len(test_features) else val_features
+    run = _run_report(search, prompt, Objective(space, train_features), scored, report)
+    return TuneResult(prompt, metrics, run.history, search.stopped_by, source, run)
 
 
 def split_validation(
@@ -153,7 +155,11 @@ class _Reporter:
 
     def embedding(self, what: str) -> OnProgress:
         """A callback that tells how far the embedding of a split is."""
-        return lambda done, total: self.say(f"embedding {what} images: {done} of {total}")
+        return self.counting(f"embedding {what} images:")
+
+    def counting(self, what: str) -> OnProgress:
+        """A callback that tells how many of the parts of some work are done."""
+        return lambda done, total: self.say(f"{what} {done} of {total}")
 
     def say(self, message: str) -> None:
         if self._on_step is None:
@@ -216,6 +222,27 @@ def _metrics(
         "test_images": len(test),
         "validation_images": validation_images,
     }
+
+
+def _run_report(
+    search: Search,
+    prompt: TunedPrompt,
+    objective: Objective,
+    scored: Features,
+    report: _Reporter,
+) -> RunReport:
+    """The report of a finished search; `objective` is its own: those passes are not billed."""
+    space, point = objective.space, search.best.point
+    before, after = (
+        evaluate(embeddings, scored, space.class_names)
+        for embeddings in space.class_embeddings(np.stack([space.origin, point]))
+    )
+    history = tuple(search.history)
+    pace = Pace(history[-1].seconds, history[-1].forward_passes) if history else Pace(0.0, 0)
+    rng = generator(prompt.metadata["config"]["seed"], Purpose.LANDSCAPE)
+    on_row = report.counting("surveying the loss landscape: row")
+    landscape = survey(objective, space.origin, point, rng, pace, on_row)
+    return RunReport(space.class_names, prompt.metadata, history, before, after, landscape)
 
 
 def _to_prompt(

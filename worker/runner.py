@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from sharpzo_core.errors import LeaseLost, StorageUnavailable, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
@@ -163,27 +163,27 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
         sha256=hashlib.sha256(data).hexdigest(),
     )
     _write(lambda: deps.artifacts.put_bytes(prompt_key(prompt.id), data), deps)
-    report = json.dumps(_report(job, result)).encode()
-    _write(lambda: deps.artifacts.put_bytes(report_key(job.id), report), deps)
+    _store_report(job, result, deps)
     ended = _write(lambda: deps.leases.succeed(lease, prompt, metrics), deps)
     if ended.status is not JobStatus.SUCCEEDED:
         deps.artifacts.delete(prompt_key(prompt.id))
     return ended
 
 
-def _report(job: Job, result: TuneResult) -> dict[str, Any]:
-    return {
-        "job_id": job.id,
-        "config": dict(job.config),
-        "metrics": finite_numbers(result.metrics),
-        "stopped_by": result.stopped_by,
-        "history": [finite_row(record.to_dict()) for record in result.history],
-    }
-
-
-def finite_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A history row with None for what JSON cannot hold."""
-    return {**row, **finite_numbers(row)}
+def _store_report(job: Job, result: TuneResult, deps: RunnerDeps) -> None:
+    """Store the page and the JSON; a page that cannot be drawn must not cost the job."""
+    dataset = _write(lambda: deps.datasets.get(job.dataset_id), deps)
+    report = result.report.labelled(
+        job=job.id, job_name=job.name, dataset=dataset.id, dataset_sha256=dataset.sha256
+    )
+    files: dict[Literal["html", "json"], bytes] = {"json": report.to_json_bytes()}
+    try:
+        files["html"] = report.to_html().encode()
+    except Exception:  # whatever a plotting library may raise
+        logger.exception("job %s: no report page", job.id, extra=_extra("report_failed", job.id))
+    for form, data in files.items():
+        key = report_key(job.id, form)
+        _write(partial(deps.artifacts.put_bytes, key, data), deps)
 
 
 def _put_down(lease: Lease, leases: JobLeases) -> Job:

@@ -3,7 +3,7 @@
 import csv
 import io
 import shutil
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse
@@ -20,14 +20,26 @@ from service.deps import (
     SettingsDep,
     reject_repeated_parameters,
 )
+from service.errors import ReportMissing
 from service.events import EVENT_STREAM, stream_events
 from service.openapi import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
+from sharpzo_core.errors import NotFound
 from sharpzo_core.job_store import MAX_STEPS
+from sharpzo_core.jobs import JobStatus
+from sharpzo_core.prompts import report_key
 from sharpzo_core.schemas import EventPublic, JobCreate, JobPublic, Page, StepPublic
 from sharpzo_core.submission import submit_job
 
 CSV = "text/csv"
+JSON = "application/json"
+HTML = "text/html"
+#: A report is one file: the browser is to run nothing and to fetch nothing on its behalf.
+_REPORT_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    "X-Content-Type-Options": "nosniff",
+    "Vary": "Accept",
+}
 
 router = APIRouter(
     prefix="/v1/jobs",
@@ -43,6 +55,9 @@ Seq = Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events after this
 LastEventId = Annotated[int | None, Header(ge=0, le=MAX_SEQ)]
 _EVENTS: dict[str, Any] = {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}
 _METRICS: dict[str, Any] = {"content": {CSV: {"schema": {"type": "string"}}}}
+_REPORT: dict[str, Any] = {
+    "content": {HTML: {"schema": {"type": "string"}}, JSON: {"schema": {"type": "object"}}}
+}
 
 
 @router.post("", status_code=201, responses=problems(400, 404, 409, 413, 415, 429))
@@ -142,6 +157,25 @@ def get_metrics(
     if CSV in accept:
         return Response(_csv(steps), media_type=f"{CSV}; charset=utf-8")
     return Page(data=steps, has_more=False, next=None)
+
+
+@router.get(
+    "/{job_id}/report",
+    response_class=Response,
+    responses={200: _REPORT, **problems(404)},
+)
+def get_report(job_id: str, services: ServicesDep, accept: AcceptHeader = "") -> Response:
+    """What the run did, as one HTML page; `Accept: application/json` for its numbers."""
+    job = services.jobs.get(job_id)
+    if job.status is not JobStatus.SUCCEEDED:
+        raise ReportMissing(f"the job is {job.status}: only one that has succeeded has a report")
+    form: Literal["html", "json"] = "json" if JSON in accept else "html"
+    try:
+        data = services.artifacts.get_bytes(report_key(job_id, form))
+    except NotFound:
+        raise ReportMissing(f"no report of this job is kept as {form}") from None
+    media = JSON if form == "json" else f"{HTML}; charset=utf-8"
+    return Response(data, media_type=media, headers=_REPORT_HEADERS)
 
 
 def _csv(steps: list[StepPublic]) -> str:

@@ -47,7 +47,7 @@ class Outcome:
 
 
 def run_demo(out: Path) -> None:
-    """Run the demo; the prompt file and the job's record are left in `out`.
+    """Run the demo; the prompt file and the run's report are left in `out`.
 
     Raises:
         RunFailed: the service or the job failed; its log is in `out`.
@@ -84,7 +84,8 @@ def _use(client: Client, dataset_folder: Path, held_out: Sequence[HeldOut], out:
     right = count_right(client, str(job.prompt_id), held_out)
     seconds = time.monotonic() - began
     client.prompts.download(str(job.prompt_id), out / "prompt.safetensors")
-    _write_report(client, job, out / "report.json")
+    client.jobs.download_report(job.id, out / "report.html")
+    (out / "report.json").write_text(json.dumps(client.jobs.report(job.id)))
     return Outcome(job, right, len(held_out), seconds)
 
 
@@ -97,12 +98,6 @@ def count_right(client: Client, ref: str, images: Sequence[HeldOut]) -> int:
         for image, result in zip(batch, answer.results, strict=True):
             right += result.best is not None and result.best.label == image.label
     return right
-
-
-def _write_report(client: Client, job: Job, path: Path) -> None:
-    steps = [step.model_dump(mode="json") for step in client.jobs.metrics(job.id)]
-    record = {"job": job.model_dump(mode="json"), "steps": steps}
-    path.write_text(json.dumps(record, indent=1))
 
 
 def _print(outcome: Outcome, out: Path) -> None:
@@ -121,7 +116,7 @@ def _print(outcome: Outcome, out: Path) -> None:
         f"kept back and classified through the API: {outcome.right} of {outcome.shown} right"
     )
     typer.echo(f"prompt file: {out / 'prompt.safetensors'}")
-    typer.echo(f"job report:  {out / 'report.json'}")
+    typer.echo(f"run report:  {out / 'report.html'} (the same as JSON: {out / 'report.json'})")
     print_json(
         {
             "job_id": job.id,

@@ -12,8 +12,10 @@ from sharpzo_client.errors import SharpzoError
 from sharpzo_client.resources._base import AsyncResource, Resource
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from sharpzo_client._operations import OnEvent
     from sharpzo_client.models import Job, JobEvent, StepRecord
@@ -115,6 +117,23 @@ class Jobs(Resource):
         """Step records, at most `resolution` of them, evenly chosen."""
         return self._transport.send(ops.job_metrics(job_id, from_step, to_step, resolution))
 
+    def report(self, job_id: str) -> dict[str, Any]:
+        """The numbers of the run's report: result, curves, classes, landscape, configuration.
+
+        Raises:
+            NotFoundError: the job has not succeeded.
+        """
+        return self._transport.send(ops.job_report(job_id))
+
+    def download_report(self, job_id: str, path: str | os.PathLike[str]) -> Path:
+        """Fetch the run's report to `path`, as one HTML page that needs nothing else.
+
+        Raises:
+            NotFoundError: the job has not succeeded.
+            InputError: the place cannot be written to.
+        """
+        return self._transport.run(ops.download_report(job_id, path))
+
     def get(self, job_id: str) -> Job:
         """Look at a job."""
         return self._transport.send(ops.get_job(job_id))
@@ -206,6 +225,14 @@ class AsyncJobs(AsyncResource):
     ) -> Sequence[StepRecord]:
         """Step records, at most `resolution` of them, evenly chosen."""
         return await self._transport.send(ops.job_metrics(job_id, from_step, to_step, resolution))
+
+    async def report(self, job_id: str) -> dict[str, Any]:
+        """The numbers of the run's report."""
+        return await self._transport.send(ops.job_report(job_id))
+
+    async def download_report(self, job_id: str, path: str | os.PathLike[str]) -> Path:
+        """Fetch the run's report to `path`, as one HTML page that needs nothing else."""
+        return await self._transport.run(ops.download_report(job_id, path))
 
     async def get(self, job_id: str) -> Job:
         """Look at a job."""

@@ -64,7 +64,7 @@ class Composite(Protocol):
         ...
 
     def outer_loss(self, outputs: Floats) -> float:
-        """l of one T [O]; no pass."""
+        """L of one T [O]; no pass."""
         ...
 
     def quadratic_model(self, outputs: Floats, jacobian: Floats) -> tuple[Array, Array]:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 COMMANDS = ["demo", "serve", "worker", "migrate", "tune", "classify", "evaluate"]
 HEAVY = {
-    "torch", "numpy", "PIL", "httpx", "fastapi", "uvicorn", "celery", "sqlalchemy",
-    "sharpzo_client", "service", "worker",
+    "torch", "numpy", "PIL", "matplotlib", "jinja2", "httpx", "fastapi", "uvicorn", "celery",
+    "sqlalchemy", "sharpzo_client", "service", "worker",
 }  # fmt: skip
 
 

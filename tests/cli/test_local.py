@@ -36,6 +36,12 @@ def test_tune_writes_a_prompt_and_prints_one_object(
     answer = json.loads(ran.out)
     assert answer["artifact"] == str(out)
     assert out.stat().st_size > 0
+    assert answer["report"] == str(tmp_path / "p.html")
+    assert answer["report_json"] == str(tmp_path / "p.json")
+    assert "red" in (tmp_path / "p.html").read_text()
+    report = json.loads((tmp_path / "p.json").read_text())
+    assert report["headline"]["tuned_accuracy"] == answer["test_accuracy"]
+    assert report["labels"] == {"preset": "default"}
     assert 0 <= answer["zero_shot_accuracy"] <= 1
     assert 0 <= answer["test_accuracy"] <= 1
     assert (answer["steps"], answer["stopped_by"]) == (6, "completed")
@@ -50,7 +56,35 @@ def test_tune_prints_a_table_for_people(
     assert ran.code == 0
     assert "zero-shot" in ran.out
     assert "tuned" in ran.out
-    assert str(tmp_path / "p.safetensors") in ran.out.replace("\n", "")
+    for name in ("p.safetensors", "p.html", "p.json"):
+        assert str(tmp_path / name) in ran.out.replace("\n", "")
+
+
+def test_the_report_goes_where_it_is_told_or_nowhere(
+    sharpzo: Any, squares: Path, small_backbone: Path, tmp_path: Path
+) -> None:
+    command = ["tune", squares, *QUICK, "--backbone", f"local-dir:{small_backbone}", "--json"]
+    out = ["--out", tmp_path / "p.safetensors"]
+    ran = sharpzo(*command, *out, "--no-report")
+    assert ran.code == 0
+    assert "report" not in json.loads(ran.out)
+    assert [file.name for file in tmp_path.iterdir()] == ["p.safetensors"]
+    ran = sharpzo(*command, *out, "--report", tmp_path / "reports" / "run.html")
+    assert ran.code == 0
+    written = sorted(file.name for file in (tmp_path / "reports").iterdir())
+    assert written == ["run.html", "run.json"]
+
+
+def test_a_report_never_replaces_another_file(sharpzo: Any, squares: Path, tmp_path: Path) -> None:
+    config = tmp_path / "p.json"
+    config.write_text("{}")
+    command = ["tune", squares, "--config", config, "--out", tmp_path / "p.safetensors"]
+    for options in ([], ["--report", tmp_path / "r.json"], ["--report", tmp_path]):
+        ran = sharpzo(*command, *options)
+        assert ran.code == 2
+        assert ran.error.startswith("error: ")
+    assert config.read_text() == "{}"
+    assert list(tmp_path.iterdir()) == [config]
 
 
 def test_classify_labels_each_image(sharpzo: Any, tuned: Path, squares: Path) -> None:

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from sharpzo_client import Job, JobCancelled, JobEvent, JobFailed, WaitTimeoutError
+from sharpzo_client import (
+    APIResponseError,
+    InputError,
+    Job,
+    JobCancelled,
+    JobEvent,
+    JobFailed,
+    NotFoundError,
+    WaitTimeoutError,
+)
 
 
 def _job(status: str = "running", **more: Any) -> dict[str, Any]:
@@ -177,3 +187,38 @@ def test_metrics_are_step_records(harness: Any) -> None:
 def test_delete_reads_no_body(harness: Any) -> None:
     client = harness.client(lambda _: httpx.Response(204))
     assert harness.run(lambda: client.jobs.delete("job_1")) is None
+
+
+def _report(request: httpx.Request) -> httpx.Response:
+    assert request.url.path == "/v1/jobs/job_1/report"
+    if request.headers["accept"] == "application/json":
+        return httpx.Response(200, json={"headline": {"tuned_accuracy": 0.9}})
+    assert request.headers["accept"] == "text/html"
+    return httpx.Response(200, text="<!doctype html>")
+
+
+def test_a_report_comes_as_numbers_or_as_a_page(harness: Any, tmp_path: Path) -> None:
+    client = harness.client(_report)
+    report = harness.run(lambda: client.jobs.report("job_1"))
+    assert report["headline"]["tuned_accuracy"] == 0.9
+    path = harness.run(lambda: client.jobs.download_report("job_1", tmp_path / "r.html"))
+    assert path == tmp_path / "r.html"
+    assert path.read_text() == "<!doctype html>"
+    with pytest.raises(InputError, match="nowhere"):
+        harness.run(lambda: client.jobs.download_report("job_1", tmp_path / "nowhere" / "r"))
+
+
+def test_a_report_that_is_not_there_leaves_the_old_file(harness: Any, tmp_path: Path) -> None:
+    (tmp_path / "r.html").write_text("old")
+    problem = {"code": "report_not_available", "detail": "the job is running", "status": 404}
+    client = harness.client(lambda _: httpx.Response(404, json=problem))
+    with pytest.raises(NotFoundError, match="running") as caught:
+        harness.run(lambda: client.jobs.download_report("job_1", tmp_path / "r.html"))
+    assert caught.value.code == "report_not_available"
+    assert (tmp_path / "r.html").read_text() == "old"
+
+
+def test_a_report_that_is_no_object_is_refused(harness: Any) -> None:
+    client = harness.client(lambda _: httpx.Response(200, json=[1]))
+    with pytest.raises(APIResponseError, match="object"):
+        harness.run(lambda: client.jobs.report("job_1"))

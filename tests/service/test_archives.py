@@ -13,8 +13,7 @@ import pytest
 from service.archives import ArchiveKind, Limits, safe_path, sniff, walk
 from service.errors import ArchiveError
 from sharpzo_core.errors import CoreError
-
-from .conftest import Members, dataset_members, tar_of, zip_of
+from tests.service.conftest import Members, dataset_members, tar_of, zip_of
 
 
 def read_all(path: Path, limits: Limits | None = None) -> Members:

@@ -13,8 +13,7 @@ from service.services import Services
 from sharpzo_core.datasets import manifest_key
 from sharpzo_core.errors import StorageFull
 from sharpzo_core.settings import Settings
-
-from .conftest import (
+from tests.service.conftest import (
     MakeClient,
     assert_problem,
     dataset_members,

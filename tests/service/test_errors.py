@@ -8,8 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.services import Services
-
-from .conftest import assert_problem
+from tests.service.conftest import assert_problem
 
 JOBS = "/v1/jobs"
 

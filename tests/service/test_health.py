@@ -7,8 +7,7 @@ from starlette.testclient import TestClient
 
 from service.services import Services
 from sharpzo_core.errors import StorageUnavailable
-
-from .conftest import assert_problem
+from tests.service.conftest import assert_problem
 
 
 def test_livez(client: TestClient) -> None:

@@ -3,22 +3,27 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from starlette.testclient import TestClient
 
 from service.services import Services
+from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import JobLeases, lease_of
 from sharpzo_core.job_rows import NewEvent
 from sharpzo_core.jobs import EventType, JobProgress, JobStep, Lease, Phase
+from sharpzo_core.prompts import NewPrompt, report_key
 from sharpzo_core.settings import Settings
+from tests.service.conftest import MakeClient, assert_problem, ready_dataset
 
-from .conftest import MakeClient, assert_problem, ready_dataset
-
+HTML: Final = "html"
+JSON: Final = "json"
 SMALL = {"shots": 2, "total_steps": 20}
 
 
@@ -111,7 +116,7 @@ def test_unknown_ids(shared_client: TestClient) -> None:
     body = {"dataset_id": "ds_00000000000000000000000000"}
     assert_problem(shared_client.post("/v1/jobs", json=body), 404, "not_found")
     for job_id in ("job_00000000000000000000000000", "' OR 1=1--", "%00", "x" * 5000):
-        for path in ("", "/events", "/metrics"):
+        for path in ("", "/events", "/metrics", "/report"):
             assert_problem(shared_client.get(f"/v1/jobs/{job_id}{path}"), 404, "not_found")
         assert_problem(shared_client.post(f"/v1/jobs/{job_id}/cancel"), 404, "not_found")
         assert_problem(shared_client.delete(f"/v1/jobs/{job_id}"), 404, "not_found")
@@ -268,3 +273,74 @@ def test_metrics_as_json_and_csv(client: TestClient, services: Services, dataset
     rows = list(csv.DictReader(io.StringIO(response.text)))
     assert (rows[1]["step"], rows[1]["loss"], rows[1]["val_loss"]) == ("2", "0.5", "")
     assert_problem(client.get(url, params={"resolution": 0}), 422, "validation_error")
+
+
+def succeed(services: Services, job_id: str) -> None:
+    """Be the worker that ends the job well, and leave its report."""
+    leases, lease = claim(services, job_id)
+    for form, data in ((HTML, b"<!doctype html>"), (JSON, b'{"format":"sharpzo-report/1"}')):
+        services.artifacts.put_bytes(report_key(job_id, form), data)
+    prompt = NewPrompt(
+        id=new_id(Prefix.PROMPT),
+        name="pets",
+        job_id=job_id,
+        backbone={"name": "tiny", "pretrained": None, "fingerprint": "f"},
+        classes=("cat", "dog"),
+        metrics={},
+        sha256="0" * 64,
+    )
+    leases.succeed(lease, prompt, {})
+
+
+def test_a_report_as_page_and_as_json(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    succeed(services, job_id)
+    url = f"/v1/jobs/{job_id}/report"
+    for accept in ("*/*", "text/html,application/xhtml+xml,*/*;q=0.8"):
+        page = client.get(url, headers={"accept": accept})
+        assert page.text == "<!doctype html>"
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert page.headers["content-security-policy"] == (
+            "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+        )
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert page.headers["vary"] == "Accept"
+    data = client.get(url, headers={"accept": "application/json"})
+    assert data.headers["content-type"] == "application/json"
+    assert data.json() == {"format": "sharpzo-report/1"}
+
+
+def test_deleting_a_job_removes_both_forms_of_its_report(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    succeed(services, job_id)
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+    assert_problem(client.get(f"/v1/jobs/{job_id}/report"), 404, "not_found")
+    assert not services.artifacts.exists(report_key(job_id, HTML))
+    assert not services.artifacts.exists(report_key(job_id, JSON))
+
+
+def test_only_a_job_that_succeeded_has_a_report(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    url = f"/v1/jobs/{job_id}/report"
+    problem = assert_problem(client.get(url), 404, "report_not_available")
+    assert "queued" in problem["detail"]
+    succeed(services, job_id)
+    services.artifacts.delete(report_key(job_id, HTML))
+    assert_problem(client.get(url), 404, "report_not_available")
+    assert client.get(url, headers={"accept": "application/json"}).status_code == 200
+
+
+def test_the_api_process_never_loads_a_plotting_library() -> None:
+    code = (
+        "import sys, service.app, service.inference.host, sharpzo_engine.classifier\n"
+        "print(sorted({'cma', 'matplotlib', 'jinja2'} & set(sys.modules)))"
+    )
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
+    assert "matplotlib" not in loaded
+    assert "cma" not in loaded

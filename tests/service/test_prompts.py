@@ -23,8 +23,7 @@ from sharpzo_core.prompts import prompt_key
 from sharpzo_core.settings import Settings
 from sharpzo_engine import Backbone, TunedPrompt, load_backbone
 from sharpzo_engine.images import decode_image
-
-from .conftest import MakeClient, assert_problem, files_below, open_client, png
+from tests.service.conftest import MakeClient, assert_problem, files_below, open_client, png
 
 CONFIG = {
     "model_cfg": {

@@ -17,8 +17,7 @@ from service import serve
 from service.supervisor import Supervisor
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.settings import Settings
-
-from .conftest import dataset_members, zip_of
+from tests.service.conftest import dataset_members, zip_of
 
 
 def eventually(condition: object, seconds: float = 20) -> None:

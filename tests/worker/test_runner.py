@@ -1,6 +1,7 @@
 """`run_job` over real stores, with a tuning that does what the test says."""
 
 import errno
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from sharpzo_engine import TunedPrompt
 from sharpzo_engine.errors import BackboneError, TooFewImages
 from sharpzo_engine.history import StepRecord
 from sharpzo_engine.progress import Progress
+from sharpzo_engine.report import RunReport
+from tests.engine.reports import a_report
 from tests.helpers import CLASSES, Workplace
 from worker import child
 from worker.materials import Materials
@@ -43,6 +46,7 @@ class FakeResult:
     )
     history: tuple[StepRecord, ...] = ()
     stopped_by: str = "completed"
+    report: RunReport = field(default_factory=lambda: a_report(CLASSES, steps=4))
 
 
 def a_prompt() -> TunedPrompt:
@@ -107,7 +111,28 @@ def test_success_publishes_a_prompt_and_a_report(workplace: Workplace, deps: Run
     assert (prompt.name, prompt.version, prompt.classes) == (job.id, 1, CLASSES)
     stored = TunedPrompt.load(workplace.artifacts.get_bytes(prompt_key(prompt.id)))
     assert stored.vectors_sha256 == a_prompt().vectors_sha256
-    assert b'"loss": null' in workplace.artifacts.get_bytes(report_key(job.id))
+    page = workplace.artifacts.get_bytes(report_key(job.id, "html")).decode()
+    report = json.loads(workplace.artifacts.get_bytes(report_key(job.id, "json")))
+    assert report["metrics"]["loss"] is None
+    assert report["labels"]["job"] == job.id
+    dataset = workplace.datasets.get(job.dataset_id)
+    assert report["labels"]["dataset_sha256"] == dataset.sha256
+    assert page.startswith("<!doctype html>")
+    assert job.id in page
+    assert str(dataset.sha256) in page
+
+
+def test_a_page_that_cannot_be_drawn_does_not_cost_the_job(
+    workplace: Workplace, deps: RunnerDeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: RunReport) -> str:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(RunReport, "to_html", fail)
+    job = after(workplace, deps)
+    assert job.status is JobStatus.SUCCEEDED
+    assert workplace.artifacts.exists(report_key(job.id, "json"))
+    assert not workplace.artifacts.exists(report_key(job.id, "html"))
 
 
 def test_the_engine_gets_local_files_and_the_jobs_configuration(
