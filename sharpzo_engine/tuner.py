@@ -12,19 +12,29 @@ from pathlib import Path
 import numpy as np
 
 import sharpzo_engine
-from sharpzo_engine.artifact import TunedPrompt
+from sharpzo_engine.artifact import Stacked, TunedPrompt
 from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.checkpoint import CheckpointFolder
-from sharpzo_engine.classifier import evaluate
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.dataset import Dataset, Example, few_shot, group_by_label
 from sharpzo_engine.errors import DatasetError
 from sharpzo_engine.features import Features, OnProgress, extract_features
+from sharpzo_engine.heads import CPU, LinearHead
 from sharpzo_engine.history import StepRecord
 from sharpzo_engine.objective import Objective
 from sharpzo_engine.progress import OnStep, Phase, Progress
 from sharpzo_engine.prompt import Array, PromptSpace
 from sharpzo_engine.search import Search
+from sharpzo_engine.stacking import (
+    HEAD_ALONE,
+    PROMPT,
+    TIP_ADAPTER,
+    ZERO_SHOT,
+    Material,
+    Stacking,
+    accuracy,
+    stack_heads,
+)
 
 __all__ = ["Progress", "StepRecord", "TuneResult", "tune"]
 
@@ -43,6 +53,8 @@ class TuneResult:
     history: tuple[StepRecord, ...]
     stopped_by: str  #: "completed", "max_forward_passes" or "max_seconds"
     validation_source: str  #: "official", "holdout" or "training", see `split_validation`
+    comparison: Mapping[str, float]  #: accuracy of everything that could have been served
+    comparison_split: str  #: "test", or "validation" where there are no test images
 
 
 def tune(
@@ -95,17 +107,24 @@ def tune(
     point = search.run(checkpoints, checkpoint_seconds)
     report.phase = "evaluating"
     report.search = search
+    report.say("fitting the head")
+    stacking = _stack(space, point, config, train_features, val_features, source)
     test_features = extract_features(
         dataset.test, backbone, cache_dir=cache, on_progress=report.embedding("test")
     )
-    metrics = _metrics(space, point, search, test_features, len(val_features))
+    split = "test" if len(test_features) else "validation"
+    compared = (test_features if len(test_features) else val_features).to(CPU)
+    comparison = {name: accuracy(head, compared) for name, head in stacking.rows.items()}
+    served = accuracy(stacking.served.head, compared)
+    metrics = _metrics(search, comparison, served, len(test_features), len(val_features))
     origin = {
         "dataset": {"name": dataset.name, "shots": dataset.shots or config.shots},
         "validation_source": source,
         "stopped_by": search.stopped_by,
     }
-    prompt = _to_prompt(space, point, config, metrics, origin)
-    return TuneResult(prompt, metrics, tuple(search.history), search.stopped_by, source)
+    prompt = _to_prompt(space, point, config, stacking, metrics, origin)
+    history = tuple(search.history)
+    return TuneResult(prompt, metrics, history, search.stopped_by, source, comparison, split)
 
 
 def split_validation(
@@ -188,24 +207,38 @@ def _checkpoints(
     return CheckpointFolder(Path(folder), digest.hexdigest())
 
 
-def _metrics(
+def _stack(
     space: PromptSpace,
     point: Array,
+    config: TuningConfig,
+    train: Features,
+    validation: Features,
+    source: str,
+) -> Stacking:
+    """The head that the config asks for, chosen without a look at test images."""
+    embeddings = space.backbone.logit_scale * space.class_embeddings(
+        np.stack([space.origin, point])
+    )
+    zero_shot, tuned = (LinearHead(rows, rows.new_zeros(len(rows))) for rows in embeddings.cpu())
+    material = Material(train.to(CPU), validation.to(CPU), source, tuned, zero_shot)
+    return stack_heads(config.head, material)
+
+
+def _metrics(
     search: Search,
-    test: Features,
+    comparison: Mapping[str, float],
+    served: float,
+    test_images: int,
     validation_images: int,
 ) -> Metrics:
-    """What the run reached; the test images are looked at here and nowhere else."""
-    tested: dict[str, float] = {}
-    if len(test):
-        zero_shot, tuned = space.class_embeddings(np.stack([space.origin, point]))
-        tested = {
-            "zero_shot": evaluate(zero_shot, test, space.class_names).accuracy,
-            "tuned": evaluate(tuned, test, space.class_names).accuracy,
-        }
+    """What the run reached; test accuracies are None where there are no test images."""
+    tested: Mapping[str, float] = comparison if test_images else {}
     return {
-        "zero_shot_accuracy": tested.get("zero_shot", search.start.accuracy),
-        "test_accuracy": tested.get("tuned"),
+        "zero_shot_accuracy": tested.get(ZERO_SHOT, search.start.accuracy),
+        "test_accuracy": served if test_images else None,
+        "prompt_test_accuracy": tested.get(PROMPT),
+        "head_test_accuracy": tested.get(HEAD_ALONE),
+        "tip_adapter_test_accuracy": tested.get(TIP_ADAPTER),
         "val_accuracy": search.best.score.accuracy,
         "val_loss": search.best.score.loss,
         "zero_shot_val_accuracy": search.start.accuracy,
@@ -213,7 +246,7 @@ def _metrics(
         "forward_passes": search.forward_passes,
         "seconds": search.seconds,
         "steps": len(search.history),
-        "test_images": len(test),
+        "test_images": test_images,
         "validation_images": validation_images,
     }
 
@@ -222,9 +255,12 @@ def _to_prompt(
     space: PromptSpace,
     point: Array,
     config: TuningConfig,
+    stacking: Stacking,
     metrics: Metrics,
     origin: Mapping[str, object],
 ) -> TunedPrompt:
+    served = stacking.served
+    matrix = Stacked(served.head.weights.numpy(), served.head.bias.numpy())
     return TunedPrompt(
         class_names=space.class_names,
         class_embeddings=space.class_embeddings(point[None])[0].cpu().numpy(),
@@ -234,10 +270,12 @@ def _to_prompt(
             "backbone": space.backbone.describe(),
             "config": config.model_dump(mode="json"),
             "metrics": metrics,
+            "head": served.describe(),
             **origin,
             "point": point.tolist(),
             "projection_sha256": space.projection_sha256,
             "engine_version": sharpzo_engine.__version__,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         },
+        stacked=None if served.kind == "none" else matrix,
     )
