@@ -118,7 +118,8 @@ def _shrunk_precision(residuals: Tensor, means: Tensor) -> Tensor:
     trace = scatter.diagonal().sum() / max(1, count - 1)
     if trace <= NO_SPREAD:
         return means
-    factor, _ = torch.linalg.cholesky_ex((scatter + trace * torch.eye(width)) / width)
+    identity = torch.eye(width, dtype=torch.float64)
+    factor, _ = torch.linalg.cholesky_ex((scatter + trace * identity) / width)
     return torch.cholesky_solve(means.T, factor).T
 
 
@@ -143,9 +144,9 @@ def fit_linear(
 def _whitening(centred: Tensor, classes: int, penalty: float) -> Tensor:
     """R with R R^T = (F^T F / C + penalty I)^-1."""
     width = centred.shape[1]
-    curvature = centred.T @ centred / classes + penalty * torch.eye(width)
-    factor, _ = torch.linalg.cholesky_ex(curvature)
-    inverse: Tensor = torch.linalg.solve_triangular(factor, torch.eye(width).double(), upper=False)
+    identity = torch.eye(width, dtype=torch.float64)
+    factor, _ = torch.linalg.cholesky_ex(centred.T @ centred / classes + penalty * identity)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
     return inverse.T
 
 

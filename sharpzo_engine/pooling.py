@@ -81,7 +81,7 @@ def _newton_step(weights: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     mean = (p * logits).sum(2)  # E_p z_k, [K, n]
     second = torch.stack([(p * logits * row).sum((1, 2)) for row in logits])  # sum_n E_p z_k z_l
     gradient = (mean - own).mean(1) + PRIOR / images * weights
-    hessian = (second - mean @ mean.T + PRIOR * torch.eye(len(logits))) / images
+    hessian = (second - mean @ mean.T + PRIOR * torch.eye(len(logits)).double()) / images
     step: Tensor = torch.linalg.solve(hessian, gradient)
     return step
 
