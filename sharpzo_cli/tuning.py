@@ -205,11 +205,12 @@ def _print_result(tuned: Tuned) -> None:
     print_table(f"Accuracy on {result.comparison_split} images", ("", "accuracy"), rows)
     passes, head = result.metrics["forward_passes"], result.prompt.metadata["head"]
     typer.echo(f"{passes:,} forward passes, {tuned.seconds:.1f} seconds")
-    typer.echo(f"served: {_what_is_served(head)}")
+    typer.echo(f"served: {what_is_served(head)}")
     typer.echo(f"prompt file: {tuned.artifact}")
 
 
-def _what_is_served(head: Mapping[str, object]) -> str:
+def what_is_served(head: Mapping[str, object]) -> str:
+    """The metadata of a head, for people."""
     if head["kind"] == "none":
         return "the tuned prompt alone"
     return f"head {head['kind']} {'beside the prompt' if head['prompt_weight'] else 'alone'}"
