@@ -291,6 +291,7 @@ def _where(features: Features, chosen: Tensor) -> Features:
 
 
 def _thinned(features: Features, classes: int) -> Features:
+    """Evenly spaced images, which come class by class."""
     step = -(-len(features) * classes // MAX_LOGITS)
     return Features(features.images[::step], features.labels[::step])
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import sharpzo_engine
 from sharpzo_engine.artifact import Stacked, TunedPrompt
@@ -54,7 +55,7 @@ class TuneResult:
     stopped_by: str  #: "completed", "max_forward_passes" or "max_seconds"
     validation_source: str  #: "official", "holdout" or "training", see `split_validation`
     comparison: Mapping[str, float]  #: accuracy of everything that could have been served
-    comparison_split: str  #: "test", or "validation" where there are no test images
+    comparison_split: str  #: "test"; without test images "validation", and without those "training"
 
 
 def tune(
@@ -108,14 +109,13 @@ def tune(
     report.phase = "evaluating"
     report.search = search
     report.say("fitting the head")
-    stacking = _stack(space, point, config, train_features, val_features, source)
+    material = _material(space, point, train_features, val_features, source)
+    stacking = stack_heads(config.head, material)
     test_features = extract_features(
         dataset.test, backbone, cache_dir=cache, on_progress=report.embedding("test")
     )
-    split = "test" if len(test_features) else "validation"
-    compared = (test_features if len(test_features) else val_features).to(CPU)
-    comparison = {name: accuracy(head, compared) for name, head in stacking.rows.items()}
-    served = accuracy(stacking.served.head, compared)
+    comparison, split = _compare(config, material, stacking, test_features.to(CPU))
+    served = accuracy(stacking.served.head, test_features.to(CPU)) if split == "test" else None
     metrics = _metrics(search, comparison, served, len(test_features), len(val_features))
     origin = {
         "dataset": {"name": dataset.name, "shots": dataset.shots or config.shots},
@@ -207,27 +207,37 @@ def _checkpoints(
     return CheckpointFolder(Path(folder), digest.hexdigest())
 
 
-def _stack(
-    space: PromptSpace,
-    point: Array,
-    config: TuningConfig,
-    train: Features,
-    validation: Features,
-    source: str,
-) -> Stacking:
-    """The head that the config asks for, chosen without a look at test images."""
-    embeddings = space.backbone.logit_scale * space.class_embeddings(
-        np.stack([space.origin, point])
+def _material(
+    space: PromptSpace, point: Array, train: Features, validation: Features, source: str
+) -> Material:
+    """What a head is fitted to and chosen on; test images are no part of it."""
+    embeddings = space.class_embeddings(np.stack([space.origin, point])).cpu()
+    zero_shot, tuned = (
+        LinearHead(space.backbone.logit_scale * rows, torch.zeros(len(rows))) for rows in embeddings
     )
-    zero_shot, tuned = (LinearHead(rows, rows.new_zeros(len(rows))) for rows in embeddings.cpu())
-    material = Material(train.to(CPU), validation.to(CPU), source, tuned, zero_shot)
-    return stack_heads(config.head, material)
+    return Material(train.to(CPU), validation.to(CPU), source, tuned, zero_shot)
+
+
+def _compare(
+    config: TuningConfig, material: Material, stacking: Stacking, test: Features
+) -> tuple[dict[str, float], str]:
+    """Accuracies of all that could be served, and the split that they were measured on.
+
+    Without test images heads are measured on validation images that they were not fitted to.
+    """
+    compared, split = test, "test"
+    if not len(test):
+        compared = material.validation
+        split = "training" if material.source == "training" else "validation"
+        if material.source == "holdout":
+            stacking = stack_heads(config.head, replace(material, source="official"))
+    return {name: accuracy(head, compared) for name, head in stacking.rows.items()}, split
 
 
 def _metrics(
     search: Search,
     comparison: Mapping[str, float],
-    served: float,
+    served: float | None,
     test_images: int,
     validation_images: int,
 ) -> Metrics:
@@ -235,7 +245,7 @@ def _metrics(
     tested: Mapping[str, float] = comparison if test_images else {}
     return {
         "zero_shot_accuracy": tested.get(ZERO_SHOT, search.start.accuracy),
-        "test_accuracy": served if test_images else None,
+        "test_accuracy": served,
         "prompt_test_accuracy": tested.get(PROMPT),
         "head_test_accuracy": tested.get(HEAD_ALONE),
         "tip_adapter_test_accuracy": tested.get(TIP_ADAPTER),

@@ -27,7 +27,10 @@ from sharpzo_engine import tuner as tuner_module
 from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.errors import BackboneError, BackboneMismatch, CheckpointError, DatasetError
 from sharpzo_engine.features import extract_features
+from sharpzo_engine.heads import fit_gda
 from sharpzo_engine.progress import Progress
+from sharpzo_engine.stacking import accuracy
+from sharpzo_engine.tuner import split_validation
 from tests.engine.conftest import ClipMaker
 
 SMALL: dict[str, Any] = {
@@ -226,6 +229,27 @@ def test_without_test_images_validation_images_compare(pictures: Path, clip: Bac
     assert result.comparison_split == "validation"
     assert result.metrics["test_accuracy"] is result.metrics["prompt_test_accuracy"] is None
     assert result.comparison["tuned prompt"] == pytest.approx(result.metrics["val_accuracy"])
+
+
+def test_held_out_images_compare_heads_that_were_not_fitted_to_them(
+    pictures: Path, clip: Backbone
+) -> None:
+    dataset = replace(load_dataset(pictures, shots=6), test=())
+    config = small(shots=6, validation="holdout", head="gda")
+    result = tune(dataset, clip, config)
+    seen, judged, _ = split_validation(dataset, config)
+    head = fit_gda(extract_features(seen, clip), len(dataset.class_names))
+    expected = accuracy(head, extract_features(judged, clip))
+    assert result.comparison["head alone"] == expected
+    assert result.comparison_split == "validation"
+
+
+def test_training_images_are_called_so_where_nothing_else_is_left(
+    pictures: Path, clip: Backbone
+) -> None:
+    dataset = replace(load_dataset(pictures, shots=2), test=())
+    result = tune(dataset, clip, small(shots=2, validation="holdout"))
+    assert result.comparison_split == "training"
 
 
 def test_without_a_head_the_prompt_answers_alone(pictures: Path, clip: Backbone) -> None:
