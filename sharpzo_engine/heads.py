@@ -55,7 +55,7 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class CacheHead:
-    """Tip-Adapter's cache model (arXiv 2111.03930, eq. 4): similar training images vote."""
+    """Tip-Adapter's cache model (arXiv 2111.03930): similar training images vote."""
 
     keys: Features
     classes: int
@@ -88,7 +88,7 @@ class BlendedHead:
 
 
 def fit_gda(features: Features, classes: int) -> LinearHead:
-    """Gaussian discriminant analysis with one shrunk covariance (arXiv 2402.04087, eq. 3 and 5).
+    """Gaussian discriminant analysis with one shrunk covariance (arXiv 2402.04087).
 
     Every class has the same prior, because few-shot samples are balanced by design; so the prior
     drops out. A class without images gets the average of the others' rows: no opinion.
