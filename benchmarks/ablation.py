@@ -1,4 +1,4 @@
-"""What each default is worth: test accuracy at equal forward passes, one choice changed at a time.
+"""What each default is worth: the prompt at equal forward passes, one choice changed at a time.
 
 python -m benchmarks.ablation PHOTOS --backbone local-dir:PATH [--passes 10000] [--seeds 1 2 3]
 
@@ -64,14 +64,15 @@ def measure(
     preset, values = VARIANTS[name]
     results: list[TuneResult] = []
     for seed in seeds:
-        config = TuningConfig.parse({**values, "max_forward_passes": passes, "seed": seed}, preset)
+        budget = {"max_forward_passes": passes, "seed": seed, "head": "none"}
+        config = TuningConfig.parse({**values, **budget}, preset)
         dataset = load_dataset(folder, shots=config.shots, seed=seed)
         results.append(tune(dataset, backbone, config, cache_dir=cache))
 
     def mean(key: str) -> float:
         return statistics.mean(float(result.metrics[key] or 0) for result in results)
 
-    accuracies = [float(result.metrics["test_accuracy"] or 0) for result in results]
+    accuracies = [float(result.metrics["prompt_test_accuracy"] or 0) for result in results]
     return Row(
         name,
         statistics.mean(accuracies),

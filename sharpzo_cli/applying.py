@@ -89,8 +89,8 @@ def evaluate_dataset(model: Model, dataset: Path, split: str, *, as_json: bool) 
 
     PromptClassifier(prompt, backbone)  # refuses a backbone that is not the prompt's
     features = extract_features(data.split(split), backbone)
-    matrix = torch.tensor(prompt.class_embeddings)
-    evaluation = evaluate(matrix, features, prompt.class_names)
+    weights, bias = torch.tensor(prompt.weights), torch.tensor(prompt.bias)
+    evaluation = evaluate(weights, features, prompt.class_names, bias)
     if as_json:
         print_json(_figures(evaluation, split, prompt.class_names))
     else:

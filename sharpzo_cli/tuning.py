@@ -19,14 +19,13 @@ from sharpzo_engine.dataset import load_dataset
 from sharpzo_engine.errors import TuningInterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
     from types import FrameType
 
     from sharpzo_engine import Progress as EngineProgress
     from sharpzo_engine import StepRecord, TuneResult
     from sharpzo_engine.progress import OnStep
-    from sharpzo_engine.tuner import Metrics
 
 
 @dataclass(frozen=True)
@@ -216,6 +215,9 @@ def _figures(step: EngineProgress, record: StepRecord | None) -> str:
 def _summary(tuned: Tuned) -> dict[str, object]:
     return {
         **tuned.result.metrics,
+        "comparison": dict(tuned.result.comparison),
+        "comparison_split": tuned.result.comparison_split,
+        "head": tuned.result.prompt.metadata["head"],
         "stopped_by": tuned.result.stopped_by,
         "seconds": round(tuned.seconds, 3),
         "artifact": str(tuned.artifact),
@@ -225,25 +227,20 @@ def _summary(tuned: Tuned) -> dict[str, object]:
 
 
 def _print_result(tuned: Tuned) -> None:
-    metrics = tuned.result.metrics
-    tested = metrics.get("test_accuracy") is not None
-    rows = [
-        ("zero-shot", _percent(metrics, "zero_shot_accuracy"), "0", ""),
-        (
-            "tuned",
-            _percent(metrics, "test_accuracy" if tested else "val_accuracy"),
-            f"{metrics['forward_passes']:,}",
-            f"{tuned.seconds:.1f}",
-        ),
-    ]
-    title = f"Accuracy on {'test' if tested else 'validation'} images"
-    print_table(title, ("prompt", "accuracy", "forward passes", "seconds"), rows)
+    result = tuned.result
+    rows = [(name, percent(value)) for name, value in result.comparison.items()]
+    print_table(f"Accuracy on {result.comparison_split} images", ("", "accuracy"), rows)
+    passes, head = result.metrics["forward_passes"], result.prompt.metadata["head"]
+    typer.echo(f"{passes:,} forward passes, {tuned.seconds:.1f} seconds")
+    typer.echo(f"served: {what_is_served(head)}")
     typer.echo(f"prompt file: {tuned.artifact}")
     if tuned.reports:
         page, data = tuned.reports
         typer.echo(f"run report:  {page} (the same as JSON: {data})")
 
 
-def _percent(metrics: Metrics, name: str) -> str:
-    value = metrics.get(name)
-    return percent(value if isinstance(value, float) else None)
+def what_is_served(head: Mapping[str, object]) -> str:
+    """The metadata of a head, for people."""
+    if head["kind"] == "none":
+        return "the tuned prompt alone"
+    return f"head {head['kind']} {'beside the prompt' if head['prompt_weight'] else 'alone'}"

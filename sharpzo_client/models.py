@@ -96,6 +96,9 @@ class Metrics(Model):
     zero_shot_accuracy: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None
+    """of what the prompt answers, its head included"""
+    prompt_test_accuracy: float | None = None
+    """without the head"""
     loss: float | None = None
 
 

@@ -174,6 +174,11 @@ class MetricsPublic(PublicModel):
     zero_shot_accuracy: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None
+    """Of what the prompt answers, its head included."""
+
+    prompt_test_accuracy: float | None = None
+    """Without the head."""
+
     loss: float | None = None
 
     @classmethod

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +16,35 @@ from sharpzo_engine.errors import ArtifactError
 from sharpzo_engine.files import write_atomically
 from sharpzo_engine.sealed import SealBroken, seal, unseal
 
-KIND = "sharpzo-prompt/1"
+KIND = "sharpzo-prompt/2"
+#: Files from before there were heads.
+HEADLESS_KIND = "sharpzo-prompt/1"
 
 Floats = NDArray[np.float32]
 
 
+class Stacked(NamedTuple):
+    """A prompt and a head in one: logits = f weights^T + bias."""
+
+    weights: Floats  #: [C, E]
+    bias: Floats  #: [C]
+
+
 @dataclass(frozen=True)
 class TunedPrompt:
-    """Class matrix and context of one tuned prompt, with where they come from.
+    """One tuned prompt, perhaps with a head, and where they come from.
 
-    Serving needs `class_embeddings` alone; `context` gives embeddings for classes not seen yet.
+    Serving needs `weights` and `bias` alone. `class_embeddings` is the prompt without a head;
+    `context` gives embeddings for classes not seen yet.
     """
 
     class_names: tuple[str, ...]
     class_embeddings: Floats  #: [C, E], L2-normalised
     context: Floats  #: [M, W], token embeddings that replace those of the context words
-    logit_scale: float  #: probabilities are softmax(logit_scale * image . class)
-    metadata: Mapping[str, Any]  #: backbone, config, dataset, metrics, engine_version, created_at
+    logit_scale: float  #: the prompt's logits are logit_scale * image . class
+    #: backbone, config, dataset, metrics, head, engine_version, created_at
+    metadata: Mapping[str, Any]
+    stacked: Stacked | None = None  #: None without a head
 
     def __post_init__(self) -> None:
         """Check what a file could get wrong.
@@ -44,6 +57,8 @@ class TunedPrompt:
             raise ArtifactError("the prompt file is inconsistent: classes and embeddings differ")
         if classes < 2 or self.context.ndim != 2 or not self.logit_scale > 0:
             raise ArtifactError("the prompt file is inconsistent")
+        if self.weights.shape != self.class_embeddings.shape or self.bias.shape != (classes,):
+            raise ArtifactError("the prompt file is inconsistent: head and embeddings differ")
 
     @property
     def fingerprint(self) -> str:
@@ -51,15 +66,32 @@ class TunedPrompt:
         return str(self.metadata["backbone"]["fingerprint"])
 
     @property
+    def weights(self) -> Floats:
+        """What image embeddings are multiplied by [C, E]."""
+        if self.stacked:
+            return self.stacked.weights
+        return np.float32(self.logit_scale) * self.class_embeddings
+
+    @property
+    def bias(self) -> Floats:
+        """What is added to the products [C]."""
+        if self.stacked:
+            return self.stacked.bias
+        return np.zeros(len(self.class_names), dtype=np.float32)
+
+    @property
     def vectors_sha256(self) -> str:
-        """Hash of the vectors alone: equal for runs that learned the same, whenever they ran."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.context).tobytes())
-        digest.update(np.ascontiguousarray(self.class_embeddings).tobytes())
+        """Hash of all that decides answers: equal for runs that learned the same, whenever."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for array in (self.context, self.class_embeddings, self.weights, self.bias):
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def to_bytes(self) -> bytes:
         """The file's content."""
         arrays = {"class_embeddings": self.class_embeddings, "context": self.context}
+        if self.stacked:
+            arrays |= self.stacked._asdict()
         metadata = {
             **self.metadata,
             "class_names": list(self.class_names),
@@ -83,18 +115,25 @@ class TunedPrompt:
         """
         data = source if isinstance(source, bytes) else _read(Path(source))
         try:
-            arrays, metadata = unseal(data, KIND)
+            arrays, metadata = unseal(data, KIND, HEADLESS_KIND)
             return cls(
                 class_names=tuple(str(name) for name in metadata.pop("class_names")),
                 class_embeddings=arrays["class_embeddings"].astype(np.float32),
                 context=arrays["context"].astype(np.float32),
                 logit_scale=float(metadata.pop("logit_scale")),
                 metadata={**metadata, "backbone": dict(metadata["backbone"])},
+                stacked=_stacked(arrays),
             )
         except SealBroken as error:
             raise ArtifactError(f"not a usable prompt file: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError("not a usable prompt file: fields are missing") from error
+
+
+def _stacked(arrays: Mapping[str, NDArray[Any]]) -> Stacked | None:
+    if "weights" not in arrays:
+        return None
+    return Stacked(arrays["weights"].astype(np.float32), arrays["bias"].astype(np.float32))
 
 
 def _read(path: Path) -> bytes:

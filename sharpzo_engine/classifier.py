@@ -53,8 +53,8 @@ class PromptClassifier:
             )
         self.prompt = prompt
         self.backbone = backbone
-        embeddings = np.array(prompt.class_embeddings, dtype=np.float32)
-        self._matrix = torch.from_numpy(embeddings).to(backbone.device)
+        self._weights = torch.tensor(prompt.weights, device=backbone.device)
+        self._bias = torch.tensor(prompt.bias, device=backbone.device)
 
     def embed(self, images: Sequence[ImageInput]) -> Tensor:
         """Images -> L2-normalised embeddings [B, E].
@@ -73,8 +73,8 @@ class PromptClassifier:
     @torch.inference_mode()
     def probabilities(self, embeddings: Tensor | NDArray[np.float32]) -> NDArray[np.float32]:
         """Image embeddings [B, E] -> class probabilities [B, C], each row summing to 1."""
-        images = torch.as_tensor(embeddings, device=self._matrix.device)
-        logits = self.prompt.logit_scale * (images @ self._matrix.T)
+        images = torch.as_tensor(embeddings, device=self._weights.device)
+        logits = torch.addmm(self._bias, images, self._weights.T)
         result: NDArray[np.float32] = logits.softmax(-1).cpu().numpy()
         return result
 
@@ -115,16 +115,18 @@ def to_image(source: ImageInput) -> Image.Image:
 
 
 def evaluate(
-    class_embeddings: Tensor, features: Features, class_names: Sequence[str]
+    weights: Tensor, features: Features, class_names: Sequence[str], bias: Tensor | None = None
 ) -> Evaluation:
-    """Score a class matrix [C, E] on embedded images.
+    """Score a class matrix [C, E], and a bias [C] if there is one, on embedded images.
 
     Raises:
         DatasetError: there are no images to score.
     """
     if not len(features):
         raise DatasetError("the split has no images to evaluate on")
-    predicted = (features.images @ class_embeddings.to(features.images.device).T).argmax(-1)
+    images = features.images
+    logits = images @ weights.to(images.device).T
+    predicted = (logits if bias is None else logits + bias.to(images.device)).argmax(-1)
     classes = len(class_names)
     cells = (features.labels * classes + predicted).cpu()
     confusion = torch.bincount(cells, minlength=classes**2).view(classes, classes)

@@ -114,9 +114,9 @@ class ZoConfig(_Section):
     """How eta runs over the stage's steps."""
 
     optimizer: Literal["auto", "sgd", "adam", "gauss-newton"] = "auto"
-    """What makes a step: `sgd` and `adam` follow an estimated gradient; `gauss-newton` keeps a model
-    of the class embeddings, which the objective must show; `auto` is `gauss-newton` where it does
-    (and no mask is asked for), else `adam`."""
+    """What makes a step: `sgd` and `adam` follow an estimated gradient; `gauss-newton` keeps a
+    model of the class embeddings, which the objective must show; `auto` is `gauss-newton` where it
+    does (and no mask is asked for), else `adam`."""
 
     estimator: Literal["auto", "rge", "jvp"] = "auto"
     """How slopes along the directions are found: `rge` by central differences (two forward passes
@@ -191,8 +191,9 @@ class TuningConfig(_Section):
     max_seconds: PositiveFloat | None = None
     """Budget in seconds of tuning; the run ends well when it is used up."""
 
-    head: Literal["none"] = "none"
-    """Classifier stacked on the tuned prompt's class matrix."""
+    head: Literal["none", "gda", "linear", "auto"] = "auto"
+    """Classifier on image features that is stacked on the tuned prompt: none, Gaussian
+    discriminant analysis, logistic regression, or what unseen images speak for."""
 
     prompt: PromptConfig = Field(default_factory=PromptConfig)
     cma: CmaConfig = Field(default_factory=CmaConfig)
@@ -293,6 +294,7 @@ def _nest(path: tuple[str, ...], value: object) -> dict[str, Any]:
 _SECTIONS: dict[str, type[BaseModel]] = {"prompt": PromptConfig, "cma": CmaConfig, "zo": ZoConfig}
 
 _PAPER: dict[str, Any] = {
+    "head": "none",
     "total_steps": 20_000,
     "prompt": {"projection": "gaussian", "projection_std": 0.2},
     "cma": {"bound": 5.0, "covariance": "full", "sharpness_estimator": "zo"},

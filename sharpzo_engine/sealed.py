@@ -34,15 +34,16 @@ def seal(arrays: Arrays, metadata: Mapping[str, Any], kind: str) -> bytes:
     return safetensors.numpy.save(contiguous, entry)
 
 
-def unseal(data: bytes, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read what `seal` wrote.
+def unseal(data: bytes, *kinds: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read what `seal` wrote, of one of these kinds.
 
     Raises:
         SealBroken: damaged, of another kind, or holding numbers that are not finite.
     """
     header = _read_header(data)
-    if header.get("kind") != kind:
-        raise SealBroken(f"it is not a {kind} file")
+    kind = header.get("kind", "")
+    if kind not in kinds:
+        raise SealBroken(f"it is not a {kinds[0]} file")
     try:
         arrays = safetensors.numpy.load(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

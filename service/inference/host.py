@@ -181,7 +181,7 @@ class InferenceHost:
         backbone = self._backbones.for_prompt(prompt.backbone)
         try:
             tuned = TunedPrompt.load(data)
-            if tuned.class_embeddings.shape[1] != backbone.embed_dim:
+            if tuned.weights.shape[1] != backbone.embed_dim:
                 raise _corrupt(prompt, "does not fit its backbone")
             return _Ready(backbone, PromptClassifier(tuned, backbone))
         except BackboneMismatch as error:

@@ -102,10 +102,11 @@ def count_right(client: Client, ref: str, images: Sequence[HeldOut]) -> int:
 
 def _print(outcome: Outcome, out: Path) -> None:
     job, metrics = outcome.job, outcome.job.metrics
-    passes = job.progress.forward_passes
+    passes, seconds = job.progress.forward_passes, f"{outcome.seconds:.1f}"
     rows = [
         ("zero-shot prompt", percent(metrics.zero_shot_accuracy), "0", ""),
-        ("tuned prompt", percent(metrics.test_accuracy), f"{passes:,}", f"{outcome.seconds:.1f}"),
+        ("tuned prompt", percent(metrics.prompt_test_accuracy), f"{passes:,}", seconds),
+        ("prompt + head", percent(metrics.test_accuracy), f"{passes:,}", seconds),
     ]
     print_table(
         "Handwritten digits, backbone tiny",
@@ -122,7 +123,7 @@ def _print(outcome: Outcome, out: Path) -> None:
             "job_id": job.id,
             "prompt_id": job.prompt_id,
             "zero_shot_accuracy": metrics.zero_shot_accuracy,
-            "tuned_accuracy": metrics.test_accuracy,
+            "tuned_accuracy": metrics.prompt_test_accuracy,
             "forward_passes": passes,
             "seconds": round(outcome.seconds, 2),
         }

@@ -83,9 +83,12 @@ def test_the_demo_ends_with_one_object_and_leaves_nothing_running(
     assert answer["forward_passes"] > 0
     assert 0.3 <= answer["zero_shot_accuracy"] <= answer["tuned_accuracy"] - 0.15
     assert "zero-shot prompt" in ran.out
+    assert "prompt + head" in ran.out
     assert (tmp_path / "out" / "prompt.safetensors").stat().st_size > 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["labels"]["job"] == answer["job_id"]
+    metrics = report["metrics"]
+    assert answer["tuned_accuracy"] == metrics["prompt_test_accuracy"] < metrics["test_accuracy"]
     # The last validation and the training loss of the result follow the last step.
     assert 0 <= report["headline"]["forward_passes"] - answer["forward_passes"] <= 3
     page = (tmp_path / "out" / "report.html").read_text()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sharpzo_cli.tuning import Bar, stop_on_interrupt
+from sharpzo_cli.tuning import Bar, stop_on_interrupt, what_is_served
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +44,9 @@ def test_tune_writes_a_prompt_and_prints_one_object(
     assert report["labels"] == {"preset": "default"}
     assert 0 <= answer["zero_shot_accuracy"] <= 1
     assert 0 <= answer["test_accuracy"] <= 1
+    assert answer["comparison"]["tuned prompt"] == answer["prompt_test_accuracy"]
+    assert answer["comparison_split"] == "test"
+    assert answer["head"]["kind"] in ("none", "gda", "linear")
     assert (answer["steps"], answer["stopped_by"]) == (6, "completed")
     assert "Traceback" not in ran.err
 
@@ -54,8 +57,9 @@ def test_tune_prints_a_table_for_people(
     options = ["--backbone", f"local-dir:{small_backbone}", "--out", tmp_path / "p.safetensors"]
     ran = sharpzo("tune", squares, *QUICK, *options)
     assert ran.code == 0
-    assert "zero-shot" in ran.out
-    assert "tuned" in ran.out
+    for row in ("zero-shot", "tuned prompt", "head alone", "prompt + head", "Tip-Adapter"):
+        assert row in ran.out
+    assert "served: " in ran.out
     for name in ("p.safetensors", "p.html", "p.json"):
         assert str(tmp_path / name) in ran.out.replace("\n", "")
 
@@ -85,6 +89,29 @@ def test_a_report_never_replaces_another_file(sharpzo: Any, squares: Path, tmp_p
         assert ran.error.startswith("error: ")
     assert config.read_text() == "{}"
     assert list(tmp_path.iterdir()) == [config]
+
+
+@pytest.mark.parametrize(
+    ("head", "shown"),
+    [
+        ({"kind": "none", "prompt_weight": 1.0}, "the tuned prompt alone"),
+        ({"kind": "gda", "prompt_weight": 1.0}, "head gda beside the prompt"),
+        ({"kind": "linear", "prompt_weight": 0.0}, "head linear alone"),
+    ],
+)
+def test_what_is_served_is_told(head: dict[str, object], shown: str) -> None:
+    assert what_is_served(head) == shown
+
+
+def test_evaluate_measures_what_is_served(
+    sharpzo: Any, squares: Path, small_backbone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.safetensors"
+    options = ["--set", "head=gda", "--backbone", f"local-dir:{small_backbone}", "--out", out]
+    tuned = json.loads(sharpzo("tune", squares, *QUICK, *options, "--json").out)
+    evaluated = json.loads(sharpzo("evaluate", out, squares, "--json").out)
+    assert tuned["head"]["kind"] == "gda"
+    assert evaluated["accuracy"] == pytest.approx(tuned["test_accuracy"])
 
 
 def test_classify_labels_each_image(sharpzo: Any, tuned: Path, squares: Path) -> None:

@@ -103,6 +103,7 @@ def test_metrics_follow_the_steps(client: Client, job: Job) -> None:
     assert job.progress.forward_passes >= (steps[-1].forward_passes or 0) > 0
     assert job.metrics.zero_shot_accuracy is not None
     assert job.metrics.test_accuracy is not None
+    assert job.metrics.prompt_test_accuracy is not None
     assert len(client.jobs.metrics(job.id, from_step=3, to_step=10)) == 8
 
 

@@ -25,6 +25,12 @@ def test_the_paper_preset_has_the_papers_values() -> None:
     assert (zo.prune_ratio, zo.prune_interval, zo.mask) == (0.5, 200, "z-score")
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_only_our_own_presets_have_a_head(preset: str) -> None:
+    head = TuningConfig.parse(preset=preset).head
+    assert head == ("auto" if preset in ("default", "fast") else "none")
+
+
 def test_a_dataset_preset_has_its_column_of_the_table() -> None:
     config = TuningConfig.parse(preset="imagenet")
     assert (config.cma.sigma, config.cma.cge_step, config.change_point) == (1.0, 1e-5, 200)
@@ -69,6 +75,7 @@ def test_every_alias_leads_to_a_field() -> None:
         ({"change_point": -1}, ("change_point",)),
         ({"change_point": "soon"}, ("change_point",)),
         ({"method": "magic"}, ("method",)),
+        ({"head": "tip-adapter"}, ("head",)),
         ({"cma": {"population_size": 10**9}}, ("cma", "population_size")),
         ({"prompt": {"projection_std": "wide"}}, ("prompt", "projection_std")),
         ({"cma": 3}, ("cma",)),

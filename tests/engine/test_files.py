@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharpzo_engine.artifact import TunedPrompt
+from sharpzo_engine.artifact import HEADLESS_KIND, KIND, Stacked, TunedPrompt
 from sharpzo_engine.checkpoint import CheckpointFolder, Snapshot
 from sharpzo_engine.errors import ArtifactError, CheckpointError
 from sharpzo_engine.sealed import SealBroken, seal, unseal
@@ -35,12 +35,57 @@ def test_a_prompt_survives_the_file(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["prompt.safetensors"]
 
 
+STACKED = Stacked(
+    np.arange(6, dtype=np.float32).reshape(2, 3), np.array([0.5, -0.5], dtype=np.float32)
+)
+
+
+def test_without_a_head_weights_and_bias_are_the_prompts_own() -> None:
+    np.testing.assert_array_equal(some_prompt().weights, 100 * np.eye(2, 3, dtype=np.float32))
+    np.testing.assert_array_equal(some_prompt().bias, np.zeros(2, dtype=np.float32))
+    assert (some_prompt().weights.dtype, some_prompt().bias.dtype) == (np.float32, np.float32)
+
+
+def test_a_head_survives_the_file() -> None:
+    loaded = TunedPrompt.load(some_prompt(stacked=STACKED).to_bytes())
+    np.testing.assert_array_equal(loaded.weights, STACKED.weights)
+    np.testing.assert_array_equal(loaded.bias, STACKED.bias)
+    np.testing.assert_array_equal(loaded.class_embeddings, np.eye(2, 3))
+    assert loaded.vectors_sha256 == some_prompt(stacked=STACKED).vectors_sha256
+
+
+def test_a_file_of_the_first_kind_is_a_prompt_without_a_head() -> None:
+    prompt = some_prompt()
+    arrays = {"class_embeddings": prompt.class_embeddings, "context": prompt.context}
+    metadata = {**prompt.metadata, "class_names": ["cat", "dog"], "logit_scale": 100.0}
+    loaded = TunedPrompt.load(seal(arrays, metadata, HEADLESS_KIND))
+    assert loaded.stacked is None
+    assert loaded.vectors_sha256 == prompt.vectors_sha256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": ("dog", "cat")},
+        {"class_embeddings": -np.eye(2, 3, dtype=np.float32)},
+        {"context": np.zeros((4, 5), dtype=np.float32)},
+        {"logit_scale": 99.0, "stacked": None},
+        {"stacked": Stacked(STACKED.weights + 1, STACKED.bias)},
+        {"stacked": Stacked(STACKED.weights, STACKED.bias + 1)},
+    ],
+)
+def test_the_hash_covers_what_decides_answers(change: dict[str, object]) -> None:
+    changed = some_prompt(**{"stacked": STACKED, **change})
+    assert changed.vectors_sha256 != some_prompt(stacked=STACKED).vectors_sha256
+
+
 def test_equal_prompts_are_equal_files() -> None:
-    assert len({some_prompt().to_bytes() for _ in range(20)}) == 1
+    assert len({some_prompt(stacked=STACKED).to_bytes() for _ in range(20)}) == 1
 
 
-def test_every_flipped_byte_of_a_prompt_is_found() -> None:
-    data = some_prompt().to_bytes()
+@pytest.mark.parametrize("stacked", [None, STACKED])
+def test_every_flipped_byte_of_a_prompt_is_found(stacked: Stacked | None) -> None:
+    data = some_prompt(stacked=stacked).to_bytes()
     for position in range(len(data)):
         damaged = bytearray(data)
         damaged[position] ^= 0x10
@@ -66,9 +111,26 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         TunedPrompt.load(tmp_path / "nothing.safetensors")
 
 
-def test_an_inconsistent_prompt_cannot_be_made() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": ("cat", "dog", "bird")},
+        {"stacked": Stacked(STACKED.weights[:1], STACKED.bias)},
+        {"stacked": Stacked(STACKED.weights, STACKED.bias[:1])},
+    ],
+)
+def test_an_inconsistent_prompt_cannot_be_made(change: dict[str, object]) -> None:
     with pytest.raises(ArtifactError, match="inconsistent"):
-        some_prompt(class_names=("cat", "dog", "bird"))
+        some_prompt(**change)
+
+
+def test_a_head_without_a_bias_is_refused() -> None:
+    prompt = some_prompt()
+    arrays = {"class_embeddings": prompt.class_embeddings, "context": prompt.context}
+    arrays["weights"] = prompt.weights
+    metadata = {**prompt.metadata, "class_names": ["cat", "dog"], "logit_scale": 100.0}
+    with pytest.raises(ArtifactError, match="fields are missing"):
+        TunedPrompt.load(seal(arrays, metadata, KIND))
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:

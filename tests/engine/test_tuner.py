@@ -27,7 +27,10 @@ from sharpzo_engine import tuner as tuner_module
 from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.errors import BackboneError, BackboneMismatch, CheckpointError, DatasetError
 from sharpzo_engine.features import extract_features
+from sharpzo_engine.heads import fit_gda
 from sharpzo_engine.progress import Progress
+from sharpzo_engine.stacking import accuracy
+from sharpzo_engine.tuner import split_validation
 from tests.engine.conftest import ClipMaker
 
 SMALL: dict[str, Any] = {
@@ -205,6 +208,86 @@ def test_equal_seeds_give_equal_prompts(
     assert other.prompt.vectors_sha256 != undisturbed.prompt.vectors_sha256
 
 
+# --- heads
+
+
+def test_a_result_compares_what_could_have_been_served(undisturbed: TuneResult) -> None:
+    metrics, rows = undisturbed.metrics, undisturbed.comparison
+    names = ["zero-shot", "tuned prompt", "head alone", "prompt + head", "Tip-Adapter"]
+    assert (list(rows), undisturbed.comparison_split) == (names, "test")
+    assert metrics["zero_shot_accuracy"] == rows["zero-shot"]
+    assert metrics["prompt_test_accuracy"] == rows["tuned prompt"]
+    assert metrics["head_test_accuracy"] == rows["head alone"]
+    assert metrics["tip_adapter_test_accuracy"] == rows["Tip-Adapter"]
+    head = undisturbed.prompt.metadata["head"]
+    assert head.keys() == {"kind", "alpha", "prompt_weight", "temperature", "penalty"}
+
+
+def test_without_test_images_validation_images_compare(pictures: Path, clip: Backbone) -> None:
+    dataset = replace(load_dataset(pictures, shots=4), test=())
+    result = tune(dataset, clip, small())
+    assert result.comparison_split == "validation"
+    assert result.metrics["test_accuracy"] is result.metrics["prompt_test_accuracy"] is None
+    assert result.comparison["tuned prompt"] == pytest.approx(result.metrics["val_accuracy"])
+
+
+def test_held_out_images_compare_heads_that_were_not_fitted_to_them(
+    pictures: Path, clip: Backbone
+) -> None:
+    dataset = replace(load_dataset(pictures, shots=6), test=())
+    config = small(shots=6, validation="holdout", head="gda")
+    result = tune(dataset, clip, config)
+    seen, judged, _ = split_validation(dataset, config)
+    head = fit_gda(extract_features(seen, clip), len(dataset.class_names))
+    expected = accuracy(head, extract_features(judged, clip))
+    assert result.comparison["head alone"] == expected
+    assert result.comparison_split == "validation"
+
+
+def test_training_images_are_called_so_where_nothing_else_is_left(
+    pictures: Path, clip: Backbone
+) -> None:
+    dataset = replace(load_dataset(pictures, shots=2), test=())
+    result = tune(dataset, clip, small(shots=2, validation="holdout"))
+    assert result.comparison_split == "training"
+
+
+def test_without_a_head_the_prompt_answers_alone(pictures: Path, clip: Backbone) -> None:
+    result = run(pictures, clip, small(head="none"))
+    assert result.prompt.stacked is None
+    assert result.prompt.metadata["head"]["kind"] == "none"
+    assert result.metrics["test_accuracy"] == result.metrics["prompt_test_accuracy"]
+    assert list(result.comparison) == ["zero-shot", "tuned prompt"]
+    assert result.metrics["head_test_accuracy"] is None
+
+
+@pytest.mark.parametrize("shots", [1, 2, 6])
+@pytest.mark.parametrize("head", ["gda", "linear", "auto"])
+def test_heads_of_every_kind_and_source_answer(
+    pictures: Path, clip: Backbone, head: str, shots: int
+) -> None:
+    config = small(head=head, shots=shots, validation="holdout", total_steps=2, change_point=1)
+    result = run(pictures, clip, config)
+    assert result.validation_source == ("holdout" if shots >= 4 else "training")
+    if head != "auto":
+        assert result.prompt.metadata["head"]["kind"] == head
+    features = extract_features(load_dataset(pictures).test, clip)
+    rows = PromptClassifier(result.prompt, clip).probabilities(features.images)
+    right = (rows.argmax(1) == features.labels.numpy()).mean()
+    assert right == pytest.approx(result.metrics["test_accuracy"])
+
+
+@pytest.mark.slow
+def test_on_real_photos_a_head_beats_the_prompt_by_far(real_data: Path) -> None:
+    backbone = load_backbone(f"local-dir:{real_data / 'lite'}", device="cpu")
+    dataset = load_dataset(real_data / "clothing", shots=16, seed=1)
+    result = tune(dataset, backbone, TuningConfig(max_forward_passes=300))
+    rows, answered = result.comparison, result.metrics["test_accuracy"]
+    assert answered is not None
+    assert answered >= max(0.74, rows["head alone"] - 0.01, rows["tuned prompt"] + 0.1)
+    assert result.prompt.metadata["head"]["temperature"] > 0
+
+
 # --- features, backbone, classifier
 
 
@@ -274,8 +357,11 @@ def test_predictions_are_probabilities(undisturbed: TuneResult, clip: Backbone) 
 def test_evaluation_counts(undisturbed: TuneResult, clip: Backbone, pictures: Path) -> None:
     prompt = undisturbed.prompt
     features = extract_features(load_dataset(pictures).test, clip)
-    result = evaluate(torch.from_numpy(prompt.class_embeddings), features, prompt.class_names)
+    weights, bias = torch.from_numpy(prompt.weights), torch.from_numpy(prompt.bias)
+    result = evaluate(weights, features, prompt.class_names, bias)
     assert result.accuracy == pytest.approx(undisturbed.metrics["test_accuracy"])
+    alone = evaluate(torch.from_numpy(prompt.class_embeddings), features, prompt.class_names)
+    assert alone.accuracy == pytest.approx(undisturbed.metrics["prompt_test_accuracy"])
     assert sum(map(sum, result.confusion)) == result.images == 9
     assert [sum(row) for row in result.confusion] == [3, 3, 3]
 

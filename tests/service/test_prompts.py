@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from service.inference import host as host_module
 from service.services import Services
 from sharpzo_core.prompts import prompt_key
 from sharpzo_core.settings import Settings
-from sharpzo_engine import Backbone, TunedPrompt, load_backbone
+from sharpzo_engine import Backbone, PromptClassifier, TunedPrompt, load_backbone
+from sharpzo_engine.artifact import Stacked
 from sharpzo_engine.images import decode_image
 from tests.service.conftest import MakeClient, assert_problem, files_below, open_client, png
 
@@ -193,6 +195,26 @@ def test_classify_files_and_base64(client: TestClient, prompt: dict[str, Any]) -
     metrics = client.get("/metrics").text
     assert 'sharpzo_classified_images_total{outcome="ok"} 6.0' in metrics
     assert "sharpzo_encode_seconds_count 2.0" in metrics
+
+
+def test_a_prompt_with_a_head_answers_as_the_engine_does(
+    client: TestClient, backbone: Backbone
+) -> None:
+    plain = TunedPrompt.load(artifact_of(backbone))
+    # The next colour's row for each, and a bias: nothing that the prompt alone would answer.
+    head = Stacked(np.roll(plain.weights, -1, axis=0), np.array([0.5, 0, -0.5], np.float32))
+    prompt = replace(plain, stacked=head)
+    assert import_(client, prompt.to_bytes(), "headed").status_code == 201
+    assert import_(client, plain.to_bytes(), "plain").status_code == 201
+    images = [png(color) for color in COLORS.values()]
+    for name, engine in {"headed": prompt, "plain": plain}.items():
+        response = client.post(f"/v1/prompts/{name}/classify", files=files(*images))
+        expected = PromptClassifier(engine, backbone).predict(images, top_k=3)
+        for result, own in zip(response.json()["results"], expected, strict=True):
+            assert [p["index"] for p in result["predictions"]] == [p.index for p in own]
+            scores = [p["score"] for p in result["predictions"]]
+            assert scores == pytest.approx([p.score for p in own], abs=1e-5)
+    assert PromptClassifier(prompt, backbone).predict(images, 1)[0][0].label == "blue"
 
 
 @pytest.mark.usefixtures("prompt")

@@ -336,5 +336,6 @@ def test_the_real_engine_tunes_a_stored_dataset(
     done = workplace.jobs.get(job.id)
     assert done.step == len(workplace.jobs.steps(job.id)) == 40
     assert done.metrics["test_accuracy"] is not None
+    assert done.metrics["prompt_test_accuracy"] is not None
     assert done.metrics["zero_shot_accuracy"] is not None
     child.load_backbone.cache_clear()

@@ -1,0 +1,133 @@
+"""Heads against independent computations: the direct formulas and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+
+from sharpzo_engine.features import Features
+from sharpzo_engine.heads import BlendedHead, CacheHead, LinearHead, fit_gda, fit_linear
+from sharpzo_engine.lbfgs import minimise
+
+CLASSES, WIDTH = 5, 24
+Array = NDArray[np.float64]
+
+
+def clusters(shots: int, seed: int = 0, classes: int = CLASSES, width: int = WIDTH) -> Features:
+    """Noisy unit vectors around one direction per class; the directions are always the same."""
+    centres = np.random.default_rng(99).standard_normal((classes, width))
+    labels = np.arange(classes).repeat(shots)
+    noise = np.random.default_rng([seed, 7]).standard_normal((len(labels), width))
+    images = torch.tensor(centres[labels] + 1.5 * noise, dtype=torch.float32)
+    return Features(torch.nn.functional.normalize(images, dim=1), torch.tensor(labels))
+
+
+def arrays(features: Features) -> tuple[Array, NDArray[np.int64]]:
+    return features.images.double().numpy(), features.labels.numpy()
+
+
+def centred(logits: Array) -> Array:
+    return logits - logits.mean(1, keepdims=True)
+
+
+def logits_of(head: LinearHead, features: Features) -> Array:
+    logits: Array = head.logits(features.images).double().numpy()
+    return logits
+
+
+@pytest.mark.parametrize("shots", [2, 3, 16])
+def test_gda_is_the_formula(shots: int) -> None:
+    images, labels = arrays(clusters(shots))
+    means = np.stack([images[labels == k].mean(0) for k in range(CLASSES)])
+    covariance = np.cov((images - means[labels]).T)
+    shrunk = (len(images) - 1) * covariance + np.trace(covariance) * np.eye(WIDTH)
+    precision = WIDTH * np.linalg.inv(shrunk)
+    test = clusters(4, seed=1)
+    x, _ = arrays(test)
+    expected = x @ precision @ means.T - 0.5 * np.diag(means @ precision @ means.T)
+    found = logits_of(fit_gda(clusters(shots), CLASSES), test)
+    np.testing.assert_allclose(found, centred(expected), rtol=0, atol=1e-8)
+
+
+def test_gda_labels_as_scikit_learns_discriminant_analysis() -> None:
+    many, test = clusters(400), clusters(40, seed=1)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr").fit(*arrays(many))
+    ours = logits_of(fit_gda(many, CLASSES), test).argmax(1)
+    assert (ours == theirs.predict(arrays(test)[0])).mean() > 0.98  # its covariance is not shrunk
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1.0])
+def test_linear_is_scikit_learns_logistic_regression(penalty: float) -> None:
+    train, test = clusters(16), clusters(20, seed=1)
+    theirs = LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=5000).fit(*arrays(train))
+    ours = logits_of(fit_linear(train, CLASSES, penalty, tolerance=1e-12), test)
+    expected = centred(theirs.decision_function(arrays(test)[0]))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-3)
+
+
+def test_the_usual_tolerance_of_linear_is_enough() -> None:
+    train, test = clusters(16), clusters(20, seed=1)
+    usual, exact = (fit_linear(train, CLASSES, 0.1, tolerance=t) for t in (1e-5, 1e-12))
+    gap = np.abs(logits_of(usual, test) - logits_of(exact, test))
+    assert gap.max() < 0.02 * np.abs(logits_of(exact, test)).max()
+
+
+def test_fits_are_deterministic() -> None:
+    for fit in (lambda: fit_gda(clusters(4), CLASSES), lambda: fit_linear(clusters(4), CLASSES, 1)):
+        assert torch.equal(fit().weights, fit().weights)
+
+
+def test_with_one_image_per_class_the_nearest_wins() -> None:
+    head, test = fit_gda(clusters(1), CLASSES), clusters(8, seed=1)
+    distances = torch.cdist(test.images, clusters(1).images)
+    assert torch.equal(head.logits(test.images).argmax(1), distances.argmin(1))
+
+
+def test_equal_images_in_a_class_are_no_trouble() -> None:
+    one = clusters(1)
+    double = Features(one.images.repeat(2, 1), one.labels.repeat(2))
+    for head in (fit_gda(double, CLASSES), fit_linear(double, CLASSES, 0.1)):
+        assert head.is_finite
+        assert torch.equal(head.logits(one.images).argmax(1), one.labels)
+
+
+def test_a_class_without_images_gets_no_opinion() -> None:
+    features = clusters(6, classes=CLASSES - 1)
+    head = fit_gda(features, CLASSES)
+    assert head.is_finite
+    scores = head.logits(features.images)
+    torch.testing.assert_close(scores[:, -1], scores[:, :-1].mean(1), rtol=0, atol=50)
+    assert torch.equal(scores.argmax(1), features.labels)
+    assert fit_linear(features, CLASSES, 1.0).is_finite
+
+
+def test_images_that_are_not_finite_make_a_head_that_is_not() -> None:
+    bad = clusters(3)
+    bad.images[0, 0] = torch.nan
+    assert not fit_gda(bad, CLASSES).is_finite
+
+
+def test_the_cache_model_is_the_formula() -> None:
+    keys, test = clusters(3), clusters(2, seed=1)
+    x, _ = arrays(test)
+    k, y = arrays(keys)
+    expected = np.exp(-5.5 * (1 - x @ k.T)) @ np.eye(CLASSES)[y]
+    cache = CacheHead(keys, CLASSES, 5.5)
+    np.testing.assert_allclose(cache.logits(test.images), expected, rtol=1e-5)
+    prompt = LinearHead(torch.eye(CLASSES, WIDTH), torch.ones(CLASSES))
+    blend = BlendedHead(prompt, 1.0, cache, 2.0).logits(test.images)
+    np.testing.assert_allclose(blend, x[:, :CLASSES] + 1 + 2 * expected, rtol=1e-5)
+
+
+def test_lbfgs_finds_the_minimum_of_a_quadratic() -> None:
+    curvature = torch.logspace(-1, 1, 30, dtype=torch.float64)
+    target = torch.linspace(-1, 1, 30, dtype=torch.float64)
+
+    def quadratic(point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        offset = point - target
+        return 1 + 0.5 * (curvature * offset**2).sum(), curvature * offset
+
+    found = minimise(quadratic, torch.zeros(30, dtype=torch.float64), tolerance=1e-14)
+    torch.testing.assert_close(found, target, rtol=0, atol=1e-5)
