@@ -136,5 +136,5 @@ def evaluate(
         for i, name in enumerate(class_names)
     }
     return Evaluation(
-        len(features), float(right.sum() / totals.sum()), per_class, confusion.tolist()
+        len(features), int(right.sum()) / len(features), per_class, confusion.tolist()
     )

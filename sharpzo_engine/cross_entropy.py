@@ -13,6 +13,12 @@ from sharpzo_engine.parallel import even_slices, map_chunks
 MAX_LOGITS = {"cpu": 2**18, "cuda": 2**26}
 
 
+#: Logits whose second derivatives make up a curvature: more images of many classes say no more.
+MAX_CURVATURE_LOGITS = 2**15
+#: Derivatives of logits held at once (floats): 16 MiB.
+MAX_LOGIT_DERIVATIVES = 2**22
+
+
 class CrossEntropy:
     """Mean cross-entropy of N fixed images under class embeddings T.
 
@@ -70,12 +76,32 @@ class CrossEntropy:
         return loss / len(self.images), gradient * (self._scale / len(self.images))
 
     @torch.inference_mode()
+    def curvature(self, embeddings: Tensor, jacobian: Tensor) -> Tensor:
+        """J (d^2 L/dT^2) J^T [k, k] in float64, for T [C, E] and the rows of J [k, C, E].
+
+        With Z_j = s F J_j^T, the change of the logits along row j, and their chances p:
+        H_jl = (1/N) sum_n cov_{p_n}(Z_j[n], Z_l[n]). Of many images an even sample is taken.
+        """
+        rows, classes = jacobian.shape[:2]
+        stride = -(-len(self.images) * classes // MAX_CURVATURE_LOGITS)
+        images = self.images[::stride]
+        matrix, change = self._matrix(embeddings[None]), Linear(jacobian.flatten(0, 1))
+        total = torch.zeros(rows, rows, dtype=torch.float64)
+        for part in images.split(max(1, MAX_LOGIT_DERIVATIVES // (rows * classes))):
+            chances = matrix(part).softmax(-1)[:, None]
+            logits = change(part).view(-1, rows, classes)
+            logits -= (chances * logits).sum(-1, keepdim=True)
+            flat = (logits * chances.sqrt()).transpose(0, 1).flatten(1)
+            total += (flat @ flat.T).double().cpu()
+        return total * (self._scale**2 / len(images))
+
+    @torch.inference_mode()
     def accuracy(self, embeddings: Tensor) -> float:
         """Fraction of images whose nearest class embedding [C, E] is their own."""
         slices = self._image_slices(max(1, self.max_logits // len(embeddings)))
         matrix = self._matrix(embeddings[None])
         best = torch.cat([self._logits(matrix, rows).argmax(-1) for rows in slices])
-        return float((best == self.labels).float().mean())
+        return int((best == self.labels).sum()) / len(self.labels)
 
     def _matrix(self, embeddings: Tensor) -> Linear:
         return Linear(self._scale * embeddings.detach().flatten(0, 1))

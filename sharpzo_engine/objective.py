@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sharpzo_engine.cross_entropy import CrossEntropy
 from sharpzo_engine.features import Features
@@ -18,6 +19,7 @@ from sharpzo_engine.text_reverse import TextReverse
 from sharpzo_engine.text_tangent import TextTangent
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
 #: Class embeddings held at once (floats): 32 MiB, whatever the numbers of points and classes.
 MAX_EMBEDDINGS = 2**23
@@ -94,6 +96,40 @@ class Objective:
         loss, gradient = self._images.gradient(reverse.embeddings)
         context = reverse.pull_back(gradient).double().cpu().numpy()
         return loss, context.ravel() @ self.space.projection
+
+    def outputs(self, points: Array) -> Floats:
+        """Class embeddings T of points [n, d], flattened to [n, C * E]; n forward passes."""
+        self.forward_passes += len(points)
+        found: Floats = self.space.class_embeddings(points).flatten(1).cpu().numpy()
+        return found
+
+    def tangents(self, point: Array, directions: Array) -> Floats:
+        """Changes of T at `point` [d] along `directions` [q, d], flattened to [q, C * E].
+
+        Forward mode; counts as 1 + q forward passes.
+        """
+        self.forward_passes += 1 + len(directions)
+        tangent = TextTangent(self.space.encoder, self.space.context(point[None])[0])
+        products = tangent.products(self.space.context_offsets(directions))
+        found: Floats = products.flatten(1).cpu().numpy()
+        return found
+
+    def outer_loss(self, outputs: Floats) -> float:
+        """Loss of flattened class embeddings [C * E]; no pass."""
+        return float(self._images.losses(self._embeddings(outputs)[None])[0])
+
+    def quadratic_model(self, outputs: Floats, jacobian: Floats) -> tuple[Array, Array]:
+        """Gradient [k] and Gauss-Newton curvature [k, k] along a Jacobian's rows [k, C * E]."""
+        embeddings, rows = self._embeddings(outputs), self._embeddings(jacobian)
+        _, gradient = self._images.gradient(embeddings)
+        slopes = rows.flatten(1) @ gradient.flatten()
+        return slopes.double().cpu().numpy(), self._images.curvature(embeddings, rows).numpy()
+
+    def _embeddings(self, flat: Floats) -> Tensor:
+        """[..., C * E] -> [..., C, E] on the backbone's device."""
+        shape = (len(self.space.class_names), self.space.backbone.embed_dim)
+        rows = torch.from_numpy(flat).to(self.space.backbone.device)
+        return rows.view(*flat.shape[:-1], *shape)
 
     def _losses(self, points: Array, encoder: TextEncoder) -> Array:
         points = np.atleast_2d(np.asarray(points, dtype=np.float64))

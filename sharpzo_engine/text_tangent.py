@@ -18,7 +18,9 @@ candidates.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,24 +45,32 @@ class TextTangent:
             self._tape = self._record(encoder.packs[0])
             self.embeddings = self._tape.embeddings  # one pack has the classes in order
 
+    def products(self, directions: Tensor) -> Tensor:
+        """Tangents dT_j [q, C, E] for `directions` [q, M, W] of the context."""
+        found = torch.empty(len(directions), *self.embeddings.shape, device=self.embeddings.device)
+        for pack in self._encoder.packs:
+            found[:, pack.classes] = self._map(pack, directions, lambda tangents: tangents)
+        return found
+
     def slopes(self, directions: Tensor, cotangent: Tensor) -> Tensor:
         """<cotangent, dT_j> [q] for `directions` [q, M, W] of the context, cotangent [C, E]."""
         found = torch.zeros(len(directions), device=cotangent.device)
         for pack in self._encoder.packs:
-            tape = self._tape or self._record(pack)
-            found += self._pack_slopes(tape, directions, cotangent[pack.classes].flatten())
+            contract = partial(torch.einsum, "ce,qce->q", cotangent[pack.classes])
+            found += self._map(pack, directions, contract)
         return found
 
-    def _pack_slopes(self, tape: _PackTape, directions: Tensor, cotangent: Tensor) -> Tensor:
+    def _map(self, pack: Pack, directions: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """`function` of a pack's tangents [q', C', E], over chunks of directions."""
+        tape = self._tape or self._record(pack)
         device = self._encoder.device
-        size = max(1, self._encoder.max_rows // tape.pack.rows)
 
         @torch.inference_mode()
-        def slopes(part: slice) -> Tensor:
-            return tape.tangents(directions[part]).flatten(1) @ cotangent
+        def apply(part: slice) -> Tensor:
+            return function(tape.tangents(directions[part]))
 
-        parts = even_slices(len(directions), size, device)
-        return torch.cat(list(map_chunks(slopes, parts, device)))
+        parts = even_slices(len(directions), max(1, self._encoder.max_rows // pack.rows), device)
+        return torch.cat(list(map_chunks(apply, parts, device)))
 
     @torch.inference_mode()
     def _record(self, pack: Pack) -> _PackTape:

@@ -170,7 +170,7 @@ class GaussNewton:
         frame, _ = np.linalg.qr(np.vstack([unit, *chosen])[:count].T)
         return np.ascontiguousarray(frame.T)
 
-    def _correct(self, directions: Array, tangents: Floats) -> None:
+    def _correct(self, directions: NDArray[np.floating], tangents: NDArray[np.floating]) -> None:
         """J <- J + (D - J U^T) U for orthonormal rows U [q, k], in the layout [k, O]."""
         rows = directions.astype(np.float32)
         self._jacobian += rows.T @ (tangents - rows @ self._jacobian)
@@ -179,7 +179,7 @@ class GaussNewton:
         """Propose a step; take it if the loss falls, and learn from it in any case."""
         gradient, hessian = objective.quadratic_model(self._outputs, self._jacobian)
         damped = hessian + self._damping * np.eye(gradient.size)
-        step = -np.linalg.solve(damped, gradient)
+        step = -np.linalg.solve(damped, gradient).astype(np.float64)
         length = float(np.linalg.norm(step))
         if not 0 < length < math.inf:
             return False
@@ -190,14 +190,18 @@ class GaussNewton:
             self._set_damping(10.0)
             return False
         self._correct(step[None] / length, (outputs - self._outputs)[None] / np.float32(length))
-        predicted = -(gradient @ step + 0.5 * step @ hessian @ step)
+        predicted = -float(gradient @ step + 0.5 * step @ hessian @ step)
         self._follow((self._loss - loss) / max(predicted, _TINY))
         if not loss < self._loss:
             return False
         self._point, self._outputs, self._loss = trial, outputs, loss
         self._gradient = gradient / (np.linalg.norm(gradient) + _TINY)
-        self._recent = [*self._recent, step / length][-self._config.memory :]
+        self._remember(step / length)
         return True
+
+    def _remember(self, direction: Array) -> None:
+        recent = [*self._recent, direction]
+        self._recent = recent[max(0, len(recent) - self._config.memory) :]
 
     def _follow(self, ratio: float) -> None:
         """Trust the model more where it predicted well, less where it did not."""

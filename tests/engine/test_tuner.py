@@ -39,7 +39,13 @@ SMALL: dict[str, Any] = {
     "change_point": 8,
     "prompt": {"intrinsic_dim": 16},
     "cma": {"population_size": 6, "sharpness_estimator": "zo", "sharpness_interval": 3},
-    "zo": {"queries": 2, "learning_rate": 0.05, "mask": "gradient", "prune_interval": 5},
+    "zo": {
+        "estimator": "rge",
+        "queries": 2,
+        "learning_rate": 0.05,
+        "mask": "gradient",
+        "prune_interval": 5,
+    },
 }
 
 
