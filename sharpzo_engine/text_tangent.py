@@ -28,27 +28,32 @@ from sharpzo_engine.parallel import even_slices, map_chunks
 from sharpzo_engine.text_encoder import ForwardTextEncoder, Pack, join_heads
 from sharpzo_engine.text_tower import Block, Norm
 
+#: Packs whose tapes are kept from the loss to the slopes, some 250 KiB a row in a tower 512 wide;
+#: with more packs, each is recorded again when its turn comes.
+MAX_TAPES = 4
+
 
 class TextTangent:
     """T(ctx) [C, E] at one context, and the products of its Jacobian."""
 
     def __init__(self, encoder: ForwardTextEncoder, context: Tensor) -> None:
-        """Encode `context` [M, W]; the tape is kept where one pack holds all classes."""
+        """Encode `context` [M, W]; tapes are kept where they are few."""
         self._encoder = encoder
         self._context = context
-        self._tape: _PackTape | None = None
-        if len(encoder.packs) > 1:
+        self._tapes: list[_PackTape] = []
+        if len(encoder.packs) > MAX_TAPES:
             self.embeddings = encoder.encode(context[None])[0]
-        else:
-            self._tape = self._record(encoder.packs[0])
-            self.embeddings = self._tape.embeddings  # one pack has the classes in order
+            return
+        self._tapes = list(map_chunks(self._record, encoder.packs, encoder.device))
+        self.embeddings = context.new_empty(encoder.classes, encoder.tower.embed_dim)
+        for tape in self._tapes:
+            self.embeddings[tape.pack.classes] = tape.embeddings
 
     def slopes(self, directions: Tensor, cotangent: Tensor) -> Tensor:
         """<cotangent, dT_j> [q] for `directions` [q, M, W] of the context, cotangent [C, E]."""
         found = torch.zeros(len(directions), device=cotangent.device)
-        for pack in self._encoder.packs:
-            tape = self._tape or self._record(pack)
-            found += self._pack_slopes(tape, directions, cotangent[pack.classes].flatten())
+        for tape in self._tapes or map(self._record, self._encoder.packs):
+            found += self._pack_slopes(tape, directions, cotangent[tape.pack.classes].flatten())
         return found
 
     def _pack_slopes(self, tape: _PackTape, directions: Tensor, cotangent: Tensor) -> Tensor:
