@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -107,8 +106,9 @@ class PlainObjective:
 def useful_flops(space: PromptSpace) -> float:
     """FLOPs of the linear layers that one loss needs, in a tower with an MLP of 4W.
 
-    Every row costs q, k, v (3 W^2), output (W^2) and MLP (8 W^2) products; the first layer's q, k, v
-    of the suffixes are constants, and the last layer has q, output and MLP for the EOT rows alone.
+    Every row costs q, k, v (3 W^2), output (W^2) and MLP (8 W^2) products; the first layer's
+    q, k, v of the suffixes are constants, and the last layer has q, output and MLP for the EOT rows
+    alone.
     """
     tower, classes = space.backbone.tower, len(space.class_names)
     context = len(space.tokens.context)
@@ -231,14 +231,16 @@ def peak_memory(classes: int, path: str) -> float:
 
 
 def compute_for_peak(classes: int, path: str) -> float:
-    """Compute a generation (ours) or a loss (plain, whose candidates go one at a time)."""
+    """Compute a generation (ours) or a loss (plain, whose candidates go one at a time); Linux."""
     objective = make_objective(make_backbone(), classes)
     points = 0.3 * np.random.default_rng(0).normal(size=(GENERATION, objective.space.dim))
     if path == "plain":
         PlainObjective(objective)(points[:1])
     else:
         objective(points[: max(2, 2000 // classes)])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def run(

@@ -1,4 +1,4 @@
-"""`Layout`: the rows of class prompts, laid out so that nothing is padded and attention is local.
+"""`Packing`: the rows of class prompts, laid out so that nothing is padded and attention is local.
 
 Suffixes (name, ".", EOT) of different length lie behind one another in blocks of B rows each, and
 the first block begins with the M context vectors. Attention then is a few small dense products per
@@ -20,10 +20,10 @@ _CONTEXT, _PADDING = -1, -2
 
 
 @dataclass(frozen=True)
-class Layout:
+class Packing:
     """Some classes' rows: n_blocks blocks of B rows, the first M of them the context's.
 
-    `segments` [n_blocks, B] says whose each row is: a class (numbered within this layout), the
+    `segments` [n_blocks, B] says whose each row is: a class (numbered within this packing), the
     context, or nobody's (fewer than B rows in all).
     """
 
@@ -34,7 +34,7 @@ class Layout:
     size: int  # B
 
     @classmethod
-    def of(cls, suffixes: Sequence[Sequence[int]], classes: Sequence[int], context: int) -> Layout:
+    def of(cls, suffixes: Sequence[Sequence[int]], classes: Sequence[int], context: int) -> Packing:
         """Lay out the chosen `classes` behind `context` rows."""
         chosen = tuple(tuple(suffixes[c]) for c in classes)
         blocks = fill_blocks([len(suffix) for suffix in chosen], context)

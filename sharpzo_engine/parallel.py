@@ -29,12 +29,11 @@ def map_chunks(
 ) -> Iterator[Result]:
     """`map`, over threads where `device` is the processor; results in order.
 
-    As many threads as torch is set to use (`torch.set_num_threads`, OMP_NUM_THREADS). A chunk that
-    is alone runs on the caller's thread, its operations on all of them.
+    As many threads as torch is set to use (`torch.set_num_threads`, OMP_NUM_THREADS).
     """
     _keep_freed_memory()
-    chunks, threads = list(chunks), torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or len(chunks) == 1:
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
         yield from map(function, chunks)
         return
     with _operations_on_one_thread():

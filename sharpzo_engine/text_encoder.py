@@ -8,7 +8,7 @@ one candidate. So, exactly (the plain forward is `PlainTextEncoder`):
 2. the context's rows are computed once per candidate, and all its classes attend to them; those of
    SOS, which sees only itself, once per job;
 3. suffixes (name, ".", EOT) of all classes are packed one behind the other, none is padded
-   (`Layout`);
+   (`Packing`);
 4. the first layer's projections of the suffixes, which no candidate changes, are computed once per
    job, and the last layer computes its queries, attention and MLP for the EOT rows alone;
 5. many candidates go through together, in chunks of about `max_rows` packed rows, one per core.
@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sharpzo_engine.packing import Layout, deal
+from sharpzo_engine.packing import Packing, deal
 from sharpzo_engine.parallel import even_slices, map_chunks
 from sharpzo_engine.text_tower import OpenClipModule, TowerWeights
 from sharpzo_engine.tokens import PromptTokens
 
 #: Packed rows per chunk. On a processor a chunk runs on one core: its products are at their peak
-#: rate from a few hundred rows on, while the MLP's activations (rows x 4W floats) stay in cache.
-MAX_ROWS = {"cpu": 512, "cuda": 65_536}
+#: rate from some 200 rows on, while the MLP's activations (rows x 4W floats) stay in cache.
+MAX_ROWS = {"cpu": 256, "cuda": 65_536}
 
 
 class TextEncoder(Protocol):
@@ -79,7 +79,7 @@ class ForwardTextEncoder:
         with torch.no_grad():  # not inference tensors: a gradient may be asked for
             self.sos = self._sos_keys_values(tokens.sos)
             self.packs = [
-                self._pack(Layout.of(tokens.suffixes, classes, self.context_length))
+                self._pack(Packing.of(tokens.suffixes, classes, self.context_length))
                 for classes in deal(lengths, self.context_length, self.max_rows)
             ]
 
@@ -169,24 +169,24 @@ class ForwardTextEncoder:
             x = block.finish(x, keys_values[:, tower.width :])
         return found
 
-    def _pack(self, layout: Layout) -> Pack:
-        """Embed a layout's rows and compute what the first layer makes of them."""
+    def _pack(self, packing: Packing) -> Pack:
+        """Embed a packing's rows and compute what the first layer makes of them."""
         tower = self.tower
-        table = torch.tensor(layout.table()[layout.context :], device=self.device)
+        table = torch.tensor(packing.table()[packing.context :], device=self.device)
         embeddings = tower.token_embedding[table[:, 1]] + tower.positional_embedding[table[:, 2]]
         embeddings = embeddings.to(tower.dtype)
-        mask = layout.mask().to(self.device, tower.dtype)
-        slots, places = (torch.tensor(index, device=self.device) for index in layout.end_slots())
-        ends = torch.tensor(layout.ends(), device=self.device)
+        mask = packing.mask().to(self.device, tower.dtype)
+        slots, places = (torch.tensor(index, device=self.device) for index in packing.end_slots())
+        ends = torch.tensor(packing.ends(), device=self.device)
         return Pack(
-            torch.tensor(layout.classes, device=self.device),
-            len(layout.blocks),
-            layout.rows,
+            torch.tensor(packing.classes, device=self.device),
+            len(packing.blocks),
+            packing.rows,
             embeddings,
             *tower.blocks[0].attend(embeddings),
             mask,
             ends,
-            mask.flatten(0, 1)[ends[slots]].unflatten(0, (len(layout.blocks), -1)),
+            mask.flatten(0, 1)[ends[slots]].unflatten(0, (len(packing.blocks), -1)),
             slots,
             places,
         )

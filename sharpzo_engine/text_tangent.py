@@ -18,7 +18,7 @@ candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,46 +30,57 @@ from sharpzo_engine.parallel import even_slices, map_chunks
 from sharpzo_engine.text_encoder import ForwardTextEncoder, Pack, join_heads
 from sharpzo_engine.text_tower import Block, Norm
 
+#: Packs whose tapes are kept from the loss to the slopes, some 250 KiB a row in a tower 512 wide;
+#: with more packs, each is recorded again when its turn comes.
+MAX_TAPES = 4
+
 
 class TextTangent:
     """T(ctx) [C, E] at one context, and the products of its Jacobian."""
 
     def __init__(self, encoder: ForwardTextEncoder, context: Tensor) -> None:
-        """Encode `context` [M, W]; the tape is kept where one pack holds all classes."""
+        """Encode `context` [M, W]; tapes are kept where they are few."""
         self._encoder = encoder
         self._context = context
-        self._tape: _PackTape | None = None
-        if len(encoder.packs) > 1:
+        self._tapes: list[_PackTape] = []
+        if len(encoder.packs) > MAX_TAPES:
             self.embeddings = encoder.encode(context[None])[0]
-        else:
-            self._tape = self._record(encoder.packs[0])
-            self.embeddings = self._tape.embeddings  # one pack has the classes in order
+            return
+        self._tapes = list(map_chunks(self._record, encoder.packs, encoder.device))
+        self.embeddings = context.new_empty(encoder.classes, encoder.tower.embed_dim)
+        for tape in self._tapes:
+            self.embeddings[tape.pack.classes] = tape.embeddings
 
     def products(self, directions: Tensor) -> Tensor:
         """Tangents dT_j [q, C, E] for `directions` [q, M, W] of the context."""
         found = torch.empty(len(directions), *self.embeddings.shape, device=self.embeddings.device)
-        for pack in self._encoder.packs:
-            found[:, pack.classes] = self._map(pack, directions, lambda tangents: tangents)
+        for tape in self._each_tape():
+            found[:, tape.pack.classes] = self._map(tape, directions, lambda tangents: tangents)
         return found
 
     def slopes(self, directions: Tensor, cotangent: Tensor) -> Tensor:
         """<cotangent, dT_j> [q] for `directions` [q, M, W] of the context, cotangent [C, E]."""
         found = torch.zeros(len(directions), device=cotangent.device)
-        for pack in self._encoder.packs:
-            contract = partial(torch.einsum, "ce,qce->q", cotangent[pack.classes])
-            found += self._map(pack, directions, contract)
+        for tape in self._each_tape():
+            contract = partial(torch.einsum, "ce,qce->q", cotangent[tape.pack.classes])
+            found += self._map(tape, directions, contract)
         return found
 
-    def _map(self, pack: Pack, directions: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def _each_tape(self) -> Iterable[_PackTape]:
+        return self._tapes or map(self._record, self._encoder.packs)
+
+    def _map(
+        self, tape: _PackTape, directions: Tensor, function: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """`function` of a pack's tangents [q', C', E], over chunks of directions."""
-        tape = self._tape or self._record(pack)
         device = self._encoder.device
+        size = max(1, self._encoder.max_rows // tape.pack.rows)
 
         @torch.inference_mode()
         def apply(part: slice) -> Tensor:
             return function(tape.tangents(directions[part]))
 
-        parts = even_slices(len(directions), max(1, self._encoder.max_rows // pack.rows), device)
+        parts = even_slices(len(directions), size, device)
         return torch.cat(list(map_chunks(apply, parts, device)))
 
     @torch.inference_mode()

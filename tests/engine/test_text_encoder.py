@@ -14,7 +14,7 @@ from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import BackboneError, ConfigError, DatasetError
 from sharpzo_engine.features import Features
 from sharpzo_engine.objective import Objective
-from sharpzo_engine.packing import Layout, deal
+from sharpzo_engine.packing import Packing, deal
 from sharpzo_engine.prompt import PromptSpace
 from sharpzo_engine.text_encoder import ForwardTextEncoder
 from tests.engine.conftest import ClipMaker, draw_backbone, draw_names
@@ -179,14 +179,14 @@ def test_packs_hold_every_class_once_and_little_else(
     assert sorted(c for pack in packs for c in pack) == list(range(len(lengths)))
     suffixes = [range(length) for length in lengths]
     for pack in packs:
-        layout = Layout.of(suffixes, pack, context)
+        packing = Packing.of(suffixes, pack, context)
         used = context + sum(lengths[c] for c in pack)
-        assert used <= layout.rows < used + len(layout.blocks) * (max(lengths) + context)
-        assert sorted(m for block in layout.blocks for m in block) == list(range(len(pack)))
+        assert used <= packing.rows < used + len(packing.blocks) * (max(lengths) + context)
+        assert sorted(m for block in packing.blocks for m in block) == list(range(len(pack)))
 
 
 def test_a_row_sees_sos_the_context_and_its_own_class_up_to_itself() -> None:
-    layout = Layout.of([[7, 8], [9]], [0, 1], context=2)
+    packing = Packing.of([[7, 8], [9]], [0, 1], context=2)
     x, o = 0.0, float("-inf")
     expected = [  # SOS, context (2), rows: context (2), class 0 (2), class 1
         [x, o, o, x, o, o, o, o],
@@ -195,5 +195,5 @@ def test_a_row_sees_sos_the_context_and_its_own_class_up_to_itself() -> None:
         [x, x, x, o, o, x, x, o],
         [x, x, x, o, o, o, o, x],
     ]
-    assert layout.mask().tolist() == [expected]
-    assert layout.ends() == [3, 4]
+    assert packing.mask().tolist() == [expected]
+    assert packing.ends() == [3, 4]
