@@ -86,13 +86,20 @@ class CrossEntropy:
         stride = -(-len(self.images) * classes // MAX_CURVATURE_LOGITS)
         images = self.images[::stride]
         matrix, change = self._matrix(embeddings[None]), Linear(jacobian.flatten(0, 1))
-        total = torch.zeros(rows, rows, dtype=torch.float64)
-        for part in images.split(max(1, MAX_LOGIT_DERIVATIVES // (rows * classes))):
-            chances = matrix(part).softmax(-1)[:, None]
-            logits = change(part).view(-1, rows, classes)
+
+        @torch.inference_mode()
+        def products(part: slice) -> Tensor:
+            chances = matrix(images[part]).softmax(-1)[:, None]
+            logits = change(images[part]).view(-1, rows, classes)
             logits -= (chances * logits).sum(-1, keepdim=True)
             flat = (logits * chances.sqrt()).transpose(0, 1).flatten(1)
-            total += (flat @ flat.T).double().cpu()
+            return Linear(flat)(flat).double().cpu()
+
+        largest = max(1, MAX_LOGIT_DERIVATIVES // (rows * classes))
+        parts = even_slices(len(images), largest, images.device)
+        total = torch.zeros(rows, rows, dtype=torch.float64)
+        for product in map_chunks(products, parts, images.device):
+            total += product
         return total * (self._scale**2 / len(images))
 
     @torch.inference_mode()

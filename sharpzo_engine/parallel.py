@@ -16,6 +16,7 @@ from threading import Barrier
 from typing import TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,6 +48,22 @@ def even_slices(count: int, largest: int, device: torch.device) -> list[slice]:
     slices = min(count, rounds * workers)
     bounds = [count * i // slices for i in range(slices + 1)] if count else [0]
     return [slice(*pair) for pair in pairwise(bounds)]
+
+
+@contextmanager
+def numpy_on_one_thread() -> Iterator[None]:
+    """Keep numpy's OpenBLAS to the caller's thread.
+
+    The searches' own matrices are small; on a busy machine OpenBLAS's threads, which wait for each
+    other by spinning, make a product of 5 ms last for 200.
+    """
+    with _numpy_libraries().limit(limits=1):
+        yield
+
+
+@cache
+def _numpy_libraries() -> ThreadpoolController:
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 @contextmanager

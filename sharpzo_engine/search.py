@@ -22,6 +22,7 @@ from sharpzo_engine.methods import (
     stage_2,
 )
 from sharpzo_engine.objective import Objective, Score
+from sharpzo_engine.parallel import numpy_on_one_thread
 from sharpzo_engine.progress import OnStep, Phase, Progress
 from sharpzo_engine.stages.stage import Stage, StageState, StepOutcome
 
@@ -95,13 +96,9 @@ class Search:
         Raises:
             TuningInterrupted: `on_step` asked for it; a checkpoint is written first.
         """
-        saved = self._clock()
         try:
-            while not self._is_over():
-                self._advance()
-                if checkpoints and self._clock() - saved >= every_seconds:
-                    checkpoints.save(self.snapshot())
-                    saved = self._clock()
+            with numpy_on_one_thread():
+                self._loop(checkpoints, every_seconds)
         except TuningInterrupted:
             if checkpoints:
                 checkpoints.save(self.snapshot())
@@ -109,6 +106,14 @@ class Search:
         self._validate()
         self.training_loss = float(self._objective(self.best.point)[0])
         return self.best.point
+
+    def _loop(self, checkpoints: CheckpointFolder | None, every_seconds: float) -> None:
+        saved = self._clock()
+        while not self._is_over():
+            self._advance()
+            if checkpoints and self._clock() - saved >= every_seconds:
+                checkpoints.save(self.snapshot())
+                saved = self._clock()
 
     def _advance(self) -> None:
         """One step of the current stage, its validation, its report."""

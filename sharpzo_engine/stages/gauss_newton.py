@@ -133,7 +133,8 @@ class GaussNewton:
             self._loss = objective.outer_loss(self._outputs)
         self._choose_active()
         self._learn(objective)
-        moved = any(self._try_step(objective) for _ in range(TRIALS))
+        model = objective.quadratic_model(self._outputs, self._jacobian)
+        moved = any(self._try_step(objective, *model) for _ in range(TRIALS))
         self._fruitless = 0 if moved else self._fruitless + 1
         self._steps += 1
         return StepOutcome(loss=self._loss)
@@ -175,9 +176,8 @@ class GaussNewton:
         rows = directions.astype(np.float32)
         self._jacobian += rows.T @ (tangents - rows @ self._jacobian)
 
-    def _try_step(self, objective: Composite) -> bool:
+    def _try_step(self, objective: Composite, gradient: Array, hessian: Array) -> bool:
         """Propose a step; take it if the loss falls, and learn from it in any case."""
-        gradient, hessian = objective.quadratic_model(self._outputs, self._jacobian)
         damped = hessian + self._damping * np.eye(gradient.size)
         step = -np.linalg.solve(damped, gradient).astype(np.float64)
         length = float(np.linalg.norm(step))
