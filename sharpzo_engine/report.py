@@ -34,7 +34,8 @@ _CURVES = ("loss", "val_loss", "val_accuracy", "sigma", "sharpness", "seconds")
 class RunReport:
     """One run from the hand-written prompt to the tuned one.
 
-    `before` and `after` score the two on the same split. The page is made from `to_json()` and
+    `before` and `after` score the two on the same split, the latter with the head that is served
+    (without test images: without it, since it may have been fitted to them). The page is made from `to_json()` and
     nothing else, so both always hold the same numbers.
     """
 
@@ -108,12 +109,20 @@ class RunReport:
         return {
             "zero_shot_accuracy": self.before.accuracy,
             "tuned_accuracy": self.after.accuracy,
+            "classifier": self._classifier(),
             "split": self.split,
             "images": self.after.images,
             **{name: metrics.get(name) for name in ("forward_passes", "seconds", "steps")},
             "stopped_by": self.metadata["stopped_by"],
             "landscape_passes": self.landscape_passes,
         }
+
+    def _classifier(self) -> str:
+        """What `after` scores: what is served, or without test images the prompt alone."""
+        head = self.metadata.get("head", {"kind": "none"})
+        if head["kind"] == "none" or self.split != "test":
+            return "tuned prompt"
+        return f"{'prompt + ' if head['prompt_weight'] else ''}head {head['kind']}"
 
     def _comparison(self) -> dict[str, float | None]:
         own = {"zero-shot": self.before.accuracy, "tuned prompt": self.after.accuracy}
