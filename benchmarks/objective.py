@@ -161,21 +161,14 @@ def measure_losses(objective: Objective, repeats: int, clock: Clock) -> Row:
     count = max(2, min(GENERATION, 2000 // classes))
     points = 0.3 * np.random.default_rng(0).normal(size=(count, objective.space.dim))
     plain, pair = PlainObjective(objective), points[:2]
-    difference = float(abs(objective(pair[:1]) - plain(pair[:1]))[0])  # and warms both up
-    plain_s, ours_s, pair_s = (
-        min(times)
-        for times in zip(
-            *(
-                (
-                    seconds(lambda: plain(points[:1]), clock),
-                    seconds(lambda: objective(points), clock) / count,
-                    seconds(lambda: objective(pair), clock),
-                )
-                for _ in range(repeats)
-            ),
-            strict=True,
-        )
-    )
+    first = {}  # the first point's loss by either path
+    times = []
+    for _ in range(repeats):
+        plain_s = seconds(lambda: first.update(plain=plain(points[:1])[0]), clock)
+        pair_s = seconds(lambda: objective(pair), clock)
+        ours_s = seconds(lambda: first.update(ours=objective(points)[0]), clock) / count
+        times.append((plain_s, pair_s, ours_s))
+    plain_s, pair_s, ours_s = (min(column) for column in zip(*times, strict=True))
     rate = useful_flops(objective.space) / ours_s
     return {
         "plain_losses_per_second": 1 / plain_s,
@@ -185,7 +178,7 @@ def measure_losses(objective: Objective, repeats: int, clock: Clock) -> Row:
         "useful_gflops": rate / 1e9,
         "of_matmul": rate / matmul_rate(clock),
         "of_linear": rate / linear_rate(clock),
-        "difference": difference,
+        "difference": abs(first["ours"] - first["plain"]),
     }
 
 
@@ -262,7 +255,7 @@ def run(
             row |= measure_ranking(objective, times, clock)
             row["plain_peak_mib"] = peak_memory(count, "plain")
             row["ours_peak_mib"] = peak_memory(count, "ours")
-        rows.append(row)
+        rows.append({key: float(value) for key, value in row.items()})
     return rows
 
 
@@ -286,7 +279,9 @@ COLUMNS = {
 def print_table(rows: list[Row]) -> None:
     """The figures, one line per number of classes."""
     towers = " and ".join(TOWERS)
-    title = f"text tower of {towers}, fp32, {rows[0]['threads']} threads; ratios are plain : ours"
+    title = (
+        f"text tower of {towers}, fp32, {rows[0]['threads']:.0f} threads; ratios are plain : ours"
+    )
     table = Table(title=title)
     for heading, _ in COLUMNS.values():
         table.add_column(heading, justify="right")
