@@ -35,8 +35,8 @@ class RunReport:
     """One run from the hand-written prompt to the tuned one.
 
     `before` and `after` score the two on the same split, the latter with the head that is served
-    (without test images: without it, since it may have been fitted to them). The page is made from `to_json()` and
-    nothing else, so both always hold the same numbers.
+    (but not without test images: the head may have been fitted to what is left). The page is made
+    from `to_json()` and nothing else, so both always hold the same numbers.
     """
 
     class_names: tuple[str, ...]
