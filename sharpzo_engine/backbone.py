@@ -63,6 +63,12 @@ class Backbone:
         return self.tower.embed_dim
 
     @property
+    def image_size(self) -> int:
+        """Pixels along a side of what the image tower takes."""
+        size = self.model.visual.image_size
+        return int(size[0] if isinstance(size, tuple | list) else size)
+
+    @property
     def text_width(self) -> int:
         """Width W of the text tower."""
         return self.tower.width

@@ -61,7 +61,7 @@ class PromptConfig(_Section):
     times the rms of the context's own token embeddings where rms(w) = 1 (the rule of Black-Box
     Tuning, arXiv 2201.03514)."""
 
-    projection_scale: PositiveFloat = 4.0
+    projection_scale: PositiveFloat = 16.0
     """Factor of the `auto` rule."""
 
 
@@ -157,6 +157,10 @@ class TuningConfig(_Section):
     method: Literal["sharpzo", "cma-es", "zo", "first-order"] = "sharpzo"
     """Which stages run: both, the first alone (BBT), the second alone (MeZO), or the second alone
     with gradients by backpropagation (CoOp), which is the yardstick and not forward-only."""
+
+    training_view: Literal["centre", "random"] = "centre"
+    """What is seen of each training image: the centre crop, or one random crop and flip, drawn once
+    (as the released code does)."""
 
     numerics: Literal["corrected", "reference"] = "corrected"
     """`reference` repeats the numerical accidents of the released code (docs/method.md lists them),
@@ -316,6 +320,7 @@ _REFERENCE: dict[str, Any] = merge(
     {
         "numerics": "reference",
         "selection": "last",
+        "training_view": "random",
         "change_point": 100,
         "zo": {"mask": "none"},
     },

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -21,9 +22,12 @@ from sharpzo_engine.dataset import Example
 from sharpzo_engine.errors import DatasetError, ImageError
 from sharpzo_engine.images import decode_image
 from sharpzo_engine.parallel import map_chunks
+from sharpzo_engine.randomness import Purpose, generator
+from sharpzo_engine.views import View
 
 BATCH_SIZE = 32  # images per forward of the image tower
 
+Item = TypeVar("Item")
 OnProgress = Callable[[int, int], None]  #: (images done, images in all)
 logger = logging.getLogger(__name__)
 
@@ -50,8 +54,9 @@ def extract_features(
     *,
     cache_dir: Path | None = None,
     on_progress: OnProgress | None = None,
+    view_seed: int | None = None,
 ) -> Features:
-    """Embed every image of a split.
+    """Embed every image of a split: its centre crop, or one random view drawn from `view_seed`.
 
     Embeddings are cached under the hash of the images' bytes and the backbone's fingerprint:
     renamed files hit, changed files miss.
@@ -62,10 +67,10 @@ def extract_features(
     labels = torch.tensor([example.label for example in examples], device=backbone.device)
     if not examples:
         return Features(torch.empty(0, backbone.embed_dim, device=backbone.device), labels.long())
-    cached = cache_dir and _CacheFile.of(cache_dir, examples, backbone)
+    cached = cache_dir and _CacheFile.of(cache_dir, examples, backbone, view_seed)
     images = cached.read(len(examples), backbone.embed_dim) if cached else None
     if images is None:
-        images = _embed(examples, backbone, on_progress)
+        images = _embed(examples, backbone, on_progress, _views(len(examples), view_seed))
         if cached:
             cached.write(images)
     elif on_progress:
@@ -73,16 +78,30 @@ def extract_features(
     return Features(images.to(backbone.device), labels)
 
 
+def _views(count: int, seed: int | None) -> list[View | None]:
+    if seed is None:
+        return [None] * count
+    rng = generator(seed, Purpose.VIEWS)
+    return [View.draw(rng) for _ in range(count)]
+
+
 def _embed(
-    examples: Sequence[Example], backbone: Backbone, on_progress: OnProgress | None
+    examples: Sequence[Example],
+    backbone: Backbone,
+    on_progress: OnProgress | None,
+    views: Sequence[View | None],
 ) -> Tensor:
-    def embed(batch: Sequence[Example]) -> Tensor:
-        pixels = torch.stack([backbone.preprocess(_read(example)) for example in batch])
-        return backbone.encode_images(pixels).cpu()
+    def pixels(example: Example, view: View | None) -> Tensor:
+        image = _read(example)
+        return backbone.preprocess(view.of(image, backbone.image_size) if view else image)
+
+    def embed(batch: Sequence[tuple[Example, View | None]]) -> Tensor:
+        return backbone.encode_images(torch.stack([pixels(*item) for item in batch])).cpu()
 
     embedded: list[Tensor] = []
     done = 0
-    for images in map_chunks(embed, _batches(examples, BATCH_SIZE), backbone.device):
+    items = list(zip(examples, views, strict=True))
+    for images in map_chunks(embed, _batches(items, BATCH_SIZE), backbone.device):
         embedded.append(images)
         done += len(images)
         if on_progress:
@@ -99,9 +118,9 @@ def _read(example: Example) -> Image.Image:
         raise DatasetError(f"{example.path.name}: cannot be read ({error.strerror})") from error
 
 
-def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]
+def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 @dataclass(frozen=True)
@@ -109,8 +128,12 @@ class _CacheFile:
     path: Path
 
     @classmethod
-    def of(cls, folder: Path, examples: Iterable[Example], backbone: Backbone) -> _CacheFile:
+    def of(
+        cls, folder: Path, examples: Iterable[Example], backbone: Backbone, view_seed: int | None
+    ) -> _CacheFile:
         digest = hashlib.sha256(backbone.fingerprint.encode())
+        if view_seed is not None:
+            digest.update(f"random view {view_seed}".encode())
         for example in examples:
             digest.update(_hash_file(example.path))
         return cls(folder / f"{digest.hexdigest()}.safetensors")

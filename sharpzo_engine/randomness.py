@@ -14,6 +14,7 @@ class Purpose(IntEnum):
     PROJECTION = 0
     STAGE_1 = 1
     STAGE_2 = 2
+    VIEWS = 3
     LANDSCAPE = 9
 
 

@@ -99,7 +99,9 @@ def tune(
     cache = Path(cache_dir) if cache_dir else None
     train, validation, source = split_validation(dataset, config)
     embed = partial(extract_features, backbone=backbone, cache_dir=cache)
-    train_features = embed(train, on_progress=report.embedding("training"))
+    view_seed = config.seed if config.training_view == "random" else None
+    saying = report.embedding("training")
+    train_features = embed(train, on_progress=saying, view_seed=view_seed)
     val_features = embed(validation, on_progress=report.embedding("validation"))
     space = PromptSpace(backbone, dataset.class_names, config.prompt, config.seed)
     search = Search(
