@@ -1,4 +1,4 @@
-"""Random views: within the image, drawn from the seed alone, and told apart by the feature cache."""
+"""Random views: within the image, drawn from the seed alone, told apart by the feature cache."""
 
 from pathlib import Path
 
