@@ -61,7 +61,7 @@ class PromptConfig(_Section):
     times the rms of the context's own token embeddings where rms(w) = 1 (the rule of Black-Box
     Tuning, arXiv 2201.03514)."""
 
-    projection_scale: PositiveFloat = 16.0
+    projection_scale: PositiveFloat = 64.0
     """Factor of the `auto` rule."""
 
 
