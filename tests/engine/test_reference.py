@@ -280,7 +280,7 @@ def test_it_falls_first_and_grows_without_bound_where_the_corrected_stage_conver
         losses["corrected"].append(corrected.step(Quadratic()).loss)
         losses["released"].append(released.step(Quadratic()).loss)
     start = losses["released"][0]
-    assert min(losses["released"]) < 0.5 * start
+    assert min(losses["released"]) < 0.8 * start
     assert max(losses["released"][-100:]) > 10 * start
     assert max(losses["corrected"][-100:]) < 0.01 * start
 
