@@ -77,9 +77,9 @@ def passes_per_stage_2_step(config: TuningConfig, objective: Objective) -> float
     """Evaluations that a step of stage 2 takes on average, refreshes of the mask included."""
     if config.numerics == "reference":
         return 2 * config.zo.queries
-    if _is_gauss_newton(config, objective):
-        return 1 + config.zo.queries
     dim = objective.space.dim
+    if _is_gauss_newton(config, objective):
+        return 2 + min(config.zo.queries, dim)  # values, tangents, and a trial that succeeds
     rng = generator(config.seed, Purpose.STAGE_2)
     passes: float = _estimator(config, objective, rng).passes(dim)
     if config.zo.mask != "none":

@@ -221,12 +221,12 @@ class GaussNewton:
 
     def state(self) -> StageState:
         """Everything needed to go on."""
-        recent = np.array(self._recent).reshape(-1, self._active.size)
+        recent = np.array(self._recent).reshape(len(self._recent), self._active.size)
         return StageState(
             arrays={
                 "point": self._point,
                 "outputs": self._outputs,
-                "jacobian": self._jacobian,
+                "jacobian": self._jacobian.copy(),  # it is updated in place
                 "active": self._active,
                 "gradient": self._gradient,
                 "recent": recent,
@@ -252,7 +252,7 @@ class GaussNewton:
         if arrays["point"].shape != self._point.shape:
             raise CheckpointError("the stage-2 state belongs to another run")
         self._point, self._outputs = arrays["point"], arrays["outputs"]
-        self._jacobian, self._active = arrays["jacobian"], arrays["active"]
+        self._jacobian, self._active = arrays["jacobian"].copy(), arrays["active"]
         self._gradient, self._recent = arrays["gradient"], list(arrays["recent"])
         self._loss = math.nan if scalars["loss"] is None else float(scalars["loss"])
         self._damping = float(scalars["damping"])

@@ -138,7 +138,8 @@ class SharpCma:
     def state(self) -> StageState:
         """Everything needed to go on: arrays, and JSON-able scalars."""
         dim = self._perturbation.size
-        table = np.stack(self._fitness) if self._fitness else np.empty((0, 0))
+        # Files hold finite numbers only; the update sees these in the place of infinities anyway.
+        table = np.stack([_rankable(f) for f in self._fitness]) if self._fitness else np.empty(0)
         return StageState(
             arrays={"fitness": table, "perturbation": self._perturbation},
             scalars={"gradient_norm": self._gradient_norm, "dim": dim},

@@ -138,6 +138,29 @@ def test_a_restored_cma_goes_on_bit_for_bit(interruption: int, covariance: str) 
     assert resumed.point.tobytes() == whole.point.tobytes()
 
 
+@pytest.mark.parametrize("broken", [0.5, 1.0])
+def test_a_cma_whose_losses_were_not_numbers_has_a_finite_state_and_goes_on(broken: float) -> None:
+    """`broken` of the candidates, at least; a file of infinities would be refused."""
+
+    def half_broken(points: np.ndarray) -> np.ndarray:
+        order = points[:, 0].argsort().argsort()
+        return np.where(order < broken * len(points), np.nan, ((points - 1) ** 2).sum(1))
+
+    whole = cma(sharpness_estimator="none")
+    for step in range(8):
+        if step == 4:
+            state = whole.state()
+        whole.step(half_broken)
+    assert all(np.isfinite(array).all() for array in state.arrays.values())
+    resumed = cma(sharpness_estimator="none")
+    resumed.restore(state)
+    for _ in range(4):
+        resumed.step(half_broken)
+    for name, expected in whole.state().arrays.items():
+        assert resumed.state().arrays[name].tobytes() == expected.tobytes()
+    assert [p.tobytes() for p in resumed.candidates] == [p.tobytes() for p in whole.candidates]
+
+
 def test_the_state_of_another_space_is_refused() -> None:
     state = cma().state()
     with pytest.raises(CheckpointError):

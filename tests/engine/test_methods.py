@@ -1,0 +1,363 @@
+"""Which stages and estimators a method runs, what each pass costs, and which point comes out."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.config import PRESETS, CmaConfig, PromptConfig, TuningConfig
+from sharpzo_engine.errors import ConfigError
+from sharpzo_engine.features import Features
+from sharpzo_engine.gradients import (
+    Backpropagation,
+    CentralDifferences,
+    CoordinateGradient,
+    ForwardDerivatives,
+    RandomGradient,
+)
+from sharpzo_engine.methods import passes_per_stage_2_step, stage_1, stage_2
+from sharpzo_engine.objective import Objective
+from sharpzo_engine.prompt import PromptSpace
+from sharpzo_engine.search import Search
+from sharpzo_engine.stages.gauss_newton import GaussNewton
+from sharpzo_engine.stages.reference import ReferenceCma, ReferenceZo
+from sharpzo_engine.stages.sharp_cma import SharpCma, sharpness_estimator
+from sharpzo_engine.stages.sparse_zo import SparseZo
+from sharpzo_engine.stages.stage import Stage
+from sharpzo_engine.text_encoder import ForwardTextEncoder
+from sharpzo_engine.text_reverse import TextReverse
+from sharpzo_engine.text_tangent import TextTangent
+
+NAMES = ["cat", "red panda", "fire truck"]
+DIM = 16
+
+
+def make_objective(clip: Backbone, seed: int = 0) -> Objective:
+    generator = torch.Generator().manual_seed(seed)
+    images = functional.normalize(torch.randn(24, clip.embed_dim, generator=generator), dim=-1)
+    space = PromptSpace(clip, NAMES, PromptConfig(intrinsic_dim=DIM))
+    return Objective(space, Features(images, torch.arange(24) % len(NAMES)))
+
+
+@pytest.fixture
+def objective(clip: Backbone) -> Objective:
+    return make_objective(clip)
+
+
+class Opaque:
+    """The same black box, with nothing but losses to be had."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.space = objective.space
+        self._objective = objective
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        return self._objective(points)
+
+
+def config(preset: str = "default", **changes: Any) -> TuningConfig:
+    """A preset in small."""
+    small = {
+        "total_steps": 8,
+        "change_point": 3,
+        "prompt": {"intrinsic_dim": DIM},
+        "cma": {"population_size": 6},
+        "zo": {"queries": 2, "prune_interval": 2},
+    }
+    for key, value in changes.items():
+        small[key] = {**small[key], **value} if isinstance(small.get(key), dict) else value  # type: ignore[dict-item]
+    return TuningConfig.parse(small, preset)
+
+
+def begin(config: TuningConfig, objective: Any) -> Any:
+    return stage_2(config, objective, np.zeros(DIM), 10)
+
+
+# --- which stage, which estimator
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({}, GaussNewton),
+        ({"estimator": "rge"}, GaussNewton),
+        ({"optimizer": "gauss-newton"}, GaussNewton),
+        ({"mask": "gradient"}, SparseZo),
+        ({"optimizer": "adam"}, SparseZo),
+        ({"optimizer": "sgd"}, SparseZo),
+    ],
+)
+def test_stage_2_is_gauss_newton_unless_something_else_was_asked_for(
+    objective: Objective, options: dict[str, str], kind: type
+) -> None:
+    assert type(begin(config(zo=options), objective)) is kind
+
+
+def test_a_black_box_that_shows_nothing_is_followed_by_adam_on_differences(
+    objective: Objective,
+) -> None:
+    stage = begin(config(), Opaque(objective))
+    assert type(stage) is SparseZo
+    assert stage._estimator.slopes == CentralDifferences(1e-3)
+    stage.step(Opaque(objective))
+    moved = np.abs(stage.point)
+    np.testing.assert_allclose(moved, 0.1, rtol=1e-3)  # Adam's first step is eta everywhere
+
+
+@pytest.mark.parametrize("option", [{"optimizer": "gauss-newton"}, {"estimator": "jvp"}])
+def test_what_a_black_box_does_not_show_is_refused(
+    objective: Objective, option: dict[str, str]
+) -> None:
+    opaque = Opaque(objective)
+    with pytest.raises(ConfigError, match="needs an objective"):
+        begin(config(zo=option), opaque).step(opaque)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "slopes", "mask_slopes"),
+    [
+        ("auto", ForwardDerivatives(), ForwardDerivatives()),
+        ("jvp", ForwardDerivatives(), ForwardDerivatives()),
+        ("rge", CentralDifferences(0.02), CentralDifferences(0.03)),
+    ],
+)
+def test_the_estimator_decides_how_slopes_are_found(
+    objective: Objective, estimator: str, slopes: object, mask_slopes: object
+) -> None:
+    zo = {"optimizer": "adam", "estimator": estimator, "rge_step": 0.02, "mask_step": 0.03}
+    stage = begin(config(zo=zo), objective)
+    assert isinstance(stage._estimator, RandomGradient)
+    assert (stage._estimator.slopes, stage._estimator.queries) == (slopes, 2)
+    assert stage._estimator.law == "orthogonal"
+    assert stage._mask_estimator == CoordinateGradient(mask_slopes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer", ["auto", "gauss-newton", "adam", "sgd"])
+def test_first_order_backpropagates_whatever_the_optimizer(
+    objective: Objective, optimizer: str
+) -> None:
+    stage = begin(config(method="first-order", zo={"optimizer": optimizer}), objective)
+    assert type(stage) is SparseZo
+    assert stage._estimator == stage._mask_estimator == Backpropagation()
+
+
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [
+        ("none", None),
+        ("zo", CoordinateGradient(CentralDifferences(0.02))),
+        ("jvp", CoordinateGradient(ForwardDerivatives())),
+        ("fo", Backpropagation()),
+    ],
+)
+def test_the_sharpness_estimator_is_the_one_named(name: str, estimator: object) -> None:
+    cma = CmaConfig.model_validate({"sharpness_estimator": name, "cge_step": 0.02})
+    assert sharpness_estimator(cma) == estimator
+    assert sharpness_estimator(cma.model_copy(update={"rho": 0.0})) is None
+
+
+def test_reference_numerics_run_the_reference_stages(objective: Objective) -> None:
+    settings = config("reference")
+    first = stage_1(settings, objective)
+    assert type(first) is ReferenceCma
+    first.step(objective)
+    second = stage_2(settings, objective, first.point, 10, first)
+    assert type(second) is ReferenceZo
+    seeded = second.state().arrays["sum"]
+    np.testing.assert_array_equal(seeded, np.tile(first.gradient, (6, 1)))
+
+
+def test_reference_stage_2_alone_starts_from_an_empty_sum(objective: Objective) -> None:
+    second = begin(config("reference", method="zo"), objective)
+    assert type(second) is ReferenceZo
+    np.testing.assert_array_equal(second.state().arrays["sum"], np.zeros((6, DIM)))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_only_the_reference_preset_repeats_accidents(objective: Objective, preset: str) -> None:
+    settings = config(preset)
+    kinds = type(stage_1(settings, objective)), type(begin(settings, objective))
+    plain = GaussNewton if preset in ("default", "fast") else SparseZo
+    assert kinds == ((ReferenceCma, ReferenceZo) if preset == "reference" else (SharpCma, plain))
+
+
+@pytest.mark.parametrize("name", ["jvp", "fo"])
+def test_exact_sharpness_is_the_direction_of_finite_differences(
+    objective: Objective, name: str
+) -> None:
+    perturbations = []
+    for estimator in ("zo", name):
+        cma = {"sharpness_estimator": estimator, "cge_step": 1e-2, "rho": 0.3}
+        stage = stage_1(config(cma=cma), objective)
+        stage.step(objective)
+        perturbations.append(stage.state().arrays["perturbation"])
+    assert np.linalg.norm(perturbations[0]) == pytest.approx(0.3, rel=1e-6)
+    np.testing.assert_allclose(perturbations[1], perturbations[0], atol=0.3 * 2e-3)
+
+
+# --- the bill
+
+
+class Counted:
+    """Evaluations as the text tower sees them, whoever asks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.forward = self.backward = 0
+        self._count(monkeypatch, ForwardTextEncoder, "encode", len)
+        self._count(monkeypatch, TextTangent, "slopes", len)
+        self._count(monkeypatch, TextTangent, "products", len)
+        self._count(monkeypatch, TextTangent, "__init__", lambda _: 1)
+        self._count(monkeypatch, TextReverse, "__init__", lambda _: 1)
+        original = TextReverse.pull_back
+
+        def pull_back(reverse: TextReverse, cotangent: torch.Tensor) -> torch.Tensor:
+            self.backward += 1
+            return original(reverse, cotangent)
+
+        monkeypatch.setattr(TextReverse, "pull_back", pull_back)
+
+    def _count(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        owner: type,
+        name: str,
+        cost: Callable[[Any], int],
+    ) -> None:
+        original = getattr(owner, name)
+
+        def spy(one: Any, first: Any, *rest: Any) -> Any:
+            self.forward += cost(first)
+            return original(one, first, *rest)
+
+        monkeypatch.setattr(owner, name, spy)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
+    return Counted(monkeypatch)  # type: ignore[return-value]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "masked adam": {"zo": {"mask": "gradient"}},
+    "masked differences": {"zo": {"mask": "z-score", "estimator": "rge"}},
+    "first-order": {"method": "first-order"},
+    "masked first-order": {"method": "first-order", "zo": {"mask": "gradient"}},
+    "jvp sharpness": {"cma": {"sharpness_estimator": "jvp", "sharpness_interval": 2}},
+    "fo sharpness": {"cma": {"sharpness_estimator": "fo"}},
+    "cma-es": {"method": "cma-es"},
+    "gauss-newton alone": {"method": "zo"},
+}
+RUNS = [(preset, {}) for preset in PRESETS] + [("default", v) for v in VARIANTS.values()]
+
+
+def run(clip: Backbone, settings: TuningConfig) -> Search:
+    search = Search(settings, make_objective(clip), make_objective(clip, seed=1))
+    search.run(None, 1e9)
+    return search
+
+
+@pytest.mark.parametrize(("preset", "changes"), RUNS, ids=[*PRESETS, *VARIANTS])
+def test_the_counter_is_the_number_of_evaluations(
+    clip: Backbone, counted: Counted, preset: str, changes: dict[str, Any]
+) -> None:
+    search = run(clip, config(preset, **changes))
+    assert len(search.history) == 8
+    assert search.forward_passes == counted.forward
+    assert search._objective.backward_passes == counted.backward
+
+
+@pytest.mark.parametrize(("preset", "changes"), RUNS, ids=[*PRESETS, *VARIANTS])
+def test_a_step_never_takes_more_passes_than_it_announces(
+    objective: Objective, preset: str, changes: dict[str, Any]
+) -> None:
+    settings = config(preset, **changes)
+    stages: list[Stage] = [stage_1(settings, objective), begin(settings, objective)]
+    for stage in stages:
+        for _ in range(5):
+            announced, before = stage.passes_per_step, objective.forward_passes
+            stage.step(objective)
+            spent = objective.forward_passes - before
+            assert spent <= announced
+            assert isinstance(stage, GaussNewton) or spent == announced
+
+
+def test_backpropagation_counts_one_pass_each_way(objective: Objective) -> None:
+    stage = begin(config(method="first-order"), objective)
+    for step in range(1, 4):
+        stage.step(objective)
+        assert (objective.forward_passes, objective.backward_passes) == (step, step)
+
+
+def test_forward_only_methods_never_go_backwards(clip: Backbone, counted: Counted) -> None:
+    run(clip, config())
+    assert counted.backward == 0
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("default", {"zo": {"queries": DIM}}),
+        ("default", {"zo": {"queries": 3 * DIM}}),
+        ("default", {"zo": {"optimizer": "adam"}}),
+        ("default", {"zo": {"mask": "gradient"}}),
+        ("default", {"zo": {"mask": "z-score", "estimator": "rge"}}),
+        ("default", {"method": "first-order", "zo": {"mask": "gradient"}}),
+        ("reference", {}),
+    ],
+)
+def test_a_step_of_stage_2_is_expected_to_cost_what_it_does(
+    objective: Objective, preset: str, changes: dict[str, Any]
+) -> None:
+    settings = config(preset, **changes)
+    stage = begin(settings, objective)
+    stage.step(objective)
+    stage.step(objective)
+    before = objective.forward_passes
+    for _ in range(4):
+        stage.step(objective)
+    expected = passes_per_stage_2_step(settings, objective)
+    assert (objective.forward_passes - before) / 4 == expected
+
+
+# --- which point comes out
+
+
+def test_the_best_validated_point_comes_out(clip: Backbone) -> None:
+    search = run(clip, config())
+    losses = [record.val_loss for record in search.history if record.val_loss is not None]
+    validation = make_objective(clip, seed=1)
+    assert validation(search.best.point)[0] == pytest.approx(search.best.score.loss, rel=1e-6)
+    assert search.best.score.loss <= min(losses)
+
+
+@pytest.mark.parametrize("preset", ["default", "reference"])
+def test_the_last_point_comes_out_where_that_was_asked_for(clip: Backbone, preset: str) -> None:
+    search = run(clip, config(preset, selection="last"))
+    np.testing.assert_array_equal(search.best.point, search._stage.point)
+    assert search.best.point.any()
+
+
+def change_of_stages(clip: Backbone, settings: TuningConfig) -> tuple[Stage, Search]:
+    """The stage that has ended, and the search before the first step of the next."""
+    search = Search(settings, make_objective(clip), make_objective(clip, seed=1))
+    ended = search._stage
+    while search.phase == "stage1":
+        search._advance()
+    return ended, search
+
+
+def test_stage_2_starts_from_the_best_validated_point(clip: Backbone) -> None:
+    ended, search = change_of_stages(clip, config(change_point=6))
+    np.testing.assert_array_equal(search._stage.point, search.best.point)
+    assert (search.best.point != ended.point).any()
+
+
+def test_stage_2_of_the_reference_starts_from_the_unscored_mean(clip: Backbone) -> None:
+    settings = config("reference", selection="best", change_point=6)
+    ended, search = change_of_stages(clip, settings)
+    np.testing.assert_array_equal(search._stage.point, ended.point)
+    assert (search.best.point != ended.point).any()
