@@ -353,6 +353,22 @@ def test_the_score_is_w_squared_times_the_z_score_of_g_squared() -> None:
     assert list(prune_mask(point, gradient, 0.5, "z-score")) == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.8])
+def test_the_z_score_is_that_of_squares_and_weighs_by_squares(ratio: float) -> None:
+    """Neither z(|g|) nor w z(g^2) keeps the same coordinates; both signs of w occur."""
+    rng = np.random.default_rng(3)
+    point, gradient = rng.normal(size=60), rng.normal(size=60)
+
+    def kept(weights: np.ndarray, values: np.ndarray) -> set[int]:
+        scores = weights * (values - values.mean()) / values.std()
+        return set(np.argsort(scores)[::-1][: int(ratio * 60)].tolist())
+
+    mask = prune_mask(point, gradient, ratio, "z-score")
+    assert set(np.flatnonzero(mask)) == kept(point**2, gradient**2)
+    assert kept(point**2, gradient**2) != kept(point**2, np.abs(gradient))
+    assert kept(point**2, gradient**2) != kept(point, gradient**2)
+
+
 def test_equal_gradients_leave_the_choice_to_the_weights() -> None:
     mask = prune_mask(np.array([0.1, -3.0, 2.0, 0.2]), np.ones(4), 0.5, "z-score")
     assert list(mask) == [0, 1, 1, 0]
