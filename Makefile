@@ -44,7 +44,7 @@ bench: $(STAMP) ## run every benchmark in its short form (at most 10 minutes on 
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
 bench-full: $(STAMP) ## measure the figures that the documentation states (hours)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks --full --resume --markdown benchmarks/results/full.md
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks --full --markdown benchmarks/results/full.md
 
 clean: ## remove caches and build output, not the virtual environment
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

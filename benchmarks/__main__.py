@@ -1,6 +1,7 @@
 """All benchmarks in one run.
 
-    python -m benchmarks [--full] [--dataset PATH --backbone SPEC] [--json FILE] [--markdown FILE]
+    python -m benchmarks [--full] [--dataset PATH --backbone SPEC] [--sections ...]
+                         [--json FILE] [--markdown FILE] [--resume]
 
 The short form takes at most ten minutes on two cores: it shows that everything runs and roughly
 what comes out; what the documentation states is of `--full`, which takes hours. Without a dataset
@@ -16,18 +17,20 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from benchmarks import ablation, accuracy, memory, objective, time_to_accuracy
+from benchmarks import ablation, accuracy, memory, time_to_accuracy
 from benchmarks.output import RESULTS, Row, Table, machine_facts, to_markdown, write_json
 from benchmarks.results import Results
 from benchmarks.setting import Setting
 from sharpzo_cli.demo.digits import write_digits
+
+SECTIONS = ("objective", "memory", "accuracy", "time_to_accuracy", "ablation")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Budget:
     ablation_passes: int
     ablation_seeds: tuple[int, ...]
     variants: tuple[str, ...]
-    plain_passes: int
+    plain_passes: int  #: that the plain text path is timed on
+    shots: int = 16
 
 
 FULL = Budget(
@@ -93,6 +97,8 @@ def find_photos(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
 
 def measure_objective(budget: Budget) -> Section:
     """The hot path."""
+    from benchmarks import objective
+
     rows = objective.run(short=budget.short_objective)
     header = [heading for heading, _ in objective.COLUMNS.values()]
     lines = [
@@ -136,17 +142,22 @@ def measure_ablation(
 
 
 def measure_all(
-    budget: Budget, setting: Setting, parts: Path, *, resume: bool = False
+    budget: Budget, setting: Setting, parts: Path, sections: Sequence[str], *, resume: bool
 ) -> Iterator[tuple[str, Section]]:
-    """Every benchmark with its name; those on photos keep what they have in `parts`."""
-    yield "objective", measure_objective(budget)
-    yield "memory", measure_memory(budget)
-    long = replace(setting, seeds=budget.seeds, passes=budget.passes)
-    yield "accuracy", measure_accuracy(long, parts, resume=resume)
-    long = replace(long, seeds=budget.seeds_of_time)
-    yield "time to accuracy", measure_time(long, parts, budget.plain_passes, resume=resume)
+    """The sections with their names; those on photos keep what they have in `parts`."""
+    large = replace(setting, seeds=budget.seeds, passes=budget.passes)
+    few = replace(large, seeds=budget.seeds_of_time)
     less = replace(setting, seeds=budget.ablation_seeds, passes=budget.ablation_passes)
-    yield "ablation", measure_ablation(less, parts, budget.variants, resume=resume)
+    plain_passes, variants = budget.plain_passes, budget.variants
+    measures: dict[str, Callable[[], Section]] = {
+        "objective": lambda: measure_objective(budget),
+        "memory": lambda: measure_memory(budget),
+        "accuracy": lambda: measure_accuracy(large, parts, resume=resume),
+        "time_to_accuracy": lambda: measure_time(few, parts, plain_passes, resume=resume),
+        "ablation": lambda: measure_ablation(less, parts, variants, resume=resume),
+    }
+    for name in sections:
+        yield name, measures[name]()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -157,6 +168,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--full", action="store_true", help="full budgets and all seeds")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--backbone")
     parser.add_argument("--pretrained")
@@ -175,10 +187,12 @@ def main(arguments: Sequence[str] | None = None, budget: Budget | None = None) -
     found: dict[str, list[Row]] = {}
     tables: list[Table] = []
     with find_photos(options) as (folder, backbone), TemporaryDirectory() as cache:
-        setting = Setting(folder, backbone, options.pretrained, options.cache or Path(cache))
+        setting = Setting(
+            folder, backbone, options.pretrained, options.cache or Path(cache), budget.shots
+        )
         began = time.monotonic()
         for name, section in measure_all(
-            budget, setting, path.parent / path.stem, resume=options.resume
+            budget, setting, path.parent / path.stem, options.sections, resume=options.resume
         ):
             found[name] = section.rows
             tables += section.tables
