@@ -24,6 +24,7 @@ from sharpzo_engine.methods import (
 from sharpzo_engine.objective import Objective, Score
 from sharpzo_engine.parallel import numpy_on_one_thread
 from sharpzo_engine.progress import OnStep, Phase, Progress
+from sharpzo_engine.prompt import PromptSpace
 from sharpzo_engine.stages.stage import Stage, StageState, StepOutcome
 
 Array = NDArray[np.float64]
@@ -73,6 +74,11 @@ class Search:
         self.start = self.best.score
         self._best_rank = _rank(self.start)
         self._stage: Stage = self._first_stage()
+
+    @property
+    def space(self) -> PromptSpace:
+        """The space that is searched."""
+        return self._objective.space
 
     @property
     def forward_passes(self) -> int:

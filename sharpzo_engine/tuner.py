@@ -4,64 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-
-import sharpzo_engine
-from sharpzo_engine.artifact import Stacked, TunedPrompt
 from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.checkpoint import CheckpointFolder
-from sharpzo_engine.classifier import evaluate
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.dataset import Dataset, Example, few_shot, group_by_label
 from sharpzo_engine.errors import DatasetError
 from sharpzo_engine.features import Features, OnProgress, extract_features
-from sharpzo_engine.heads import CPU, LinearHead
 from sharpzo_engine.history import StepRecord
-from sharpzo_engine.landscape import Pace, survey
 from sharpzo_engine.objective import Objective
+from sharpzo_engine.outcome import FinishedSearch, Metrics, TuneResult, conclude, fit_head
 from sharpzo_engine.progress import OnStep, Phase, Progress
-from sharpzo_engine.prompt import Array, PromptSpace
-from sharpzo_engine.randomness import Purpose, generator
-from sharpzo_engine.report import RunReport
+from sharpzo_engine.prompt import PromptSpace
 from sharpzo_engine.search import Search
-from sharpzo_engine.stacking import (
-    HEAD_ALONE,
-    PROMPT,
-    TIP_ADAPTER,
-    ZERO_SHOT,
-    Material,
-    Stacking,
-    accuracy,
-    stack_heads,
-)
 
-__all__ = ["Progress", "StepRecord", "TuneResult", "tune"]
+__all__ = ["Metrics", "Progress", "StepRecord", "TuneResult", "tune"]
 
 CHECKPOINT_SECONDS = 10.0
 MAX_HOLDOUT = 4  # images per class held out of the shots for validation
-
-Metrics = dict[str, float | int | None]
-
-
-@dataclass(frozen=True)
-class TuneResult:
-    """A tuned prompt, what it scores, and how the run went."""
-
-    prompt: TunedPrompt
-    metrics: Metrics  #: accuracies are fractions
-    history: tuple[StepRecord, ...]
-    stopped_by: str  #: "completed", "max_forward_passes" or "max_seconds"
-    validation_source: str  #: "official", "holdout" or "training", see `split_validation`
-    comparison: Mapping[str, float]  #: accuracy of everything that could have been served
-    comparison_split: str  #: "test"; without test images "validation", and without those "training"
-    report: RunReport  #: all of this as JSON and as an HTML page
 
 
 def tune(
@@ -110,27 +72,15 @@ def tune(
     checkpoints = _checkpoints(checkpoint_dir, config, space, train_features, val_features)
     if resume and checkpoints and (snapshot := checkpoints.load()):
         search.restore(snapshot)
-    point = search.run(checkpoints, checkpoint_seconds)
-    report.phase = "evaluating"
-    report.search = search
+    search.run(checkpoints, checkpoint_seconds)
+    report.phase, report.search = "evaluating", search
+    about = {"name": dataset.name, "shots": dataset.shots or config.shots}
+    finished = FinishedSearch(config, search, about, train_features, val_features, source)
     report.say("fitting the head")
-    material = _material(space, point, train_features, val_features, source)
-    stacking = stack_heads(config.head, material)
+    stacking = fit_head(finished)
     test_features = embed(dataset.test, on_progress=report.embedding("test"))
-    comparison, split = _compare(config, material, stacking, test_features.to(CPU))
-    served = accuracy(stacking.served.head, test_features.to(CPU)) if split == "test" else None
-    metrics = _metrics(search, comparison, served, len(test_features), len(val_features))
-    origin = {
-        "dataset": {"name": dataset.name, "shots": dataset.shots or config.shots},
-        "validation_source": source,
-        "stopped_by": search.stopped_by,
-    }
-    prompt = _to_prompt(space, point, config, stacking, metrics, origin)
-    scored = test_features if len(test_features) else val_features
-    run = _run_report(search, prompt, Objective(space, train_features), scored, report)
-    run = replace(run, comparison=comparison)
-    history, stopped_by = run.history, search.stopped_by
-    return TuneResult(prompt, metrics, history, stopped_by, source, comparison, split, run)
+    on_row = report.counting("surveying the loss landscape: row")
+    return conclude(finished, stacking, test_features, on_row)
 
 
 def split_validation(
@@ -215,111 +165,3 @@ def _checkpoints(
         digest.update(split.images.cpu().numpy().tobytes())
         digest.update(split.labels.cpu().numpy().tobytes())
     return CheckpointFolder(Path(folder), digest.hexdigest())
-
-
-def _material(
-    space: PromptSpace, point: Array, train: Features, validation: Features, source: str
-) -> Material:
-    """What a head is fitted to and chosen on; test images are no part of it."""
-    embeddings = space.class_embeddings(np.stack([space.origin, point])).cpu()
-    zero_shot, tuned = (
-        LinearHead(space.backbone.logit_scale * rows, torch.zeros(len(rows))) for rows in embeddings
-    )
-    return Material(train.to(CPU), validation.to(CPU), source, tuned, zero_shot)
-
-
-def _compare(
-    config: TuningConfig, material: Material, stacking: Stacking, test: Features
-) -> tuple[dict[str, float], str]:
-    """Accuracies of all that could be served, and the split that they were measured on.
-
-    Without test images heads are measured on validation images that they were not fitted to.
-    """
-    compared, split = test, "test"
-    if not len(test):
-        compared = material.validation
-        split = "training" if material.source == "training" else "validation"
-        if material.source == "holdout":
-            stacking = stack_heads(config.head, replace(material, source="official"))
-    return {name: accuracy(head, compared) for name, head in stacking.rows.items()}, split
-
-
-def _metrics(
-    search: Search,
-    comparison: Mapping[str, float],
-    served: float | None,
-    test_images: int,
-    validation_images: int,
-) -> Metrics:
-    """What the run reached; test accuracies are None where there are no test images."""
-    tested: Mapping[str, float] = comparison if test_images else {}
-    return {
-        "zero_shot_accuracy": tested.get(ZERO_SHOT, search.start.accuracy),
-        "test_accuracy": served,
-        "prompt_test_accuracy": tested.get(PROMPT),
-        "head_test_accuracy": tested.get(HEAD_ALONE),
-        "tip_adapter_test_accuracy": tested.get(TIP_ADAPTER),
-        "val_accuracy": search.best.score.accuracy,
-        "val_loss": search.best.score.loss,
-        "zero_shot_val_accuracy": search.start.accuracy,
-        "loss": search.training_loss,
-        "forward_passes": search.forward_passes,
-        "seconds": search.seconds,
-        "steps": len(search.history),
-        "test_images": test_images,
-        "validation_images": validation_images,
-    }
-
-
-def _run_report(
-    search: Search,
-    prompt: TunedPrompt,
-    objective: Objective,
-    scored: Features,
-    report: _Reporter,
-) -> RunReport:
-    """The report of a finished search; `objective` is its own: those passes are not billed."""
-    space, point = objective.space, search.best.point
-    zero_shot, tuned = space.class_embeddings(np.stack([space.origin, point]))
-    before = evaluate(zero_shot, scored, space.class_names)
-    after = evaluate(tuned, scored, space.class_names)
-    if prompt.metadata["metrics"]["test_images"]:
-        # What is served; a head may have been fitted to any other images than those of the test.
-        weights = torch.from_numpy(prompt.weights)
-        after = evaluate(weights, scored, space.class_names, torch.from_numpy(prompt.bias))
-    history = tuple(search.history)
-    pace = Pace(history[-1].seconds, history[-1].forward_passes) if history else Pace(0.0, 0)
-    rng = generator(prompt.metadata["config"]["seed"], Purpose.LANDSCAPE)
-    on_row = report.counting("surveying the loss landscape: row")
-    landscape = survey(objective, space.origin, point, rng, pace, on_row)
-    return RunReport(space.class_names, prompt.metadata, history, before, after, landscape)
-
-
-def _to_prompt(
-    space: PromptSpace,
-    point: Array,
-    config: TuningConfig,
-    stacking: Stacking,
-    metrics: Metrics,
-    origin: Mapping[str, object],
-) -> TunedPrompt:
-    served = stacking.served
-    matrix = Stacked(served.head.weights.numpy(), served.head.bias.numpy())
-    return TunedPrompt(
-        class_names=space.class_names,
-        class_embeddings=space.class_embeddings(point[None])[0].cpu().numpy(),
-        context=space.context(point[None])[0].cpu().numpy(),
-        logit_scale=space.backbone.logit_scale,
-        metadata={
-            "backbone": space.backbone.describe(),
-            "config": config.model_dump(mode="json"),
-            "metrics": metrics,
-            "head": served.describe(),
-            **origin,
-            "point": point.tolist(),
-            "projection_sha256": space.projection_sha256,
-            "engine_version": sharpzo_engine.__version__,
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-        stacked=None if served.kind == "none" else matrix,
-    )

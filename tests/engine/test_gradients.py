@@ -188,3 +188,43 @@ def test_whole_gradients_respect_the_mask(estimator: GradientEstimator) -> None:
 def test_what_an_objective_does_not_offer_is_refused(estimator: GradientEstimator) -> None:
     with pytest.raises(ConfigError, match="needs an objective"):
         estimator(Quadratic(), np.ones(DIM))
+
+
+def test_orthogonal_directions_do_not_lean_to_one_side() -> None:
+    """QR alone has signs of its own: its first vectors would point against their coordinate."""
+    rng = np.random.default_rng(6)
+    first = [draw_directions(1, 2, rng, "orthogonal")[0, 0] for _ in range(400)]
+    assert abs(np.mean(first)) < 0.25
+    normal = np.random.default_rng(7).standard_normal((1, DIM))
+    (direction,) = draw_directions(1, DIM, np.random.default_rng(7), "orthogonal")
+    np.testing.assert_allclose(direction, normal[0] * np.sqrt(DIM) / np.linalg.norm(normal))
+
+
+def test_the_loss_of_a_whole_gradient_is_the_mean_over_its_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gradients, "DIRECTIONS_PER_CALL", DIM // 2)
+    objective, step = Quadratic(), 0.5
+    estimate = CoordinateGradient(CentralDifferences(step))(objective, CENTRE)
+    assert estimate.loss == pytest.approx(0.5 * step**2 * CURVATURE.mean(), rel=1e-9)
+
+
+class Overflowing(Differentiable):
+    def true_gradient(self, point: np.ndarray) -> np.ndarray:
+        gradient = super().true_gradient(point)
+        gradient[2] = np.nan
+        return gradient
+
+    def directional_derivatives(
+        self, point: np.ndarray, directions: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        slopes = directions @ Quadratic.true_gradient(self, point)
+        return 0.0, np.where(directions[:, 2] != 0, np.inf, slopes)
+
+
+@pytest.mark.parametrize("estimator", [CoordinateGradient(EXACT), Backpropagation()])
+def test_an_exact_slope_that_overflows_counts_as_flat(estimator: GradientEstimator) -> None:
+    gradient = estimator(Overflowing(), np.ones(DIM)).gradient
+    expected = Quadratic().true_gradient(np.ones(DIM))
+    expected[2] = 0
+    np.testing.assert_allclose(gradient, expected)

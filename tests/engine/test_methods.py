@@ -39,7 +39,9 @@ DIM = 16
 def make_objective(clip: Backbone, seed: int = 0) -> Objective:
     generator = torch.Generator().manual_seed(seed)
     images = functional.normalize(torch.randn(24, clip.embed_dim, generator=generator), dim=-1)
-    space = PromptSpace(clip, NAMES, PromptConfig(intrinsic_dim=DIM))
+    # A scale at which finite differences are exact enough to be compared, and every trial is taken.
+    prompt = PromptConfig(intrinsic_dim=DIM, projection_scale=4.0)
+    space = PromptSpace(clip, NAMES, prompt)
     return Objective(space, Features(images, torch.arange(24) % len(NAMES)))
 
 

@@ -122,6 +122,62 @@ def test_stage_1_leaves_the_global_generator_alone() -> None:
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
+def test_the_loss_of_a_generation_is_its_lowest() -> None:
+    stage, sphere = cma(sharpness_estimator="none"), Sphere()
+    assert stage.step(sphere).loss == Sphere()(sphere.calls[-1]).min()
+
+
+def test_worth_validating_are_first_the_mean_then_the_best_candidate() -> None:
+    stage, sphere = cma(sharpness_estimator="none"), Sphere()
+    for _ in range(3):
+        stage.step(sphere)
+        mean, best = stage.candidates
+        np.testing.assert_array_equal(mean, stage.point)
+        candidates = sphere.calls[-1]
+        np.testing.assert_array_equal(best, candidates[Sphere()(candidates).argmin()])
+
+
+def test_a_cheaper_black_box_ranks_and_the_gradient_is_not_its_business() -> None:
+    values = {"population_size": 12, "sharpness_estimator": "zo"}
+    cheap, exact = Sphere(), Sphere()
+    rng = np.random.default_rng(0)
+    stage = SharpCma(CmaConfig.model_validate(values), np.zeros(DIM), rng, ranking=cheap)
+    stage.step(exact)
+    assert (cheap.evaluations, exact.evaluations) == (12, 2 * DIM)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_only_the_full_covariance_learns_how_coordinates_go_together(covariance: str) -> None:
+    def valley(points: np.ndarray) -> np.ndarray:
+        return points.sum(1) ** 2 + 0.01 * (points**2).sum(1)
+
+    stage = cma(covariance=covariance, sharpness_estimator="none")
+    for _ in range(40):
+        stage.step(valley)
+    learnt = np.array(stage._strategy.sm.covariance_matrix)
+    between = learnt[~np.eye(DIM, dtype=bool)] if learnt.ndim == 2 else np.zeros(1)
+    assert between.any() == (covariance == "full")
+
+
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+def test_no_candidate_leaves_the_box(side: float) -> None:
+    sphere = Sphere()
+    stage = cma(bound=0.5, sigma=1.0, sharpness_estimator="none")
+    for _ in range(10):
+        stage.step(lambda points: sphere(side * points))
+    reached = side * np.concatenate(sphere.calls)
+    assert np.abs(reached).max() <= 0.5
+    assert (side * reached).max() > 0.45
+
+
+def test_the_sharpness_of_a_direction_in_use_survives_a_restore() -> None:
+    whole = cma(sharpness_interval=4)
+    whole.step(Sphere())
+    resumed = cma(sharpness_interval=4)
+    resumed.restore(whole.state())
+    assert resumed.step(Sphere()).sharpness == whole.step(Sphere()).sharpness != 0
+
+
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 @pytest.mark.parametrize("interruption", [0, 1, 7, 20])
 def test_a_restored_cma_goes_on_bit_for_bit(interruption: int, covariance: str) -> None:
