@@ -1,125 +1,135 @@
 """What each default is worth: the prompt at equal forward passes, one choice changed at a time.
 
-python -m benchmarks.ablation PHOTOS --backbone local-dir:PATH [--passes 10000] [--seeds 1 2 3]
+    python -m benchmarks.ablation PHOTOS --backbone SPEC [--variants ...] [--seeds 1 2 3]
+                                  [--passes 10000] [--json FILE] [--resume]
 
-Prints a table; `--json FILE` writes the numbers.
+No heads. Variants that equal the default are left out, so that the list may name every value.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks.output import RESULTS, Row, Table, mean_and_deviation, percent
+from benchmarks.results import Results
+from benchmarks.setting import Setting, make_parser, setting_of
+from sharpzo_engine import TuningConfig
 
-from sharpzo_engine import TuneResult, TuningConfig, load_backbone, load_dataset, tune
-from sharpzo_engine.backbone import Backbone
+SEEDS = (1, 2, 3)
+PASSES = 10_000
+DEFAULT, PAPER = "default", "paper"
 
-#: Name -> (preset, values laid over it).
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "default": ("default", {}),
-    "sharpness": ("default", {"cma": {"sharpness_estimator": "zo"}}),
-    "sharpness every 10": (
-        "default",
-        {"cma": {"sharpness_estimator": "zo", "sharpness_interval": 10}},
-    ),
-    "full covariance": ("default", {"cma": {"covariance": "full"}}),
-    "stage 1 alone": ("default", {"method": "cma-es"}),
-    "stage 2 alone": ("default", {"method": "zo"}),
-    "step size 0.03": ("default", {"zo": {"learning_rate": 0.03}}),
-    "1 direction": ("default", {"zo": {"queries": 1}}),
-    "normal directions": ("default", {"zo": {"directions": "gaussian"}}),
-    "constant step size": ("default", {"zo": {"schedule": "constant"}}),
-    "mask": ("default", {"zo": {"mask": "gradient"}}),
-    "normal projection": ("default", {"prompt": {"projection": "gaussian"}}),
-    "projection scale 1": ("default", {"prompt": {"projection_scale": 1.0}}),
-    "projection scale 16": ("default", {"prompt": {"projection_scale": 16.0}}),
-    "paper": ("paper", {}),
+#: Name -> what is laid over the default preset.
+CHOICES: dict[str, dict[str, Any]] = {
+    "stage 1 alone": {"method": "cma-es"},
+    "stage 2 alone (change point 0)": {"change_point": 0},
+    **{f"change point {after}": {"change_point": after} for after in (20, 100)},
+    "sharpness zo": {"cma": {"sharpness_estimator": "zo"}},
+    "sharpness zo, every 10": {"cma": {"sharpness_estimator": "zo", "sharpness_interval": 10}},
+    "step size by tpa": {"cma": {"step_size_adaptation": "tpa"}},
+    "full covariance": {"cma": {"covariance": "full"}},
+    "box of 5": {"cma": {"bound": 5.0}},
+    "ranking in bfloat16": {"cma": {"ranking_precision": "bfloat16"}},
+    **{f"{count} directions": {"zo": {"queries": count}} for count in (8, 16, 32)},
+    **{f"memory {steps}": {"zo": {"memory": steps}} for steps in (0, 4, 8)},
+    "adam, jvp": {"zo": {"optimizer": "adam", "estimator": "jvp"}},
+    "adam, rge": {"zo": {"optimizer": "adam", "estimator": "rge"}},
+    "adam, 1 direction": {"zo": {"optimizer": "adam", "queries": 1}},
+    "adam, normal directions": {"zo": {"optimizer": "adam", "directions": "gaussian"}},
+    "adam, constant step": {"zo": {"optimizer": "adam", "schedule": "constant"}},
+    "adam, mask by gradient": {"zo": {"optimizer": "adam", "mask": "gradient"}},
+    "adam, mask by z-score": {"zo": {"optimizer": "adam", "mask": "z-score"}},
+    "sgd, jvp": {"zo": {"optimizer": "sgd", "estimator": "jvp"}},
+    "sgd, rge": {"zo": {"optimizer": "sgd", "estimator": "rge"}},
+    "normal projection": {"prompt": {"projection": "gaussian"}},
+    **{
+        f"projection scale {scale:g}": {"prompt": {"projection_scale": scale}}
+        for scale in (1.0, 4.0, 16.0, 64.0)
+    },
+}
+VARIANTS: Mapping[str, dict[str, Any]] = {
+    DEFAULT: {},
+    **{
+        name: values
+        for name, values in CHOICES.items()
+        if TuningConfig.parse(values) != TuningConfig()
+    },
+    PAPER: {},
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One variant over all seeds; accuracies are fractions."""
+def run(setting: Setting, name: str, seed: int) -> list[Row]:
+    """Tune one variant with one seed; accuracies are fractions."""
+    if name == PAPER:
+        config = setting.paper(seed)
+    else:
+        config = setting.config(seed, {**VARIANTS[name], "head": "none"})
+    metrics = setting.tune(config).metrics
+    return [
+        {
+            "row": name,
+            "seed": seed,
+            "test_accuracy": metrics["prompt_test_accuracy"],
+            "val_loss": metrics["val_loss"],
+            "loss": metrics["loss"],
+            "forward_passes": metrics["forward_passes"],
+            "seconds": metrics["seconds"],
+        }
+    ]
 
-    variant: str
-    test_accuracy: float
-    deviation: float
-    zero_shot_accuracy: float
-    training_loss: float
-    forward_passes: float
-    seconds: float
+
+def measure(setting: Setting, results: Results, variants: Sequence[str] = tuple(VARIANTS)) -> None:
+    """Run what is missing, seed by seed."""
+    for seed in setting.seeds:
+        for name in variants:
+            results.measure([name, seed], lambda n=name, s=seed: run(setting, n, s))
 
 
-def measure(
-    name: str, folder: Path, backbone: Backbone, seeds: list[int], passes: int, cache: Path
-) -> Row:
-    """Tune with every seed."""
-    preset, values = VARIANTS[name]
-    results: list[TuneResult] = []
-    for seed in seeds:
-        budget = {"max_forward_passes": passes, "seed": seed, "head": "none"}
-        config = TuningConfig.parse({**values, **budget}, preset)
-        dataset = load_dataset(folder, shots=config.shots, seed=seed)
-        results.append(tune(dataset, backbone, config, cache_dir=cache))
-
-    def mean(key: str) -> float:
-        return statistics.mean(float(result.metrics[key] or 0) for result in results)
-
-    accuracies = [float(result.metrics["prompt_test_accuracy"] or 0) for result in results]
-    return Row(
-        name,
-        statistics.mean(accuracies),
-        statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
-        mean("zero_shot_accuracy"),
-        mean("loss"),
-        mean("forward_passes"),
-        mean("seconds"),
+def tables(rows: Sequence[Row], title: str) -> list[Table]:
+    """Means over the seeds."""
+    header = (
+        "variant", "test accuracy", "to default", "training loss", "validation loss", "passes",
+        "seconds",
+    )  # fmt: skip
+    found = {name: [row for row in rows if row["row"] == name] for name in VARIANTS}
+    base = {row["seed"]: row["test_accuracy"] for row in found[DEFAULT]}
+    lines = [_line(name, of_name, base) for name, of_name in found.items() if of_name]
+    note = (
+        "Mean ± standard deviation over seeds; the difference is over the seeds of both, in points."
     )
+    return [Table(f"Ablation: {title}", header, lines, note)]
 
 
-def print_rows(rows: list[Row], title: str) -> None:
-    """The table."""
-    table = Table("variant", "test accuracy", "zero-shot", "loss", "passes", "seconds", title=title)
-    for row in rows:
-        table.add_row(
-            row.variant,
-            f"{row.test_accuracy:.1%} ± {row.deviation:.1%}",
-            f"{row.zero_shot_accuracy:.1%}",
-            f"{row.training_loss:.3f}",
-            f"{row.forward_passes:.0f}",
-            f"{row.seconds:.0f}",
-        )
-    Console().print(table)
+def _line(name: str, rows: Sequence[Row], base: Mapping[int, float]) -> list[str]:
+    def mean(key: str, form: str) -> str:
+        values = [row[key] for row in rows if row[key] is not None]
+        return form.format(mean_and_deviation(values)[0]) if values else ""
+
+    pairs = [row["test_accuracy"] - base[row["seed"]] for row in rows if row["seed"] in base]
+    apart = f"{100 * mean_and_deviation(pairs)[0]:+.1f}" if pairs and name != DEFAULT else ""
+    return [
+        name,
+        percent([row["test_accuracy"] for row in rows]),
+        apart,
+        mean("loss", "{:.3f}"),
+        mean("val_loss", "{:.3f}"),
+        mean("forward_passes", "{:,.0f}"),
+        mean("seconds", "{:,.1f}"),
+    ]
 
 
-def main() -> None:
-    """Measure the variants and print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("--backbone", default="tiny")
-    parser.add_argument("--pretrained")
-    parser.add_argument("--passes", type=int, default=10_000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = make_parser(__doc__, SEEDS, PASSES)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    backbone = load_backbone(options.backbone, options.pretrained)
-    with TemporaryDirectory() as cache:
-        rows = [
-            measure(name, options.dataset, backbone, options.seeds, options.passes, Path(cache))
-            for name in options.variants
-        ]
-    print_rows(rows, f"{options.dataset.name}, {options.backbone}, {options.passes} passes")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+    options = parser.parse_args(arguments)
+    with setting_of(options) as setting:
+        path = options.json or RESULTS / "ablation.json"
+        results = Results.open(path, setting.facts(), resume=options.resume)
+        measure(setting, results, options.variants)
+        for table in tables(results.rows, setting.title):
+            table.print()
 
 
 if __name__ == "__main__":

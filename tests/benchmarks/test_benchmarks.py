@@ -1,0 +1,173 @@
+"""Every benchmark in its smallest form, so that none of them rots; figures are not looked at."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import __main__ as driver
+from benchmarks import ablation, accuracy, memory, time_to_accuracy
+from benchmarks.output import Comparison, Table, percent
+from benchmarks.results import Results
+from benchmarks.setting import Setting
+
+IMAGES = {"train": 5, "val": 2, "test": 2}  # per class
+PASSES = 150
+RUN = ["--passes", str(PASSES), "--shots", "4", "--seeds", "1"]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in IMAGES.items():
+        for label in ("cat", "dog", "bird"):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def setting(photos: Path, small_backbone: Path, tmp_path: Path) -> Setting:
+    backbone = f"local-dir:{small_backbone}"
+    return Setting(photos, backbone, None, tmp_path / "cache", shots=4, seeds=(1,), passes=PASSES)
+
+
+@pytest.mark.parametrize("benchmark", [accuracy, time_to_accuracy, ablation])
+def test_benchmark_on_photos_prints_and_writes_and_resumes(
+    benchmark: Any,
+    setting: Setting,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time_to_accuracy, "PLAIN_PASSES", 1)
+    file = tmp_path / "results.json"
+    arguments = [str(setting.folder), "--backbone", setting.backbone_spec, *RUN]
+    arguments += ["--cache", str(setting.cache), "--json", str(file)]
+    if benchmark is ablation:
+        arguments += ["--variants", "default", "memory 0", "paper"]
+    benchmark.main(arguments)
+    first = json.loads(file.read_text())
+    assert first["rows"]
+    assert first["machine"]["torch"]
+    assert "seconds" in capsys.readouterr().out
+    benchmark.main([*arguments, "--resume"])
+    assert json.loads(file.read_text())["rows"] == first["rows"]
+
+
+def test_accuracy_has_every_row(setting: Setting) -> None:
+    results = Results(None, {})
+    accuracy.measure(setting, results)
+    assert {row["row"] for row in results.rows} == set(accuracy.ROWS)
+    by_name = {row["row"]: row for row in results.rows}
+    assert by_name["first-order"]["backward_passes"] > 0
+    assert by_name["default"]["backward_passes"] == 0
+    table, differences = accuracy.tables(results.rows, "small")
+    assert [line[0] for line in table.rows] == list(accuracy.ROWS)
+    assert all(line[-1] in ("met", "missed") for line in differences.rows)
+
+
+def test_search_that_never_gets_there_says_so(setting: Setting) -> None:
+    reached = time_to_accuracy.run_until(setting, setting.config(1, {}), accuracy=1.1)
+    assert not reached.in_time
+    assert reached.passes <= PASSES
+
+
+def test_memory_of_processes(small_backbone: Path) -> None:
+    cases = ("inference", "tuning (default)", "backpropagation (open_clip)")
+    rows = memory.run([3], f"local-dir:{small_backbone}", cases=cases)
+    assert [row["case"] for row in rows] == list(cases)
+    assert all(row["peak_mib"] > 50 for row in rows)
+    peaks, ratios = memory.tables(rows)
+    assert len(peaks.rows) == 3
+    assert len(ratios.rows) == 1
+
+
+@pytest.mark.xfail(raises=ImportError, reason="it imports what sharpzo_engine.gradients had")
+def test_objective_on_a_small_text_tower(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import objective
+
+    small, run = objective.make_backbone(width=64, layers=2), objective.run
+    monkeypatch.setattr(objective, "make_backbone", lambda: small)
+    monkeypatch.setattr(objective, "peak_memory", lambda *_: 1.0)
+    monkeypatch.setattr(objective, "run", lambda **_: run(classes=[3], repeats=1))
+    section = driver.measure_objective(driver.SHORT)
+    assert len(section.rows) == len(section.tables[0].rows) == 1
+
+
+def test_driver_writes_one_json_and_markdown(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"backbone": "b", "classes": 10, "case": case, "peak_mib": 1.0}
+        for case in ("inference", "tuning (default)")
+    ]
+    monkeypatch.setattr(memory, "run", lambda _: rows)
+    variants = ("default", "8 directions")
+    budget = replace(driver.SHORT, passes=100, ablation_passes=100, variants=variants)
+    file, markdown = tmp_path / "all.json", tmp_path / "all.md"
+    arguments = ["--dataset", str(setting.folder), "--backbone", setting.backbone_spec]
+    arguments += ["--json", str(file), "--markdown", str(markdown)]
+    sections = [name for name in driver.SECTIONS if name != "objective"]
+    driver.main(
+        [*arguments, "--sections", *sections], replace(budget, shots=4, plain_passes=1)
+    )
+    found = json.loads(file.read_text())
+    assert list(found) == ["machine", *sections]
+    assert markdown.read_text().count("### ") == 7
+
+
+def test_digits_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SHARPZO_REAL_DATA", raising=False)
+    with driver.find_photos(driver.parse([])) as (folder, backbone):
+        assert backbone == "tiny"
+        assert (folder / "train").is_dir()
+
+
+def test_every_variant_of_the_ablation_is_a_configuration(setting: Setting) -> None:
+    for values in ablation.VARIANTS.values():
+        setting.config(1, {**values, "head": "none"})
+
+
+def test_results_of_another_setting_are_refused(tmp_path: Path) -> None:
+    Results.open(tmp_path / "r.json", {"passes": 1}, resume=False)
+    with pytest.raises(SystemExit, match="another setting"):
+        Results.open(tmp_path / "r.json", {"passes": 2}, resume=True)
+
+
+def test_two_processes_may_share_a_file(tmp_path: Path) -> None:
+    def rows(value: int) -> Callable[[], list[dict[str, Any]]]:
+        return lambda: [{"value": value}]
+
+    first = Results.open(tmp_path / "r.json", {}, resume=False)
+    second = Results.open(tmp_path / "r.json", {}, resume=True)
+    first.measure(["a", 1], rows(1))
+    second.measure(["b", 1], rows(2))
+    stored = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert sorted(row["value"] for row in stored) == [1, 2]
+
+
+def test_table_as_markdown() -> None:
+    table = Table("Title", ("a", "b"), [("x", "1")], "A note.")
+    assert table.to_markdown() == "### Title\n\n| a | b |\n| --- | --: |\n| x | 1 |\n\nA note."
+
+
+@pytest.mark.parametrize(
+    ("value", "at_most", "verdict"),
+    [(1.2, True, "met"), (1.4, True, "missed"), (1.4, False, "met"), (None, False, "")],
+)
+def test_verdicts(value: float | None, at_most: bool, verdict: str) -> None:
+    assert Comparison("ratio", value, 1.3, at_most=at_most).verdict == verdict
+
+
+def test_percent_of_several_has_a_deviation() -> None:
+    assert percent([0.5, 0.7]) == "60.0% ± 14.1"
+    assert percent([0.5]) == "50.0%"
