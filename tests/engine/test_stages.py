@@ -318,16 +318,25 @@ def test_the_cosine_schedule_runs_from_eta_to_0() -> None:
     np.testing.assert_allclose(rates, [1, 0.5 + 0.5 * np.sqrt(0.5), 0.5, 0.5 - 0.5 * np.sqrt(0.5)])
 
 
-def test_only_the_mask_moves() -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_only_the_mask_moves_and_is_looked_at(optimizer: str) -> None:
     start = np.zeros(DIM)
     start[:10] = 3.0
 
     def steep_at_first_ten(points: np.ndarray) -> np.ndarray:
         return (points[:, :10] ** 2).sum(1) + 0.01 * (points[:, 10:] ** 2).sum(1)
 
-    stage = zo(start=start, mask="gradient", prune_ratio=10 / DIM, queries=4, learning_rate=0.1)
+    asked: list[np.ndarray] = []
+
+    def spy(points: np.ndarray) -> np.ndarray:
+        asked.append(points)
+        return steep_at_first_ten(points)
+
+    options = {"mask": "gradient", "prune_ratio": 10 / DIM, "queries": 4, "learning_rate": 0.1}
+    stage = zo(start=start, optimizer=optimizer, **options)
     for _ in range(5):
-        stage.step(steep_at_first_ten)
+        stage.step(spy)
+    assert not np.concatenate(asked[1:])[:, 10:].any()  # after the mask's own gradient
     assert (stage.point[:10] != 3.0).all()
     np.testing.assert_array_equal(stage.point[10:], 0.0)
 
