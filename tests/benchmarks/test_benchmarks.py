@@ -117,9 +117,7 @@ def test_driver_writes_one_json_and_markdown(
     arguments = ["--dataset", str(setting.folder), "--backbone", setting.backbone_spec]
     arguments += ["--json", str(file), "--markdown", str(markdown)]
     sections = [name for name in driver.SECTIONS if name != "objective"]
-    driver.main(
-        [*arguments, "--sections", *sections], replace(budget, shots=4, plain_passes=1)
-    )
+    driver.main([*arguments, "--sections", *sections], replace(budget, shots=4, plain_passes=1))
     found = json.loads(file.read_text())
     assert list(found) == ["machine", *sections]
     assert markdown.read_text().count("### ") == 7
