@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ def measure(
     """Measure the seeds that are missing."""
     limit = cap or 2 * setting.passes
     for seed in setting.seeds:
-        results.measure([seed], lambda s=seed: measure_seed(setting, s, limit, plain_passes))
+        results.measure([seed], partial(measure_seed, setting, seed, limit, plain_passes))
 
 
 def tables(rows: Sequence[Row], title: str) -> list[Table]:
@@ -189,7 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with setting_of(options) as setting:
         path = options.json or RESULTS / "time_to_accuracy.json"
-        results = Results.open(path, setting.facts(), resume=options.resume)
+        facts = {**setting.facts(), "cap": options.cap}
+        results = Results.open(path, facts, resume=options.resume)
         measure(setting, results, options.cap)
         for table in tables(results.rows, setting.title):
             table.print()
