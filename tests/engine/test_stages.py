@@ -247,6 +247,48 @@ def test_adams_first_step_is_eta_in_every_coordinate() -> None:
     np.testing.assert_allclose(stage.point, np.full(DIM, 0.01), rtol=1e-4)
 
 
+def test_adam_is_adam() -> None:
+    """Betas 0.9 and 0.99, retold on the exact gradients of a quadratic of uneven slopes."""
+    slopes, w = np.linspace(0.1, 3, DIM), np.full(DIM, 2.0)
+    rate, mean, square = 0.05, np.zeros(DIM), np.zeros(DIM)
+    stage = zo(start=w, queries=DIM, learning_rate=rate, schedule="constant")
+    for t in range(1, 7):
+        gradient = slopes * w
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
+        w = w - rate * mean / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.99**t)) + 1e-8)
+        stage.step(lambda points: 0.5 * (slopes * points**2).sum(1))
+    np.testing.assert_allclose(stage.point, w, rtol=1e-6)
+
+
+def test_the_denominator_of_adam_is_safe_but_no_brake() -> None:
+    """Its epsilon is far below any slope that counts."""
+    stage = zo(queries=DIM, learning_rate=0.01, schedule="constant")
+    stage.step(lambda points: 1e-4 * points.sum(1))
+    np.testing.assert_allclose(stage.point, np.full(DIM, -0.01), rtol=1e-3)
+
+
+def test_a_coordinate_that_a_refresh_freezes_does_not_coast() -> None:
+    steep = np.zeros(DIM)
+    steep[:5] = 1.0
+    stage = zo(mask="gradient", prune_ratio=5 / DIM, prune_interval=3, queries=5)
+    for _ in range(3):
+        stage.step(lambda points: points @ steep)
+    frozen = stage.point[:5]
+    stage.step(lambda points: points @ steep[::-1])
+    np.testing.assert_array_equal(stage.point[:5], frozen)
+    assert (stage.point[-5:] != 0).all()
+
+
+def test_the_mask_has_a_difference_step_of_its_own() -> None:
+    stage, sphere = zo(mask="gradient", mask_step=0.25, rge_step=0.5, queries=1), Sphere()
+    stage.step(sphere)
+    assert np.abs(sphere.calls[0]).max() == 0.25
+
+
+def test_a_mask_keeps_at_least_one_coordinate() -> None:
+    assert list(prune_mask(np.ones(4), np.array([1, -3, 2, 0.0]), 0.01, "gradient")) == [0, 1, 0, 0]
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_stage_2_descends(optimizer: str) -> None:
     rate = 0.02 if optimizer == "sgd" else 0.05
@@ -309,6 +351,22 @@ def test_the_score_is_w_squared_times_the_z_score_of_g_squared() -> None:
     point, gradient = np.array([10.0, 1.0, 1.0, 0.1]), np.array([1.0, 2.0, 3.0, 3.1])
     # z(g^2) is negative for the first: a large weight with a small gradient goes first.
     assert list(prune_mask(point, gradient, 0.5, "z-score")) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.8])
+def test_the_z_score_is_that_of_squares_and_weighs_by_squares(ratio: float) -> None:
+    """Neither z(|g|) nor w z(g^2) keeps the same coordinates; both signs of w occur."""
+    rng = np.random.default_rng(3)
+    point, gradient = rng.normal(size=60), rng.normal(size=60)
+
+    def kept(weights: np.ndarray, values: np.ndarray) -> set[int]:
+        scores = weights * (values - values.mean()) / values.std()
+        return set(np.argsort(scores)[::-1][: int(ratio * 60)].tolist())
+
+    mask = prune_mask(point, gradient, ratio, "z-score")
+    assert set(np.flatnonzero(mask)) == kept(point**2, gradient**2)
+    assert kept(point**2, gradient**2) != kept(point**2, np.abs(gradient))
+    assert kept(point**2, gradient**2) != kept(point, gradient**2)
 
 
 def test_equal_gradients_leave_the_choice_to_the_weights() -> None:
