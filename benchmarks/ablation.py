@@ -9,6 +9,7 @@ No heads. Variants that equal the default are left out, so that the list may nam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks.output import RESULTS, Row, Table, mean_and_deviation, percent
@@ -83,7 +84,7 @@ def measure(setting: Setting, results: Results, variants: Sequence[str] = tuple(
     """Run what is missing, seed by seed."""
     for seed in setting.seeds:
         for name in variants:
-            results.measure([name, seed], lambda n=name, s=seed: run(setting, n, s))
+            results.measure([name, seed], partial(run, setting, name, seed))
 
 
 def tables(rows: Sequence[Row], title: str) -> list[Table]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from benchmarks.output import (
     RESULTS,
@@ -152,7 +153,7 @@ def measure(setting: Setting, results: Results, methods: Sequence[str] = tuple(M
     """Run what is missing, seed by seed, so that a run broken off has whole seeds."""
     for seed in setting.seeds:
         for name in methods:
-            results.measure([name, seed], lambda n=name, s=seed: METHODS[n](setting, s))
+            results.measure([name, seed], partial(METHODS[name], setting, seed))
 
 
 def tables(rows: Sequence[Row], title: str) -> list[Table]:

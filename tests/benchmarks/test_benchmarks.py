@@ -81,6 +81,7 @@ def test_search_that_never_gets_there_says_so(setting: Setting) -> None:
     assert reached.passes <= PASSES
 
 
+@pytest.mark.slow
 def test_memory_of_processes(small_backbone: Path) -> None:
     cases = ("inference", "tuning (default)", "backpropagation (open_clip)")
     rows = memory.run([3], f"local-dir:{small_backbone}", cases=cases)
