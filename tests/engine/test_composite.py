@@ -158,15 +158,16 @@ def test_curvature_in_parts_is_the_same(
     )
 
 
+@pytest.mark.parametrize(("share", "stride"), [(4, 4), (2.5, 3)])
 def test_of_many_images_every_nth_makes_up_the_curvature(
-    objective: Objective, monkeypatch: pytest.MonkeyPatch
+    objective: Objective, monkeypatch: pytest.MonkeyPatch, share: float, stride: int
 ) -> None:
     outputs, rows = objective.outputs(POINT[None])[0], random_rows(objective, 7)
-    monkeypatch.setattr(module, "MAX_CURVATURE_LOGITS", IMAGES * len(NAMES) // 4)
+    monkeypatch.setattr(module, "MAX_CURVATURE_LOGITS", int(IMAGES * len(NAMES) / share))
     found = objective.quadratic_model(outputs, rows)[1]
     features, shape = objective.features, (len(NAMES), -1)
     sample = CrossEntropy(
-        features.images[::4], features.labels[::4], objective.space.backbone.logit_scale
+        features.images[::stride], features.labels[::stride], objective.space.backbone.logit_scale
     )
     monkeypatch.undo()
     expected = sample.curvature(

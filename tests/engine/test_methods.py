@@ -343,6 +343,18 @@ def test_the_last_point_comes_out_where_that_was_asked_for(clip: Backbone, prese
     assert search.best.point.any()
 
 
+def test_the_last_point_of_stage_1_is_its_mean_whatever_scores_better(clip: Backbone) -> None:
+    settings = config(selection="last", method="cma-es")
+    search = Search(settings, make_objective(clip), make_objective(clip, seed=1))
+    better = 0
+    for _ in range(8):
+        search._advance()
+        mean, candidate = (search._validation(point)[0] for point in search._stage.candidates)
+        better += candidate < mean
+        np.testing.assert_array_equal(search.best.point, search._stage.point)
+    assert better
+
+
 def change_of_stages(clip: Backbone, settings: TuningConfig) -> tuple[Stage, Search]:
     """The stage that has ended, and the search before the first step of the next."""
     search = Search(settings, make_objective(clip), make_objective(clip, seed=1))
