@@ -116,7 +116,7 @@ class ZoConfig(_Section):
     optimizer: Literal["auto", "sgd", "adam", "gauss-newton"] = "auto"
     """What makes a step: `sgd` and `adam` follow an estimated gradient; `gauss-newton` keeps a
     model of the class embeddings, which the objective must show; `auto` is `gauss-newton` where it
-    does (and no mask is asked for), else `adam`."""
+    does and no mask is asked for, whatever the estimator, else `adam`."""
 
     estimator: Literal["auto", "rge", "jvp"] = "auto"
     """How slopes along the directions are found: `rge` by central differences (two forward passes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,7 +57,7 @@ def history_records(arrays: Mapping[str, NDArray[np.float64]]) -> list[StepRecor
         StepRecord(
             step=row + 1,
             phase="stage2" if stage_2 else "stage1",
-            loss=value("loss", row) or 0.0,
+            loss=_or_nan(value("loss", row)),
             val_loss=value("val_loss", row),
             val_accuracy=value("val_accuracy", row),
             sigma=value("sigma", row),
@@ -66,3 +67,7 @@ def history_records(arrays: Mapping[str, NDArray[np.float64]]) -> list[StepRecor
         )
         for row, stage_2 in enumerate(arrays["history.stage2"])
     ]
+
+
+def _or_nan(loss: float | None) -> float:
+    return math.nan if loss is None else loss

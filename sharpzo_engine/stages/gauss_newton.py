@@ -143,7 +143,8 @@ class GaussNewton:
         """At the beginning of a subset's rounds: draw it, and forget what belonged to the last."""
         dim = self._point.size
         size = min(dim, max(self._config.queries, MAX_JACOBIAN // self._outputs.size))
-        over = self._turn >= ROUNDS_PER_SUBSET * size and size < dim
+        tired = self._fruitless == FRUITLESS_STEPS // 2  # others may still help
+        over = size < dim and (tired or self._turn >= ROUNDS_PER_SUBSET * size)
         if self._active.size and not over:
             return
         self._active = np.sort(self._rng.permutation(dim)[:size])

@@ -92,7 +92,6 @@ def test_memory_of_processes(small_backbone: Path) -> None:
     assert len(ratios.rows) == 1
 
 
-@pytest.mark.xfail(raises=ImportError, reason="it imports what sharpzo_engine.gradients had")
 def test_objective_on_a_small_text_tower(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import objective
 
