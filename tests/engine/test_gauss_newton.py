@@ -520,13 +520,28 @@ def test_with_little_room_only_active_coordinates_move_and_are_looked_at() -> No
 
 
 @pytest.mark.usefixtures("room_for_five")
-def test_other_coordinates_take_their_turn_after_four_rounds() -> None:
+def test_other_coordinates_take_their_turn_after_four_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Five active coordinates, three a step: 20 turns are over after seven steps."""
+    monkeypatch.setattr(module, "FRUITLESS_STEPS", 1000)
     objective, stage = Resting(), gauss_newton(queries=3)
     subsets = [tuple(array(steps(stage, objective, 1), "active")) for _ in range(14)]
     assert len(set(subsets[:7])) == len(set(subsets[7:])) == 1
     assert subsets[6] != subsets[7]
     assert all(len(set(subset)) == 5 for subset in subsets)
+
+
+@pytest.mark.usefixtures("room_for_five")
+def test_a_subset_that_no_longer_helps_is_drawn_anew_once_before_the_stage_ends() -> None:
+    objective, stage = Resting(), gauss_newton(queries=3)
+    subsets = []
+    while not stage.exhausted:
+        stage.step(objective)
+        subsets.append(tuple(array(stage, "active")))
+    assert len(subsets) == module.FRUITLESS_STEPS == 8
+    assert len(set(subsets[:4])) == len(set(subsets[4:])) == 1
+    assert subsets[3] != subsets[4]
 
 
 @pytest.mark.usefixtures("room_for_five")
