@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as driver
-from benchmarks import ablation, accuracy, memory, time_to_accuracy
+from benchmarks import ablation, accuracy, base_to_new, memory, time_to_accuracy
 from benchmarks.output import Comparison, Table, percent
 from benchmarks.results import Results
 from benchmarks.setting import Setting
@@ -73,6 +73,13 @@ def test_accuracy_has_every_row(setting: Setting) -> None:
     table, differences = accuracy.tables(results.rows, "small")
     assert [line[0] for line in table.rows] == list(accuracy.ROWS)
     assert all(line[-1] in ("met", "missed") for line in differences.rows)
+
+
+def test_base_to_new_scores_classes_that_were_not_tuned_on(setting: Setting) -> None:
+    (row,) = base_to_new.run(setting, 1)
+    assert 0 <= row["new_tuned"] <= 1
+    (table,) = base_to_new.tables([row], "small")
+    assert [line[0] for line in table.rows] == ["1", "mean"]
 
 
 def test_search_that_never_gets_there_says_so(setting: Setting) -> None:

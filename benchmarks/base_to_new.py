@@ -1,0 +1,91 @@
+"""Base to new: what a prompt that was tuned on half of the classes does for the other half.
+
+    python -m benchmarks.base_to_new PHOTOS --backbone local-dir:PATH [--passes N] [--seeds 1 2 3]
+
+The first half of the classes (rounded up) is tuned on; then the tuned context, with the names of
+the rest put behind it, classifies test images of the rest among the rest. No image of them was
+seen. A head has no answer for a class without images, so there is none here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from benchmarks.output import RESULTS, Row, Table
+from benchmarks.results import Results
+from benchmarks.setting import Setting, make_parser, setting_of
+from sharpzo_engine import Dataset, Example, evaluate, tune
+
+SEEDS, PASSES = (1, 2, 3), 10_000
+
+
+def subset(dataset: Dataset, labels: Sequence[int]) -> Dataset:
+    """The dataset of some classes alone, numbered from 0."""
+    number = {label: index for index, label in enumerate(labels)}
+
+    def chosen(examples: Sequence[Example]) -> tuple[Example, ...]:
+        return tuple(replace(e, label=number[e.label]) for e in examples if e.label in number)
+
+    names = tuple(dataset.class_names[label] for label in labels)
+    splits = {name: chosen(dataset.split(name)) for name in ("train", "val", "test")}
+    return replace(dataset, class_names=names, **splits)
+
+
+def run(setting: Setting, seed: int) -> list[Row]:
+    """Accuracies (fractions) on base and new classes, of the hand-written prompt and the tuned."""
+    dataset = setting.dataset(seed)
+    classes = range(len(dataset.class_names))
+    half = (len(classes) + 1) // 2
+    base, new = subset(dataset, classes[:half]), subset(dataset, classes[half:])
+    config = setting.config(seed, {"head": "none"})
+    result = tune(base, setting.backbone, config, cache_dir=setting.cache)
+    tokens = setting.backbone.tokenize(config.prompt.context, new.class_names)
+    encoder = setting.backbone.text_encoder(tokens)
+    contexts = [
+        setting.backbone.token_embeddings(tokens.context),
+        torch.from_numpy(result.prompt.context).to(setting.backbone.device),
+    ]
+    images = setting.features(new.test)
+    zero_shot, tuned = (
+        evaluate(encoder.encode(context[None])[0], images, new.class_names).accuracy
+        for context in contexts
+    )
+    return [
+        {
+            "seed": seed,
+            "base_zero_shot": result.metrics["zero_shot_accuracy"],
+            "base_tuned": result.metrics["prompt_test_accuracy"],
+            "new_zero_shot": zero_shot,
+            "new_tuned": tuned,
+        }
+    ]
+
+
+def tables(rows: Sequence[Row], title: str) -> list[Table]:
+    """One line per seed, and their mean."""
+    keys = ("base_zero_shot", "base_tuned", "new_zero_shot", "new_tuned")
+    lines = [[str(row["seed"]), *[f"{row[key]:.1%}" for key in keys]] for row in rows]
+    means = [sum(row[key] for row in rows) / len(rows) for key in keys]
+    header = ("seed", "base, zero-shot", "base, tuned", "new, zero-shot", "new, tuned")
+    lines.append(["mean", *[f"{mean:.1%}" for mean in means]])
+    return [Table(f"Base to new: {title}", header, lines)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    options = make_parser(__doc__, SEEDS, PASSES).parse_args(arguments)
+    with setting_of(options) as setting:
+        path = options.json or RESULTS / "base_to_new.json"
+        results = Results.open(path, setting.facts(), resume=options.resume)
+        for seed in setting.seeds:
+            results.measure([seed], partial(run, setting, seed))
+        for table in tables(results.rows, setting.title):
+            table.print()
+
+
+if __name__ == "__main__":
+    main()
