@@ -30,7 +30,7 @@ from sharpzo_engine.config import ZoConfig
 from sharpzo_engine.errors import CheckpointError, ConfigError
 from sharpzo_engine.gradients import BlackBox
 from sharpzo_engine.randomness import dump_state, load_state
-from sharpzo_engine.stages.stage import StageName, StageState, StepOutcome
+from sharpzo_engine.stages.stage import Descent, StageState, StepOutcome
 
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -72,10 +72,8 @@ class Composite(Protocol):
         ...
 
 
-class GaussNewton:
+class GaussNewton(Descent):
     """One run of stage 2, a step at a time."""
-
-    name: StageName = "stage2"
 
     def __init__(
         self, config: ZoConfig, start: Array, rng: np.random.Generator, horizon: int
@@ -83,12 +81,11 @@ class GaussNewton:
         """Start at `start` [d] and end after `horizon` steps."""
         self._config = config
         self._rng = rng
-        self._horizon = max(1, horizon)
-        self._point = start.copy()
+        super().__init__(start, horizon)
         self._outputs = np.empty(0, np.float32)
         self._loss = math.nan
         self._damping = config.damping
-        self._steps = self._fruitless = 0
+        self._fruitless = 0
         self._jacobian = np.empty((0, 0), np.float32)
         self._active = np.empty(0, np.intp)
         self._turn = 0
@@ -96,24 +93,9 @@ class GaussNewton:
         self._recent: list[Array] = []
 
     @property
-    def point(self) -> Array:
-        """The current w [d]."""
-        return self._point.copy()
-
-    @property
-    def candidates(self) -> list[Array]:
-        """Points worth validating: w."""
-        return [self.point]
-
-    @property
-    def steps(self) -> int:
-        """Steps done."""
-        return self._steps
-
-    @property
     def exhausted(self) -> bool:
         """Whether the horizon is reached, or no step lowers the loss any more."""
-        return self._steps >= self._horizon or self._fruitless >= FRUITLESS_STEPS
+        return super().exhausted or self._fruitless >= FRUITLESS_STEPS
 
     @property
     def passes_per_step(self) -> int:

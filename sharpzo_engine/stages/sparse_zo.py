@@ -28,17 +28,15 @@ from sharpzo_engine.gradients import (
     RandomGradient,
 )
 from sharpzo_engine.randomness import dump_state, load_state
-from sharpzo_engine.stages.stage import StageName, StageState, StepOutcome
+from sharpzo_engine.stages.stage import Descent, StageState, StepOutcome
 
 Array = NDArray[np.float64]
 ADAM_BETAS = (0.9, 0.99)
 ADAM_EPS = 1e-8
 
 
-class SparseZo:
+class SparseZo(Descent):
     """One run of stage 2, a step at a time."""
-
-    name: StageName = "stage2"
 
     def __init__(
         self,
@@ -63,32 +61,10 @@ class SparseZo:
             CentralDifferences(config.mask_step)
         )
         self._rng = rng
-        self._horizon = max(1, horizon)
-        self._point = start.copy()
+        super().__init__(start, horizon)
         self._mask = np.ones_like(start)
         self._mean = np.zeros_like(start)
         self._square = np.zeros_like(start)
-        self._steps = 0
-
-    @property
-    def point(self) -> Array:
-        """The current w [d]."""
-        return self._point.copy()
-
-    @property
-    def candidates(self) -> list[Array]:
-        """Points worth validating: w."""
-        return [self.point]
-
-    @property
-    def steps(self) -> int:
-        """Steps done."""
-        return self._steps
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the schedule has come to its end."""
-        return self._steps >= self._horizon
 
     @property
     def passes_per_step(self) -> int:

@@ -72,3 +72,35 @@ class Stage(Protocol):
     def restore(self, state: StageState) -> None:
         """Set a fresh stage to a saved state."""
         ...
+
+
+class Descent:
+    """What the stages that move a single point have in common."""
+
+    name: StageName = "stage2"
+
+    def __init__(self, start: Array, horizon: int) -> None:
+        """Start at `start` [d] and end after `horizon` steps."""
+        self._point = start.copy()
+        self._horizon = max(1, horizon)
+        self._steps = 0
+
+    @property
+    def point(self) -> Array:
+        """The current w [d]."""
+        return self._point.copy()
+
+    @property
+    def candidates(self) -> list[Array]:
+        """Points worth validating: w."""
+        return [self.point]
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return self._steps
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the horizon is reached."""
+        return self._steps >= self._horizon
