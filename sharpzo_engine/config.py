@@ -211,12 +211,22 @@ class TuningConfig(_Section):
         return _without_aliases(data)
 
     @model_validator(mode="after")
-    def _reference_runs_dense(self) -> Self:
-        if self.numerics == "reference" and self.zo.mask != "none":
+    def _reference_is_what_was_released(self) -> Self:
+        """What the released code does not have would be ignored there, so it is refused here."""
+        if self.numerics == "corrected":
+            return self
+        if self.zo.mask != "none":
             raise ValueError(
                 "numerics 'reference' has no mask: the released code's masked trainer fails at its "
                 "first step (set zo.mask to none)"
             )
+        if self.method == "first-order" or self.zo.optimizer not in ("auto", "sgd"):
+            raise ValueError(
+                "numerics 'reference' has one stage 2, SGD on accumulated estimates (set method to "
+                "sharpzo, cma-es or zo, and zo.optimizer to sgd)"
+            )
+        if self.cma.ranking_precision != "float32":
+            raise ValueError("numerics 'reference' ranks in float32 (set cma.ranking_precision)")
         return self
 
     @model_validator(mode="after")

@@ -89,6 +89,23 @@ def test_faults_name_the_field(values: dict[str, object], path: tuple[str, ...])
     assert ".".join(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "mend"),
+    [
+        ({"zo": {"mask": "gradient"}}, "set zo.mask to none"),
+        ({"method": "first-order"}, "set method to sharpzo"),
+        ({"zo": {"optimizer": "adam"}}, "zo.optimizer to sgd"),
+        ({"zo": {"optimizer": "gauss-newton"}}, "zo.optimizer to sgd"),
+        ({"cma": {"ranking_precision": "bfloat16"}}, "set cma.ranking_precision"),
+    ],
+)
+def test_the_reference_preset_refuses_what_the_released_code_does_not_have(
+    values: dict[str, object], mend: str
+) -> None:
+    with pytest.raises(ConfigError, match=mend):
+        TuningConfig.parse(values, "reference")
+
+
 def test_unknown_presets_are_refused_with_the_list() -> None:
     with pytest.raises(ConfigError, match=r"unknown preset .*eurosat"):
         TuningConfig.parse(preset="imagnet")
