@@ -99,7 +99,11 @@ def tune(
         str | None, typer.Option("--pretrained", help="Tag of open_clip, or a checkpoint file.")
     ] = None,
     preset: Annotated[
-        str, typer.Option("--preset", help="Hyperparameters to start from.")
+        str,
+        typer.Option(
+            "--preset",
+            help="default, fast, paper, reference, or a dataset of the paper (eurosat ...).",
+        ),
     ] = "default",
     config: Annotated[
         Path | None, typer.Option("--config", help="JSON or YAML file laid over the preset.")

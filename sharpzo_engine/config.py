@@ -276,7 +276,9 @@ def _field_path(location: tuple[int | str, ...]) -> tuple[str, ...]:
 
 
 def _say(message: str, kind: str) -> str:
-    return "unknown hyperparameter" if kind == "extra_forbidden" else message
+    if kind == "extra_forbidden":
+        return "unknown hyperparameter"
+    return message.removeprefix("Value error, ")
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
