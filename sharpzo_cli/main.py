@@ -11,6 +11,7 @@ import typer
 
 from sharpzo_cli.app import app
 from sharpzo_cli.errors import explain, one_line
+from sharpzo_cli.interrupts import ctrl_c_interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given  # wherever it stands
     try:
-        code = app([item for item in given if item != "--debug"], "sharpzo", standalone_mode=False)
+        with ctrl_c_interrupts():
+            code = app(
+                [item for item in given if item != "--debug"], "sharpzo", standalone_mode=False
+            )
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone

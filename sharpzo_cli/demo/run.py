@@ -17,12 +17,12 @@ import typer
 from sharpzo_cli.demo.digits import HeldOut, write_digits
 from sharpzo_cli.demo.server import running_service
 from sharpzo_cli.errors import RunFailed
+from sharpzo_cli.interrupts import interrupt
 from sharpzo_cli.output import percent, print_json, print_table
 from sharpzo_client import Client, Job, SharpzoError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import FrameType
 
 #: Laid over the preset `default`: a budget of about half a minute on two cores.
 CONFIG: dict[str, Any] = {
@@ -147,10 +147,6 @@ def vanishing_folder() -> Iterator[Path]:
 @contextmanager
 def ended_in_order() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, so that nothing is left running."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     usual = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield

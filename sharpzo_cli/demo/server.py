@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from sharpzo_cli.errors import RunFailed
+from sharpzo_cli.interrupts import Interrupted
 from sharpzo_client import Client, SharpzoError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def uninterrupted() -> Iterator[None]:
         for number, handler in usual.items():
             signal.signal(number, handler)
     if came:
-        raise KeyboardInterrupt
+        raise Interrupted
 
 
 def free_port() -> int:

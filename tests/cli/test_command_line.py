@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -214,3 +215,19 @@ def test_a_config_of_something_else_is_named(sharpzo: Any, tmp_path: Path, conte
     ran = sharpzo("tune", tmp_path, "--config", tmp_path / "c.yaml")
     assert ran.code == 2
     assert "c.yaml" in ran.error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_an_import_gives_our_exit_code(number: int) -> None:
+    # Importing a dataclass runs `exec` of a text, where CPython remembers a KeyboardInterrupt.
+    script = f"""
+import os, signal, sys
+from sharpzo_cli.interrupts import ctrl_c_interrupts, interrupt
+signal.signal(signal.SIGTERM, interrupt)
+try:
+    with ctrl_c_interrupts():
+        exec("os.kill(os.getpid(), {number:d})\\nwhile True: pass")
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 130
