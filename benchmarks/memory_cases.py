@@ -89,7 +89,7 @@ def search(objective: Objective, **values: Any) -> None:  # noqa: ANN401 - hyper
     from sharpzo_engine.search import Search
 
     config = TuningConfig.parse({"total_steps": STEPS, **values})
-    Search(config, objective, Objective(objective.space, objective.features)).run(None, 0.0)
+    Search(config, objective, Objective(objective.space, objective.features)).run()
 
 
 def backpropagate_plainly(objective: Objective) -> None:

@@ -54,7 +54,7 @@ class Reached:
 def run_paper(setting: Setting, seed: int) -> tuple[float, Reached]:
     """Zero-shot's validation accuracy, and the best of the paper's method: when it had it."""
     search = setting.search(setting.paper(seed))
-    search.run(None, 0.0)
+    search.run()
     # A budget below one generation leaves the hand-written prompt.
     moments = [
         Reached(record.val_accuracy, record.forward_passes, record.seconds, True)
@@ -74,7 +74,7 @@ def run_until(setting: Setting, config: TuningConfig, accuracy: float) -> Reache
 
     search = setting.search(config, stop)
     try:
-        search.run(None, 0.0)
+        search.run()
     except TuningInterrupted:
         last = search.history[-1]
         return Reached(last.val_accuracy or 0.0, last.forward_passes, last.seconds, True)

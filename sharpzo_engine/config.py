@@ -16,6 +16,9 @@ from sharpzo_engine.errors import ConfigError
 PositiveFloat = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=0, le=10_000_000)]
 
+#: What a run may change when it goes on from a checkpoint: its budgets, and what comes after.
+EXTENDABLE = ("total_steps", "max_forward_passes", "max_seconds", "head")
+
 #: Name in the reference code -> path of the field here.
 ALIASES: dict[str, tuple[str, ...]] = {
     "prompt_trainer": ("method",),

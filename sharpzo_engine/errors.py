@@ -80,7 +80,7 @@ class ArtifactError(EngineError):
 
 
 class BackboneMismatch(ArtifactError):  # noqa: N818 - named for the fact
-    """The prompt was tuned on another backbone."""
+    """The prompt was tuned, or the run begun, on another backbone."""
 
     code = "backbone_mismatch"
 

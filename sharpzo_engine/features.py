@@ -135,7 +135,7 @@ class _CacheFile:
         if view_seed is not None:
             digest.update(f"random view {view_seed}".encode())
         for example in examples:
-            digest.update(_hash_file(example.path))
+            digest.update(hash_file(example.path))
         return cls(folder / f"{digest.hexdigest()}.safetensors")
 
     def read(self, count: int, width: int) -> Tensor | None:
@@ -159,7 +159,12 @@ class _CacheFile:
         os.replace(temporary, self.path)  # noqa: PTH105 - the atomic one
 
 
-def _hash_file(path: Path) -> bytes:
+def hash_file(path: Path) -> bytes:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
     try:
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError as error:

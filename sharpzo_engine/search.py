@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sharpzo_engine.checkpoint import CheckpointFolder, Snapshot
+from sharpzo_engine.checkpoint import Checkpointing, Snapshot
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.errors import TuningInterrupted
 from sharpzo_engine.history import StepRecord, history_arrays, history_records
@@ -25,7 +25,7 @@ from sharpzo_engine.objective import Objective, Score
 from sharpzo_engine.parallel import numpy_on_one_thread
 from sharpzo_engine.progress import OnStep, Phase, Progress
 from sharpzo_engine.prompt import PromptSpace
-from sharpzo_engine.stages.stage import Stage, StageState, StepOutcome
+from sharpzo_engine.stages.stage import Descent, Stage, StageState, StepOutcome
 
 Array = NDArray[np.float64]
 Clock = Callable[[], float]
@@ -96,7 +96,12 @@ class Search:
         """The stage under way."""
         return self._stage.name
 
-    def run(self, checkpoints: CheckpointFolder | None, every_seconds: float) -> Array:
+    @property
+    def _budget(self) -> list[int | None]:
+        """What stage 2's schedule depends on."""
+        return [self._config.total_steps, self._config.max_forward_passes]
+
+    def run(self, checkpoints: Checkpointing | None = None) -> Array:
         """Search to the end of the budget and return the best validated point [d].
 
         Raises:
@@ -104,22 +109,22 @@ class Search:
         """
         try:
             with numpy_on_one_thread():
-                self._loop(checkpoints, every_seconds)
+                self._loop(checkpoints)
         except TuningInterrupted:
             if checkpoints:
-                checkpoints.save(self.snapshot())
+                checkpoints.save(len(self.history), self.snapshot)
             raise
+        if checkpoints:  # what follows can be interrupted too, and a longer run can begin here
+            checkpoints.save(len(self.history), self.snapshot)
         self._validate()
         self.training_loss = float(self._objective(self.best.point)[0])
         return self.best.point
 
-    def _loop(self, checkpoints: CheckpointFolder | None, every_seconds: float) -> None:
-        saved = self._clock()
+    def _loop(self, checkpoints: Checkpointing | None) -> None:
         while not self._is_over():
             self._advance()
-            if checkpoints and self._clock() - saved >= every_seconds:
-                checkpoints.save(self.snapshot())
-                saved = self._clock()
+            if checkpoints:
+                checkpoints.save_if_due(len(self.history), self.snapshot)
 
     def _advance(self) -> None:
         """One step of the current stage, its validation, its report."""
@@ -265,12 +270,13 @@ class Search:
                 "first_step": self._first_step,
                 "forward_passes": self.forward_passes,
                 "seconds": self.seconds,
+                "budget": self._budget,
                 "stage_seconds": self._clock() - self._stage_began,
             },
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot of the same run."""
+        """Continue from a snapshot of the same run, or of one with another budget."""
         arrays, scalars = snapshot.arrays, snapshot.scalars
         self.history = history_records(arrays)
         self.best = Validated(arrays["best_point"], Score(*scalars["best"]))
@@ -285,6 +291,8 @@ class Search:
         self._passes_before = scalars["forward_passes"]
         self._began = self._clock() - scalars["seconds"]
         self._stage_began = self._clock() - scalars["stage_seconds"]
+        if scalars["budget"] != self._budget and isinstance(self._stage, Descent):
+            self._stage.extend(self._stage.steps + self._stage_2_horizon())
 
 
 def _validated_scores(history: Iterable[StepRecord]) -> Iterator[Score]:

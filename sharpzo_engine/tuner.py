@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.checkpoint import CheckpointFolder
-from sharpzo_engine.config import TuningConfig
+from sharpzo_engine.checkpoint import (
+    BACKBONE,
+    CheckpointEvent,
+    CheckpointFolder,
+    Checkpointing,
+    OnCheckpoint,
+)
+from sharpzo_engine.config import EXTENDABLE, TuningConfig
 from sharpzo_engine.dataset import Dataset, Example, few_shot, group_by_label
 from sharpzo_engine.errors import DatasetError
-from sharpzo_engine.features import Features, OnProgress, extract_features
+from sharpzo_engine.features import OnProgress, extract_features, hash_file
 from sharpzo_engine.history import StepRecord
 from sharpzo_engine.objective import Objective
 from sharpzo_engine.outcome import FinishedSearch, Metrics, TuneResult, conclude, fit_head
@@ -20,7 +27,7 @@ from sharpzo_engine.progress import OnStep, Phase, Progress
 from sharpzo_engine.prompt import PromptSpace
 from sharpzo_engine.search import Search
 
-__all__ = ["Metrics", "Progress", "StepRecord", "TuneResult", "tune"]
+__all__ = ["CheckpointEvent", "Metrics", "Progress", "StepRecord", "TuneResult", "tune"]
 
 CHECKPOINT_SECONDS = 10.0
 MAX_HOLDOUT = 4  # images per class held out of the shots for validation
@@ -35,6 +42,7 @@ def tune(
     checkpoint_dir: str | Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     resume: bool = False,
+    on_checkpoint: OnCheckpoint | None = None,
     cache_dir: str | Path | None = None,
 ) -> TuneResult:
     """Tune a prompt for the dataset's classes with forward passes only.
@@ -48,12 +56,16 @@ def tune(
         checkpoint_dir: where to keep checkpoints; none keeps none.
         checkpoint_seconds: time between two checkpoints.
         resume: go on from the folder's last checkpoint, if there is one; on a CPU the result equals
-            the uninterrupted run's bit for bit.
+            the uninterrupted run's bit for bit. A larger budget than the checkpoint's is fine:
+            `total_steps`, `max_forward_passes` and `max_seconds` count what was done before.
+        on_checkpoint: hears what becomes of checkpoints; without it one that cannot be written is
+            only logged.
         cache_dir: where to keep image features by content; none keeps none.
 
     Raises:
         DatasetError: too few images, or one that cannot be read.
         CheckpointError: `resume` found another run's checkpoint.
+        BackboneMismatch: `resume` found a checkpoint of a backbone with other weights.
         TuningInterrupted: `on_step` asked for it.
     """
     config = config or TuningConfig()
@@ -69,10 +81,15 @@ def tune(
     search = Search(
         config, Objective(space, train_features), Objective(space, val_features), on_step
     )
-    checkpoints = _checkpoints(checkpoint_dir, config, space, train_features, val_features)
+    checkpoints = None
+    if checkpoint_dir:
+        identity = _identity(config, backbone, dataset.class_names, train, validation)
+        folder = CheckpointFolder(Path(checkpoint_dir), identity)
+        checkpoints = Checkpointing(folder, checkpoint_seconds, on_checkpoint)
     if resume and checkpoints and (snapshot := checkpoints.load()):
         search.restore(snapshot)
-    search.run(checkpoints, checkpoint_seconds)
+        checkpoints.resumed(len(search.history))
+    search.run(checkpoints)
     report.phase, report.search = "evaluating", search
     about = {"name": dataset.name, "shots": dataset.shots or config.shots}
     finished = FinishedSearch(config, search, about, train_features, val_features, source)
@@ -148,20 +165,30 @@ class _Reporter:
         )
 
 
-def _checkpoints(
-    folder: str | Path | None,
+def _identity(
     config: TuningConfig,
-    space: PromptSpace,
-    *features: Features,
-) -> CheckpointFolder | None:
-    """The run's checkpoint folder; its identity is everything that decides the run."""
-    if folder is None:
-        return None
-    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
-    digest.update(space.backbone.fingerprint.encode())
-    digest.update(space.projection_sha256.encode())
-    digest.update(json.dumps(space.class_names).encode())
-    for split in features:
-        digest.update(split.images.cpu().numpy().tobytes())
-        digest.update(split.labels.cpu().numpy().tobytes())
-    return CheckpointFolder(Path(folder), digest.hexdigest())
+    backbone: Backbone,
+    class_names: Sequence[str],
+    *splits: Sequence[Example],
+) -> dict[str, str]:
+    """What a run is, by parts: its checkpoints may be continued wherever all of them are equal.
+
+    Images count by their content and not by their features, whose last bits differ between
+    processors.
+    """
+    images = hashlib.sha256()
+    for split in splits:
+        images.update(len(split).to_bytes(8, "little"))
+        for example in split:
+            images.update(hash_file(example.path) + example.label.to_bytes(8, "little"))
+    lasting = config.model_dump(mode="json", exclude=set(EXTENDABLE))
+    return {
+        "hyperparameters": _digest(lasting),
+        BACKBONE: backbone.fingerprint,
+        "classes": _digest(list(class_names)),
+        "images": images.hexdigest(),
+    }
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -104,3 +104,7 @@ class Descent:
     def exhausted(self) -> bool:
         """Whether the horizon is reached."""
         return self._steps >= self._horizon
+
+    def extend(self, horizon: int) -> None:
+        """End after `horizon` steps in all; the schedule is stretched."""
+        self._horizon = max(1, horizon)

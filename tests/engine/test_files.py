@@ -1,14 +1,21 @@
 """Artifacts and checkpoints: every flipped bit is found, and another run's file is refused."""
 
+import errno
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sharpzo_engine import checkpoint
 from sharpzo_engine.artifact import HEADLESS_KIND, KIND, Stacked, TunedPrompt
-from sharpzo_engine.checkpoint import CheckpointFolder, Snapshot
-from sharpzo_engine.errors import ArtifactError, CheckpointError
+from sharpzo_engine.checkpoint import (
+    CheckpointEvent,
+    CheckpointFolder,
+    Checkpointing,
+    Snapshot,
+)
+from sharpzo_engine.errors import ArtifactError, BackboneMismatch, CheckpointError
 from sharpzo_engine.sealed import SealBroken, seal, unseal
 
 
@@ -144,12 +151,15 @@ def test_another_kind_is_refused() -> None:
         unseal(seal({"x": np.ones(1)}, {}, "kind/1"), "kind/2")
 
 
+ME = {"backbone": "1", "images": "2"}
+
+
 def snapshot(value: float) -> Snapshot:
     return Snapshot({"x": np.full(3, value)}, {"step": int(value), "rng": "{}"})
 
 
 def test_the_newest_checkpoint_is_loaded(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path / "job", "me")
+    folder = CheckpointFolder(tmp_path / "job", ME)
     assert folder.load() is None
     folder.save(snapshot(1))
     folder.save(snapshot(2))
@@ -163,7 +173,7 @@ def test_the_newest_checkpoint_is_loaded(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = CheckpointFolder(tmp_path, "me")
+    folder = CheckpointFolder(tmp_path, ME)
     folder.save(snapshot(1))
     folder.save(snapshot(2))
     (tmp_path / "checkpoint.safetensors").write_bytes(damage)
@@ -175,6 +185,49 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
-    CheckpointFolder(tmp_path, "me").save(snapshot(1))
-    with pytest.raises(CheckpointError, match="another run"):
-        CheckpointFolder(tmp_path, "you").load()
+    CheckpointFolder(tmp_path, ME).save(snapshot(1))
+    with pytest.raises(CheckpointError, match="another run: images differ"):
+        CheckpointFolder(tmp_path, {**ME, "images": "3"}).load()
+
+
+def test_another_backbones_checkpoint_has_an_error_of_its_own(tmp_path: Path) -> None:
+    CheckpointFolder(tmp_path, ME).save(snapshot(1))
+    with pytest.raises(BackboneMismatch, match="other weights"):
+        CheckpointFolder(tmp_path, {**ME, "backbone": "3"}).load()
+
+
+def test_what_becomes_of_checkpoints_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    told: list[CheckpointEvent] = []
+    folder = CheckpointFolder(tmp_path, ME)
+    keeping = Checkpointing(folder, 10.0, told.append, lambda: now[0])
+    keeping.save_if_due(1, lambda: snapshot(1))
+    assert told == []
+    now[0] = 10.0
+    keeping.save_if_due(2, lambda: snapshot(2))
+    keeping.save(2, lambda: snapshot(2))
+    assert [(event.kind, event.step) for event in told] == [("saved", 2)]
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(*_: object) -> None:
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomically", fail)
+        now[0] = 20.0
+        keeping.save_if_due(3, lambda: snapshot(3))
+        keeping.save_if_due(4, lambda: snapshot(4))  # the next try has its time
+    assert told[1:] == [CheckpointEvent("failed", 3, full)]
+    loaded = keeping.load()
+    assert loaded is not None
+    assert loaded.scalars["step"] == 2
+
+    keeping.save(5, lambda: snapshot(5))
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"")
+    loaded = keeping.load()
+    assert loaded is not None
+    assert loaded.scalars["step"] == 2
+    assert [event.kind for event in told[2:]] == ["saved", "rejected"]

@@ -258,7 +258,7 @@ RUNS = [(preset, {}) for preset in PRESETS] + [("default", v) for v in VARIANTS.
 
 def run(clip: Backbone, settings: TuningConfig) -> Search:
     search = Search(settings, make_objective(clip), make_objective(clip, seed=1))
-    search.run(None, 1e9)
+    search.run()
     return search
 
 

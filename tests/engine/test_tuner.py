@@ -25,6 +25,7 @@ from sharpzo_engine import (
 from sharpzo_engine import features as features_module
 from sharpzo_engine import tuner as tuner_module
 from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.checkpoint import CheckpointEvent
 from sharpzo_engine.errors import BackboneError, BackboneMismatch, CheckpointError, DatasetError
 from sharpzo_engine.features import extract_features
 from sharpzo_engine.heads import fit_gda
@@ -203,6 +204,40 @@ def test_a_checkpoint_of_other_hyperparameters_is_refused(
     interrupted(pictures, clip, small(), tmp_path, 3)
     with pytest.raises(CheckpointError, match="another run"):
         run(pictures, clip, small(seed=2), checkpoint_dir=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("optimizer", ["auto", "adam"])
+def test_a_finished_run_goes_on_with_a_larger_budget(
+    pictures: Path, clip: Backbone, tmp_path: Path, optimizer: str
+) -> None:
+    zo = {"optimizer": optimizer}
+    first = run(pictures, clip, small(zo=zo), checkpoint_dir=tmp_path)
+    told: list[CheckpointEvent] = []
+    longer = run(
+        pictures,
+        clip,
+        small(zo=zo, total_steps=40),
+        checkpoint_dir=tmp_path,
+        resume=True,
+        on_checkpoint=told.append,
+    )
+    assert told[0] == CheckpointEvent("resumed", 24)
+    assert [r.step for r in longer.history] == list(range(1, 41))
+    assert longer.history[:24] == first.history
+    assert longer.metrics["forward_passes"] > first.metrics["forward_passes"]  # type: ignore[operator]
+    assert longer.metrics["val_loss"] <= first.metrics["val_loss"]  # type: ignore[operator]
+
+
+def test_a_run_resumed_at_its_end_does_no_step_again(
+    pictures: Path, clip: Backbone, undisturbed: TuneResult, tmp_path: Path
+) -> None:
+    run(pictures, clip, small(), checkpoint_dir=tmp_path)
+    reported: list[Progress] = []
+    options = {"checkpoint_dir": tmp_path, "resume": True, "on_step": reported.append}
+    again = run(pictures, clip, small(), **options)
+    assert not any(p.record for p in reported)
+    assert again.prompt.vectors_sha256 == undisturbed.prompt.vectors_sha256
+    assert again.metrics["forward_passes"] == undisturbed.metrics["forward_passes"]
 
 
 def test_equal_seeds_give_equal_prompts(
