@@ -54,12 +54,13 @@ async def stream_events(
 
 
 def _look(jobs: JobStore, job_id: str, after: int) -> tuple[list[JobEvent], bool]:
-    """The next events, and whether none will follow."""
+    """The next events, and whether none will follow unless somebody resumes the job."""
     events = list(jobs.events(job_id, after, _BATCH))
-    if events:
-        return events, events[-1].type in TERMINAL_EVENTS
+    if events and events[-1].type not in TERMINAL_EVENTS:
+        return events, False
+    last = events[-1].seq if events else after
     job = jobs.get(job_id)
-    return events, is_terminal(job.status) and job.last_event <= after
+    return events, is_terminal(job.status) and job.last_event <= last
 
 
 def _encode(event: JobEvent) -> bytes:

@@ -40,6 +40,7 @@ from sharpzo_client.errors import (
 )
 from sharpzo_client.models import (
     Backbone,
+    Checkpoint,
     Classification,
     Dataset,
     ErrorInfo,
@@ -65,6 +66,7 @@ __all__ = [
     "AuthenticationError",
     "Backbone",
     "BadRequestError",
+    "Checkpoint",
     "Classification",
     "Client",
     "ConflictError",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 from urllib.parse import quote
 
 from sharpzo_client._constants import MAX_BATCH_BYTES, MAX_BATCH_IMAGES, PAGE_SIZE
@@ -131,6 +131,7 @@ def create_job(
     config: Mapping[str, Any] | None,
     name: str | None,
     metadata: Mapping[str, Any] | None,
+    from_checkpoint: str | None,
     idempotency_key: str | None,
 ) -> Operation[Job]:
     """Submit a tuning job."""
@@ -141,6 +142,7 @@ def create_job(
         "config": config,
         "name": name,
         "metadata": metadata,
+        "from_checkpoint": from_checkpoint,
     }
     return Operation(
         method="POST",
@@ -167,9 +169,9 @@ def delete_job(job_id: str) -> Operation[None]:
     return Operation(method="DELETE", path=_path("jobs", job_id), read=reads_nothing)
 
 
-def cancel_job(job_id: str) -> Operation[Job]:
-    """Ask a job to stop; asking again changes nothing, so this may be repeated."""
-    return Operation(method="POST", path=_path("jobs", job_id, "cancel"), read=reads(Job))
+def steer_job(job_id: str, move: Literal["pause", "resume", "cancel"]) -> Operation[Job]:
+    """Ask a job for something; asking again changes nothing, so this may be repeated."""
+    return Operation(method="POST", path=_path("jobs", job_id, move), read=reads(Job))
 
 
 def list_events(job_id: str, after: int, page_size: int = PAGE_SIZE) -> Operation[Page[JobEvent]]:

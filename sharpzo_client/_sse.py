@@ -55,6 +55,7 @@ class EventLog:
         self.ended = False
         self.pause = 0.0  # seconds before the next connection
         self._breaks = 0
+        self._last_ends_job = False
         self._job_over = False  # known before the present connection was made
         self._decoder = SseDecoder()
 
@@ -67,8 +68,15 @@ class EventLog:
         events = [_event(data) for data in self._decoder.feed(chunk)]
         return [event for event in events if self._is_new(event)]
 
-    def closed(self, job: Job) -> None:
-        """The service ended the stream, and `job` is how the job is now.
+    def closed(self) -> None:
+        """The service ended the stream: nothing follows if the last event was a job's last.
+
+        An event that ended the job may stand in the middle too, if the job was resumed later.
+        """
+        self.ended = self._last_ends_job
+
+    def looked(self, job: Job) -> None:
+        """The service ended the stream without an end, and `job` is how the job is now.
 
         What happened before the job was over can only be missing if it was not over yet when the
         stream was opened; then one more look is due.
@@ -93,7 +101,7 @@ class EventLog:
         if event.seq <= self.last:
             return False
         self.last = event.seq
-        self.ended = self.ended or ends_job(event)
+        self._last_ends_job = ends_job(event)
         self._breaks = 0
         return True
 

@@ -102,6 +102,13 @@ class Metrics(Model):
     loss: float | None = None
 
 
+class Checkpoint(Model):
+    """What a job goes on from when it is resumed."""
+
+    step: int
+    saved_at: datetime | None = None
+
+
 class Job(Model):
     """A tuning job."""
 
@@ -115,6 +122,9 @@ class Job(Model):
     prompt_id: str | None = None
     error: ErrorInfo | None = None
     attempt: int = 0
+    checkpoint: Checkpoint | None = None
+    from_checkpoint: str | None = None
+    """the job whose checkpoint it began with"""
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None

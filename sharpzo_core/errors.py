@@ -7,7 +7,8 @@ CoreError
  ├── ValidationFailed       422  one or more fields of a request are wrong
  ├── NotFound               404  there is no such object
  ├── StateConflict          409  the object's state does not allow this
- │    └── LeaseLost              another worker owns the job now
+ │    ├── LeaseLost              another worker owns the job now
+ │    └── ConfigMismatch         a checkpoint's run was configured otherwise
  ├── PayloadTooLarge        413  more bytes than allowed
  ├── UnsupportedMedia       415  a kind of content that is not accepted
  ├── TooManyJobs            429  the queue is full
@@ -86,6 +87,13 @@ class LeaseLost(StateConflict):
     """Another worker owns the job now."""
 
     code = "lease_lost"
+
+
+class ConfigMismatch(StateConflict):
+    """The run of the checkpoint was configured otherwise."""
+
+    code = "config_mismatch"
+    title = "Not the checkpoint's configuration"
 
 
 class PayloadTooLarge(CoreError):

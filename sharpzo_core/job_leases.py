@@ -16,9 +16,11 @@ import sqlalchemy as sa
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.db import reading, writing
 from sharpzo_core.errors import LeaseLost
-from sharpzo_core.job_rows import NO_LEASE, NewEvent, change, get_job, read_job
+from sharpzo_core.job_rows import NO_LEASE, NewEvent, change, checkpoint_values, read_job
 from sharpzo_core.jobs import (
+    JOB_FORMAT,
     LEASED,
+    CheckpointRef,
     EventType,
     Job,
     JobProgress,
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
 
 WORKER_LOST = "worker_lost"
+
+_CLAIMABLE = (jobs.c.status == JobStatus.QUEUED) & (jobs.c.format <= JOB_FORMAT)
+_PAUSED = NewEvent(EventType.PAUSED, "put down until it is resumed")
+_RELEASED = NewEvent(EventType.RELEASED, "the worker shuts down; the job waits for another")
+_REQUEUED = NewEvent(EventType.QUEUED, "waits for another worker")
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class JobLeases:
         with writing(self._engine) as connection:
             return change(
                 connection,
-                jobs.c.id == job_id,
+                (jobs.c.id == job_id) & _CLAIMABLE,
                 NewEvent(EventType.STARTED, "a worker took the job", data={"worker": owner}),
                 now,
                 status=JobStatus.RUNNING,
@@ -131,6 +138,16 @@ class JobLeases:
                 connection.execute(sa.insert(job_steps), rows)
             return job.status
 
+    def save_checkpoint(self, lease: Lease, checkpoint: CheckpointRef) -> JobStatus:
+        """Note that a checkpoint is durable; the job got ahead, so lost workers are forgiven.
+
+        Raises:
+            LeaseLost: the job is not this worker's any more.
+        """
+        values = {"losses": 0, **checkpoint_values(checkpoint)}
+        with writing(self._engine) as connection:
+            return self._write(connection, lease, values).status
+
     def tell(self, lease: Lease, event: NewEvent) -> None:
         """Append an event.
 
@@ -139,24 +156,23 @@ class JobLeases:
         """
         self._finish(lease, event)
 
-    def release(self, lease: Lease) -> Job:
-        """Give a running job back to the queue, to be rung for by the caller.
+    def put_down(self, lease: Lease) -> Job:
+        """Let go of a job before it is done: queue it again, or pause or cancel it as was asked.
 
-        This attempt does not count.
+        This attempt does not count. The caller rings for a job that is queued.
 
         Raises:
-            LeaseLost: the job is not this worker's, or it is to be cancelled.
+            LeaseLost: the job is not this worker's any more.
         """
-        event = NewEvent(EventType.RELEASED, "the worker shuts down; the job waits for another")
-        return self._finish(
-            lease,
-            event,
-            status=JobStatus.QUEUED,
-            attempt=jobs.c.attempt - 1,
-            rings=1,
-            rung_at=self._clock(),
-            **NO_LEASE,
-        )
+        with writing(self._engine) as connection:
+            job = self._locked(connection, lease)
+            if job.status is JobStatus.CANCELLING:
+                return self._cancel(connection, lease)
+            values: dict[str, Any] = {"attempt": jobs.c.attempt - 1, **NO_LEASE}
+            if job.status is JobStatus.PAUSING:
+                return self._change(connection, lease, _PAUSED, status=JobStatus.PAUSED, **values)
+            values |= {"rings": 1, "rung_at": self._clock()}
+            return self._change(connection, lease, _RELEASED, status=JobStatus.QUEUED, **values)
 
     def succeed(self, lease: Lease, prompt: NewPrompt, metrics: Mapping[str, float | None]) -> Job:
         """Publish the prompt and end the job, in one transaction.
@@ -168,7 +184,7 @@ class JobLeases:
         """
         now = self._clock()
         with writing(self._engine) as connection:
-            job = get_job(connection, lease.job_id, lock=True)
+            job = self._locked(connection, lease)
             if job.status is JobStatus.CANCELLING:
                 return self._cancel(connection, lease)
             published = insert_prompt(connection, prompt, now)
@@ -196,15 +212,6 @@ class JobLeases:
         """
         return self._finish(lease, _failure(code, message), **_failed(code, message, self._clock()))
 
-    def cancel(self, lease: Lease) -> Job:
-        """End a job that was asked to stop.
-
-        Raises:
-            LeaseLost: the job is not this worker's any more, or nobody asked it to stop.
-        """
-        with writing(self._engine) as connection:
-            return self._cancel(connection, lease)
-
     def held(self) -> Sequence[HeldLease]:
         """Every lease there is."""
         query = sa.select(jobs).where(jobs.c.status.in_(LEASED)).order_by(jobs.c.id)
@@ -214,45 +221,46 @@ class JobLeases:
     def recover(self, held: HeldLease) -> Job | None:
         """Take the job from a lost worker: queue it again, or end it; None if it has moved on.
 
-        The job fails once so many workers were lost on it, and is cancelled if it was to be.
+        The job fails once so many workers were lost on it without a new checkpoint. One that was
+        to be cancelled or paused is.
         """
         now = self._clock()
         unchanged = _holds(held.lease) & (jobs.c.lease_expires_at == held.expires_at)
         data = {"worker": held.owner, "attempt": held.lease.attempt}
         event = NewEvent(EventType.WORKER_LOST, "the worker fell silent", "warning", data)
         with writing(self._engine) as connection:
-            job = change(connection, unchanged, event, now, lease_expires_at=held.expires_at)
+            job = change(connection, unchanged, event, now, losses=jobs.c.losses + 1)
             if job is None:
                 return None
+            lease = held.lease
             if job.status is JobStatus.CANCELLING:
-                return self._cancel(connection, held.lease)
-            if job.attempt >= self._max_attempts:
-                message = f"{job.attempt} workers were lost while they ran this job"
+                return self._cancel(connection, lease)
+            if job.losses >= self._max_attempts:
+                message = f"{job.losses} workers were lost on this job without any progress"
                 values = _failed(WORKER_LOST, message, now)
-                return self._change(
-                    connection, held.lease, _failure(WORKER_LOST, message), **values
-                )
-            queued = NewEvent(EventType.QUEUED, "waits for another worker")
-            return self._change(
-                connection,
-                held.lease,
-                queued,
-                status=JobStatus.QUEUED,
-                rings=0,
-                rung_at=None,
-                **NO_LEASE,
-            )
+                return self._change(connection, lease, _failure(WORKER_LOST, message), **values)
+            if job.status is JobStatus.PAUSING:
+                return self._change(connection, lease, _PAUSED, status=JobStatus.PAUSED, **NO_LEASE)
+            values = {"rings": 0, "rung_at": None, **NO_LEASE}
+            return self._change(connection, lease, _REQUEUED, status=JobStatus.QUEUED, **values)
 
     def waiting(self, limit: int) -> Sequence[Job]:
-        """Queued jobs, oldest first."""
-        query = (
-            sa.select(jobs)
-            .where(jobs.c.status == JobStatus.QUEUED)
-            .order_by(jobs.c.id)
-            .limit(limit)
-        )
+        """Queued jobs that this version can run, oldest first."""
+        query = sa.select(jobs).where(_CLAIMABLE).order_by(jobs.c.id).limit(limit)
         with reading(self._engine) as connection:
             return [read_job(row) for row in connection.execute(query)]
+
+    def _locked(self, connection: sa.Connection, lease: Lease) -> Job:
+        """The job, which nobody else changes during this transaction.
+
+        Raises:
+            LeaseLost: the job is not this worker's any more.
+        """
+        query = sa.select(jobs).where(_holds(lease)).with_for_update()
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            raise LeaseLost
+        return read_job(row)
 
     def _cancel(self, connection: sa.Connection, lease: Lease) -> Job:
         return self._change(

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sharpzo_core.db import record
 from sharpzo_core.errors import NotFound
 from sharpzo_core.ids import Prefix, is_id
-from sharpzo_core.jobs import EventType, Job, JobStatus, Phase, sources
+from sharpzo_core.jobs import CheckpointRef, EventType, Job, JobStatus, Phase, sources
 from sharpzo_core.tables import job_events, jobs
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ NO_LEASE: Mapping[str, None] = {
     "lease_expires_at": None,
     "eta_seconds": None,
 }
+
+_CHECKPOINT = ("checkpoint_folder", "checkpoint_step", "checkpoint_saved_at")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def change(
 ) -> Job | None:
     """Update the one job that fulfils the condition and tell it in an event; None if there is none.
 
-    A new `status` is set only where the transition table allows it.
+    A new `status` is set only where the transition table allows it; the condition may ask for more.
     """
     if "status" in values:
         condition &= jobs.c.status.in_(sources(JobStatus(values["status"])))
@@ -98,5 +100,23 @@ def get_job(connection: sa.Connection, job_id: str, *, lock: bool = False) -> Jo
 
 def read_job(row: sa.Row[Any]) -> Job:
     """The record of a row."""
-    phase = None if row.phase is None else Phase(row.phase)
-    return Job(**record(row, status=JobStatus(row.status), phase=phase))
+    values = record(row, status=JobStatus(row.status))
+    values["phase"] = None if row.phase is None else Phase(row.phase)
+    folder, step, saved_at = (values.pop(name) for name in _CHECKPOINT)
+    values["checkpoint"] = None if folder is None else CheckpointRef(folder, step, saved_at)
+    return Job(**values)
+
+
+def job_values(job: Job) -> dict[str, Any]:
+    """The row of a record."""
+    plain = {c.name: getattr(job, c.name) for c in jobs.columns if c.name not in _CHECKPOINT}
+    return plain | checkpoint_values(job.checkpoint)
+
+
+def checkpoint_values(checkpoint: CheckpointRef | None) -> dict[str, Any]:
+    """The columns of a checkpoint."""
+    if checkpoint is None:
+        return dict.fromkeys(_CHECKPOINT)
+    return dict(
+        zip(_CHECKPOINT, (checkpoint.folder, checkpoint.step, checkpoint.saved_at), strict=True)
+    )

@@ -11,14 +11,24 @@ from sharpzo_core.datasets import DatasetStatus
 from sharpzo_core.db import reading, writing
 from sharpzo_core.errors import NotFound, StateConflict, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_rows import NO_LEASE, NewEvent, change, get_job, insert_event, read_job
+from sharpzo_core.job_rows import (
+    NO_LEASE,
+    NewEvent,
+    change,
+    get_job,
+    insert_event,
+    job_values,
+    read_job,
+)
 from sharpzo_core.jobs import (
+    REQUESTS,
     EventType,
     Job,
     JobEvent,
     JobStatus,
     JobStep,
     Phase,
+    Request,
     is_terminal,
 )
 from sharpzo_core.listing import MAX_PAGE, Listing, newest_first
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 MAX_STEPS = 10_000  # records in one answer
+_EVENT_TYPES = frozenset(EventType)
 
 
 class JobStore:
@@ -46,8 +57,11 @@ class JobStore:
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
         job_id: str | None = None,
+        origin: Job | None = None,
     ) -> Job:
         """Accept a job; it is durable when this returns.
+
+        `origin` is a job whose checkpoint is already copied to this one's.
 
         Raises:
             NotFound: there is no such dataset.
@@ -63,13 +77,14 @@ class JobStore:
             backbone=backbone,
             config=dict(config),
             metadata=dict(metadata or {}),
+            from_checkpoint=None if origin is None else origin.id,
+            checkpoint=None if origin is None else origin.checkpoint,
             created_at=now,
             last_event=1,
         )
         with writing(self._engine) as connection:
             _require_ready(connection, dataset_id)
-            values = {column.name: getattr(job, column.name) for column in jobs.columns}
-            connection.execute(sa.insert(jobs).values(values))
+            connection.execute(sa.insert(jobs).values(job_values(job)))
             insert_event(connection, job.id, 1, NewEvent(EventType.QUEUED, "accepted"), now)
         return job
 
@@ -98,27 +113,52 @@ class JobStore:
             found = {row.status: row[1] for row in connection.execute(query)}
         return {status: found.get(status, 0) for status in JobStatus}
 
+    def request_pause(self, job_id: str) -> Job:
+        """Put a queued job by, ask a running one's worker to put it down.
+
+        Raises:
+            NotFound: there is no such job.
+            StateConflict: the job has ended, or is being cancelled.
+        """
+        return self._request(job_id, Request.PAUSE)
+
+    def request_resume(self, job_id: str) -> Job:
+        """Queue a paused, failed or cancelled job again; it goes on from its last checkpoint.
+
+        The caller rings for it.
+
+        Raises:
+            NotFound: there is no such job, or its dataset has been deleted.
+            StateConflict: the job is running, has succeeded, or is being cancelled.
+        """
+        return self._request(job_id, Request.RESUME)
+
     def request_cancel(self, job_id: str) -> Job:
-        """Cancel a queued job at once, ask a running one to stop; repeating it changes nothing.
+        """Cancel a job that waits at once, ask a running one's worker to stop.
 
         Raises:
             NotFound: there is no such job.
             StateConflict: the job has already succeeded or failed.
         """
+        return self._request(job_id, Request.CANCEL)
+
+    def _request(self, job_id: str, request: Request) -> Job:
+        """Do as `REQUESTS` says; repeating a request changes nothing."""
         now = self._clock()
         with writing(self._engine) as connection:
             job = get_job(connection, job_id, lock=True)
-            if job.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
+            target = REQUESTS[request].get(job.status)
+            if target is None:
+                raise StateConflict(f"the job is {job.status}: there is nothing to {request}")
+            if target is job.status:
                 return job
-            if is_terminal(job.status):
-                raise StateConflict(f"the job has already {job.status}")
-            if job.status is JobStatus.QUEUED:
-                values: dict[str, Any] = {"status": JobStatus.CANCELLED, "finished_at": now}
-                event = NewEvent(EventType.CANCELLED, "cancelled before it was started")
-                values |= NO_LEASE
-            else:
-                values = {"status": JobStatus.CANCELLING}
-                event = NewEvent(EventType.CANCELLING, "asked to stop")
+            values: dict[str, Any] = {"status": target}
+            if target is JobStatus.CANCELLED:
+                values |= {"finished_at": now, **NO_LEASE}
+            elif target is JobStatus.QUEUED:
+                _require_ready(connection, job.dataset_id)
+                values |= _AFRESH
+            event = _REQUEST_EVENTS[target]
             return change(connection, jobs.c.id == job_id, event, now, **values) or job
 
     def delete(self, job_id: str) -> None:
@@ -192,6 +232,27 @@ class JobStore:
             return [_read_step(row) for row in connection.execute(query.order_by("step"))]
 
 
+#: What a request tells, by the status it leads to.
+_REQUEST_EVENTS: Mapping[JobStatus, NewEvent] = {
+    JobStatus.PAUSED: NewEvent(EventType.PAUSED, "paused before it was started"),
+    JobStatus.PAUSING: NewEvent(EventType.PAUSING, "asked to be put down"),
+    JobStatus.QUEUED: NewEvent(EventType.RESUMED, "waits for a worker again"),
+    JobStatus.RUNNING: NewEvent(EventType.RESUMED, "goes on; it was not put down yet"),
+    JobStatus.CANCELLED: NewEvent(EventType.CANCELLED, "cancelled while it waited"),
+    JobStatus.CANCELLING: NewEvent(EventType.CANCELLING, "asked to stop"),
+}
+#: What a job that is queued again has forgotten.
+_AFRESH: Mapping[str, Any] = {
+    "phase": None,
+    "losses": 0,
+    "error_code": None,
+    "error_message": None,
+    "finished_at": None,
+    "rings": 0,
+    "rung_at": None,
+}
+
+
 def _require_ready(connection: sa.Connection, dataset_id: str) -> None:
     """The dataset is ready and stays so until this transaction ends."""
     query = sa.select(datasets.c.status).where(datasets.c.id == dataset_id)
@@ -205,7 +266,7 @@ def _require_ready(connection: sa.Connection, dataset_id: str) -> None:
 def _read_event(row: sa.Row[Any]) -> JobEvent:
     return JobEvent(
         seq=row.seq,
-        type=EventType(row.type),
+        type=EventType(row.type) if row.type in _EVENT_TYPES else row.type,
         level=row.level,
         message=row.message,
         data=row.data,

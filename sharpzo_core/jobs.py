@@ -11,15 +11,29 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
+#: Counts up when a job's row means something that older workers would misread or refuse.
+JOB_FORMAT = 1
+
+
 class JobStatus(StrEnum):
     """Where a job stands."""
 
     QUEUED = "queued"  #: Waits for a worker
     RUNNING = "running"  #: A worker holds its lease
+    PAUSING = "pausing"  #: Its worker has been asked to put it down
+    PAUSED = "paused"  #: Put down until somebody resumes it
     CANCELLING = "cancelling"  #: Its worker has been asked to stop it
     SUCCEEDED = "succeeded"  #: Its prompt is published
-    FAILED = "failed"  #: It ended with an error
-    CANCELLED = "cancelled"  #: It was stopped for good
+    FAILED = "failed"  #: It ended with an error; it may be resumed
+    CANCELLED = "cancelled"  #: It was stopped; it may be resumed
+
+
+class Request(StrEnum):
+    """What may be asked of a job."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
 
 
 class Phase(StrEnum):
@@ -38,9 +52,14 @@ class EventType(StrEnum):
     STARTED = "started"  #: A worker took it
     PHASE = "phase"  #: Entered another phase
     MESSAGE = "message"  #: Something worth knowing happened
+    PAUSING = "pausing"  #: Asked to be put down
+    PAUSED = "paused"  #: Put down
+    RESUMED = "resumed"  #: To go on: asked for, or at a checkpoint's step
     CANCELLING = "cancelling"  #: Asked to stop
     RELEASED = "released"  #: Its worker shut down and gave it back
     WORKER_LOST = "worker_lost"  #: Its worker fell silent
+    CHECKPOINT_FAILED = "checkpoint_failed"  #: One could not be written; the one before stands
+    CHECKPOINT_CORRUPT = "checkpoint_corrupt"  #: One is damaged and was not used
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -48,37 +67,84 @@ class EventType(StrEnum):
 
 #: Status -> the statuses it may change to. Nothing else ever happens to a job.
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED}),
     JobStatus.RUNNING: frozenset(
         {
             JobStatus.QUEUED,  # its worker shut down or was lost
+            JobStatus.PAUSING,
             JobStatus.CANCELLING,
             JobStatus.SUCCEEDED,
             JobStatus.FAILED,
         }
     ),
-    # A cancelled job never publishes, even if it was done when the request came.
+    JobStatus.PAUSING: frozenset(
+        {
+            JobStatus.RUNNING,  # resumed before its worker had noticed
+            JobStatus.PAUSED,
+            JobStatus.CANCELLING,
+            JobStatus.SUCCEEDED,  # it was done before its worker had noticed
+            JobStatus.FAILED,
+        }
+    ),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
+    # A job that is being cancelled never publishes, even if it was done when the request came.
     JobStatus.CANCELLING: frozenset({JobStatus.CANCELLED, JobStatus.FAILED}),
     JobStatus.SUCCEEDED: frozenset(),
-    JobStatus.FAILED: frozenset(),
-    JobStatus.CANCELLED: frozenset(),
+    JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
+    JobStatus.CANCELLED: frozenset({JobStatus.QUEUED}),
+}
+
+#: Request -> status of the job -> the status that follows. A status that follows itself is left
+#: as it is; where none is named, the request is refused.
+REQUESTS: Mapping[Request, Mapping[JobStatus, JobStatus]] = {
+    Request.PAUSE: {
+        JobStatus.QUEUED: JobStatus.PAUSED,
+        JobStatus.RUNNING: JobStatus.PAUSING,
+        JobStatus.PAUSING: JobStatus.PAUSING,
+        JobStatus.PAUSED: JobStatus.PAUSED,
+    },
+    Request.RESUME: {
+        JobStatus.QUEUED: JobStatus.QUEUED,
+        JobStatus.PAUSING: JobStatus.RUNNING,
+        JobStatus.PAUSED: JobStatus.QUEUED,
+        JobStatus.FAILED: JobStatus.QUEUED,
+        JobStatus.CANCELLED: JobStatus.QUEUED,
+    },
+    Request.CANCEL: {
+        JobStatus.QUEUED: JobStatus.CANCELLED,
+        JobStatus.RUNNING: JobStatus.CANCELLING,
+        JobStatus.PAUSING: JobStatus.CANCELLING,
+        JobStatus.PAUSED: JobStatus.CANCELLED,
+        JobStatus.CANCELLING: JobStatus.CANCELLING,
+        JobStatus.CANCELLED: JobStatus.CANCELLED,
+    },
 }
 
 #: Statuses in which a worker holds the job's lease.
-LEASED = (JobStatus.RUNNING, JobStatus.CANCELLING)
-TERMINAL = frozenset(status for status, targets in TRANSITIONS.items() if not targets)
-#: The last event of every job is one of these.
+LEASED = (JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING)
+#: Statuses in which nothing happens to the job by itself, and which end its event stream.
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+#: The last event of every ended job is one of these.
 TERMINAL_EVENTS = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
 
 
 def is_terminal(status: JobStatus) -> bool:
-    """Whether nothing can happen to the job any more."""
+    """Whether the job has ended; only a request to resume it can change that."""
     return status in TERMINAL
 
 
 def sources(target: JobStatus) -> list[JobStatus]:
     """The statuses from which `target` may be reached."""
     return [status for status, targets in TRANSITIONS.items() if target in targets]
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """A durable checkpoint of a job."""
+
+    folder: str  #: Name below the job's checkpoints; every claim writes to a folder of its own
+    step: int  #: Where a run that begins with it goes on
+    saved_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +159,8 @@ class Job:
     backbone: str  #: As the request named it
     config: Mapping[str, Any]  #: The whole effective TuningConfig
     metadata: Mapping[str, str]
+    from_checkpoint: str | None = None  #: Id of the job whose checkpoint this one began with
+    format: int = JOB_FORMAT  #: Workers that know less leave it to others
     step: int = 0
     total_steps: int = 0
     forward_passes: int = 0
@@ -102,6 +170,8 @@ class Job:
     error_code: str | None = None
     error_message: str | None = None
     attempt: int = 0  #: Claims so far that were not given back
+    losses: int = 0  #: Workers lost since the job last got ahead (a checkpoint, or a request)
+    checkpoint: CheckpointRef | None = None  #: The newest one that is known to be durable
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -132,7 +202,7 @@ class JobEvent:
     """One line of a job's history; `seq` counts from 1 without gaps."""
 
     seq: int
-    type: EventType
+    type: str  #: An `EventType`, or what a newer version of the service has written
     level: str  #: info, warning or error
     message: str
     data: Mapping[str, Any]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus
-from sharpzo_core.jobs import EventType, Job, JobEvent, JobStatus, JobStep, Phase
+from sharpzo_core.jobs import CheckpointRef, Job, JobEvent, JobStatus, JobStep, Phase
 from sharpzo_core.prompt_store import NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ class JobCreate(RequestModel):
     backbone: Annotated[SafeText, Field(min_length=1, max_length=100)] | None = None
     """One of `GET /v1/backbones`; default: the operator's choice."""
 
-    preset: Annotated[SafeText, Field(max_length=100)] = "default"
-    """Named hyperparameters that `config` is laid over."""
+    preset: Annotated[SafeText, Field(max_length=100)] | None = None
+    """Named hyperparameters that `config` is laid over; without it `default`."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     """Fields of TuningConfig."""
@@ -158,6 +158,11 @@ class JobCreate(RequestModel):
     )
     """Free labels, kept and returned."""
 
+    from_checkpoint: Annotated[SafeText, Field(max_length=100)] | None = None
+    """Id of a job, ended or not, whose last checkpoint this one goes on from. Its configuration is
+    what `config` is laid over; budgets (which count what was done before) and the head may differ,
+    dataset and backbone must be the same."""
+
 
 class ProgressPublic(PublicModel):
     """How far a job is; `eta_seconds` is null where it would be a guess."""
@@ -166,6 +171,13 @@ class ProgressPublic(PublicModel):
     total_steps: int
     forward_passes: int
     eta_seconds: float | None
+
+
+class CheckpointPublic(PublicModel):
+    """What a job goes on from when it is resumed."""
+
+    step: int
+    saved_at: datetime
 
 
 class MetricsPublic(PublicModel):
@@ -198,6 +210,10 @@ class JobPublic(PublicModel):
     prompt_id: str | None
     error: ErrorPublic | None
     attempt: int
+    """How often a worker has begun with it; one that gives it back unharmed does not count."""
+
+    checkpoint: CheckpointPublic | None
+    from_checkpoint: str | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -224,6 +240,8 @@ class JobPublic(PublicModel):
             prompt_id=job.prompt_id,
             error=_error(job.error_code, job.error_message),
             attempt=job.attempt,
+            checkpoint=_checkpoint(job.checkpoint),
+            from_checkpoint=job.from_checkpoint,
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
@@ -239,7 +257,7 @@ class EventPublic(PublicModel):
     """One line of a job's history."""
 
     seq: int
-    type: EventType
+    type: str
     level: str
     message: str
     data: dict[str, Any]
@@ -338,6 +356,12 @@ class ClassifyAnswer(PublicModel):
     prompt_id: str
     version: int
     results: list[ClassifyResult]
+
+
+def _checkpoint(checkpoint: CheckpointRef | None) -> CheckpointPublic | None:
+    if checkpoint is None:
+        return None
+    return CheckpointPublic(step=checkpoint.step, saved_at=checkpoint.saved_at)
 
 
 def _error(code: str | None, message: str | None) -> ErrorPublic | None:

@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     device: str = "auto"
     """Where the backbone runs: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
+    gpus: str = ""
+    """Comma-separated names of GPUs as CUDA_VISIBLE_DEVICES takes them, such as `0,1`: a worker
+    runs one job on each at a time. Empty: one job at a time, on `device`."""
+
     backbones: str = f"{TINY},{ANY_PRETRAINED}"
     """What requests may ask for; see `sharpzo_core.backbones`."""
 
@@ -82,7 +86,7 @@ class Settings(BaseSettings):
     """How often a running job saves what it needs to continue."""
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    """Workers that may die on one job before it fails."""
+    """Workers that may die on one job, without a new checkpoint in between, before it fails."""
 
     max_queued_jobs: Count = 1000
     max_upload_bytes: Count = 2 * GIB
@@ -176,10 +180,15 @@ class Settings(BaseSettings):
         """Folder of the embedded broker."""
         return self.data_dir / "broker"
 
+    @cached_property
+    def gpu_names(self) -> tuple[str, ...]:
+        """The GPUs that a worker pins its jobs to; none leaves the choice to torch."""
+        return tuple(filter(None, (part.strip() for part in self.gpus.split(","))))
+
     @property
-    def checkpoint_dir(self) -> Path:
-        """Folder with one folder of checkpoints per job."""
-        return self.data_dir / "checkpoints"
+    def slots(self) -> int:
+        """Jobs that a worker runs at a time."""
+        return max(1, len(self.gpu_names))
 
     @property
     def cache_dir(self) -> Path:

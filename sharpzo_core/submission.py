@@ -6,47 +6,115 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sharpzo_core.checkpoints import checkpoint_prefix, copy_checkpoint
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus
-from sharpzo_core.errors import StateConflict, TooManyJobs, ValidationFailed
+from sharpzo_core.errors import (
+    ConfigMismatch,
+    CoreError,
+    NotFound,
+    StateConflict,
+    TooManyJobs,
+    ValidationFailed,
+)
+from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.jobs import Job, JobStatus
 from sharpzo_core.schemas import JobCreate, is_safe_text
-from sharpzo_engine.config import PRESETS, TuningConfig
+from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, merge
 from sharpzo_engine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.dataset_store import DatasetStore
     from sharpzo_core.job_store import JobStore
     from sharpzo_core.settings import Settings
 
+DEFAULT_PRESET = "default"
 RETRY_SECONDS = 60  # when a full queue is worth another try
 MAX_NESTING = 8  # levels of a config; TuningConfig has two
 
 
 def submit_job(
-    request: JobCreate, *, settings: Settings, jobs: JobStore, datasets: DatasetStore
+    request: JobCreate,
+    *,
+    settings: Settings,
+    jobs: JobStore,
+    datasets: DatasetStore,
+    artifacts: ArtifactStore,
 ) -> Job:
     """Check the request and store the job; the caller rings for it.
 
     Raises:
         ValidationFailed: the backbone is not offered, the configuration is wrong, or a class has
             fewer images than shots.
-        NotFound: there is no such dataset.
-        StateConflict: the dataset is not ready.
+        NotFound: there is no such dataset, or no such job to begin with.
+        StateConflict: the dataset is not ready, or the checkpoint is not to be had.
+        ConfigMismatch: a run cannot go on from that checkpoint in this way.
         TooManyJobs: the queue is full.
     """
-    backbone = settings.backbone(request.backbone)
-    config = parse_config(request.config, request.preset)
+    origin = None if request.from_checkpoint is None else jobs.get(request.from_checkpoint)
+    name = request.backbone or (origin.backbone if origin else None)
+    backbone = settings.backbone(name).name
+    config = _parse(request, origin)
     dataset = datasets.get(request.dataset_id)
     check_dataset(dataset, config.shots)
+    if origin is not None:
+        _check_continues(origin, dataset.id, backbone, config)
     if jobs.count_by_status()[JobStatus.QUEUED] >= settings.max_queued_jobs:
         raise TooManyJobs(f"{settings.max_queued_jobs} jobs are queued", RETRY_SECONDS)
-    return jobs.create(
-        dataset_id=dataset.id,
-        backbone=backbone.name,
-        config=config.model_dump(mode="json"),
-        name=request.name,
-        metadata=request.metadata,
-    )
+    job_id = new_id(Prefix.JOB)
+    try:
+        if origin is not None:
+            _copy_checkpoint(artifacts, origin, job_id)
+        return jobs.create(
+            dataset_id=dataset.id,
+            backbone=backbone,
+            config=config.model_dump(mode="json"),
+            name=request.name,
+            metadata=request.metadata,
+            job_id=job_id,
+            origin=origin,
+        )
+    except CoreError:
+        artifacts.delete_prefix(checkpoint_prefix(job_id))
+        raise
+
+
+def _parse(request: JobCreate, origin: Job | None) -> TuningConfig:
+    """The request's configuration; that of the job to begin with is what it is laid over."""
+    if origin is None:
+        return parse_config(request.config, request.preset or DEFAULT_PRESET)
+    if request.preset is not None:
+        message = "goes without from_checkpoint, whose job has a configuration already"
+        raise ValidationFailed([("/preset", message)])
+    return parse_config(merge(origin.config, request.config), DEFAULT_PRESET)
+
+
+def _check_continues(origin: Job, dataset_id: str, backbone: str, config: TuningConfig) -> None:
+    """The checkpoint of `origin` can be continued in this way."""
+    if origin.checkpoint is None:
+        raise StateConflict("the job to begin with has no checkpoint yet")
+    before, now = origin.config, config.model_dump(mode="json")
+    changed = sorted(key for key in now if key not in EXTENDABLE and now[key] != before.get(key))
+    changed += ["dataset_id"] * (dataset_id != origin.dataset_id)
+    changed += ["backbone"] * (backbone != origin.backbone)
+    if changed:
+        raise ConfigMismatch(
+            f"a run that goes on from a checkpoint may change {', '.join(EXTENDABLE)} alone; "
+            f"this request changes {', '.join(changed)}"
+        )
+    if config.total_steps <= origin.checkpoint.step:
+        message = f"the checkpoint is at step {origin.checkpoint.step} already (give more)"
+        raise ValidationFailed([("/config/total_steps", message)])
+    if (config.max_forward_passes or math.inf) <= origin.forward_passes:
+        message = f"the job to begin with took {origin.forward_passes} already (give more)"
+        raise ValidationFailed([("/config/max_forward_passes", message)])
+
+
+def _copy_checkpoint(artifacts: ArtifactStore, origin: Job, job_id: str) -> None:
+    try:
+        copy_checkpoint(artifacts, origin, job_id)
+    except NotFound:
+        raise StateConflict("the checkpoint is being replaced at this moment (try again)") from None
 
 
 def parse_config(values: Mapping[str, Any], preset: str) -> TuningConfig:

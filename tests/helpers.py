@@ -93,7 +93,13 @@ class Workplace:
 
     def submit(self, *, ring: bool = True, **config: Any) -> Job:
         request = JobCreate(dataset_id=self.add_dataset().id, config=CONFIG | config)
-        job = submit_job(request, settings=self.settings, jobs=self.jobs, datasets=self.datasets)
+        job = submit_job(
+            request,
+            settings=self.settings,
+            jobs=self.jobs,
+            datasets=self.datasets,
+            artifacts=self.artifacts,
+        )
         if ring and self.queue.ring(job.id):
             self.jobs.mark_rung(job.id)
         return job
@@ -122,8 +128,7 @@ class Workplace:
 
     def wait_for_checkpoint(self, job_id: str) -> None:
         """Return as soon as the running job has saved itself."""
-        folder = self.settings.checkpoint_dir / job_id
-        self.wait(job_id, lambda _: any(folder.glob("*.safetensors")))
+        self.wait(job_id, lambda job: job.checkpoint is not None)
         status = self.jobs.get(job_id).status
         assert status is JobStatus.RUNNING, "the job was too short for this test"
 

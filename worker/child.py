@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
@@ -76,3 +77,9 @@ def tune(*args: object, **options: object) -> TuneResult:
 def warm_up() -> None:
     """Import what tuning needs."""
     importlib.import_module("sharpzo_engine.tuner")
+
+
+def pin_gpu(settings: Settings, slot: int) -> None:
+    """Let this process see the GPU of its slot alone; before torch is imported."""
+    if settings.gpu_names:
+        os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu_names[slot]

@@ -20,9 +20,14 @@ def describe(error: Exception) -> tuple[str, str]:
         return DATASET_MISSING, "the dataset's files are gone"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull.code, "the worker's disk is full"
-    # torch.OutOfMemoryError is named, not imported: this module is torch-free.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _is_out_of_memory(error):
         return OUT_OF_MEMORY, "the worker ran out of memory"
     if isinstance(error, CoreError):
         return error.code, error.detail
     return INTERNAL, f"an unexpected {type(error).__name__}; the worker's log has the details"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch's own errors are named, not imported: this module is torch-free."""
+    named = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or named

@@ -55,6 +55,7 @@ def main(settings: Settings, parent_pid: int | None = None) -> int:
         os.nice(NICENESS)
     app = make_celery(settings)
     app.conf.imports = ("worker.tasks",)
+    app.conf.worker_concurrency = settings.slots
     name = f"{new_id(Prefix.WORKER)}@{socket.gethostname()}"
     flag = DrainFlag(settings.data_dir, name)
     raise_flag = partial(_raise_flag, flag)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from sharpzo_core.errors import LeaseLost
 from sharpzo_core.jobs import JobStatus, Lease
-from sharpzo_engine.errors import TuningCancelled
+from sharpzo_engine.errors import TuningInterrupted
 from worker.periodic import Periodic
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ class Pulse:
 
         Raises:
             LeaseLost: another worker owns it.
-            TuningCancelled: it was asked to stop.
+            TuningInterrupted: it was asked to stop, or to be put down.
         """
         if self._lost:
             raise LeaseLost
-        if self._status is JobStatus.CANCELLING:
-            raise TuningCancelled
+        if self._status is not JobStatus.RUNNING:
+            raise TuningInterrupted

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sharpzo_engine.progress import Progress
     from worker.pulse import Pulse
 
-WRITE_SECONDS = 1.0  # between two writes of progress; also how soon a cancel is noticed
+WRITE_SECONDS = 1.0  # between two writes of progress; also how soon a request is noticed
 MESSAGE_SECONDS = 5.0  # between two events about preparation
 MAX_STEPS = 20_000  # recorded steps of a job; a longer run records every n-th
 
@@ -52,8 +52,7 @@ class Reporter:
         """Take note; write if it is time.
 
         Raises:
-            TuningCancelled: the job was asked to stop.
-            TuningInterrupted: the worker shuts down.
+            TuningInterrupted: the worker shuts down, or the job was asked to stop or pause.
             LeaseLost: another worker owns the job.
         """
         if progress.record is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,8 @@ from sharpzo_core.job_leases import JobLeases, lease_of
 from sharpzo_core.jobs import JobStatus
 from sharpzo_core.prompts import NewPrompt, prompt_key, report_key
 from sharpzo_engine.config import TuningConfig
-from sharpzo_engine.errors import BackboneError, TuningCancelled, TuningInterrupted
+from sharpzo_engine.errors import BackboneError, TuningInterrupted
+from worker.checkpoints import CheckpointKeeper, ClaimFolder
 from worker.failures import describe
 from worker.processes import process_identity
 from worker.pulse import Pulse
@@ -57,6 +57,7 @@ class Tune(Protocol):
         checkpoint_dir: Path,
         checkpoint_seconds: float,
         resume: bool,
+        on_checkpoint: CheckpointKeeper,
         cache_dir: Path,
     ) -> TuneResult:
         """Tune a prompt."""
@@ -99,7 +100,8 @@ def run_job(job_id: str, deps: RunnerDeps) -> JobStatus | None:
         logger.warning("job %s is another's now", job.id, extra=_extra("lease_lost", job.id))
         return None
     logger.info("job %s is %s", job.id, ended.status, extra=_extra("job_left", job.id))
-    _leave(ended, deps)
+    if ended.status is JobStatus.QUEUED:
+        deps.queue.ring(ended.id)
     return ended.status
 
 
@@ -110,10 +112,8 @@ def _run(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> Job:
         return _publish(job, lease, result, deps)
     except LeaseLost:
         raise
-    except TuningCancelled:
-        return _write(lambda: deps.leases.cancel(lease), deps)
     except TuningInterrupted:
-        return _write(lambda: _put_down(lease, deps.leases), deps)
+        return _write(lambda: deps.leases.put_down(lease), deps)
     except Exception as error:  # whatever it was, the job must end and the worker live
         code, message = describe(error)
         logger.exception("job %s failed: %s", job.id, code, extra=_extra("job_failed", job.id))
@@ -127,14 +127,18 @@ def _tune(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> TuneResult:
     backbone = deps.load_backbone(_offered(job.backbone, settings))
     record = deps.datasets.get(job.dataset_id)
     dataset = deps.materials.dataset(record, config.shots, config.seed)
+    folder = ClaimFolder(deps.artifacts, settings.cache_dir, job, lease)
+    checkpoints = CheckpointKeeper(folder, lease, deps.leases)
+    _write(checkpoints.begin, deps)
     result = deps.tune(
         dataset,
         backbone,
         config,
         on_step=reporter,
-        checkpoint_dir=settings.checkpoint_dir / job.id,
+        checkpoint_dir=folder.path,
         checkpoint_seconds=settings.checkpoint_seconds,
         resume=True,
+        on_checkpoint=checkpoints,
         cache_dir=settings.cache_dir / "features",
     )
     if result.history:
@@ -186,14 +190,6 @@ def _store_report(job: Job, result: TuneResult, deps: RunnerDeps) -> None:
         _write(partial(deps.artifacts.put_bytes, key, data), deps)
 
 
-def _put_down(lease: Lease, leases: JobLeases) -> Job:
-    """Back to the queue; but a job that was asked to stop, stops."""
-    try:
-        return leases.release(lease)
-    except LeaseLost:
-        return leases.cancel(lease)
-
-
 def _write(action: Callable[[], T], deps: RunnerDeps) -> T:
     """Do it, waiting for a storage that is away.
 
@@ -207,14 +203,6 @@ def _write(action: Callable[[], T], deps: RunnerDeps) -> T:
             logger.warning("the storage is away; trying again", exc_info=True)
             deps.sleep(FINAL_WRITE_PAUSE_SECONDS)
     return action()
-
-
-def _leave(job: Job, deps: RunnerDeps) -> None:
-    """What follows once the job's row says how it ended."""
-    if job.status is JobStatus.QUEUED:
-        deps.queue.ring(job.id)
-    elif job.status is JobStatus.SUCCEEDED:
-        shutil.rmtree(deps.settings.checkpoint_dir / job.id, ignore_errors=True)
 
 
 def _extra(action: str, job_id: str) -> dict[str, str]:

@@ -90,6 +90,7 @@ class Sweeper:
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._owner = owner
+        self._slots = settings.slots
         self._leases = leases
         self._jobs = jobs
         self._workers = workers
@@ -107,7 +108,8 @@ class Sweeper:
         for lease in dead:
             self._recover(lease)
         # As long as this worker is busy, messages wait in the queue rightly.
-        if not any(lease.owner == self._owner for lease in held if lease not in dead):
+        mine = sum(lease.owner == self._owner for lease in held if lease not in dead)
+        if mine < self._slots:
             self._ring_again()
         self._workers.forget_silent(timedelta(days=SILENT_DAYS).total_seconds())
 

@@ -6,6 +6,7 @@ import logging
 import threading
 from typing import Any
 
+from billiard import current_process
 from celery import shared_task
 from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_process_init
@@ -13,7 +14,7 @@ from celery.signals import setup_logging, worker_process_init
 from sharpzo_core.ids import Prefix, is_id
 from sharpzo_core.logging import configure_logging
 from sharpzo_core.queue import TaskName
-from worker.child import child_deps, child_drain, child_settings, warm_up
+from worker.child import child_deps, child_drain, child_settings, pin_gpu, warm_up
 from worker.runner import run_job
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def _configure_logging(**_: Any) -> None:  # noqa: ANN401 - Celery's signal argu
 
 def _begin_child(sender: str, **_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
     child_drain(sender).listen()
+    pin_gpu(child_settings(), current_process().index)
     # Torch takes seconds to import; the first job need not wait for all of them.
     threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
 

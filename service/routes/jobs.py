@@ -1,8 +1,7 @@
-"""Tuning jobs: submit, watch, cancel."""
+"""Tuning jobs: submit, watch, pause, resume, cancel."""
 
 import csv
 import io
-import shutil
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -69,7 +68,12 @@ async def create_job(
     if spec.name not in settings.backbone_specs:
         await inference.check_offered(spec)
     job = await run_in_threadpool(
-        submit_job, request, settings=settings, jobs=services.jobs, datasets=services.datasets
+        submit_job,
+        request,
+        settings=settings,
+        jobs=services.jobs,
+        datasets=services.datasets,
+        artifacts=services.artifacts,
     )
     services.ring(job.id)
     return JobPublic.of(job)
@@ -90,17 +94,31 @@ def get_job(job_id: str, jobs: JobsDep) -> JobPublic:
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
-def delete_job(job_id: str, services: ServicesDep, settings: SettingsDep) -> Response:
-    """Delete a job that has ended; its prompt stays."""
+def delete_job(job_id: str, services: ServicesDep) -> Response:
+    """Delete a job that has ended, with its report and checkpoints; its prompt stays."""
     services.jobs.delete(job_id)
     services.artifacts.delete_prefix(f"jobs/{job_id}")
-    shutil.rmtree(settings.checkpoint_dir / job_id, ignore_errors=True)
     return Response(status_code=204)
+
+
+@router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
+def pause_job(job_id: str, jobs: JobsDep) -> JobPublic:
+    """Put a job by: a checkpoint is saved, and its worker is free for others."""
+    return JobPublic.of(jobs.request_pause(job_id))
+
+
+@router.post("/{job_id}/resume", status_code=202, responses=problems(404, 409))
+def resume_job(job_id: str, services: ServicesDep) -> JobPublic:
+    """Go on with a paused, failed or cancelled job, from its last checkpoint."""
+    job = services.jobs.request_resume(job_id)
+    if job.status is JobStatus.QUEUED:
+        services.ring(job.id)
+    return JobPublic.of(job)
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
 def cancel_job(job_id: str, jobs: JobsDep) -> JobPublic:
-    """Ask a job to stop; asking again changes nothing."""
+    """Stop a job; a running one saves a checkpoint first. Asking again changes nothing."""
     return JobPublic.of(jobs.request_cancel(job_id))
 
 

@@ -33,9 +33,13 @@ class Jobs(Resource):
         config: Mapping[str, Any] | None = None,
         name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        from_checkpoint: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Submit a tuning job; `config` is laid over `preset`.
+
+        With `from_checkpoint`, the id of another job, it goes on from that job's last checkpoint,
+        and `config` is laid over that job's configuration: `{"total_steps": 4000}` for more steps.
 
         A key of your own makes the call repeatable across processes: the same key with the same
         values gives the same job.
@@ -50,6 +54,7 @@ class Jobs(Resource):
             config=config,
             name=name,
             metadata=metadata,
+            from_checkpoint=from_checkpoint,
             idempotency_key=idempotency_key,
         )
         return self._transport.send(operation)
@@ -93,8 +98,9 @@ class Jobs(Resource):
                     log.opened()
                     for chunk in chunks:
                         yield from log.feed(chunk)
+                log.closed()
                 if not log.ended:
-                    log.closed(self.get(job_id))
+                    log.looked(self.get(job_id))
             except SharpzoError as error:
                 log.broke(error)
             if not log.ended:
@@ -138,9 +144,21 @@ class Jobs(Resource):
         """Look at a job."""
         return self._transport.send(ops.get_job(job_id))
 
+    def pause(self, job_id: str) -> Job:
+        """Put a job by; a running one saves a checkpoint after its present step."""
+        return self._transport.send(ops.steer_job(job_id, "pause"))
+
+    def resume(self, job_id: str) -> Job:
+        """Let a paused, failed or cancelled job go on from its last checkpoint.
+
+        Raises:
+            ConflictError: it is running, or has succeeded.
+        """
+        return self._transport.send(ops.steer_job(job_id, "resume"))
+
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop; a running one stops after its present step."""
-        return self._transport.send(ops.cancel_job(job_id))
+        return self._transport.send(ops.steer_job(job_id, "cancel"))
 
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended; another raises ConflictError."""
@@ -163,6 +181,7 @@ class AsyncJobs(AsyncResource):
         config: Mapping[str, Any] | None = None,
         name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        from_checkpoint: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Submit a tuning job; `config` is laid over `preset`."""
@@ -173,6 +192,7 @@ class AsyncJobs(AsyncResource):
             config=config,
             name=name,
             metadata=metadata,
+            from_checkpoint=from_checkpoint,
             idempotency_key=idempotency_key,
         )
         return await self._transport.send(operation)
@@ -202,8 +222,9 @@ class AsyncJobs(AsyncResource):
                     async for chunk in chunks:
                         for event in log.feed(chunk):
                             yield event
+                log.closed()
                 if not log.ended:
-                    log.closed(await self.get(job_id))
+                    log.looked(await self.get(job_id))
             except SharpzoError as error:
                 log.broke(error)
             if not log.ended:
@@ -238,9 +259,21 @@ class AsyncJobs(AsyncResource):
         """Look at a job."""
         return await self._transport.send(ops.get_job(job_id))
 
+    async def pause(self, job_id: str) -> Job:
+        """Put a job by; a running one saves a checkpoint after its present step."""
+        return await self._transport.send(ops.steer_job(job_id, "pause"))
+
+    async def resume(self, job_id: str) -> Job:
+        """Let a paused, failed or cancelled job go on from its last checkpoint.
+
+        Raises:
+            ConflictError: it is running, or has succeeded.
+        """
+        return await self._transport.send(ops.steer_job(job_id, "resume"))
+
     async def cancel(self, job_id: str) -> Job:
         """Ask a job to stop."""
-        return await self._transport.send(ops.cancel_job(job_id))
+        return await self._transport.send(ops.steer_job(job_id, "cancel"))
 
     async def delete(self, job_id: str) -> None:
         """Delete a job that has ended."""

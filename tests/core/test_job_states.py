@@ -4,10 +4,18 @@ from collections.abc import Callable
 
 import pytest
 
-from sharpzo_core.errors import CoreError, LeaseLost, StateConflict
+from sharpzo_core.errors import CoreError, LeaseLost, NotFound, StateConflict
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import lease_of
-from sharpzo_core.jobs import TERMINAL, TERMINAL_EVENTS, TRANSITIONS, Job, JobStatus
+from sharpzo_core.jobs import (
+    REQUESTS,
+    TERMINAL,
+    TERMINAL_EVENTS,
+    TRANSITIONS,
+    Job,
+    JobStatus,
+    Request,
+)
 from sharpzo_core.prompts import NewPrompt
 from tests.core.conftest import Stores
 
@@ -32,6 +40,18 @@ def running(stores: Stores) -> Job:
     return stores.claimed()
 
 
+def pausing(stores: Stores) -> Job:
+    job = stores.claimed()
+    stores.jobs.request_pause(job.id)
+    return job
+
+
+def paused(stores: Stores) -> Job:
+    job = pausing(stores)
+    stores.leases.put_down(lease_of(job))
+    return job
+
+
 def cancelling(stores: Stores) -> Job:
     job = stores.claimed()
     stores.jobs.request_cancel(job.id)
@@ -52,13 +72,15 @@ def failed(stores: Stores) -> Job:
 
 def cancelled(stores: Stores) -> Job:
     job = cancelling(stores)
-    stores.leases.cancel(lease_of(job))
+    stores.leases.put_down(lease_of(job))
     return job
 
 
 AT: dict[JobStatus, Callable[[Stores], Job]] = {
     JobStatus.QUEUED: queued,
     JobStatus.RUNNING: running,
+    JobStatus.PAUSING: pausing,
+    JobStatus.PAUSED: paused,
     JobStatus.CANCELLING: cancelling,
     JobStatus.SUCCEEDED: succeeded,
     JobStatus.FAILED: failed,
@@ -68,25 +90,43 @@ AT: dict[JobStatus, Callable[[Stores], Job]] = {
 #: What can be asked for, and where it leads.
 MOVES: dict[str, Callable[[Stores, Job], object]] = {
     "claim": lambda stores, job: stores.leases.claim(job.id, "wrk_b"),
+    "request_pause": lambda stores, job: stores.jobs.request_pause(job.id),
+    "request_resume": lambda stores, job: stores.jobs.request_resume(job.id),
     "request_cancel": lambda stores, job: stores.jobs.request_cancel(job.id),
     "succeed": lambda stores, job: stores.leases.succeed(lease_of(job), prompt_of(job), {}),
     "fail": lambda stores, job: stores.leases.fail(lease_of(job), "code", "message"),
-    "cancel": lambda stores, job: stores.leases.cancel(lease_of(job)),
-    "release": lambda stores, job: stores.leases.release(lease_of(job)),
+    "put_down": lambda stores, job: stores.leases.put_down(lease_of(job)),
+    "recover": lambda stores, _: [stores.leases.recover(held) for held in stores.leases.held()],
     "delete": lambda stores, job: stores.jobs.delete(job.id),
 }
 
 LEADS = {
     (JobStatus.QUEUED, "claim"): JobStatus.RUNNING,
+    (JobStatus.QUEUED, "request_pause"): JobStatus.PAUSED,
     (JobStatus.QUEUED, "request_cancel"): JobStatus.CANCELLED,
+    (JobStatus.RUNNING, "request_pause"): JobStatus.PAUSING,
     (JobStatus.RUNNING, "request_cancel"): JobStatus.CANCELLING,
     (JobStatus.RUNNING, "succeed"): JobStatus.SUCCEEDED,
     (JobStatus.RUNNING, "fail"): JobStatus.FAILED,
-    (JobStatus.RUNNING, "release"): JobStatus.QUEUED,
-    (JobStatus.CANCELLING, "cancel"): JobStatus.CANCELLED,
+    (JobStatus.RUNNING, "put_down"): JobStatus.QUEUED,
+    (JobStatus.RUNNING, "recover"): JobStatus.QUEUED,
+    (JobStatus.PAUSING, "request_resume"): JobStatus.RUNNING,
+    (JobStatus.PAUSING, "request_cancel"): JobStatus.CANCELLING,
+    (JobStatus.PAUSING, "succeed"): JobStatus.SUCCEEDED,
+    (JobStatus.PAUSING, "fail"): JobStatus.FAILED,
+    (JobStatus.PAUSING, "put_down"): JobStatus.PAUSED,
+    (JobStatus.PAUSING, "recover"): JobStatus.PAUSED,
+    (JobStatus.PAUSED, "request_resume"): JobStatus.QUEUED,
+    (JobStatus.PAUSED, "request_cancel"): JobStatus.CANCELLED,
+    (JobStatus.CANCELLING, "put_down"): JobStatus.CANCELLED,
+    (JobStatus.CANCELLING, "recover"): JobStatus.CANCELLED,
     (JobStatus.CANCELLING, "fail"): JobStatus.FAILED,
     (JobStatus.CANCELLING, "succeed"): JobStatus.CANCELLED,  # and nothing is published
+    (JobStatus.FAILED, "request_resume"): JobStatus.QUEUED,
+    (JobStatus.CANCELLED, "request_resume"): JobStatus.QUEUED,
 }
+#: A recovery tells of the lost worker too.
+EVENTS = {"recover": 2}
 
 
 @pytest.mark.parametrize("move", MOVES)
@@ -108,7 +148,12 @@ def test_a_move_leads_where_the_table_says_or_changes_nothing(
     assert now is LEADS.get((status, move), status)
     if now is not status:
         assert now in TRANSITIONS[status]
-        assert len(stores.jobs.events(job.id)) == len(before) + 1
+        assert len(stores.jobs.events(job.id)) == len(before) + EVENTS.get(move, 1)
+
+
+def test_every_legal_move_is_tried() -> None:
+    tried = {(status, target) for (status, _), target in LEADS.items()}
+    assert tried == {(status, target) for status in JobStatus for target in TRANSITIONS[status]}
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
@@ -123,10 +168,43 @@ def test_the_last_event_of_a_finished_job_is_terminal(stores: Stores, status: Jo
     assert stores.jobs.get(job.id).lease_token is None
 
 
-def test_repeating_a_cancel_changes_nothing(stores: Stores) -> None:
-    job = cancelling(stores)
-    first = stores.jobs.get(job.id)
-    assert stores.jobs.request_cancel(job.id) == first
+@pytest.mark.parametrize("request_", Request)
+@pytest.mark.parametrize("status", JobStatus)
+def test_a_request_may_be_repeated(stores: Stores, status: JobStatus, request_: Request) -> None:
+    job = AT[status](stores)
+    ask = getattr(stores.jobs, f"request_{request_}")
+    if status not in REQUESTS[request_]:
+        with pytest.raises(StateConflict, match=status):
+            ask(job.id)
+        return
+    first = ask(job.id)
+    assert first.status is REQUESTS[request_][status]
+    if first.status in REQUESTS[request_]:
+        assert ask(job.id) == first
+
+
+@pytest.mark.parametrize("status", [JobStatus.PAUSED, JobStatus.FAILED, JobStatus.CANCELLED])
+def test_a_resumed_job_forgets_how_it_ended(stores: Stores, status: JobStatus) -> None:
+    job = stores.jobs.request_resume(AT[status](stores).id)
+    assert (job.error_code, job.error_message, job.finished_at, job.losses) == (None, None, None, 0)
+    assert [waiting.id for waiting in stores.leases.waiting(1)] == [job.id]
+    again = stores.leases.claim(job.id, "wrk_b")
+    assert again is not None
+    assert again.attempt == (2 if status is JobStatus.FAILED else 1 + (status == "cancelled"))
+
+
+def test_a_job_whose_dataset_is_gone_is_not_resumed(stores: Stores) -> None:
+    job = failed(stores)
+    stores.datasets.delete(job.dataset_id)
+    with pytest.raises(NotFound):
+        stores.jobs.request_resume(job.id)
+    assert stores.jobs.get(job.id).status is JobStatus.FAILED
+
+
+def test_a_paused_job_keeps_its_dataset(stores: Stores) -> None:
+    job = paused(stores)
+    with pytest.raises(StateConflict):
+        stores.datasets.delete(job.dataset_id)
 
 
 def test_a_cancelled_job_never_publishes(stores: Stores) -> None:

@@ -4,11 +4,20 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
+from sharpzo_core.db import writing
 from sharpzo_core.errors import LeaseLost
 from sharpzo_core.job_leases import HeldLease, lease_of
 from sharpzo_core.job_rows import NewEvent
-from sharpzo_core.jobs import EventType, JobProgress, JobStatus, JobStep, Phase
-from sharpzo_core.tables import jobs
+from sharpzo_core.jobs import (
+    JOB_FORMAT,
+    CheckpointRef,
+    EventType,
+    JobProgress,
+    JobStatus,
+    JobStep,
+    Phase,
+)
+from sharpzo_core.tables import job_events, jobs
 from tests.core.conftest import LEASE_SECONDS, Stores
 from tests.core.test_job_states import prompt_of
 
@@ -56,7 +65,9 @@ def test_a_worker_that_was_given_up_can_write_nothing(stores: Stores) -> None:
     with pytest.raises(LeaseLost):
         stores.leases.fail(old, "code", "message")
     with pytest.raises(LeaseLost):
-        stores.leases.release(old)
+        stores.leases.put_down(old)
+    with pytest.raises(LeaseLost):
+        stores.leases.save_checkpoint(old, CheckpointRef("old", 9, stores.clock.now))
 
     assert stores.jobs.get(old.job_id) == before
     assert stores.prompts.list().items == []
@@ -65,7 +76,7 @@ def test_a_worker_that_was_given_up_can_write_nothing(stores: Stores) -> None:
 
 def test_a_token_is_new_even_if_the_attempt_did_not_count(stores: Stores) -> None:
     old = lease_of(stores.claimed())
-    stores.leases.release(old)
+    stores.leases.put_down(old)
     again = stores.leases.claim(old.job_id, "wrk_a")
     assert again is not None
     assert again.attempt == old.attempt
@@ -96,6 +107,35 @@ def test_a_lost_job_is_queued_again_until_too_many_workers_were_lost(stores: Sto
     assert recovered.status is JobStatus.FAILED
     assert recovered.error_code == "worker_lost"
     assert [event.type for event in stores.jobs.events(job_id)][-2:] == ["worker_lost", "failed"]
+
+
+def test_a_checkpoint_forgives_the_workers_lost_before_it(stores: Stores) -> None:
+    job_id = stores.job().id
+    for attempt in range(1, 6):
+        claimed = stores.leases.claim(job_id, "wrk_a")
+        assert claimed is not None
+        checkpoint = CheckpointRef("folder", attempt, stores.clock.now)
+        assert stores.leases.save_checkpoint(lease_of(claimed), checkpoint) is JobStatus.RUNNING
+        recovered = stores.leases.recover(only_lease(stores))
+        assert recovered is not None
+        assert (recovered.status, recovered.attempt) == (JobStatus.QUEUED, attempt)
+        assert (recovered.losses, recovered.checkpoint) == (1, checkpoint)
+
+
+def test_a_job_of_a_newer_format_is_left_to_newer_workers(stores: Stores) -> None:
+    job = stores.job()
+    with writing(stores.engine) as connection:
+        connection.execute(sa.update(jobs).values(format=JOB_FORMAT + 1))
+    assert stores.leases.claim(job.id, "wrk_a") is None
+    assert list(stores.leases.waiting(10)) == []
+    assert stores.jobs.get(job.id).status is JobStatus.QUEUED
+
+
+def test_an_event_of_a_newer_version_can_be_read(stores: Stores) -> None:
+    job = stores.job()
+    with writing(stores.engine) as connection:
+        connection.execute(sa.update(job_events).values(type="promoted"))
+    assert [event.type for event in stores.jobs.events(job.id)] == ["promoted"]
 
 
 def test_a_lost_job_that_was_to_stop_is_cancelled(stores: Stores) -> None:
@@ -175,7 +215,7 @@ def test_waiting_jobs_come_oldest_first(stores: Stores) -> None:
 
 def test_a_job_keeps_when_it_first_started(stores: Stores) -> None:
     job = stores.claimed()
-    stores.leases.release(lease_of(job))
+    stores.leases.put_down(lease_of(job))
     stores.clock.pass_seconds(100)
     again = stores.leases.claim(job.id, "wrk_b")
     assert again is not None

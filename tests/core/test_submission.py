@@ -3,10 +3,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sharpzo_core.errors import NotFound, StateConflict, TooManyJobs, ValidationFailed
+from sharpzo_core.artifact_store import ArtifactStore
+from sharpzo_core.checkpoints import FILES, checkpoint_prefix
+from sharpzo_core.errors import (
+    ConfigMismatch,
+    CoreError,
+    NotFound,
+    StateConflict,
+    TooManyJobs,
+    ValidationFailed,
+)
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.jobs import Job
-from sharpzo_core.schemas import JobCreate, JobPublic
+from sharpzo_core.job_leases import lease_of
+from sharpzo_core.jobs import CheckpointRef, Job, JobProgress, Phase
+from sharpzo_core.schemas import CheckpointPublic, JobCreate, JobPublic
 from sharpzo_core.settings import Settings
 from sharpzo_core.submission import submit_job
 from sharpzo_engine.config import TuningConfig
@@ -21,7 +31,11 @@ def settings(tmp_path: object) -> Settings:
 def submit(stores: Stores, settings: Settings, **request: Any) -> Job:
     request.setdefault("dataset_id", stores.ready_dataset().id)
     return submit_job(
-        JobCreate(**request), settings=settings, jobs=stores.jobs, datasets=stores.datasets
+        JobCreate(**request),
+        settings=settings,
+        jobs=stores.jobs,
+        datasets=stores.datasets,
+        artifacts=ArtifactStore(settings.artifacts),
     )
 
 
@@ -40,7 +54,7 @@ def test_a_job_carries_its_whole_configuration(stores: Stores, settings: Setting
     assert set(public) == {
         *("id", "status", "phase", "progress", "metrics", "prompt_id", "error", "attempt"),
         *("created_at", "started_at", "finished_at", "config", "dataset_id", "backbone"),
-        *("name", "metadata"),
+        *("name", "metadata", "checkpoint", "from_checkpoint"),
     }
 
 
@@ -95,6 +109,90 @@ def test_a_full_queue_says_when_to_come_back(stores: Stores, settings: Settings)
     with pytest.raises(TooManyJobs) as caught:
         submit(stores, settings)
     assert caught.value.retry_after > 0
+
+
+def with_checkpoint(stores: Stores, settings: Settings, step: int = 100) -> Job:
+    """A running job that has saved itself, and spent 1,000 forward passes."""
+    job = stores.leases.claim(submit(stores, settings, config={"cma": {"sigma": 0.2}}).id, "wrk_a")
+    assert job is not None
+    lease = lease_of(job)
+    stores.leases.save_progress(lease, JobProgress(Phase.STAGE1, step, 2000, 1000), {})
+    stores.leases.save_checkpoint(lease, CheckpointRef("claim", step, stores.clock.now))
+    key = f"{checkpoint_prefix(job.id, 'claim')}/{FILES[0]}"
+    ArtifactStore(settings.artifacts).put_bytes(key, b"state")
+    return stores.jobs.get(job.id)
+
+
+def test_a_job_may_go_on_from_anothers_checkpoint(stores: Stores, settings: Settings) -> None:
+    origin = with_checkpoint(stores, settings)
+    more = {"total_steps": 3000, "head": "none", "max_forward_passes": 5000}
+    job = submit(
+        stores, settings, dataset_id=origin.dataset_id, from_checkpoint=origin.id, config=more
+    )
+    assert job.config == {**origin.config, **more}
+    assert (job.from_checkpoint, job.checkpoint) == (origin.id, origin.checkpoint)
+    assert stores.jobs.get(job.id) == job
+    stores.leases.fail(lease_of(origin), "code", "message")
+    stores.jobs.delete(origin.id)  # the copy is the new job's own
+    artifacts = ArtifactStore(settings.artifacts)
+    artifacts.delete_prefix(f"jobs/{origin.id}")
+    assert artifacts.get_bytes(f"{checkpoint_prefix(job.id, 'claim')}/{FILES[0]}") == b"state"
+    assert JobPublic.of(job).checkpoint == CheckpointPublic(step=100, saved_at=stores.clock.now)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"config": {"total_steps": 100}}, ValidationFailed, "/config/total_steps: .* step 100"),
+        ({"config": {"max_forward_passes": 999}}, ValidationFailed, "took 1000 already"),
+        ({"config": {"seed": 2}}, ConfigMismatch, "this request changes seed"),
+        ({"config": {"sigma": 0.4}}, ConfigMismatch, "this request changes cma"),
+        ({"backbone": "ViT-B-32:openai"}, ConfigMismatch, "changes backbone"),
+        ({"preset": "fast"}, ValidationFailed, "/preset: goes without from_checkpoint"),
+        ({"dataset_id": None}, ConfigMismatch, "changes dataset_id"),
+        ({"from_checkpoint": "job_unknown"}, NotFound, "no such job"),
+    ],
+)
+def test_a_run_that_goes_on_must_be_the_same_run(
+    stores: Stores,
+    settings: Settings,
+    changes: dict[str, Any],
+    error: type[CoreError],
+    message: str,
+) -> None:
+    origin = with_checkpoint(stores, settings)
+    request = {"dataset_id": origin.dataset_id, "from_checkpoint": origin.id} | changes
+    if request["dataset_id"] is None:
+        request["dataset_id"] = stores.ready_dataset().id
+    with pytest.raises(error, match=message):
+        submit(stores, settings, **request)
+    assert [job.id for job in stores.jobs.list().items] == [origin.id]
+
+
+def test_a_job_without_a_checkpoint_is_nothing_to_begin_with(
+    stores: Stores, settings: Settings
+) -> None:
+    origin = submit(stores, settings)
+    request = {"dataset_id": origin.dataset_id, "from_checkpoint": origin.id}
+    with pytest.raises(StateConflict, match="no checkpoint yet"):
+        submit(stores, settings, **request)
+
+
+def test_a_checkpoint_that_is_just_being_replaced_leaves_nothing_behind(
+    stores: Stores, settings: Settings
+) -> None:
+    origin = with_checkpoint(stores, settings)
+    artifacts = ArtifactStore(settings.artifacts)
+    artifacts.delete_prefix(checkpoint_prefix(origin.id))
+    with pytest.raises(StateConflict, match="try again"):
+        submit(
+            stores,
+            settings,
+            dataset_id=origin.dataset_id,
+            from_checkpoint=origin.id,
+            config={"total_steps": 5000},
+        )
+    assert [job.id for job in stores.jobs.list().items] == [origin.id]
 
 
 @pytest.mark.parametrize(

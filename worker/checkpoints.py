@@ -1,0 +1,146 @@
+"""Checkpoints of one claim: from the engine's folder into the artifact store and the job's row."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sharpzo_core.checkpoints import FILES, checkpoint_prefix
+from sharpzo_core.errors import NotFound, StorageFull, StorageUnavailable
+from sharpzo_core.job_rows import NewEvent
+from sharpzo_core.jobs import CheckpointRef, EventType
+from sharpzo_engine.files import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sharpzo_core.artifact_store import ArtifactStore
+    from sharpzo_core.job_leases import JobLeases
+    from sharpzo_core.jobs import Job, Lease
+    from sharpzo_engine.checkpoint import CheckpointEvent
+
+MAX_FAILURES = 10  # checkpoints in a row that may fail before the job does
+NEWEST = FILES[0]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+logger = logging.getLogger(__name__)
+
+
+class ClaimFolder:
+    """Where the engine writes the checkpoints of one claim.
+
+    In a local artifact store that is their place for good; else they are uploaded from here.
+    """
+
+    def __init__(self, artifacts: ArtifactStore, cache_dir: Path, job: Job, lease: Lease) -> None:
+        self._artifacts = artifacts
+        self._job = job
+        self.name = lease.token
+        self._prefix = checkpoint_prefix(job.id, self.name)
+        local = artifacts.local_path(self._prefix)
+        self._remote = local is None
+        self.path = local or cache_dir / self._prefix
+
+    def fetch(self) -> bool:
+        """Bring the checkpoint that the job's row names; False if its files are gone."""
+        if self._job.checkpoint is None:
+            return True
+        prefix = checkpoint_prefix(self._job.id, self._job.checkpoint.folder)
+        fetched = [self._fetch(f"{prefix}/{name}", name) for name in FILES]
+        return any(fetched)
+
+    def _fetch(self, key: str, name: str) -> bool:
+        try:
+            data = self._artifacts.get_bytes(key)
+        except NotFound:
+            return False
+        write_atomically(self.path / name, data)
+        return True
+
+    def store(self) -> None:
+        """Make the newest checkpoint durable in the store.
+
+        Raises:
+            StorageFull, StorageUnavailable: the store did not take it.
+        """
+        if self._remote:
+            self._artifacts.put_file(f"{self._prefix}/{NEWEST}", self.path / NEWEST)
+
+    def drop_former(self) -> None:
+        """Remove what the job began this claim with; a newer one is known by now."""
+        if self._job.checkpoint is not None:
+            folder = checkpoint_prefix(self._job.id, self._job.checkpoint.folder)
+            self._artifacts.delete_prefix(folder)
+
+
+class CheckpointKeeper:
+    """The engine's `on_checkpoint` of one claim: keeps the job's row and its events up to date."""
+
+    def __init__(self, folder: ClaimFolder, lease: Lease, leases: JobLeases) -> None:
+        self._folder = folder
+        self._lease = lease
+        self._leases = leases
+        self._failures = 0
+        self._is_first = True
+
+    def begin(self) -> None:
+        """Fetch what the job goes on from.
+
+        Raises:
+            LeaseLost: another worker owns the job.
+            StorageUnavailable: the store is away.
+        """
+        if not self._folder.fetch():
+            self._tell(EventType.CHECKPOINT_CORRUPT, "the checkpoint is gone; the run begins anew")
+
+    def __call__(self, event: CheckpointEvent) -> None:
+        """Take note of what became of a checkpoint.
+
+        Raises:
+            LeaseLost: another worker owns the job.
+            StorageFull, StorageUnavailable: too many could not be written.
+        """
+        if event.kind == "saved":
+            self._saved(event.step)
+        elif event.kind == "resumed":
+            self._tell(EventType.RESUMED, f"goes on after step {event.step}", step=event.step)
+        elif event.kind == "rejected":
+            self._tell(EventType.CHECKPOINT_CORRUPT, f"a checkpoint is not used: {event.error}")
+        else:
+            self._failed(event.error)
+
+    def _saved(self, step: int) -> None:
+        try:
+            self._folder.store()
+        except (StorageFull, StorageUnavailable) as error:
+            self._failed(error)
+            return
+        self._failures = 0
+        checkpoint = CheckpointRef(self._folder.name, step, datetime.now(UTC))
+        try:
+            self._leases.save_checkpoint(self._lease, checkpoint)
+        except StorageUnavailable:
+            # The row names the one before, whose files are still there.
+            logger.warning("job %s: a checkpoint is not noted now", self._lease.job_id)
+            return
+        if self._is_first:
+            self._is_first = False
+            self._folder.drop_former()
+
+    def _failed(self, error: Exception | None) -> None:
+        self._failures += 1
+        full = isinstance(error, StorageFull) or getattr(error, "errno", None) in _FULL
+        why = "no space is left" if full else "the storage failed"
+        self._tell(EventType.CHECKPOINT_FAILED, f"a checkpoint could not be written: {why}")
+        if self._failures >= MAX_FAILURES:
+            message = f"{self._failures} checkpoints in a row could not be written: {why}"
+            raise StorageFull(message) if full else StorageUnavailable(message)
+
+    def _tell(self, kind: EventType, message: str, **data: int) -> None:
+        level = "info" if kind is EventType.RESUMED else "warning"
+        try:
+            self._leases.tell(self._lease, NewEvent(kind, message, level, data))
+        except StorageUnavailable:
+            logger.warning("job %s: %s", self._lease.job_id, message)
