@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from sharpzo_engine import Backbone, TuneResult
 
 KEPT_BACKBONES = 2
+
+logger = logging.getLogger(__name__)
 
 
 @cache
@@ -82,4 +85,6 @@ def warm_up() -> None:
 def pin_gpu(settings: Settings, slot: int) -> None:
     """Let this process see the GPU of its slot alone; before torch is imported."""
     if settings.gpu_names:
-        os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu_names[slot]
+        gpu = settings.gpu_names[slot]
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        logger.info("slot %d has GPU %s", slot, gpu, extra={"action": "gpu_pinned", "gpu": gpu})

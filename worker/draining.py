@@ -40,35 +40,33 @@ class ChildDrain:
     """What a pool child looks at between two steps.
 
     It is to stop if its parent says so or is gone, or if it got SIGTERM itself, as happens where a
-    service manager signals every process of a unit. An idle child ends at once on SIGTERM.
+    service manager signals every process of a unit. An idle child takes no notice of SIGTERM: it
+    may hold a lock of the pool, without which its parent, which is ending it, waits for ever.
     """
 
     def __init__(self, flag: DrainFlag) -> None:
         self._flag = flag
         self._parent = os.getppid()
         self._signalled = False
-        self._busy = False
 
     def __call__(self) -> bool:
         """Whether the running job is to be put down."""
         return self._signalled or os.getppid() != self._parent or self._flag.is_up()
 
-    def listen(self) -> None:
-        """Take SIGTERM from now on."""
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+    @staticmethod
+    def ignore_sigterm() -> None:
+        """While idle. The pool resets every other handler when a child begins."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """While a job is under way, SIGTERM lets it end well."""
-        self._busy = True
+        """While a job is under way, SIGTERM has it put down; the process is its parent's to end."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             yield
         finally:
-            self._busy = False
-        if self._signalled:
-            raise SystemExit(0)
+            self.ignore_sigterm()
+            self._signalled = False
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._signalled = True
-        if not self._busy:
-            raise SystemExit(0)

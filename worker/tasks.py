@@ -41,7 +41,7 @@ def _configure_logging(**_: Any) -> None:  # noqa: ANN401 - Celery's signal argu
 
 
 def _begin_child(sender: str, **_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
-    child_drain(sender).listen()
+    child_drain(sender).ignore_sigterm()
     pin_gpu(child_settings(), current_process().index)
     # Torch takes seconds to import; the first job need not wait for all of them.
     threading.Thread(target=warm_up, name="warm-up", daemon=True).start()

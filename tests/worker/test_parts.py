@@ -10,7 +10,7 @@ import pytest
 
 from sharpzo_core.errors import LeaseLost, StorageUnavailable
 from sharpzo_core.job_leases import lease_of
-from sharpzo_engine.errors import TuningCancelled
+from sharpzo_engine.errors import TuningInterrupted
 from tests.helpers import Workplace
 from worker.draining import ChildDrain, DrainFlag
 from worker.periodic import Periodic
@@ -32,13 +32,13 @@ def test_the_pulse_hears_of_a_cancel_and_of_a_loss(workplace: Workplace) -> None
     assert job is not None
     with Pulse(workplace.leases, lease_of(job), 0.02) as pulse:
         workplace.jobs.request_cancel(job.id)
-        with pytest.raises(TuningCancelled):
+        with pytest.raises(TuningInterrupted):
             check_for(pulse, 5)
         # A renewal between the look and the recovery keeps the lease.
         while workplace.leases.recover(workplace.leases.held()[0]) is None:
             pass
         with pytest.raises(LeaseLost):
-            check_for(pulse, 5, ignore=TuningCancelled)
+            check_for(pulse, 5, ignore=TuningInterrupted)
 
 
 def check_for(pulse: Pulse, seconds: float, ignore: type[Exception] | None = None) -> None:

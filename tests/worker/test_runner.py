@@ -3,6 +3,7 @@
 import errno
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sharpzo_core.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.jobs import EventType, Job, JobStatus
 from sharpzo_core.prompts import prompt_key, report_key
 from sharpzo_engine import TunedPrompt
-from sharpzo_engine.errors import BackboneError, TooFewImages
+from sharpzo_engine.checkpoint import CheckpointEvent, OnCheckpoint
+from sharpzo_engine.errors import BackboneError, TooFewImages, TuningInterrupted
+from sharpzo_engine.files import write_atomically
 from sharpzo_engine.history import StepRecord
 from sharpzo_engine.progress import Progress
 from sharpzo_engine.report import RunReport
+from sharpzo_engine.sealed import SealBroken
 from tests.engine.reports import a_report
 from tests.helpers import CLASSES, Workplace
 from worker import child
+from worker.checkpoints import MAX_FAILURES
 from worker.materials import Materials
 from worker.runner import RunnerDeps, run_job
 
-Script = Callable[[Callable[[Progress], None], Path], None]
+OnStep = Callable[[Progress], None]
+Script = Callable[[OnStep, OnCheckpoint], None]
 
 
 def record(step: int, phase: str = "stage1", loss: float = 1.0) -> StepRecord:
@@ -59,6 +66,10 @@ def a_prompt() -> TunedPrompt:
     )
 
 
+def no_space() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
 class FakeTune:
     """Runs the test's script where the engine would search."""
 
@@ -70,7 +81,7 @@ class FakeTune:
 
     def __call__(self, dataset: Any, backbone: Any, config: Any, **options: Any) -> Any:
         self.dataset, self.backbone, self.config, self.options = dataset, backbone, config, options
-        self.script(options["on_step"], options["checkpoint_dir"])
+        self.script(options["on_step"], options["on_checkpoint"])
         return FakeResult(a_prompt(), history=self.history)
 
 
@@ -145,12 +156,14 @@ def test_the_engine_gets_local_files_and_the_jobs_configuration(
     assert tune.dataset.class_names == CLASSES
     assert (len(tune.dataset.train), len(tune.dataset.test)) == (12, 6)
     assert all(example.path.is_file() for example in tune.dataset.train)
-    assert tune.options["checkpoint_dir"] == workplace.settings.checkpoint_dir / job.id
+    assert tune.options["checkpoint_dir"].parent == workplace.artifacts.local_path(
+        checkpoint_prefix(job.id)
+    )
     assert tune.options["resume"]
 
 
 def test_progress_phases_and_steps_are_written(workplace: Workplace, deps: RunnerDeps) -> None:
-    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
         on_step(Progress("preparing", 0, 10, 0, message="embedding"))
         for step in (1, 2, 3):
             on_step(progress(step, loss=float("nan")))
@@ -190,7 +203,7 @@ def test_writes_are_about_one_a_second(workplace: Workplace, deps: RunnerDeps) -
     now = [0.0]
     written = []
 
-    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
         for step in range(1, 41):
             now[0] += 0.1
             on_step(progress(step))
@@ -203,7 +216,7 @@ def test_writes_are_about_one_a_second(workplace: Workplace, deps: RunnerDeps) -
 def test_a_cancel_is_noticed_at_the_next_write(workplace: Workplace, deps: RunnerDeps) -> None:
     now = [0.0]
 
-    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
         on_step(progress(1))
         workplace.jobs.request_cancel(workplace.leases.held()[0].lease.job_id)
         now[0] += 1.0
@@ -216,7 +229,7 @@ def test_a_cancel_is_noticed_at_the_next_write(workplace: Workplace, deps: Runne
 
 
 def test_a_cancel_during_publication_wins(workplace: Workplace, deps: RunnerDeps) -> None:
-    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
         workplace.jobs.request_cancel(workplace.leases.held()[0].lease.job_id)
 
     job = after(workplace, deps, script)
@@ -231,14 +244,139 @@ def test_draining_puts_the_job_back_and_rings(workplace: Workplace, deps: Runner
     assert workplace.jobs.events(job.id)[-1].type is EventType.RELEASED
 
 
+def test_a_pause_is_noticed_and_the_attempt_does_not_count(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
+        on_step(progress(1))
+        workplace.jobs.request_pause(workplace.leases.held()[0].lease.job_id)
+        on_step(progress(2, "stage2"))
+        raise AssertionError("went on")
+
+    job = after(workplace, deps, script)
+    assert (job.status, job.attempt, job.lease_token) == (JobStatus.PAUSED, 0, None)
+    assert workplace.queue.depth() == 0
+    assert workplace.jobs.events(job.id)[-1].type is EventType.PAUSED
+
+
+def test_a_pause_that_is_taken_back_too_late_queues_the_job(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
+        job_id = workplace.leases.held()[0].lease.job_id
+        workplace.jobs.request_pause(job_id)
+        with suppress(TuningInterrupted):
+            on_step(progress(1))
+        workplace.jobs.request_resume(job_id)
+        raise TuningInterrupted
+
+    job = after(workplace, deps, script)
+    assert job.status is JobStatus.QUEUED
+    assert workplace.queue.depth() == 1
+
+
+def test_checkpoints_are_noted_in_the_row_and_told(workplace: Workplace, deps: RunnerDeps) -> None:
+    def script(on_step: OnStep, on_checkpoint: OnCheckpoint) -> None:
+        on_checkpoint(CheckpointEvent("rejected", 0, SealBroken("it is damaged")))
+        on_checkpoint(CheckpointEvent("resumed", 7))
+        on_checkpoint(CheckpointEvent("failed", 8, no_space()))
+        on_checkpoint(CheckpointEvent("saved", 9))
+        (held,) = workplace.leases.held()
+        seen.append(workplace.jobs.get(held.lease.job_id))
+        assert held.lease.token == (seen[0].checkpoint and seen[0].checkpoint.folder)
+
+    seen: list[Job] = []
+    job = after(workplace, deps, script)
+    assert job.checkpoint is not None
+    assert job.checkpoint.step == 9
+    told = [(e.type, e.level, e.message) for e in workplace.jobs.events(job.id)]
+    assert told[2:5] == [
+        ("checkpoint_corrupt", "warning", "a checkpoint is not used: it is damaged"),
+        ("resumed", "info", "goes on after step 7"),
+        (
+            "checkpoint_failed",
+            "warning",
+            "a checkpoint could not be written: no space is left",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(no_space, "storage_full"), (lambda: OSError(errno.EIO, "I/O"), "storage_unavailable")],
+)
+def test_a_disk_that_stays_full_ends_the_job_in_the_end(
+    workplace: Workplace, deps: RunnerDeps, error: Callable[[], OSError], code: str
+) -> None:
+    told: list[int] = []
+
+    def script(on_step: OnStep, on_checkpoint: OnCheckpoint) -> None:
+        for step in range(1, 3 * MAX_FAILURES):
+            if step == MAX_FAILURES - 1:  # one that succeeds makes good for those before
+                on_checkpoint(CheckpointEvent("saved", step))
+            else:
+                told.append(step)
+                on_checkpoint(CheckpointEvent("failed", step, error()))
+
+    job = after(workplace, deps, script)
+    assert (job.status, job.error_code) == (JobStatus.FAILED, code)
+    assert len(told) == 2 * MAX_FAILURES - 2
+    assert job.checkpoint is not None
+    assert job.checkpoint.step == MAX_FAILURES - 1
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_resumed_job_goes_on_from_what_its_row_names(
+    make_workplace: Callable[..., Workplace], deps: RunnerDeps, tmp_path: Path, remote: bool
+) -> None:
+    url = f"memory://{tmp_path.name}" if remote else ""
+    place = make_workplace(artifact_url=url, data_dir=tmp_path / "place")
+    deps = replace(
+        deps,
+        settings=place.settings,
+        leases=place.leases,
+        datasets=place.datasets,
+        artifacts=place.artifacts,
+        materials=Materials(place.artifacts, place.settings.cache_dir),
+        queue=place.queue,
+    )
+    job = place.submit(ring=False)
+    contents: list[bytes | None] = []
+
+    def interrupted(*_: Any, **options: Any) -> Any:
+        newest = options["checkpoint_dir"] / FILES[0]
+        contents.append(newest.read_bytes() if newest.exists() else None)
+        write_atomically(newest, b"%d" % len(contents))
+        options["on_checkpoint"](CheckpointEvent("saved", len(contents)))
+        raise TuningInterrupted
+
+    for _ in range(3):
+        assert run_job(job.id, replace(deps, tune=interrupted)) is JobStatus.QUEUED
+    assert contents == [None, b"1", b"2"]
+    now = place.jobs.get(job.id).checkpoint
+    assert now is not None
+    assert now.step == 3
+    assert place.artifacts.get_bytes(f"{checkpoint_prefix(job.id, now.folder)}/{FILES[0]}") == b"3"
+    if not remote:  # one claim's folder at a time
+        folders = place.artifacts.local_path(checkpoint_prefix(job.id))
+        assert folders is not None
+        assert [folder.name for folder in folders.iterdir()] == [now.folder]
+
+    place.artifacts.delete_prefix(checkpoint_prefix(job.id))
+    assert run_job(job.id, replace(deps, tune=interrupted)) is JobStatus.QUEUED
+    assert contents[-1] is None
+    assert EventType.CHECKPOINT_CORRUPT in [e.type for e in place.jobs.events(job.id)]
+
+
 def test_a_worker_that_lost_its_lease_leaves_without_a_word(
     workplace: Workplace, deps: RunnerDeps
 ) -> None:
-    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
         on_step(progress(1))
-        (held,) = workplace.leases.held()
-        workplace.leases.recover(held)
-        workplace.leases.claim(held.lease.job_id, "wrk_b")
+        # The lease may be renewed between a look and the recovery, which then does nothing.
+        while held := workplace.leases.held():
+            workplace.leases.recover(held[0])
+        workplace.leases.claim(workplace.leases.waiting(1)[0].id, "wrk_b")
         on_step(progress(2, "stage2"))
         raise AssertionError("went on")
 
@@ -252,10 +390,6 @@ def test_a_second_delivery_does_nothing(workplace: Workplace, deps: RunnerDeps) 
     assert workplace.jobs.get(job.id) == job
 
 
-def no_space() -> OSError:
-    return OSError(errno.ENOSPC, "No space left on device")
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -263,13 +397,14 @@ def no_space() -> OSError:
         (BackboneError("unknown"), "backbone_unavailable"),
         (no_space(), "storage_full"),
         (MemoryError(), "out_of_memory"),
+        (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate"), "out_of_memory"),
         (ZeroDivisionError("/secret/path"), "internal_error"),
     ],
 )
 def test_an_error_ends_the_job_with_its_code(
     workplace: Workplace, deps: RunnerDeps, error: Exception, code: str
 ) -> None:
-    def script(on_step: Callable[[Progress], None], _: Path) -> None:
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
         raise error
 
     job = after(workplace, deps, script)

@@ -104,7 +104,7 @@ def test_a_job_that_was_just_put_down_is_not_rung_for_twice(workplace: Workplace
     job = workplace.leases.claim(workplace.submit(ring=False).id, "wrk_me")
     assert job is not None
     hands = Hands(workplace)
-    hands.leases.release(lease_of(job))
+    hands.leases.put_down(lease_of(job))
     assert hands.sweep_at(1) == 0
     assert hands.sweep_at(11) == 1
 
