@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,7 @@ from sharpzo_client import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 COLOURS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 230)}
@@ -32,6 +33,8 @@ CONFIG = {
     "prompt": {"intrinsic_dim": 8},
     "cma": {"population_size": 4},
 }
+
+LONG = {"total_steps": 100_000, "change_point": 100_000}
 
 
 @pytest.fixture(scope="session")
@@ -195,6 +198,45 @@ def test_a_running_job_can_be_cancelled(client: Client, dataset_id: str) -> None
     client.jobs.delete(job.id)
     with pytest.raises(NotFoundError):
         client.jobs.get(job.id)
+
+
+def test_a_job_is_put_by_and_goes_on_and_another_goes_on_from_there(
+    client: Client, dataset_id: str
+) -> None:
+    job = client.jobs.create(dataset_id, config=CONFIG | LONG)
+    _await(client, job.id, lambda job: job.progress.step > 20)
+    client.jobs.pause(job.id)
+    paused = _await(client, job.id, lambda job: job.status == "paused")
+    assert paused.checkpoint is not None
+    assert paused.checkpoint.step >= 20
+    assert paused.attempt == 0
+
+    longer = client.jobs.create(
+        dataset_id,
+        config={"total_steps": paused.checkpoint.step + 5},
+        from_checkpoint=job.id,
+        idempotency_key="five more steps",
+    )
+    ended = client.jobs.wait(longer.id, poll=0.1, timeout=120)
+    assert ended.progress.step == paused.checkpoint.step + 5
+    (resumed,) = [e for e in client.jobs.events(longer.id) if e.type == "resumed"]
+    assert resumed.data == {"step": paused.checkpoint.step}
+
+    client.jobs.resume(job.id)
+    running = _await(client, job.id, lambda job: job.status == "running")
+    assert running.attempt == 1
+    _await(client, job.id, lambda job: job.progress.step > paused.checkpoint.step)
+    client.jobs.cancel(job.id)
+    _await(client, job.id, lambda job: job.is_terminal)
+    assert [event.type for event in client.jobs.stream_events(job.id)][-1] == "cancelled"
+
+
+def _await(client: Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
+    deadline = time.monotonic() + 30
+    while not condition(job := client.jobs.get(job_id)):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.05)
+    return job
 
 
 def _cancel_when_it_runs(client: Client, job_id: str) -> Iterator[object]:

@@ -69,6 +69,17 @@ def test_a_stream_ends_after_the_last_event(harness: Any) -> None:
     assert service.resumed == ["0"]
 
 
+def test_an_end_that_was_not_the_last_does_not_end_the_stream(harness: Any) -> None:
+    """A failed job may be resumed; then its first end stands in the middle of its events."""
+    service = Service(
+        Body([_message(1, "failed")], httpx.ReadError("reset")),
+        Body([_message(2, "resumed"), _message(3, "cancelled"), _message(4, "resumed")]),
+        Body([_message(5, "succeeded")]),
+    )
+    assert _seqs(harness, service) == [1, 2, 3, 4, 5]
+    assert service.resumed == ["0", "1", "4"]
+
+
 def test_a_broken_stream_goes_on_without_gap_or_repeat(harness: Any) -> None:
     half = _message(3)[:20]
     service = Service(

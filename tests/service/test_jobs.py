@@ -14,10 +14,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.services import Services
+from sharpzo_core.checkpoints import FILES, checkpoint_prefix
+from sharpzo_core.clock import utc_now
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import JobLeases, lease_of
 from sharpzo_core.job_rows import NewEvent
-from sharpzo_core.jobs import EventType, JobProgress, JobStep, Lease, Phase
+from sharpzo_core.jobs import CheckpointRef, EventType, JobProgress, JobStep, Lease, Phase
 from sharpzo_core.prompts import NewPrompt, report_key
 from sharpzo_core.settings import Settings
 from tests.service.conftest import MakeClient, assert_problem, ready_dataset
@@ -118,7 +120,8 @@ def test_unknown_ids(shared_client: TestClient) -> None:
     for job_id in ("job_00000000000000000000000000", "' OR 1=1--", "%00", "x" * 5000):
         for path in ("", "/events", "/metrics", "/report"):
             assert_problem(shared_client.get(f"/v1/jobs/{job_id}{path}"), 404, "not_found")
-        assert_problem(shared_client.post(f"/v1/jobs/{job_id}/cancel"), 404, "not_found")
+        for move in ("pause", "resume", "cancel"):
+            assert_problem(shared_client.post(f"/v1/jobs/{job_id}/{move}"), 404, "not_found")
         assert_problem(shared_client.delete(f"/v1/jobs/{job_id}"), 404, "not_found")
 
 
@@ -135,6 +138,62 @@ def test_a_full_queue(make_client: MakeClient, settings: Settings) -> None:
     response = client.post("/v1/jobs", json={"dataset_id": dataset_id, "config": SMALL})
     assert_problem(response, 429, "too_many_jobs")
     assert int(response.headers["retry-after"]) > 0
+
+
+def test_pause_resume_and_go_on_in_another_job(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    def post(move: str, status: int = 202) -> dict[str, Any]:
+        response = client.post(f"/v1/jobs/{job_id}/{move}")
+        assert response.status_code == status, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    job_id = submit(client, dataset_id)["id"]
+    assert post("pause")["status"] == post("pause")["status"] == "paused"
+    assert_problem(client.delete(f"/v1/jobs/{job_id}"), 409, "state_conflict")
+    assert post("resume")["status"] == post("resume")["status"] == "queued"
+    leases, lease = claim(services, job_id)
+    assert post("resume", 409)["code"] == "state_conflict"
+    assert post("pause")["status"] == "pausing"
+    assert post("resume")["status"] == "running"
+    again = {"dataset_id": dataset_id, "from_checkpoint": job_id}
+    assert_problem(client.post("/v1/jobs", json=again), 409, "state_conflict")
+
+    services.artifacts.put_bytes(f"{checkpoint_prefix(job_id, 'claim')}/{FILES[0]}", b"state")
+    leases.save_checkpoint(lease, CheckpointRef("claim", 7, utc_now()))
+    post("pause")
+    leases.put_down(lease)
+    paused = client.get(f"/v1/jobs/{job_id}").json()
+    assert (paused["status"], paused["attempt"]) == ("paused", 0)
+    assert paused["checkpoint"]["step"] == 7
+    more = client.post("/v1/jobs", json={**again, "config": {"total_steps": 30}}).json()
+    assert (more["from_checkpoint"], more["checkpoint"]["step"]) == (job_id, 7)
+    assert more["config"] == {**paused["config"], "total_steps": 30}
+    wrong = client.post("/v1/jobs", json={**again, "config": {"seed": 9}})
+    assert_problem(wrong, 409, "config_mismatch")
+
+    assert post("cancel")["status"] == "cancelled"
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+    assert not services.artifacts.exists(f"{checkpoint_prefix(job_id, 'claim')}/{FILES[0]}")
+    assert services.artifacts.exists(f"{checkpoint_prefix(more['id'], 'claim')}/{FILES[0]}")
+
+
+def test_a_stream_passes_over_an_end_that_was_not_the_last(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    client.post(f"/v1/jobs/{job_id}/cancel")
+    client.post(f"/v1/jobs/{job_id}/resume")
+    leases, lease = claim(services, job_id)
+    leases.fail(lease, "code", "message")
+    events = stream(client, job_id)
+    expected = ["queued", "cancelled", "resumed", "started", "failed"]
+    assert [event["event"] for event in events] == expected
+    # Whoever has seen the first end, or the last one, is told what there is and no more.
+    for seen in range(len(expected) + 1):
+        rest = stream(client, job_id, **{"last-event-id": str(seen)})
+        assert [event["event"] for event in rest] == expected[seen:]
 
 
 def test_cancel_delete_and_the_dataset_of_a_live_job(client: TestClient, dataset_id: str) -> None:
