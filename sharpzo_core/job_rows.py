@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -48,10 +48,13 @@ def change(
 ) -> Job | None:
     """Update the one job that fulfils the condition and tell it in an event; None if there is none.
 
-    A new `status` is set only where the transition table allows it; the condition may ask for more.
+    A new `status` is set only where the transition table allows it, and its event names it; the
+    condition may ask for more.
     """
     if "status" in values:
-        condition &= jobs.c.status.in_(sources(JobStatus(values["status"])))
+        status = JobStatus(values["status"])
+        condition &= jobs.c.status.in_(sources(status))
+        event = replace(event, data={**event.data, "status": status})
     update = (
         sa.update(jobs)
         .where(condition)

@@ -85,7 +85,8 @@ class JobStore:
         with writing(self._engine) as connection:
             _require_ready(connection, dataset_id)
             connection.execute(sa.insert(jobs).values(job_values(job)))
-            insert_event(connection, job.id, 1, NewEvent(EventType.QUEUED, "accepted"), now)
+            accepted = NewEvent(EventType.QUEUED, "accepted", data={"status": job.status})
+            insert_event(connection, job.id, 1, accepted, now)
         return job
 
     def get(self, job_id: str) -> Job:
