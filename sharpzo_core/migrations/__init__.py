@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from sharpzo_core.db import make_engine, writing
+from sharpzo_core.errors import SchemaTooNew
+from sharpzo_core.sqlite import report_version
 
 if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
@@ -21,9 +25,12 @@ def migrate(settings: Settings) -> None:
     """Bring the database to the newest revision; safe if several processes start at once.
 
     Raises:
+        SchemaTooNew: a newer version of this program has been here.
         StorageUnavailable: the database does not answer.
     """
     engine = make_engine(settings)
+    if engine.dialect.name == "sqlite":
+        report_version()
     try:
         # SQLite's write lock is taken by the transaction itself; both kinds of database also roll
         # a half-applied revision back.
@@ -36,8 +43,20 @@ def migrate(settings: Settings) -> None:
 
 
 def upgrade(connection: sa.Connection, revision: str = "head") -> None:
-    """Apply what is missing, inside the caller's transaction."""
+    """Apply what is missing, inside the caller's transaction.
+
+    Raises:
+        SchemaTooNew: a newer version of this program has been here.
+    """
     config = Config()
     config.set_main_option("script_location", "sharpzo_core:migrations")
     config.attributes["connection"] = connection
+    _refuse_newer(connection, ScriptDirectory.from_config(config))
     command.upgrade(config, revision)
+
+
+def _refuse_newer(connection: sa.Connection, history: ScriptDirectory) -> None:
+    known = {step.revision for step in history.walk_revisions()}
+    for found in MigrationContext.configure(connection).get_current_heads():
+        if found not in known:
+            raise SchemaTooNew(found, history.get_current_head() or "none")

@@ -74,7 +74,13 @@ def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path) -> None:
     with engine.connect() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
-            for name in ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")
+            for name in (
+                "journal_mode",
+                "synchronous",
+                "busy_timeout",
+                "foreign_keys",
+                "wal_autocheckpoint",
+            )
         }
     engine.dispose()
     full = 2
@@ -83,4 +89,5 @@ def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path) -> None:
         "synchronous": full,
         "busy_timeout": 10_000,
         "foreign_keys": 1,
+        "wal_autocheckpoint": 0,
     }
