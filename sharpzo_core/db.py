@@ -38,12 +38,20 @@ def make_engine(settings: Settings) -> sa.Engine:
     url = make_url(settings.db_url)
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
-    return sa.create_engine(
+    engine = sa.create_engine(
         url,
         pool_pre_ping=True,
         pool_size=10,
         connect_args={"connect_timeout": CONNECT_SECONDS},
     )
+    event.listen(engine, "handle_error", _leave_read_only)
+    return engine
+
+
+def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
+    """Connect anew after a refused write: another server may have become the writable one."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 def _sqlite_engine(url: sa.URL) -> sa.Engine:
