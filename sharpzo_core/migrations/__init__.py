@@ -9,12 +9,15 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import event
 
 from sharpzo_core.db import make_engine, writing
 from sharpzo_core.errors import SchemaTooNew
 from sharpzo_core.sqlite import report_version
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from sharpzo_core.settings import Settings
 
 #: Key of the PostgreSQL advisory lock that lets one process migrate at a time.
@@ -28,7 +31,7 @@ def migrate(settings: Settings) -> None:
         SchemaTooNew: a newer version of this program has been here.
         StorageUnavailable: the database does not answer.
     """
-    engine = make_engine(settings)
+    engine = migration_engine(settings)
     if engine.dialect.name == "sqlite":
         report_version()
     try:
@@ -40,6 +43,22 @@ def migrate(settings: Settings) -> None:
             upgrade(connection)
     finally:
         engine.dispose()
+
+
+def migration_engine(settings: Settings) -> sa.Engine:
+    """An engine for changing tables.
+
+    SQLite changes a table by copying it and dropping the old one, which would take along the rows
+    that refer to it.
+    """
+    engine = make_engine(settings)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _ignore_references)
+    return engine
+
+
+def _ignore_references(connection: sqlite3.Connection, record: object) -> None:  # noqa: ARG001
+    connection.execute("PRAGMA foreign_keys = OFF")
 
 
 def upgrade(connection: sa.Connection, revision: str = "head") -> None:
