@@ -101,7 +101,7 @@ class JobQueue:
     def ring(self, job_id: str) -> bool:
         """Tell a worker that a job waits; False if the broker did not take it (workers look again).
 
-        Blocks for up to a few seconds if the broker is unreachable.
+        Never raises. Blocks for about two seconds if the broker does not answer.
         """
         try:
             self._app.send_task(

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from celery.app.amqp import AMQP
-from kombu import Connection
+from kombu import connection
 from kombu.transport import filesystem, redis
-from kombu.utils.json import dumps
 
 from sharpzo_engine.files import write_atomically
 
@@ -33,58 +32,58 @@ _NOT_JSON = (ValueError, RecursionError)
 class CarefulAMQP(AMQP):  # type: ignore[misc]
     """For `Celery(amqp=...)`: connections over the transports below."""
 
-    class Connection(Connection):  # type: ignore[misc]
+    class Connection(connection.Connection):
         """A connection to one of the two kinds of broker that the settings allow."""
 
         def get_transport_cls(self) -> type:
             """The transport of the URL's scheme."""
-            usual: type = super().get_transport_cls()
+            usual: type = super().get_transport_cls()  # type: ignore[no-untyped-call]
             return FileTransport if issubclass(usual, filesystem.Transport) else RedisTransport
 
 
-class _FileChannel(filesystem.Channel):  # type: ignore[misc]
-    def _put(self, queue: str, payload: object, **_: Any) -> None:  # noqa: ANN401
+class _FileChannel(filesystem.Channel):
+    def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override] # noqa: ANN401
         """Add a message as a whole; the usual way shows readers a file that is half written."""
         name = f"{time.time_ns()}_{uuid.uuid4()}.{queue}.msg"
-        write_atomically(Path(self.data_folder_out, name), dumps(payload).encode(), sync=False)
+        write_atomically(Path(self.data_folder_out, name), json.dumps(payload).encode(), sync=False)
 
-    def _get(self, queue: str) -> Any:  # noqa: ANN401 - parsed JSON
+    def _get(self, queue: str, timeout: float | None = None) -> Any:  # noqa: ANN401, ARG002
         while True:
             try:
-                return super()._get(queue)
+                return super()._get(queue)  # type: ignore[no-untyped-call]
             except _NOT_JSON:  # the file is gone by now
                 _drop("not JSON")
 
 
-class FileTransport(filesystem.Transport):  # type: ignore[misc]
+class FileTransport(filesystem.Transport):
     """Messages as files in a folder."""
 
     Channel = _FileChannel
 
     def _deliver(self, message: object, queue: str) -> None:
         if is_message(message):
-            super()._deliver(message, queue)
+            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
         else:
             _drop("not a message")
 
 
-class _RedisChannel(redis.Channel):  # type: ignore[misc]
+class _RedisChannel(redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:  # noqa: ANN401
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
         except _NOT_JSON:  # Redis has removed it from the list
             _drop("not JSON")
             return True
 
 
-class RedisTransport(redis.Transport):  # type: ignore[misc]
+class RedisTransport(redis.Transport):
     """Messages in a list of Redis."""
 
     Channel = _RedisChannel
 
     def _deliver(self, message: object, queue: str) -> None:
         if is_message(message):
-            super()._deliver(message, queue)
+            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
         else:
             _drop("not a message")
 
