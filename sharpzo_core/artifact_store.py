@@ -13,7 +13,13 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sharpzo_core.errors import NotFound, SettingsError, StorageFull, StorageUnavailable
-from sharpzo_engine.files import replacing, sync_tree, write_atomically
+from sharpzo_engine.files import (
+    LEFTOVER_SECONDS,
+    remove_leftovers,
+    replacing,
+    sync_tree,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +122,18 @@ class ArtifactStore:
         path = self._path(prefix.rstrip("/"))
         with _translated(prefix), suppress(FileNotFoundError):
             self._fs.rm(path, recursive=True)
+
+    def remove_leftovers(self, prefix: str, older_than: float = LEFTOVER_SECONDS) -> int:
+        """Remove what killed writers left below `prefix`; returns how many files.
+
+        Object stores have no such files.
+
+        Raises:
+            StorageUnavailable: the store does not answer.
+        """
+        path = self._path(prefix)
+        with _translated(prefix):
+            return remove_leftovers(Path(path), older_than) if self._local else 0
 
     def local_path(self, key: str) -> Path | None:
         """The file itself, where the store is a local folder; else None."""

@@ -4,6 +4,7 @@ Our exception hierarchy:
 
 CoreError
  ├── SettingsError          a SHARPZO_ variable is wrong; the process must not start
+ ├── SchemaTooNew           the database belongs to a newer version; the process must not start
  ├── ValidationFailed       422  one or more fields of a request are wrong
  ├── NotFound               404  there is no such object
  ├── StateConflict          409  the object's state does not allow this
@@ -14,6 +15,7 @@ CoreError
  ├── TooManyJobs            429  the queue is full
  ├── StorageFull            507  no space is left
  └── StorageUnavailable     503  the database or the artifact store does not answer
+      └── StorageBusy            others wrote for too long
 
 `status`, `code` and `title` are what the REST API answers; `detail` is the message.
 """
@@ -45,6 +47,19 @@ class SettingsError(CoreError):
 
     code = "settings_invalid"
     title = "Wrong setting"
+
+
+class SchemaTooNew(CoreError):
+    """The database was changed by a newer version of this program."""
+
+    code = "schema_too_new"
+    title = "Database too new"
+
+    def __init__(self, found: str, newest: str) -> None:
+        super().__init__(
+            f"the database has schema {found}, which a newer version of SharpZO made; this "
+            f"version knows schemas up to {newest} (update SharpZO, or restore a backup)"
+        )
 
 
 class ValidationFailed(CoreError):
@@ -142,3 +157,13 @@ class StorageUnavailable(CoreError):
     def __init__(self, detail: str | None = None, retry_after: int = 5) -> None:
         self.retry_after = retry_after  # seconds
         super().__init__(detail)
+
+
+class StorageBusy(StorageUnavailable):
+    """Others are writing to the database; try again soon."""
+
+    code = "busy"
+    title = "Storage busy"
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=1)

@@ -1,4 +1,16 @@
-"""Pages of a list, newest first, by cursor."""
+"""Pages of a list, newest first, by cursor.
+
+The cursor is the last id of a page, and the next page is what sorts below it. So however a list
+changes while somebody reads it page by page:
+
+- ids only descend: nothing is returned twice;
+- what was there all the time is returned; that the cursor's own row was deleted does not matter;
+- what was added meanwhile may be missing: usually it sorts above the cursor. It sorts below, and is
+  returned once, if it comes from a process whose clock is behind, from the same millisecond, or
+  from a transaction that began long ago.
+
+Whoever wants to know what is new reads the list again from its start.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
 
 from celery import Celery
-from kombu.exceptions import KombuError, OperationalError
+
+from sharpzo_core.transports import CarefulAMQP
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 #: so this only has to exceed any job's duration, lest a healthy one be rung for twice.
 VISIBILITY_SECONDS = 7 * 24 * 3600
 CONNECT_SECONDS = 2.0  # how long a request waits for an unreachable broker
+ANSWER_SECONDS = 2.0  # how long it waits for one that was reached and falls silent
 
 
 class QueueName(StrEnum):
@@ -36,7 +38,7 @@ class TaskName(StrEnum):
 
 def make_celery(settings: Settings) -> Celery:
     """The Celery application of both sides; nothing is connected yet."""
-    app = Celery("sharpzo", set_as_current=False)
+    app = Celery("sharpzo", set_as_current=False, amqp=CarefulAMQP)
     app.conf.update(
         broker_url=settings.broker_url or "filesystem://localhost//",
         broker_transport_options=_transport_options(settings),
@@ -72,6 +74,7 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         return {
             "visibility_timeout": VISIBILITY_SECONDS,
             "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_timeout": ANSWER_SECONDS,
             # A request does not wait for a broker that refuses; workers have retries of their own.
             "max_retries": 0,
         }
@@ -98,7 +101,7 @@ class JobQueue:
     def ring(self, job_id: str) -> bool:
         """Tell a worker that a job waits; False if the broker did not take it (workers look again).
 
-        Blocks for up to a few seconds if the broker is unreachable.
+        Never raises. Blocks for about two seconds if the broker does not answer.
         """
         try:
             self._app.send_task(
@@ -108,7 +111,7 @@ class JobQueue:
                 retry=False,
                 ignore_result=True,
             )
-        except (KombuError, OperationalError, OSError) as error:
+        except Exception as error:  # whatever a broker's driver raises, the job's row is safe
             logger.warning(
                 "the broker did not take the message of job %s: %s",
                 job_id,
@@ -128,7 +131,8 @@ class JobQueue:
                 declared = connection.default_channel.queue_declare(
                     queue=QueueName.TUNING, passive=False, durable=True
                 )
-        except (KombuError, OperationalError, OSError):
+        except Exception as error:  # as above
+            logger.debug("the broker does not tell its depth: %s", error)
             return None
         return cast("int", declared.message_count)
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+LEFTOVER_SECONDS = 3600.0  # no write takes so long
+
+_TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\.tmp")
+
 
 def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Replace `path` by `data`: whole or not at all, and durable when this returns."""
+    """Replace `path` by `data`: whole or not at all, and durable when this returns.
+
+    Raises:
+        OSError: the write failed; unless only its durability is in doubt, the old file stays.
+    """
     with replacing(path, sync=sync) as target:
         target.write(data)
 
@@ -21,8 +31,12 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """A temporary file in the same folder that becomes `path` if the block succeeds.
 
     Without `sync` the file survives the process but not a loss of power, until `sync_tree`.
+
+    Raises:
+        OSError: the write failed. A file that could not be synced is thrown away and never synced
+            again: the system may have dropped what it could not write.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
@@ -39,11 +53,42 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make all files below a folder, and their names, durable."""
+    """Make all files below a folder, and their names, durable.
+
+    Raises:
+        OSError: they are not.
+    """
     for root, _, files in os.walk(folder):
         for name in files:
             _sync(Path(root, name))
         _sync(Path(root))
+
+
+def remove_leftovers(folder: Path, older_than: float = LEFTOVER_SECONDS) -> int:
+    """Remove what killed writers left below a folder; returns how many files.
+
+    Args:
+        folder: Searched with everything below it; it need not exist.
+        older_than: Seconds; younger files may belong to somebody who is writing. 0 is right where
+            nobody else writes.
+    """
+    youngest = time.time() - older_than
+    removed = 0
+    for root, _, files in os.walk(folder):
+        for name in filter(_TEMPORARY.fullmatch, files):
+            with suppress(FileNotFoundError):  # its writer has just finished
+                if Path(root, name).stat().st_mtime <= youngest:
+                    Path(root, name).unlink()
+                    removed += 1
+    return removed
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder whose own name survives a loss of power as well."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        _sync(place.parent)
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.errors import NotFound, SettingsError, StorageFull
+from sharpzo_core.errors import (
+    CoreError,
+    NotFound,
+    SettingsError,
+    StorageFull,
+    StorageUnavailable,
+)
 
 KEY = "prompts/prm_1.safetensors"
 
@@ -58,20 +64,32 @@ def test_only_a_local_store_has_paths(tmp_path: Path) -> None:
     assert ArtifactStore("memory://x").local_path(KEY) is None
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, StorageFull), (errno.EIO, StorageUnavailable)]
+)
 def test_a_write_that_fails_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[CoreError]
 ) -> None:
     store = ArtifactStore(str(tmp_path))
     store.put_bytes(KEY, b"old")
 
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def failing(_: int) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageFull):
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(error):
         store.put_bytes(KEY, b"new")
     assert store.get_bytes(KEY) == b"old"
     assert [path.name for path in (tmp_path / "prompts").iterdir()] == ["prm_1.safetensors"]
+
+
+def test_leftovers_of_killed_writers_are_removed(store: ArtifactStore) -> None:
+    store.put_bytes(KEY, b"x")
+    file = store.local_path(KEY)
+    if file is not None:
+        file.with_name(".abcd_123.tmp").touch()
+    assert store.remove_leftovers("prompts", older_than=0) == (0 if file is None else 1)
+    assert store.get_bytes(KEY) == b"x"
 
 
 def test_an_unknown_kind_of_store_is_a_wrong_setting() -> None:
@@ -91,7 +109,8 @@ def test_many_files_are_synced_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "fsync", counting)
     for number in range(3):
         store.put_bytes(f"datasets/ds_1/{number}.jpg", b"image", sync=False)
-    assert not synced
+    new_folders = 2
+    assert len(synced) == new_folders
     store.sync("datasets/ds_1")
     files = {path.stat().st_ino for path in (tmp_path / "datasets" / "ds_1").iterdir()}
     assert files < set(synced)

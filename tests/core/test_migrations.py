@@ -1,17 +1,25 @@
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 
 from sharpzo_core.db import make_engine, ping, writing
-from sharpzo_core.errors import StorageUnavailable
-from sharpzo_core.migrations import migrate
+from sharpzo_core.errors import SchemaTooNew, StorageUnavailable
+from sharpzo_core.migrations import migrate, migration_engine, upgrade
 from sharpzo_core.settings import Settings
 from sharpzo_core.tables import metadata, workers
 from sharpzo_core.worker_store import WorkerStore
+from tests.core.dying import migrate_and_die
+
+FIRST = "0001"
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres"))])
@@ -39,6 +47,114 @@ def test_processes_that_start_together_migrate_once(settings: Settings) -> None:
     with engine.connect() as connection:
         versions = connection.execute(sa.text("SELECT version_num FROM alembic_version")).all()
     assert len(versions) == 1
+    engine.dispose()
+
+
+def test_a_migration_that_is_killed_at_any_statement_is_finished_by_the_next_start(
+    settings: Settings,
+) -> None:
+    kills = kill_at_every_statement(settings)
+    assert kills > len(metadata.tables)
+    assert difference_from_the_declared(settings) == []
+
+
+def test_rows_survive_killed_migrations(settings: Settings) -> None:
+    engine = make_engine(settings)
+    with writing(engine) as connection:
+        upgrade(connection, FIRST)
+        insert_first_rows(connection)
+    before = first_rows(engine)
+    kill_at_every_statement(settings)
+    assert first_rows(engine) == before
+    assert difference_from_the_declared(settings) == []
+    engine.dispose()
+
+
+def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(settings: Settings) -> None:
+    engine = migration_engine(settings)
+    with writing(engine) as connection:
+        upgrade(connection, FIRST)
+        insert_first_rows(connection)
+    before = first_rows(engine)
+    with writing(engine) as connection:
+        operations = Operations(MigrationContext.configure(connection))
+        # SQLite copies the table and drops the old one; PostgreSQL only alters it.
+        with operations.batch_alter_table("jobs") as table:
+            table.alter_column("backbone", type_=sa.String(300))
+    assert first_rows(engine) == before
+    engine.dispose()
+
+
+def kill_at_every_statement(settings: Settings) -> int:
+    """Migrate, killed each time one statement later, until it comes through; how many kills."""
+    arguments = {"data_dir": settings.data_dir, "database_url": settings.database_url}
+    return next(n for n in count() if not migrate_and_die(arguments, n + 1))
+
+
+def difference_from_the_declared(settings: Settings) -> list[Any]:
+    engine = make_engine(settings)
+    with engine.connect() as connection:
+        found: list[Any] = compare_metadata(MigrationContext.configure(connection), metadata)
+    engine.dispose()
+    return found
+
+
+#: Rows as the first revision knew them, in plain SQL: the tables have changed since.
+FIRST_ROWS = """
+INSERT INTO datasets (id, name, status, classes, counts, source, created_at)
+VALUES ('ds_1', 'photos', 'ready', '[]', '{}', '{}', '2026-01-01 00:00:00');
+INSERT INTO jobs (id, status, dataset_id, backbone, config, metadata, step, total_steps,
+                  forward_passes, metrics, attempt, created_at, rings, last_event)
+VALUES ('job_1', 'running', 'ds_1', 'tiny', '{}', '{}', 3, 9,
+        30, '{}', 1, '2026-01-01 00:00:00', 0, 1);
+INSERT INTO job_events (job_id, seq, type, level, message, data, created_at)
+VALUES ('job_1', 1, 'queued', 'info', 'accepted', '{}', '2026-01-01 00:00:00');
+INSERT INTO job_steps (job_id, step, phase, forward_passes, seconds)
+VALUES ('job_1', 3, 'stage1', 30, 1.5)
+"""
+
+
+def insert_first_rows(connection: sa.Connection) -> None:
+    for statement in FIRST_ROWS.split(";"):
+        connection.exec_driver_sql(statement)
+
+
+def first_rows(engine: sa.Engine) -> list[Any]:
+    queries = (
+        "SELECT id, name, status FROM datasets",
+        "SELECT id, status, dataset_id, step, forward_passes, attempt FROM jobs",
+        "SELECT job_id, seq, message FROM job_events",
+        "SELECT job_id, step, seconds FROM job_steps",
+    )
+    with engine.connect() as connection:
+        return [tuple(connection.exec_driver_sql(query).one()) for query in queries]
+
+
+def test_a_newer_schema_is_refused_by_name(settings: Settings) -> None:
+    migrate(settings)
+    pretend_newer(settings)
+    with pytest.raises(SchemaTooNew, match=r"schema 9999.*up to 0\d\d\d") as caught:
+        migrate(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worker_on_a_newer_schema_says_so_in_one_line(tmp_path: Path) -> None:
+    settings = Settings.load(data_dir=tmp_path)
+    migrate(settings)
+    pretend_newer(settings)
+    environment = settings.environment() | {"PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-m", "worker"]
+    worker = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert worker.returncode == 1
+    (line,) = (line for line in worker.stderr.splitlines() if "schema" in line)
+    assert line.startswith("error: the database has schema 9999")
+    assert "Traceback" not in worker.stderr
+
+
+def pretend_newer(settings: Settings) -> None:
+    engine = make_engine(settings)
+    with writing(engine) as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     engine.dispose()
 
 
@@ -74,7 +190,13 @@ def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path) -> None:
     with engine.connect() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
-            for name in ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")
+            for name in (
+                "journal_mode",
+                "synchronous",
+                "busy_timeout",
+                "foreign_keys",
+                "wal_autocheckpoint",
+            )
         }
     engine.dispose()
     full = 2
@@ -83,4 +205,5 @@ def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path) -> None:
         "synchronous": full,
         "busy_timeout": 10_000,
         "foreign_keys": 1,
+        "wal_autocheckpoint": 0,
     }
