@@ -25,7 +25,7 @@ from sharpzo_core.listing import MAX_PAGE, Listing, newest_first
 from sharpzo_core.tables import datasets, job_events, job_steps, jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 MAX_STEPS = 10_000  # records in one answer
 
@@ -46,8 +46,9 @@ class JobStore:
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
         job_id: str | None = None,
+        within: Callable[[sa.Connection, Job], None] | None = None,
     ) -> Job:
-        """Accept a job; it is durable when this returns.
+        """Accept a job; it is durable when this returns, and so is what `within` writes.
 
         Raises:
             NotFound: there is no such dataset.
@@ -71,6 +72,8 @@ class JobStore:
             values = {column.name: getattr(job, column.name) for column in jobs.columns}
             connection.execute(sa.insert(jobs).values(values))
             insert_event(connection, job.id, 1, NewEvent(EventType.QUEUED, "accepted"), now)
+            if within is not None:
+                within(connection, job)
         return job
 
     def get(self, job_id: str) -> Job:

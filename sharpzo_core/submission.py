@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus
@@ -14,6 +14,8 @@ from sharpzo_engine.config import PRESETS, TuningConfig
 from sharpzo_engine.errors import ConfigError
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from sharpzo_core.dataset_store import DatasetStore
     from sharpzo_core.job_store import JobStore
     from sharpzo_core.settings import Settings
@@ -23,9 +25,14 @@ MAX_NESTING = 8  # levels of a config; TuningConfig has two
 
 
 def submit_job(
-    request: JobCreate, *, settings: Settings, jobs: JobStore, datasets: DatasetStore
+    request: JobCreate,
+    *,
+    settings: Settings,
+    jobs: JobStore,
+    datasets: DatasetStore,
+    within: Callable[[sa.Connection, Job], None] | None = None,
 ) -> Job:
-    """Check the request and store the job; the caller rings for it.
+    """Check the request and store the job, with what `within` writes; the caller rings for it.
 
     Raises:
         ValidationFailed: the backbone is not offered, the configuration is wrong, or a class has
@@ -46,6 +53,7 @@ def submit_job(
         config=config.model_dump(mode="json"),
         name=request.name,
         metadata=request.metadata,
+        within=within,
     )
 
 

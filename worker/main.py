@@ -18,10 +18,10 @@ from sharpzo_core.job_leases import JobLeases
 from sharpzo_core.job_store import JobStore
 from sharpzo_core.logging import configure_logging
 from sharpzo_core.migrations import migrate
+from sharpzo_core.periodic import Periodic
 from sharpzo_core.queue import JobQueue, QueueName, make_celery
 from sharpzo_core.worker_store import WorkerStore
 from worker.draining import DrainFlag
-from worker.periodic import Periodic
 from worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
