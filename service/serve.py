@@ -50,7 +50,7 @@ def main(
     configure_logging(settings)
     host = settings.host if host is None else host
     check_exposure(settings, host)
-    listener = _listen(host, settings.port if port is None else port)
+    listener = listen(host, settings.port if port is None else port)
     app = create_app(settings, warm_up=True)
     config = uvicorn.Config(
         app,
@@ -88,7 +88,12 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for the server; port 0 means any free one.
+
+    Raises:
+        SettingsError: the address cannot be bound.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
