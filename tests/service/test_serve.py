@@ -18,13 +18,7 @@ from service.supervisor import Supervisor
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.settings import Settings
 from tests.service.conftest import dataset_members, zip_of
-
-
-def eventually(condition: object, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from tests.service.servers import eventually
 
 
 def alive(pid: int) -> bool:
