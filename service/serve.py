@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import ipaddress
 import logging
 import signal
@@ -51,6 +53,8 @@ def main(
     host = settings.host if host is None else host
     check_exposure(settings, host)
     listener = listen(host, settings.port if port is None else port)
+    # The interpreter would spend seconds on looking for cycles in what torch has made.
+    atexit.register(gc.freeze)
     app = create_app(settings, warm_up=True)
     config = uvicorn.Config(
         app,

@@ -55,6 +55,9 @@ def main(settings: Settings, parent_pid: int | None = None) -> int:
         os.nice(NICENESS)
     app = make_celery(settings)
     app.conf.imports = ("worker.tasks",)
+    if settings.embedded_broker:
+        app.conf.broker_transport = "worker.embedded:Transport"
+        app.conf.worker_pool = "worker.embedded:Pool"
     name = f"{new_id(Prefix.WORKER)}@{socket.gethostname()}"
     flag = DrainFlag(settings.data_dir, name)
     raise_flag = partial(_raise_flag, flag)

@@ -1,0 +1,47 @@
+"""What a worker does differently with the embedded broker, so that it ends soon when told to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import billiard.pool
+from celery.concurrency.prefork import TaskPool
+from kombu.transport import filesystem
+
+LONGEST_WAIT = 0.5  # seconds
+
+
+class Transport(filesystem.Transport):
+    """Looks up from waiting for messages more often than Celery asks it to.
+
+    Celery waits for two seconds at a time, and looks in between whether it is to shut down. With
+    this broker a wait cannot be interrupted.
+    """
+
+    def drain_events(self, connection: Any, timeout: float = LONGEST_WAIT, **_: Any) -> None:  # noqa: ANN401
+        """Wait for a message.
+
+        Raises:
+            TimeoutError: there was none.
+        """
+        super().drain_events(connection, timeout=min(timeout, LONGEST_WAIT))  # type: ignore[no-untyped-call]
+
+
+class _NoTimeouts(billiard.pool.TimeoutHandler):  # type: ignore[misc] # billiard has no types
+    """A thread that ends at once: no task has a time limit.
+
+    The usual one looks for tasks to end once a second, and is waited for at the end.
+    """
+
+    def body(self) -> None:
+        """Do nothing."""
+
+
+class _BlockingPool(billiard.pool.Pool):  # type: ignore[misc] # billiard has no types
+    TimeoutHandler = _NoTimeouts
+
+
+class Pool(TaskPool):  # type: ignore[misc] # celery has no types
+    """The pool that Celery uses with brokers that cannot be waited for in an event loop."""
+
+    BlockingPool = _BlockingPool
