@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import uuid
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from service.broker_probe import BrokerProbe
 from service.idempotency import Idempotency
 from service.inference.host import InferenceHost
 from service.ingest import Ingest
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
     from sharpzo_core.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 STRAY_LEASES = 3  # durations of a lease after which an upload that nobody touches is removed
 
 
@@ -47,6 +51,7 @@ class Services:
     workers: WorkerStore
     artifacts: ArtifactStore
     queue: JobQueue
+    broker: BrokerProbe
     ringer: ThreadPoolExecutor  #: Rings off the request, so that a dead broker delays nobody
     uploads: Uploads
     ingest: Ingest
@@ -56,7 +61,13 @@ class Services:
 
     def ring(self, job_id: str) -> None:
         """Tell a worker that a job waits, some time soon; workers look by themselves as well."""
-        self.ringer.submit(self.queue.ring, job_id)
+        self.ringer.submit(self._ring, job_id)
+
+    def _ring(self, job_id: str) -> None:
+        try:
+            self.queue.ring(job_id)
+        except Exception:  # the executor would keep it to itself
+            logger.exception("cannot ring for job %s", job_id, extra={"action": "ring_failed"})
 
     def close(self) -> None:
         """Stop every thread and close every connection."""
@@ -65,6 +76,7 @@ class Services:
         self.ingest.close()
         self.idempotency.close()
         self.inference.close()
+        self.broker.close()
         self.queue.close()
         self.database.dispose()
 
@@ -83,6 +95,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
     uploads = Uploads(settings.data_dir / "uploads", settings.max_upload_bytes, patience)
     owner = f"{uuid.uuid4().hex}@{socket.gethostname()}"
     leases = DatasetLeases(database, owner, settings.lease_seconds)
+    job_queue = JobQueue(make_celery(settings))
     services = Services(
         settings=settings,
         metrics=metrics,
@@ -93,7 +106,8 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
         prompts=PromptStore(database),
         workers=WorkerStore(database),
         artifacts=artifacts,
-        queue=JobQueue(make_celery(settings)),
+        queue=job_queue,
+        broker=BrokerProbe(settings, job_queue),
         ringer=ThreadPoolExecutor(1, thread_name_prefix="ring"),
         uploads=uploads,
         ingest=Ingest(
