@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 import uuid
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
     from sharpzo_core.settings import Settings
 
-logger = logging.getLogger(__name__)
-
 STRAY_LEASES = 3  # durations of a lease after which an upload that nobody touches is removed
 
 
@@ -61,13 +58,7 @@ class Services:
 
     def ring(self, job_id: str) -> None:
         """Tell a worker that a job waits, some time soon; workers look by themselves as well."""
-        self.ringer.submit(self._ring, job_id)
-
-    def _ring(self, job_id: str) -> None:
-        try:
-            self.queue.ring(job_id)
-        except Exception:  # the executor would keep it to itself
-            logger.exception("cannot ring for job %s", job_id, extra={"action": "ring_failed"})
+        self.ringer.submit(self.queue.ring, job_id)
 
     def close(self) -> None:
         """Stop every thread and close every connection."""

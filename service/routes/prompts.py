@@ -181,7 +181,7 @@ def download_prompt(
     "/{ref}/classify",
     max_body_size=MAX_CLASSIFY_BYTES,
     response_model_exclude_none=True,
-    responses=problems(400, 404, 409, 413, 415),
+    responses=problems(400, 404, 408, 409, 413, 415),
     openapi_extra=body(
         multipart=form("images", many=True), json=ClassifyImages.model_json_schema()
     ),
