@@ -19,7 +19,7 @@ from sharpzo_core.errors import SettingsError
 from sharpzo_core.logging import configure_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from fastapi import FastAPI
@@ -63,10 +63,10 @@ def main(
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    with listener, _exit_on_sigterm(), _worker(settings, with_worker):
+    with listener, _exit_on_sigterm(), _worker(settings, with_worker) as end_worker:
         logger.info("listening on %s", _url(listener), extra={"action": "listening"})
         with contextlib.suppress(KeyboardInterrupt):
-            _Server(config, app).run(sockets=[listener])
+            _Server(config, app, end_worker).run(sockets=[listener])
 
 
 def check_exposure(settings: Settings, host: str) -> None:
@@ -117,17 +117,21 @@ def _url(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Tells the application at once that the end is near, so that event streams end too."""
+    """Tells everybody at once that the end is near: event streams end, and the worker begins to."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: FastAPI, end_worker: Callable[[], object]
+    ) -> None:
         super().__init__(config)
         self._app = app
+        self._end_worker = end_worker
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to shut down."""
         services = getattr(self._app.state, "services", None)
         if services is not None:
             services.stopping.set()
+        self._end_worker()
         super().handle_exit(sig, frame)
 
 
@@ -149,13 +153,14 @@ def _exit(_signal: int, _frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _worker(settings: Settings, with_worker: bool) -> Iterator[None]:
+def _worker(settings: Settings, with_worker: bool) -> Iterator[Callable[[], object]]:
+    """Run a worker if one is wanted; gives what tells it to end before the block does."""
     if not (with_worker and settings.embedded_broker):
-        yield
+        yield lambda: None
         return
     supervisor = Supervisor(worker_command(), settings.environment())
     supervisor.start()
     try:
-        yield
+        yield supervisor.ask_to_end
     finally:
         supervisor.stop()

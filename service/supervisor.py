@@ -59,6 +59,12 @@ class Supervisor:
         """Start the child and watch it."""
         self._thread.start()
 
+    def ask_to_end(self) -> None:
+        """Tell the child to end, and start no other. May be called by a signal handler."""
+        self._stopping.set()
+        if self._child is not None:
+            self._child.terminate()
+
     def stop(self) -> None:
         """End the child and everything in its session: asked first, then killed."""
         with self._lock:

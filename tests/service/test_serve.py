@@ -148,8 +148,13 @@ def test_an_idle_service_with_its_worker_ends_within_three_seconds(data_dir: Pat
                 started = time.monotonic()
                 server.process.send_signal(signal.SIGTERM)
                 assert server.process.wait(30) == 0
-                assert time.monotonic() - started < 3
+                assert time.monotonic() - started < 3 * crowding()
     assert "Traceback" not in "".join(server.log)
+
+
+def crowding() -> float:
+    """How much longer things take because the machine is busy with something else."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def job_of_another_worker(settings: Settings) -> str:
