@@ -45,7 +45,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
     )
     for router in (datasets.router, jobs.router, prompts.router, backbones.router, health.router):
         app.include_router(router)
-    app.add_middleware(RequestLayer, metrics=metrics)
+    app.add_middleware(RequestLayer, metrics=metrics, idle_seconds=settings.upload_idle_seconds)
     error_handlers.install(app)
     openapi.install(app)
     return app

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from service.errors import RequestTimeout
 from service.problems import problem
 from service.strict_json import json_pointer
 from sharpzo_core.errors import CoreError, ValidationFailed
@@ -32,7 +33,6 @@ def install(app: FastAPI) -> None:
 
 def _core_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CoreError)  # noqa: S101 - how the handler is registered
-    retry_after = getattr(error, "retry_after", None)
     return problem(
         request.scope,
         error.status,
@@ -40,8 +40,17 @@ def _core_error(request: Request, error: Exception) -> Response:
         title=error.title,
         detail=error.detail,
         errors=error.errors if isinstance(error, ValidationFailed) else (),
-        headers={"Retry-After": str(retry_after)} if retry_after else None,
+        headers=_headers(error),
     )
+
+
+def _headers(error: CoreError) -> dict[str, str]:
+    headers = {}
+    if retry_after := getattr(error, "retry_after", None):
+        headers["Retry-After"] = str(retry_after)
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"  # the rest of the body is not waited for
+    return headers
 
 
 def _engine_error(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ CoreError
  ├── MalformedMultipart    400  the multipart framing is broken
  ├── ForbiddenLocation     403  a dataset URI outside what the operator allows
  ├── ReportMissing         404  the job has no report, or not yet
+ ├── RequestTimeout        408  the body makes no progress
  ├── BackboneConflict      409  a prompt needs a backbone that is not served here
  ├── TooManyFiles          413  more files than one request may carry
  ├── ArchiveError     413, 422  an archive that is damaged, unsafe or too large
@@ -49,6 +50,14 @@ class ReportMissing(CoreError):
     status = 404
     code = "report_not_available"
     title = "No report"
+
+
+class RequestTimeout(CoreError):
+    """The request's body made no progress for too long."""
+
+    status = 408
+    code = "request_timeout"
+    title = "Request timeout"
 
 
 class BackboneConflict(CoreError):

@@ -13,13 +13,21 @@ import logging
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from service.archives import ArchiveKind, Member, sniff, walk
-from sharpzo_core.datasets import DatasetRecord, dataset_prefix, image_key, manifest_key
-from sharpzo_core.errors import CoreError, NotFound, StateConflict
+from sharpzo_core.datasets import dataset_prefix, image_key, manifest_key
+from sharpzo_core.errors import (
+    CoreError,
+    LeaseLost,
+    NotFound,
+    StateConflict,
+    StorageUnavailable,
+)
+from sharpzo_core.periodic import Periodic
 from sharpzo_engine.errors import DatasetError, EngineError, ImageError
 from sharpzo_engine.images import decode_image
 from sharpzo_engine.layout import Layout, read_layout
@@ -29,10 +37,13 @@ if TYPE_CHECKING:
 
     from service.uploads import Uploads
     from sharpzo_core.artifact_store import ArtifactStore
+    from sharpzo_core.dataset_leases import DatasetLeases
     from sharpzo_core.dataset_store import DatasetStore
+    from sharpzo_core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+UPLOAD_FOLDER = "folder"  # in a dataset's `source`: the folder that its archive is in
 MAX_JSON_BYTES = 32 << 20  # of classnames.json or a split file
 LISTED_FAULTS = 5  # unreadable images that an error names
 MAX_FAULTS = 100  # unreadable images after which reading on tells nobody anything
@@ -41,94 +52,158 @@ _METADATA_DEPTH = 2  # parts of the path of a JSON file that may belong to the l
 
 
 class Ingest:
-    """Processes uploads one after the other; `close` waits for the current image only."""
+    """Processes uploads one after the other; `close` waits for the current image only.
+
+    Several API processes may share the database: each works under leases of its own, and takes up
+    what a process that died has left.
+    """
 
     def __init__(
         self,
+        *,
         datasets: DatasetStore,
+        leases: DatasetLeases,
         artifacts: ArtifactStore,
         uploads: Uploads,
-        max_pixels: int,
+        settings: Settings,
     ) -> None:
         self._datasets = datasets
+        self._leases = leases
         self._artifacts = artifacts
         self._uploads = uploads
-        self._max_pixels = max_pixels
+        self._max_pixels = settings.max_image_pixels
+        self._held: set[str] = set()
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ingest")
+        self._heartbeat = Periodic("dataset leases", settings.heartbeat_seconds, self._renew)
+        self._sweeper = Periodic("dataset sweeper", settings.sweep_seconds, self._sweep)
+
+    def start(self) -> None:
+        """Begin to look after leases, and go on with what earlier processes left unfinished."""
+        self._heartbeat.start()
+        self._sweeper.start()
 
     def submit(self, dataset_id: str) -> None:
-        """Process the upload of a dataset in the background."""
+        """Process the upload of a dataset that is leased here, in the background."""
+        self._held.add(dataset_id)
         self._pool.submit(self._process, dataset_id)
 
-    def recover(self) -> None:
-        """Go on with what an earlier process left unfinished."""
-        unfinished = self._datasets.stale_processing()
-        self._uploads.discard_all_but({dataset.id for dataset in unfinished})
-        for dataset in unfinished:
-            self._recover(dataset)
-
-    def _recover(self, dataset: DatasetRecord) -> None:
-        if self._uploads.path(dataset.id).exists():
-            self.submit(dataset.id)
-            return
-        message = "the service stopped before the upload was safe (upload it again)"
-        self._datasets.mark_failed(dataset.id, "upload_lost", message)
-
     def close(self) -> None:
-        """Stop; what is unfinished stays `processing`, for the next process."""
+        """Stop; what is unfinished stays `processing`, for another process or the next one."""
         self._stopping.set()
+        self._sweeper.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._heartbeat.stop()
+        try:
+            self._leases.release(self._held)
+        except CoreError as error:
+            logger.info("leases run out by themselves: %s", error, extra={"action": "ingest"})
+
+    def _renew(self) -> None:
+        self._uploads.touch()
+        asked = self._held.copy()
+        self._held -= asked - self._leases.renew(asked)
+
+    def _sweep(self) -> None:
+        for dataset_id in self._leases.abandoned():
+            if dataset_id not in self._held:
+                self._take_up(dataset_id)
+        self._uploads.remove_strays(self._datasets.processing_ids())
+
+    def _take_up(self, dataset_id: str) -> None:
+        dataset = self._datasets.get(dataset_id)
+        # Only a process that shares the folder can tell whether the archive is lost.
+        if dataset.source.get(UPLOAD_FOLDER, self._uploads.identity) != self._uploads.identity:
+            return
+        if not self._leases.take(dataset_id):
+            return
+        logger.warning("taking up %s", dataset_id, extra={"action": "ingest_taken_up"})
+        if self._uploads.path(dataset_id).exists():
+            self.submit(dataset_id)
+        else:
+            message = "the service stopped before the upload was safe (upload it again)"
+            self._fail(dataset_id, "upload_lost", message)
 
     def _process(self, dataset_id: str) -> None:
         try:
-            self._run(dataset_id)
+            if self._leases.renew([dataset_id]):
+                self._run(dataset_id)
+                self._uploads.discard(dataset_id)
         except _Stopped:
-            return
+            return  # its lease is released by `close`
+        except StateConflict as error:
+            logger.info("%s: %s", dataset_id, error, extra={"action": "ingest_lease_lost"})
+            self._clean_up_if_deleted(dataset_id)
+        except StorageUnavailable as error:
+            # The archive is kept: when the lease has run out, some process tries again.
+            logger.warning("%s must wait: %s", dataset_id, error, extra={"action": "ingest"})
         except Exception:
-            # Nobody waits for this thread: a defect must become the dataset's error.
+            # Nobody waits for this thread, and nothing more can be done than to tell.
             logger.exception("processing of %s failed", dataset_id, extra={"action": "ingest"})
-            self._fail(dataset_id, "internal_error", "the dataset could not be processed")
-        self._uploads.discard(dataset_id)
+        self._held.discard(dataset_id)
 
     def _run(self, dataset_id: str) -> None:
+        """Bring the dataset out of `processing`.
+
+        Raises:
+            StateConflict: it is no longer processed here.
+            StorageUnavailable: a store does not answer.
+        """
         try:
-            result = _Reader(self, dataset_id).read()
-            self._artifacts.sync(dataset_prefix(dataset_id))
-            self._artifacts.put_bytes(manifest_key(dataset_id), result.manifest)
-            self._datasets.mark_ready(
-                dataset_id,
-                classes=result.layout.class_names,
-                counts=result.layout.counts(),
-                sha256=hashlib.sha256(result.manifest).hexdigest(),
-                report=result.report,
-            )
-        except (NotFound, StateConflict):
+            self._read(dataset_id)
+        except (_Stopped, StateConflict, StorageUnavailable):
+            raise
+        except NotFound:
             self._remove_files(dataset_id)  # deleted meanwhile
         except _Unreadable as error:
             self._fail(dataset_id, error.code, str(error), error.report)
         except (CoreError, EngineError) as error:
             self._fail(dataset_id, error.code, str(error))
+        except Exception:
+            # A defect must become the dataset's error.
+            logger.exception("processing of %s failed", dataset_id, extra={"action": "ingest"})
+            self._fail(dataset_id, "internal_error", "the dataset could not be processed")
+
+    def _read(self, dataset_id: str) -> None:
+        result = _Reader(self, dataset_id).read()
+        self._artifacts.sync(dataset_prefix(dataset_id))
+        self._artifacts.put_bytes(manifest_key(dataset_id), result.manifest)
+        self._datasets.mark_ready(
+            dataset_id,
+            classes=result.layout.class_names,
+            counts=result.layout.counts(),
+            sha256=hashlib.sha256(result.manifest).hexdigest(),
+            report=result.report,
+            owner=self._leases.owner,
+        )
 
     def _fail(
         self, dataset_id: str, code: str, message: str, report: dict[str, Any] | None = None
     ) -> None:
+        # The row first: who has lost the lease must not touch the files of another process.
+        with suppress(NotFound):  # deleted meanwhile
+            self._datasets.mark_failed(dataset_id, code, message, report, owner=self._leases.owner)
+        self._remove_files(dataset_id)
+
+    def _clean_up_if_deleted(self, dataset_id: str) -> None:
         try:
+            self._datasets.get(dataset_id)
+        except NotFound:
             self._remove_files(dataset_id)
-            self._datasets.mark_failed(dataset_id, code, message, report)
-        except (NotFound, StateConflict):
-            return  # deleted meanwhile
-        except CoreError:
-            # The row stays `processing`; the next start finds no upload and fails it.
-            logger.exception("%s cannot be marked", dataset_id, extra={"action": "ingest"})
 
     def _remove_files(self, dataset_id: str) -> None:
         self._artifacts.delete_prefix(dataset_prefix(dataset_id))
 
-    def check_running(self) -> None:
-        """Raise if the service is about to stop."""
+    def check_running(self, dataset_id: str) -> None:
+        """Return if the dataset is still to be processed here.
+
+        Raises:
+            LeaseLost: another process unpacks it, or it was deleted.
+        """
         if self._stopping.is_set():
             raise _Stopped
+        if dataset_id not in self._held:
+            raise LeaseLost
 
     def decode(self, data: bytes) -> None:
         """Check that an image can be used.
@@ -141,7 +216,7 @@ class Ingest:
     def members(self, dataset_id: str, kind: ArchiveKind) -> Iterator[Member]:
         """Walk the upload, as long as the service runs."""
         for member in walk(self._uploads.path(dataset_id), kind):
-            self.check_running()
+            self.check_running(dataset_id)
             yield member
 
     def kind(self, dataset_id: str) -> ArchiveKind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
+from service.errors import RequestTimeout
 from service.problems import MEDIA_TYPE, REQUEST_ID_HEADER, REQUEST_ID_KEY, problem
 
 if TYPE_CHECKING:
@@ -27,11 +29,15 @@ _CLIENT_CLOSED = 499  # counted only; nobody is left to answer
 
 
 class RequestLayer:
-    """Gives every request an id, measures it, and answers what nobody else has answered."""
+    """Gives every request an id, measures it, and answers what nobody else has answered.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    A body that makes no progress for `idle_seconds` is given up.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, idle_seconds: float) -> None:
         self._app = app
         self._metrics = metrics
+        self._idle_seconds = idle_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -42,7 +48,7 @@ class RequestLayer:
         answer = _Answer(scope, send)
         started = time.perf_counter()
         try:
-            await self._app(scope, receive, answer.send)
+            await self._app(scope, _Body(receive, self._idle_seconds).receive, answer.send)
         except ClientDisconnect:
             answer.status = _CLIENT_CLOSED
         except Exception:
@@ -69,6 +75,29 @@ def _request_id(scope: Scope) -> str:
 def _template(scope: Scope) -> str:
     """The route's path with its parameters unfilled, so that labels stay few."""
     return getattr(scope.get("route"), "path", _UNMATCHED)
+
+
+class _Body:
+    """Passes a request's body on as long as it keeps coming."""
+
+    def __init__(self, receive: Receive, idle_seconds: float) -> None:
+        self._receive = receive
+        self._idle_seconds: float | None = idle_seconds
+
+    async def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            RequestTimeout: no part of the body came for too long.
+        """
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimeout from None
+        if not message.get("more_body", False):
+            self._idle_seconds = None  # what follows is the end of the connection, some time
+        return message
 
 
 class _Answer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import ipaddress
 import logging
 import signal
@@ -17,7 +19,7 @@ from sharpzo_core.errors import SettingsError
 from sharpzo_core.logging import configure_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from fastapi import FastAPI
@@ -50,7 +52,9 @@ def main(
     configure_logging(settings)
     host = settings.host if host is None else host
     check_exposure(settings, host)
-    listener = _listen(host, settings.port if port is None else port)
+    listener = listen(host, settings.port if port is None else port)
+    # The interpreter would spend seconds on looking for cycles in what torch has made.
+    atexit.register(gc.freeze)
     app = create_app(settings, warm_up=True)
     config = uvicorn.Config(
         app,
@@ -59,10 +63,10 @@ def main(
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    with listener, _exit_on_sigterm(), _worker(settings, with_worker):
+    with listener, _exit_on_sigterm(), _worker(settings, with_worker) as end_worker:
         logger.info("listening on %s", _url(listener), extra={"action": "listening"})
         with contextlib.suppress(KeyboardInterrupt):
-            _Server(config, app).run(sockets=[listener])
+            _Server(config, app, end_worker).run(sockets=[listener])
 
 
 def check_exposure(settings: Settings, host: str) -> None:
@@ -88,7 +92,12 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for the server; port 0 means any free one.
+
+    Raises:
+        SettingsError: the address cannot be bound.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -108,17 +117,21 @@ def _url(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Tells the application at once that the end is near, so that event streams end too."""
+    """Tells everybody at once that the end is near: event streams end, and the worker begins to."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: FastAPI, end_worker: Callable[[], object]
+    ) -> None:
         super().__init__(config)
         self._app = app
+        self._end_worker = end_worker
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to shut down."""
         services = getattr(self._app.state, "services", None)
         if services is not None:
             services.stopping.set()
+        self._end_worker()
         super().handle_exit(sig, frame)
 
 
@@ -140,13 +153,14 @@ def _exit(_signal: int, _frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _worker(settings: Settings, with_worker: bool) -> Iterator[None]:
+def _worker(settings: Settings, with_worker: bool) -> Iterator[Callable[[], object]]:
+    """Run a worker if one is wanted; gives what tells it to end before the block does."""
     if not (with_worker and settings.embedded_broker):
-        yield
+        yield lambda: None
         return
     supervisor = Supervisor(worker_command(), settings.environment())
     supervisor.start()
     try:
-        yield
+        yield supervisor.ask_to_end
     finally:
         supervisor.stop()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from service.broker_probe import BrokerProbe
+from service.idempotency import Idempotency
 from service.inference.host import InferenceHost
 from service.ingest import Ingest
 from service.uploads import Uploads
 from sharpzo_core.artifact_store import ArtifactStore
+from sharpzo_core.dataset_leases import DatasetLeases
 from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.db import make_engine
+from sharpzo_core.idempotency import IdempotencyStore
 from sharpzo_core.job_store import JobStore
 from sharpzo_core.migrations import migrate
 from sharpzo_core.prompt_store import PromptStore
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
     from sharpzo_core.settings import Settings
 
+STRAY_LEASES = 3  # durations of a lease after which an upload that nobody touches is removed
+
 
 @dataclass(frozen=True)
 class Services:
@@ -35,14 +43,17 @@ class Services:
     database: sa.Engine
     jobs: JobStore
     datasets: DatasetStore
+    dataset_leases: DatasetLeases
     prompts: PromptStore
     workers: WorkerStore
     artifacts: ArtifactStore
     queue: JobQueue
+    broker: BrokerProbe
     ringer: ThreadPoolExecutor  #: Rings off the request, so that a dead broker delays nobody
     uploads: Uploads
     ingest: Ingest
     inference: InferenceHost
+    idempotency: Idempotency
     stopping: threading.Event  #: Set when the server is told to end; long answers end then
 
     def ring(self, job_id: str) -> None:
@@ -54,13 +65,15 @@ class Services:
         self.stopping.set()
         self.ringer.shutdown(wait=True, cancel_futures=True)
         self.ingest.close()
+        self.idempotency.close()
         self.inference.close()
+        self.broker.close()
         self.queue.close()
         self.database.dispose()
 
 
 def open_services(settings: Settings, metrics: Metrics) -> Services:
-    """Bring the database up to date, open the stores and take up unfinished datasets.
+    """Bring the database up to date, open the stores and start the background threads.
 
     Raises:
         CoreError: a store does not answer.
@@ -69,22 +82,36 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
     migrate(settings)
     database = make_engine(settings)
     datasets, artifacts = DatasetStore(database), ArtifactStore(settings.artifacts)
-    uploads = Uploads(settings.data_dir / "uploads", settings.max_upload_bytes)
-    ingest = Ingest(datasets, artifacts, uploads, settings.max_image_pixels)
-    ingest.recover()
-    return Services(
+    patience = STRAY_LEASES * settings.lease_seconds
+    uploads = Uploads(settings.data_dir / "uploads", settings.max_upload_bytes, patience)
+    owner = f"{uuid.uuid4().hex}@{socket.gethostname()}"
+    leases = DatasetLeases(database, owner, settings.lease_seconds)
+    job_queue = JobQueue(make_celery(settings))
+    services = Services(
         settings=settings,
         metrics=metrics,
         database=database,
         jobs=JobStore(database),
         datasets=datasets,
+        dataset_leases=leases,
         prompts=PromptStore(database),
         workers=WorkerStore(database),
         artifacts=artifacts,
-        queue=JobQueue(make_celery(settings)),
+        queue=job_queue,
+        broker=BrokerProbe(settings, job_queue),
         ringer=ThreadPoolExecutor(1, thread_name_prefix="ring"),
         uploads=uploads,
-        ingest=ingest,
+        ingest=Ingest(
+            datasets=datasets,
+            leases=leases,
+            artifacts=artifacts,
+            uploads=uploads,
+            settings=settings,
+        ),
         inference=InferenceHost(settings, artifacts, metrics),
+        idempotency=Idempotency(IdempotencyStore(database, settings.idempotency_hours)),
         stopping=threading.Event(),
     )
+    services.ingest.start()
+    services.idempotency.start()
+    return services

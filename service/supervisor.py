@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ SESSION_SECONDS = 5.0  # for what was killed to vanish
 GRACE_SECONDS = 15.0  # for a worker to save its checkpoint and end
 FIRST_PAUSE = 1.0  # seconds before a dead worker is started again
 LONGEST_PAUSE = 30.0
+_STATE, _GROUP = 0, 2  # fields of /proc/PID/stat after the command's closing bracket
 STEADY_SECONDS = 60.0  # a worker that lived so long did not die of its start
 
 
@@ -56,6 +58,12 @@ class Supervisor:
     def start(self) -> None:
         """Start the child and watch it."""
         self._thread.start()
+
+    def ask_to_end(self) -> None:
+        """Tell the child to end, and start no other. May be called by a signal handler."""
+        self._stopping.set()
+        if self._child is not None:
+            self._child.terminate()
 
     def stop(self) -> None:
         """End the child and everything in its session: asked first, then killed."""
@@ -119,4 +127,19 @@ def _exists(session: int) -> bool:
         os.killpg(session, 0)
     except ProcessLookupError:
         return False
-    return True
+    return not _are_zombies(session)
+
+
+def _are_zombies(group: int) -> bool:
+    """Whether all processes of a group have ended and only wait to be collected.
+
+    Their new parent does that, in its own time; in a container it may never do it. False where the
+    system does not tell (it needs Linux's /proc).
+    """
+    states = set()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = file.read_text().rpartition(")")[2].split()
+            if int(fields[_GROUP]) == group:
+                states.add(fields[_STATE])
+    return states == {"Z"}

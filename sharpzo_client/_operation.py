@@ -21,8 +21,7 @@ T = TypeVar("T")
 class Retry(Enum):
     """When a failed call may be sent again."""
 
-    ALWAYS = "always"  #: Sending it twice changes nothing.
-    IF_REFUSED = "if_refused"  #: Only when it is certain that nothing was done.
+    ALWAYS = "always"  #: Sending it twice changes nothing, or it carries an idempotency key.
     NEVER = "never"
 
 

@@ -69,7 +69,6 @@ def create_dataset(archive: BinaryIO, filename: str, name: str) -> Operation[Dat
         fields={"name": name},
         parts=(Part("file", filename, archive, BINARY),),
         headers=idempotency(None),
-        retry=Retry.IF_REFUSED,
         read=reads(Dataset),
     )
 
@@ -149,7 +148,6 @@ def create_job(
         path="/v1/jobs",
         json={key: value for key, value in body.items() if value is not None},
         headers=idempotency(idempotency_key),
-        retry=Retry.IF_REFUSED,
         read=reads(Job),
     )
 
@@ -302,7 +300,6 @@ def import_prompt(source: str | os.PathLike[str] | bytes, name: str | None) -> F
         fields={"name": name} if name else {},
         parts=(part,),
         headers=idempotency(None),
-        retry=Retry.IF_REFUSED,
         read=reads(Prompt),
     )
     return (yield from operation)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from tenacity.retry import retry_base
     from tenacity.stop import stop_base
 
-#: Statuses by which the service says that it did nothing: too many requests, not ready.
-REFUSED = frozenset({429, 503})
-#: Statuses that may pass by themselves, besides every 5xx. A conflict passes when it is an earlier
+#: Statuses that may pass by themselves, besides most 5xx. A conflict passes when it is an earlier
 #: attempt of the same call that still runs; then the service names a time to come back.
 PASSING = frozenset({408, 429})
+#: A full disk does not become empty within seconds, and uploads are large.
+LASTING = frozenset({507})
 
 _backoff = wait_exponential(multiplier=INITIAL_BACKOFF, max=MAX_BACKOFF)
 _jitter = wait_random(0, INITIAL_BACKOFF)
@@ -51,13 +51,12 @@ def may_retry(error: BaseException, rule: Retry) -> bool:
     if rule is Retry.NEVER:
         return False
     if isinstance(error, APIConnectionError):
-        return rule is Retry.ALWAYS or not error.sent
+        return True
     if not isinstance(error, APIStatusError) or _asks_for_too_long(error):
         return False
-    if _still_running(error):
+    if _still_running(error) or error.status in PASSING:
         return True
-    statuses = PASSING if rule is Retry.ALWAYS else REFUSED
-    return error.status in statuses or (rule is Retry.ALWAYS and error.status >= 500)
+    return error.status >= 500 and error.status not in LASTING
 
 
 def pause_before_retry(state: RetryCallState) -> float:

@@ -9,14 +9,14 @@ import sqlalchemy as sa
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus
 from sharpzo_core.db import reading, record, writing
-from sharpzo_core.errors import NotFound, StateConflict
+from sharpzo_core.errors import LeaseLost, NotFound, StateConflict
 from sharpzo_core.ids import Prefix, is_id, new_id
 from sharpzo_core.jobs import TERMINAL
 from sharpzo_core.listing import Listing, newest_first
 from sharpzo_core.tables import datasets, jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class DatasetStore:
@@ -31,8 +31,12 @@ class DatasetStore:
         name: str,
         source: Mapping[str, Any] | None = None,
         dataset_id: str | None = None,
+        within: Callable[[sa.Connection, DatasetRecord], None] | None = None,
     ) -> DatasetRecord:
-        """A new dataset in `processing`; `source` tells a restarted process how to go on."""
+        """A new dataset in `processing`; `source` tells a restarted process how to go on.
+
+        What `within` writes is stored with it or not at all.
+        """
         dataset = DatasetRecord(
             id=dataset_id or new_id(Prefix.DATASET),
             name=name,
@@ -43,6 +47,8 @@ class DatasetStore:
         values = {column.name: getattr(dataset, column.name) for column in datasets.columns}
         with writing(self._engine) as connection:
             connection.execute(sa.insert(datasets).values(values | {"classes": []}))
+            if within is not None:
+                within(connection, dataset)
         return dataset
 
     def get(self, dataset_id: str) -> DatasetRecord:
@@ -71,14 +77,17 @@ class DatasetStore:
         counts: Mapping[str, Mapping[str, int]],
         sha256: str,
         report: Mapping[str, Any] | None = None,
+        owner: str | None = None,
     ) -> DatasetRecord:
         """The dataset may be used; `counts` is split -> class name -> images.
 
         Raises:
-            StateConflict: it is not processing any more.
+            NotFound: it was deleted.
+            StateConflict: it is not processing any more, or not leased by `owner`, if one is given.
         """
         return self._leave_processing(
             dataset_id,
+            owner,
             status=DatasetStatus.READY,
             classes=list(classes),
             counts={split: dict(images) for split, images in counts.items()},
@@ -92,31 +101,43 @@ class DatasetStore:
         code: str,
         message: str,
         report: Mapping[str, Any] | None = None,
+        owner: str | None = None,
     ) -> DatasetRecord:
         """The dataset cannot be used.
 
         Raises:
-            StateConflict: it is not processing any more.
+            NotFound: it was deleted.
+            StateConflict: it is not processing any more, or not leased by `owner`, if one is given.
         """
         return self._leave_processing(
             dataset_id,
+            owner,
             status=DatasetStatus.FAILED,
             error_code=code,
             error_message=message,
             report=None if report is None else dict(report),
         )
 
-    def _leave_processing(self, dataset_id: str, **values: Any) -> DatasetRecord:  # noqa: ANN401
+    def _leave_processing(
+        self,
+        dataset_id: str,
+        owner: str | None,
+        **values: Any,  # noqa: ANN401 - columns of `datasets`
+    ) -> DatasetRecord:
         update = (
             sa.update(datasets)
             .where(datasets.c.id == dataset_id, datasets.c.status == DatasetStatus.PROCESSING)
-            .values(values)
+            .values(values | {"lease_owner": None, "lease_expires_at": None})
             .returning(datasets)
         )
+        if owner is not None:
+            update = update.where(datasets.c.lease_owner == owner)
         with writing(self._engine) as connection:
             row = connection.execute(update).one_or_none()
             if row is None:
                 status = _get(connection, dataset_id).status
+                if status is DatasetStatus.PROCESSING:
+                    raise LeaseLost("another process unpacks the dataset now")
                 raise StateConflict(f"the dataset is {status}, no longer processing")
             return _read(row)
 
@@ -136,15 +157,11 @@ class DatasetStore:
                 raise StateConflict("a job that is not finished uses this dataset")
             connection.execute(sa.delete(datasets).where(datasets.c.id == dataset_id))
 
-    def stale_processing(self) -> Sequence[DatasetRecord]:
-        """Datasets whose processing nobody finished, oldest first; ask at start-up only."""
-        query = (
-            sa.select(datasets)
-            .where(datasets.c.status == DatasetStatus.PROCESSING)
-            .order_by(datasets.c.id)
-        )
+    def processing_ids(self) -> set[str]:
+        """The datasets whose archive is still needed."""
+        query = sa.select(datasets.c.id).where(datasets.c.status == DatasetStatus.PROCESSING)
         with reading(self._engine) as connection:
-            return [_read(row) for row in connection.execute(query)]
+            return set(connection.execute(query).scalars())
 
 
 def _get(connection: sa.Connection, dataset_id: str, *, lock: bool = False) -> DatasetRecord:

@@ -37,6 +37,8 @@ class DatasetRecord:
     error_message: str | None = None
     source: Mapping[str, Any] = field(default_factory=dict)  #: Where its bytes come from
     created_at: datetime
+    lease_owner: str | None = None  #: The API process that unpacks it
+    lease_expires_at: datetime | None = None
 
     @property
     def splits(self) -> dict[str, int]:

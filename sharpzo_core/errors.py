@@ -10,6 +10,8 @@ CoreError
  ├── StateConflict          409  the object's state does not allow this
  │    ├── LeaseLost              another worker owns the job now
  │    └── ConfigMismatch         a checkpoint's run was configured otherwise
+ ├── IdempotencyInProgress  409  an earlier request with this key is being worked on
+ ├── IdempotencyMismatch    422  the key was used for another request
  ├── PayloadTooLarge        413  more bytes than allowed
  ├── UnsupportedMedia       415  a kind of content that is not accepted
  ├── TooManyJobs            429  the queue is full
@@ -99,7 +101,7 @@ class StateConflict(CoreError):
 
 
 class LeaseLost(StateConflict):
-    """Another worker owns the job now."""
+    """Another process owns the work now."""
 
     code = "lease_lost"
 
@@ -109,6 +111,23 @@ class ConfigMismatch(StateConflict):
 
     code = "config_mismatch"
     title = "Not the checkpoint's configuration"
+
+
+class IdempotencyInProgress(CoreError):
+    """An earlier request with this Idempotency-Key is still being worked on (try again)."""
+
+    status = 409
+    code = "idempotency_in_progress"
+    title = "In progress"
+    retry_after = 1  # seconds
+
+
+class IdempotencyMismatch(CoreError):
+    """This Idempotency-Key was used for another request (use a new key for a new request)."""
+
+    status = 422
+    code = "idempotency_mismatch"
+    title = "Idempotency key reused"
 
 
 class PayloadTooLarge(CoreError):

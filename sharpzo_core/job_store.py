@@ -35,7 +35,7 @@ from sharpzo_core.listing import MAX_PAGE, Listing, newest_first
 from sharpzo_core.tables import datasets, job_events, job_steps, jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 MAX_STEPS = 10_000  # records in one answer
 _EVENT_TYPES = frozenset(EventType)
@@ -58,8 +58,9 @@ class JobStore:
         metadata: Mapping[str, str] | None = None,
         job_id: str | None = None,
         origin: Job | None = None,
+        within: Callable[[sa.Connection, Job], None] | None = None,
     ) -> Job:
-        """Accept a job; it is durable when this returns.
+        """Accept a job; it is durable when this returns, and so is what `within` writes.
 
         `origin` is a job whose checkpoint is already copied to this one's.
 
@@ -87,6 +88,8 @@ class JobStore:
             connection.execute(sa.insert(jobs).values(job_values(job)))
             accepted = NewEvent(EventType.QUEUED, "accepted", data={"status": job.status})
             insert_event(connection, job.id, 1, accepted, now)
+            if within is not None:
+                within(connection, job)
         return job
 
     def get(self, job_id: str) -> Job:

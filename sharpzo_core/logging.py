@@ -1,15 +1,27 @@
-"""Log lines: text for people, JSON for machines; stdlib logging in both."""
+"""Log lines: text for people, JSON for machines; stdlib logging in both.
+
+Nothing waits for a log. Lines go through a queue to a thread that writes them, for standard error
+may be a pipe that nobody reads; when the queue is full, lines are dropped and counted.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import queue
 import sys
+import threading
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sharpzo_core.settings import Settings
+
+MAX_QUEUED = 10_000  # lines that wait to be written
+FLUSH_SECONDS = 1.0  # how long the end of the process may wait for them
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 #: Attributes that every record has; what else it has came by `extra=`.
@@ -45,18 +57,119 @@ class TextFormatter(logging.Formatter):
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
+class QueuedHandler(logging.Handler):
+    """Hands lines to a thread that writes them; never blocks, and drops what does not fit."""
+
+    def __init__(self, write: Callable[[str], object], limit: int = MAX_QUEUED) -> None:
+        super().__init__()
+        self._write = write
+        self._limit = limit
+        # A SimpleQueue, because a signal handler may log while its thread is about to do so.
+        self._queue: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
+        self._dropped = 0
+        self._reported = 0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Records that were not written."""
+        return self._dropped
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the record's line, or drop it."""
+        if self._queue.qsize() >= self._limit:
+            self._dropped += 1
+            return
+        try:
+            self._queue.put(self.format(record))
+        except Exception:  # a record that cannot be formatted is no reason to fail
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait until everything queued is written, but no longer than a moment."""
+        written = threading.Event()
+        self._queue.put(written)
+        written.wait(FLUSH_SECONDS)
+
+    def close(self) -> None:
+        """End the thread, as soon as it has written what is queued."""
+        self._queue.put(None)
+        super().close()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, str):
+                self._write(item)
+            self._report_dropped()
+            if isinstance(item, threading.Event):
+                item.set()
+
+    def _report_dropped(self) -> None:
+        """Tell how many were dropped, once there is room again."""
+        missing = self._dropped - self._reported
+        if missing and self._queue.qsize() <= self._limit // 2:
+            self._reported += missing
+            self._write(self.format(_dropped_record(missing)))
+
+
+def _dropped_record(count: int) -> logging.LogRecord:
+    return logging.makeLogRecord(
+        {
+            "name": __name__,
+            "levelno": logging.WARNING,
+            "levelname": "WARNING",
+            "msg": f"{count} log records were dropped: the log was not read",
+            "action": "log_records_dropped",
+            "dropped": count,
+        }
+    )
+
+
+def dropped_records() -> int:
+    """Records of this process that were not written because nobody read its log."""
+    handlers = logging.getLogger().handlers
+    return sum(handler.dropped for handler in handlers if isinstance(handler, QueuedHandler))
+
+
 def configure_logging(settings: Settings) -> None:
     """Send this process's log to stderr in the configured form."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = QueuedHandler(_writer(sys.stderr))
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     handler.addFilter(_is_somebodys)
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    replaced, root.handlers[:] = root.handlers[:], [handler]
+    for old in replaced:
+        if isinstance(old, QueuedHandler):
+            old.close()
     root.setLevel(settings.log_level.upper())
     logging.captureWarnings(capture=True)
     # Their INFO lines tell how they work, not what the service does.
     for name in ("alembic", "kombu", "amqp", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _writer(stream: TextIO) -> Callable[[str], object]:
+    """Writes lines to the stream's file, past its buffer.
+
+    The interpreter takes the buffer's lock when it ends, and would wait for, or abort because of, a
+    thread that is stuck in it.
+    """
+    try:
+        file = stream.fileno()
+    except (AttributeError, OSError):  # replaced by an object that is no file
+        return lambda line: stream.write(f"{line}\n")
+    return lambda line: _write_all(file, f"{line}\n".encode(errors="backslashreplace"))
+
+
+def _write_all(file: int, data: bytes) -> None:
+    """Write everything; a log that was closed is nobody's loss."""
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(file, view) :]
+    except OSError:
+        return
 
 
 def _is_somebodys(record: logging.LogRecord) -> bool:

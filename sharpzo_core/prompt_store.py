@@ -16,6 +16,7 @@ from sharpzo_core.prompts import NewPrompt, PromptRecord
 from sharpzo_core.tables import prompt_names, prompts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
 #: What a prompt, and so a job, may be called: it stands in URLs, before `:version` or `@alias`.
@@ -31,10 +32,20 @@ class PromptStore:
         self._engine = engine
         self._clock = clock
 
-    def publish(self, prompt: NewPrompt) -> PromptRecord:
-        """Store a prompt as the next version of its name; its file must already be stored."""
+    def publish(
+        self,
+        prompt: NewPrompt,
+        within: Callable[[sa.Connection, PromptRecord], None] | None = None,
+    ) -> PromptRecord:
+        """Store a prompt as the next version of its name; its file must already be stored.
+
+        What `within` writes is stored with it or not at all.
+        """
         with writing(self._engine) as connection:
-            return insert_prompt(connection, prompt, self._clock())
+            published = insert_prompt(connection, prompt, self._clock())
+            if within is not None:
+                within(connection, published)
+            return published
 
     def get(self, ref: str) -> PromptRecord:
         """The prompt with this id, `name` (its newest version) or `name:version`.

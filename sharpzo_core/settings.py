@@ -21,6 +21,7 @@ from sharpzo_core.backbones import (
 from sharpzo_core.errors import SettingsError, ValidationFailed
 
 PREFIX = "SHARPZO_"
+MIB = 2**20
 GIB = 2**30
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -87,6 +88,15 @@ class Settings(BaseSettings):
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     """Workers that may die on one job, without a new checkpoint in between, before it fails."""
+
+    idempotency_hours: Annotated[float, Field(gt=0, le=24 * 366, allow_inf_nan=False)] = 24.0
+    """How long a request that is sent again with its Idempotency-Key gets the first answer."""
+
+    upload_idle_seconds: Seconds = 30.0
+    """A request whose body makes no progress for so long is given up."""
+
+    min_free_bytes: Annotated[int, Field(ge=0, le=10**15)] = 64 * MIB
+    """Less free space than this in the data folder makes the service say that it is not ready."""
 
     max_queued_jobs: Count = 1000
     max_upload_bytes: Count = 2 * GIB

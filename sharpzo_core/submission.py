@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sharpzo_core.checkpoints import checkpoint_prefix, copy_checkpoint
@@ -13,6 +13,7 @@ from sharpzo_core.errors import (
     CoreError,
     NotFound,
     StateConflict,
+    StorageUnavailable,
     TooManyJobs,
     ValidationFailed,
 )
@@ -23,6 +24,8 @@ from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, merge
 from sharpzo_engine.errors import ConfigError
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.dataset_store import DatasetStore
     from sharpzo_core.job_store import JobStore
@@ -40,8 +43,9 @@ def submit_job(
     jobs: JobStore,
     datasets: DatasetStore,
     artifacts: ArtifactStore,
+    within: Callable[[sa.Connection, Job], None] | None = None,
 ) -> Job:
-    """Check the request and store the job; the caller rings for it.
+    """Check the request and store the job, with what `within` writes; the caller rings for it.
 
     Raises:
         ValidationFailed: the backbone is not offered, the configuration is wrong, or a class has
@@ -73,7 +77,10 @@ def submit_job(
             metadata=request.metadata,
             job_id=job_id,
             origin=origin,
+            within=within,
         )
+    except StorageUnavailable:
+        raise  # perhaps only the answer was lost, and the job needs its files
     except CoreError:
         artifacts.delete_prefix(checkpoint_prefix(job_id))
         raise

@@ -59,6 +59,8 @@ datasets = sa.Table(
     sa.Column("error_message", sa.Text),
     sa.Column("source", sa.JSON, nullable=False),
     _moment("created_at", nullable=False),
+    sa.Column("lease_owner", NAME),
+    _moment("lease_expires_at"),
 )
 
 jobs = sa.Table(
@@ -160,4 +162,18 @@ workers = sa.Table(
     sa.Column("pid", sa.Integer, nullable=False),
     _moment("started_at", nullable=False),
     _moment("seen_at", nullable=False),
+)
+
+# One row per Idempotency-Key; it is reserved while `fingerprint` is null, and completed afterwards.
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("token", sa.String(64), nullable=False),
+    sa.Column("fingerprint", sa.String(64)),
+    sa.Column("status", sa.Integer),
+    sa.Column("body", sa.Text),
+    _moment("created_at", nullable=False),
+    _moment("expires_at", nullable=False),
+    sa.Index(None, "expires_at"),
 )

@@ -18,11 +18,13 @@ from typing import Any
 from celery.app.amqp import AMQP
 from kombu import connection
 from kombu.transport import filesystem, redis
+from redis.exceptions import RedisError
 
 from sharpzo_engine.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+LONGEST_WAIT = 0.5  # seconds; Celery asks for 2, and cannot interrupt it
 MAX_BODY = 10_000  # characters; ours have about 200
 
 #: What parsing raises; an error of base 64 is a ValueError too.
@@ -60,6 +62,14 @@ class FileTransport(filesystem.Transport):
 
     Channel = _FileChannel
 
+    def drain_events(self, connection: Any, timeout: float = LONGEST_WAIT, **_: Any) -> None:  # noqa: ANN401
+        """Wait for a message, but for so long only that a worker soon hears that it is to end.
+
+        Raises:
+            TimeoutError: there was none.
+        """
+        super().drain_events(connection, timeout=min(timeout, LONGEST_WAIT))  # type: ignore[no-untyped-call]
+
     def _deliver(self, message: object, queue: str) -> None:
         if is_message(message):
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]
@@ -67,7 +77,34 @@ class FileTransport(filesystem.Transport):
             _drop("not a message")
 
 
+class _RedisQoS(redis.QoS):
+    """Forgets a message that was dealt with although Redis does not hear of it.
+
+    Else it would count as unacknowledged for ever, a worker that may hold one would ask for no
+    other, and never notice that its connection is dead. Redis delivers it again some day, to no
+    effect.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge."""
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        except RedisError:
+            logger.warning("Redis did not take an acknowledgement", extra={"action": "ack_failed"})
+            self._quick_ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Give the message back, or drop it."""
+        try:
+            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
+        except RedisError:
+            logger.warning("Redis did not take a message back", extra={"action": "ack_failed"})
+            self._quick_ack(delivery_tag)
+
+
 class _RedisChannel(redis.Channel):
+    QoS = _RedisQoS
+
     def _brpop_read(self, **options: Any) -> Any:  # noqa: ANN401
         try:
             return super()._brpop_read(**options)  # type: ignore[no-untyped-call]

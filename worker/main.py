@@ -18,10 +18,10 @@ from sharpzo_core.job_leases import JobLeases
 from sharpzo_core.job_store import JobStore
 from sharpzo_core.logging import configure_logging
 from sharpzo_core.migrations import migrate
+from sharpzo_core.periodic import Periodic
 from sharpzo_core.queue import JobQueue, QueueName, make_celery
 from sharpzo_core.worker_store import WorkerStore
 from worker.draining import DrainFlag
-from worker.periodic import Periodic
 from worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def main(settings: Settings, parent_pid: int | None = None) -> int:
     app = make_celery(settings)
     app.conf.imports = ("worker.tasks",)
     app.conf.worker_concurrency = settings.slots
+    if settings.embedded_broker:
+        app.conf.worker_pool = "worker.embedded:Pool"
     name = f"{new_id(Prefix.WORKER)}@{socket.gethostname()}"
     flag = DrainFlag(settings.data_dir, name)
     raise_flag = partial(_raise_flag, flag)

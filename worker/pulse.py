@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Self
 
 from sharpzo_core.errors import LeaseLost
 from sharpzo_core.jobs import JobStatus, Lease
+from sharpzo_core.periodic import Periodic
 from sharpzo_engine.errors import TuningInterrupted
-from worker.periodic import Periodic
 
 if TYPE_CHECKING:
     from sharpzo_core.job_leases import JobLeases

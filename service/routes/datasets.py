@@ -1,7 +1,10 @@
 """Datasets: archives in, checked images out."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
@@ -9,12 +12,15 @@ from starlette.concurrency import run_in_threadpool
 
 from service import archives, imports
 from service.deps import After, DatasetsDep, Limit, ServicesDep, reject_repeated_parameters
+from service.idempotency import Attempt, Completion, IdempotencyKey
+from service.ingest import UPLOAD_FOLDER
 from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from service.services import Services
 from sharpzo_core.datasets import DatasetRecord, dataset_prefix
-from sharpzo_core.errors import UnsupportedMedia, ValidationFailed
+from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia, ValidationFailed
+from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.schemas import DatasetImport, DatasetPublic, Label, Page
 
@@ -34,38 +40,68 @@ _label: TypeAdapter[str] = TypeAdapter(Label)
 _NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 200, "required": True}
 
 
+@dataclass(frozen=True)
+class _Received:
+    """An archive that lies in its upload file."""
+
+    name: str
+    meaning: str  #: The fingerprint of the request
+
+
 @router.post(
     "",
     status_code=202,
+    response_model=DatasetPublic,
     max_body_size=MAX_REQUEST_BYTES,
-    responses=problems(400, 403, 413, 415, 507),
+    responses=problems(400, 403, 408, 409, 413, 415, 507),
     openapi_extra=body(multipart=form("file", name=_NAME), json=DatasetImport.model_json_schema()),
 )
-async def create_dataset(request: Request, services: ServicesDep) -> DatasetPublic:
+async def create_dataset(
+    request: Request, services: ServicesDep, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Upload an archive (.zip, .tar, .tar.gz), or import one from a place the operator allows."""
     dataset_id = new_id(Prefix.DATASET)
+    async with services.idempotency.attempt(idempotency_key) as attempt:
+        with services.uploads.receiving(dataset_id):
+            received = await _take_in(request, services, dataset_id, attempt)
+            if replayed := attempt.replay(received.meaning):
+                return replayed
+            completion = attempt.completion(received.meaning, 202, DatasetPublic.of)
+            await run_in_threadpool(_store, services, dataset_id, received.name, completion)
+    services.ingest.submit(dataset_id)
+    return completion.response()
+
+
+async def _take_in(
+    request: Request, services: Services, dataset_id: str, attempt: Attempt
+) -> _Received:
+    """Bring the archive into its upload file; a file that is of no use is removed."""
     try:
         if media_type(request) == "application/json":
-            name = await _import(request, services, dataset_id)
+            received = await _import(request, services, dataset_id, attempt)
         else:
-            name = await _receive(request, services, dataset_id)
-        dataset = await run_in_threadpool(_accept, services, dataset_id, name)
+            received = await _receive(request, services, dataset_id)
+        if attempt.replay(received.meaning):
+            services.uploads.discard(dataset_id)
+        else:
+            await run_in_threadpool(_check_archive, services.uploads.path(dataset_id))
     except BaseException:  # also when the client goes away in the middle
         services.uploads.discard(dataset_id)
         raise
-    services.ingest.submit(dataset_id)
-    return DatasetPublic.of(dataset)
+    return received
 
 
-async def _receive(request: Request, services: Services, dataset_id: str) -> str:
-    """Stream the upload to its file and return the dataset's name."""
+async def _receive(request: Request, services: Services, dataset_id: str) -> _Received:
+    """Stream the upload to its file."""
     if media_type(request) != "multipart/form-data":
         raise UnsupportedMedia("send multipart/form-data with `file` and `name`")
     with services.uploads.open(dataset_id) as file:
         rules = FormRules("file", lambda: file, text_fields={"name": MAX_NAME_BYTES})
         received = await read_form(request, rules)
         await run_in_threadpool(file.sync)
-    return _check_name(received.fields.get("name"))
+    name = _check_name(received.fields.get("name"))
+    # By its content: a repeated multipart request has other boundaries.
+    return _Received(name, fingerprint("datasets", {"name": name, "sha256": file.sha256}))
 
 
 def _check_name(name: str | None) -> str:
@@ -77,18 +113,39 @@ def _check_name(name: str | None) -> str:
         raise ValidationFailed([("/name", fault["msg"]) for fault in error.errors()]) from None
 
 
-async def _import(request: Request, services: Services, dataset_id: str) -> str:
-    """Copy the archive from where the request says and return the dataset's name."""
+async def _import(
+    request: Request, services: Services, dataset_id: str, attempt: Attempt
+) -> _Received:
+    """Copy the archive from where the request says, unless that was done before."""
     wanted = parse(DatasetImport, await read_json(request))
-    await run_in_threadpool(imports.fetch, services, wanted.uri, dataset_id)
-    return wanted.name
+    received = _Received(wanted.name, fingerprint("datasets", wanted.model_dump(mode="json")))
+    if not attempt.replay(received.meaning):
+        await run_in_threadpool(imports.fetch, services, wanted.uri, dataset_id)
+    return received
 
 
-def _accept(services: Services, dataset_id: str, name: str) -> DatasetRecord:
-    """The checks that need no unpacking; then the dataset is durable."""
-    path = services.uploads.path(dataset_id)
+def _check_archive(path: Path) -> None:
+    """The checks that need no unpacking."""
     archives.check_not_empty(path, archives.sniff(path))
-    return services.datasets.create(name, dataset_id=dataset_id)
+
+
+def _store(
+    services: Services, dataset_id: str, name: str, completion: Completion[DatasetRecord]
+) -> None:
+    """Make the dataset durable, and lease it here."""
+
+    def within(connection: sa.Connection, dataset: DatasetRecord) -> None:
+        services.dataset_leases.hold(connection, dataset.id)
+        completion(connection, dataset)
+
+    source = {UPLOAD_FOLDER: services.uploads.identity}
+    try:
+        services.datasets.create(name, source, dataset_id, within)
+    except StorageUnavailable:
+        raise  # the dataset may be stored all the same, and then needs its archive
+    except BaseException:
+        services.uploads.discard(dataset_id)
+        raise
 
 
 @router.get("")

@@ -1,6 +1,8 @@
 """Liveness, readiness and metrics."""
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable
 
 from fastapi import APIRouter, Response
@@ -56,8 +58,19 @@ def _check_database(services: Services) -> None:
     ping(services.database)
 
 
+def _check_storage(services: Services) -> str | None:
+    folder, wanted = services.settings.data_dir, services.settings.min_free_bytes
+    try:
+        free = shutil.disk_usage(folder).free
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        return f"the data folder cannot be written: {error.strerror}"
+    return None if free >= wanted else f"{free} bytes are free, fewer than {wanted}"
+
+
 def _check_broker(services: Services) -> str | None:
-    return "does not answer" if services.queue.depth() is None else None
+    return services.broker.complaint()
 
 
 def _check_inference(services: Services) -> str | None:
@@ -73,6 +86,7 @@ def _check_worker(services: Services) -> str | None:
 
 _CHECKS: dict[str, Callable[[Services], str | None]] = {
     "database": _check_database,
+    "storage": _check_storage,
     "broker": _check_broker,
     "inference": _check_inference,
     "worker": _check_worker,

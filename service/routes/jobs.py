@@ -21,9 +21,11 @@ from service.deps import (
 )
 from service.errors import ReportMissing
 from service.events import EVENT_STREAM, stream_events
+from service.idempotency import IdempotencyKey
 from service.openapi import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
 from sharpzo_core.errors import NotFound
+from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.job_store import MAX_STEPS
 from sharpzo_core.jobs import JobStatus
 from sharpzo_core.prompts import report_key
@@ -59,24 +61,39 @@ _REPORT: dict[str, Any] = {
 }
 
 
-@router.post("", status_code=201, responses=problems(400, 404, 409, 413, 415, 429))
+@router.post(
+    "",
+    status_code=201,
+    response_model=JobPublic,
+    responses=problems(400, 404, 408, 409, 413, 415, 429),
+)
 async def create_job(
-    request: JobCreate, services: ServicesDep, settings: SettingsDep, inference: InferenceDep
-) -> JobPublic:
+    request: JobCreate,
+    services: ServicesDep,
+    settings: SettingsDep,
+    inference: InferenceDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Tune a prompt on a dataset that is ready."""
-    spec = settings.backbone(request.backbone)
-    if spec.name not in settings.backbone_specs:
-        await inference.check_offered(spec)
-    job = await run_in_threadpool(
-        submit_job,
-        request,
-        settings=settings,
-        jobs=services.jobs,
-        datasets=services.datasets,
-        artifacts=services.artifacts,
-    )
+    meaning = fingerprint("jobs", request.model_dump(mode="json", exclude_unset=True))
+    async with services.idempotency.attempt(idempotency_key) as attempt:
+        if replayed := attempt.replay(meaning):
+            return replayed
+        spec = settings.backbone(request.backbone)
+        if spec.name not in settings.backbone_specs:
+            await inference.check_offered(spec)
+        completion = attempt.completion(meaning, 201, JobPublic.of)
+        job = await run_in_threadpool(
+            submit_job,
+            request,
+            settings=settings,
+            jobs=services.jobs,
+            datasets=services.datasets,
+            artifacts=services.artifacts,
+            within=completion,
+        )
     services.ring(job.id)
-    return JobPublic.of(job)
+    return completion.response()
 
 
 @router.get("")

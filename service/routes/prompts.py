@@ -13,12 +13,14 @@ from starlette.concurrency import run_in_threadpool
 from service.deps import After, InferenceDep, Limit, PromptsDep, ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import TooManyFiles, Unavailable
+from service.idempotency import Completion, IdempotencyKey
 from service.inference.host import ImportedPrompt, Outcome
 from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from service.services import Services
-from sharpzo_core.errors import UnsupportedMedia
+from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia
+from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.ids import Prefix, is_id, new_id
 from sharpzo_core.prompts import NewPrompt, PromptRecord, prompt_key
 from sharpzo_core.schemas import (
@@ -75,28 +77,42 @@ def list_prompts(prompts: PromptsDep, limit: Limit = 20, after: After = None) ->
 @router.post(
     "",
     status_code=201,
+    response_model=PromptPublic,
     max_body_size=MAX_ARTIFACT_BYTES,
-    responses=problems(400, 413, 415, 507),
+    responses=problems(400, 408, 409, 413, 415, 507),
     openapi_extra=body(multipart=form("file", name={"type": "string"})),
 )
 async def import_prompt(
-    request: Request, services: ServicesDep, inference: InferenceDep
-) -> PromptPublic:
+    request: Request,
+    services: ServicesDep,
+    inference: InferenceDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Add an artifact that was tuned elsewhere, as the next version of its name."""
     if media_type(request) != "multipart/form-data":
         raise UnsupportedMedia("send multipart/form-data with `file`, and `name` if you like")
     rules = FormRules("file", io.BytesIO, text_fields={"name": MAX_NAME_BYTES})
-    received = await read_form(request, rules)
-    name = parse(PromptName, received.fields).name
-    data = received.files[0].getvalue()
-    imported = await inference.inspect(data)
-    prompt = await run_in_threadpool(_publish, services, name, data, imported)
-    return PromptPublic.of(prompt)
+    async with services.idempotency.attempt(idempotency_key) as attempt:
+        received = await read_form(request, rules)
+        name = parse(PromptName, received.fields).name
+        data = received.files[0].getvalue()
+        digest = await run_in_threadpool(lambda: hashlib.sha256(data).hexdigest())
+        meaning = fingerprint("prompts", {"name": name, "sha256": digest})
+        if replayed := attempt.replay(meaning):
+            return replayed
+        imported = await inference.inspect(data)
+        completion = attempt.completion(meaning, 201, PromptPublic.of)
+        await run_in_threadpool(_publish, services, name, data, imported, completion)
+    return completion.response()
 
 
 def _publish(
-    services: Services, name: str | None, data: bytes, imported: ImportedPrompt
-) -> PromptRecord:
+    services: Services,
+    name: str | None,
+    data: bytes,
+    imported: ImportedPrompt,
+    completion: Completion[PromptRecord],
+) -> None:
     prompt_id = new_id(Prefix.PROMPT)
     prompt = NewPrompt(
         id=prompt_id,
@@ -110,7 +126,9 @@ def _publish(
     )
     try:
         services.artifacts.put_bytes(prompt_key(prompt_id), data)
-        return services.prompts.publish(prompt)
+        services.prompts.publish(prompt, within=completion)
+    except StorageUnavailable:
+        raise  # the prompt may be stored all the same, and then needs its artifact
     except BaseException:
         services.artifacts.delete(prompt_key(prompt_id))
         raise
@@ -163,7 +181,7 @@ def download_prompt(
     "/{ref}/classify",
     max_body_size=MAX_CLASSIFY_BYTES,
     response_model_exclude_none=True,
-    responses=problems(400, 404, 409, 413, 415),
+    responses=problems(400, 404, 408, 409, 413, 415),
     openapi_extra=body(
         multipart=form("images", many=True), json=ClassifyImages.model_json_schema()
     ),

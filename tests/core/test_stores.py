@@ -93,12 +93,12 @@ def test_a_job_needs_a_dataset_that_is_ready(stores: Stores) -> None:
 
 def test_a_dataset_leaves_processing_once(stores: Stores) -> None:
     dataset = stores.datasets.create("photos", {"upload": "a.zip"})
-    assert [d.id for d in stores.datasets.stale_processing()] == [dataset.id]
+    assert stores.datasets.processing_ids() == {dataset.id}
     failed = stores.datasets.mark_failed(dataset.id, "archive_corrupt", "cut off", {"images": 0})
     assert (failed.status, failed.error_code) == (DatasetStatus.FAILED, "archive_corrupt")
     with pytest.raises(StateConflict):
         stores.datasets.mark_ready(dataset.id, classes=[], counts={}, sha256="")
-    assert not stores.datasets.stale_processing()
+    assert not stores.datasets.processing_ids()
 
 
 def test_a_ready_dataset_counts_its_splits(stores: Stores) -> None:

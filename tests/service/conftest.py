@@ -57,11 +57,12 @@ def tar_of(members: Members, mode: str = "w") -> bytes:
 
 
 def settle(client: TestClient, dataset_id: str) -> dict[str, Any]:
-    """Wait until a dataset is ready or failed."""
+    """Wait until a dataset is ready or failed, and its archive removed."""
+    services: Services = client.app.state.services  # type: ignore[attr-defined]
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         dataset: dict[str, Any] = client.get(f"/v1/datasets/{dataset_id}").json()
-        if dataset["status"] != "processing":
+        if dataset["status"] != "processing" and not services.uploads.path(dataset_id).exists():
             return dataset
         time.sleep(0.01)
     raise AssertionError("the dataset is still processing")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.testclient import TestClient
 
 from service.services import Services
 from sharpzo_core.datasets import manifest_key
-from sharpzo_core.errors import StorageFull
+from sharpzo_core.errors import StorageFull, StorageUnavailable
 from sharpzo_core.settings import Settings
 from tests.service.conftest import (
     MakeClient,
@@ -25,6 +26,7 @@ from tests.service.conftest import (
     upload,
     zip_of,
 )
+from tests.service.servers import eventually
 
 
 @pytest.mark.parametrize(
@@ -272,15 +274,35 @@ def test_import_from_an_allowed_place(
     assert files_below(data_dir / "uploads") == []
 
 
-def test_unfinished_datasets_are_taken_up_or_failed_at_start(
+def test_unfinished_datasets_are_taken_up_or_failed(
     make_client: MakeClient, settings: Settings, data_dir: Path
 ) -> None:
-    services: Services = make_client(settings).app.state.services  # type: ignore[attr-defined]
+    short = {"lease_seconds": 0.2, "heartbeat_seconds": 0.1, "sweep_seconds": 0.1}
+    client = make_client(settings.model_copy(update=short))
+    services: Services = client.app.state.services  # type: ignore[attr-defined]
     kept, lost = services.datasets.create("kept"), services.datasets.create("lost")
     services.uploads.path(kept.id).write_bytes(zip_of(dataset_members()))
     services.uploads.path("stray").write_bytes(b"of a request that was cut off")
 
-    restarted = make_client(settings)
-    assert settle(restarted, kept.id)["status"] == "ready"
-    assert settle(restarted, lost.id)["error"]["code"] == "upload_lost"
-    assert files_below(data_dir / "uploads") == []
+    assert settle(client, kept.id)["status"] == "ready"
+    assert settle(client, lost.id)["error"]["code"] == "upload_lost"
+    eventually(lambda: files_below(data_dir / "uploads") == [])
+
+
+def test_a_store_that_is_away_for_a_while_loses_no_upload(
+    make_client: MakeClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {"lease_seconds": 0.3, "heartbeat_seconds": 0.1, "sweep_seconds": 0.1}
+    client = make_client(settings.model_copy(update=short))
+    services: Services = client.app.state.services  # type: ignore[attr-defined]
+    asked = threading.Event()
+
+    def away(*_: object, **__: object) -> None:
+        asked.set()
+        raise StorageUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(services.datasets, "mark_ready", away)
+        dataset_id = upload(client, zip_of(dataset_members())).json()["id"]
+        assert asked.wait(20)
+    assert settle(client, dataset_id)["status"] == "ready"

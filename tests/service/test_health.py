@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import re
+import socket
 import threading
+import time
+from pathlib import Path
 
 import pytest
+import redis
 from starlette.testclient import TestClient
 
+from service.broker_probe import TIMEOUT_SECONDS, _client
 from service.services import Services
 from sharpzo_core.errors import StorageUnavailable
-from tests.service.conftest import assert_problem
+from sharpzo_core.settings import Settings
+from tests.service.conftest import MakeClient, assert_problem, ready_dataset
+from tests.service.servers import eventually
 
 
 def test_livez(client: TestClient) -> None:
@@ -36,6 +44,71 @@ def test_readyz_without_database_broker_and_thread(
         assert part in detail
     assert "worker" not in detail
     assert client.get("/livez").status_code == 200
+
+
+def test_readyz_sees_a_disk_that_is_nearly_full(
+    make_client: MakeClient, settings: Settings
+) -> None:
+    client = make_client(settings.model_copy(update={"min_free_bytes": 10**15}))
+    services: Services = client.app.state.services  # type: ignore[attr-defined]
+    services.workers.beat("w1", "host", 1)
+    detail = assert_problem(client.get("/readyz"), 503, "not_ready")["detail"]
+    assert re.fullmatch(r"storage: \d+ bytes are free, fewer than 1000000000000000", detail)
+
+
+def test_readyz_sees_a_data_folder_that_cannot_be_written(
+    client: TestClient, services: Services, data_dir: Path
+) -> None:
+    services.workers.beat("w1", "host", 1)
+    away = data_dir.rename(data_dir.with_name("away"))
+    detail = assert_problem(client.get("/readyz"), 503, "not_ready")["detail"]
+    assert "storage: the data folder cannot be written: No such file" in detail
+    away.rename(data_dir)
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.needs("redis")
+def test_a_full_broker_is_told_and_refuses_no_job(
+    make_client: MakeClient, settings: Settings, redis_url: str
+) -> None:
+    client = make_client(settings.model_copy(update={"broker_url": redis_url}))
+    services: Services = client.app.state.services  # type: ignore[attr-defined]
+    services.workers.beat("w1", "host", 1)
+    body = {"dataset_id": ready_dataset(client)["id"], "config": {"shots": 1}}
+    assert client.get("/readyz").status_code == 200
+    with redis.Redis.from_url(redis_url) as server:
+        server.config_set("maxmemory-policy", "noeviction")
+        server.config_set("maxmemory", 1)
+        detail = assert_problem(client.get("/readyz"), 503, "not_ready")["detail"]
+        assert detail.startswith("broker: refuses to write: ")
+        assert client.post("/v1/jobs", json=body).status_code == 201
+        server.config_set("maxmemory", 0)
+    assert client.get("/readyz").status_code == 200
+    assert client.post("/v1/jobs", json=body).status_code == 201
+    eventually(services.queue.depth)  # the thread that rings has survived
+    assert len(client.get("/v1/jobs").json()["data"]) == 2
+
+
+def test_a_broker_that_is_frozen_or_gone_is_told(
+    make_client: MakeClient, settings: Settings
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as frozen:  # takes connections, and that is all
+        url = f"redis://127.0.0.1:{frozen.getsockname()[1]}/0"
+        client = make_client(settings.model_copy(update={"broker_url": url}))
+        services: Services = client.app.state.services  # type: ignore[attr-defined]
+        services.workers.beat("w1", "host", 1)
+        started = time.monotonic()
+        body = assert_problem(client.get("/readyz"), 503, "not_ready")
+        assert time.monotonic() - started < 2 * TIMEOUT_SECONDS
+        assert body["detail"] == "broker: does not answer"
+    body = assert_problem(client.get("/readyz"), 503, "not_ready")
+    assert body["detail"] == "broker: does not answer"
+
+
+def test_the_probe_understands_the_address_of_a_socket(tmp_path: Path) -> None:
+    client = _client(f"redis+socket://{tmp_path}/redis.sock?virtual_host=3")
+    assert client.connection_pool.connection_kwargs["path"] == f"{tmp_path}/redis.sock"
+    assert client.connection_pool.connection_kwargs["db"] == 3
 
 
 def test_readyz_waits_for_the_warm_up(client: TestClient, services: Services) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,17 +15,17 @@ import httpx2
 import pytest
 
 from service import serve
+from service import supervisor as supervisor_module
 from service.supervisor import Supervisor
+from sharpzo_core.dataset_store import DatasetStore
+from sharpzo_core.db import make_engine
 from sharpzo_core.errors import SettingsError
+from sharpzo_core.job_leases import JobLeases
+from sharpzo_core.job_store import JobStore
+from sharpzo_core.migrations import migrate
 from sharpzo_core.settings import Settings
 from tests.service.conftest import dataset_members, zip_of
-
-
-def eventually(condition: object, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from tests.service.servers import SCRIPT, eventually, server_process
 
 
 def alive(pid: int) -> bool:
@@ -72,6 +73,16 @@ def test_a_worker_that_cannot_start_is_tried_ever_less_often(tmp_path: Path) -> 
     time.sleep(1)
     supervisor.stop()
     assert 2 <= len(pids(file)) <= 6  # pauses of 0.05, 0.1, 0.2, 0.4 and 0.8 s
+
+
+def test_processes_that_nobody_collects_are_not_waited_for() -> None:
+    """As in a container, whose first process may not care for the children of others."""
+    with subprocess.Popen(["sleep", "100"], start_new_session=True) as process:
+        assert supervisor_module._exists(process.pid)
+        process.send_signal(signal.SIGKILL)
+        eventually(lambda: not alive(process.pid))
+        os.killpg(process.pid, 0)  # there is still something to be signalled
+        assert not supervisor_module._exists(process.pid)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])
@@ -122,6 +133,87 @@ def test_a_real_server_ends_at_once_although_a_stream_is_open(data_dir: Path) ->
         process.kill()
     assert process.returncode == 0, log
     assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_an_idle_service_with_its_worker_ends_within_three_seconds(data_dir: Path) -> None:
+    settings = Settings(data_dir=data_dir, device="cpu", lease_seconds=600)
+    job_id = job_of_another_worker(settings)
+    with server_process(settings, with_worker=True) as server:
+        url = server.url()
+        with httpx2.Client(base_url=url) as kept, httpx2.Client(base_url=url) as streaming:
+            eventually(lambda: kept.get("/readyz").is_success, seconds=60)
+            with follow(streaming, job_id) as events:
+                assert "queued" in next(events)
+                started = time.monotonic()
+                server.process.send_signal(signal.SIGTERM)
+                assert server.process.wait(30) == 0
+                assert time.monotonic() - started < 3 * crowding()
+    assert "Traceback" not in "".join(server.log)
+
+
+def crowding() -> float:
+    """How much longer things take because the machine is busy with something else."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def job_of_another_worker(settings: Settings) -> str:
+    """A job that is running elsewhere, so that its events do not end here."""
+    settings.data_dir.mkdir()
+    migrate(settings)
+    engine = make_engine(settings)
+    dataset = DatasetStore(engine).create("pets")
+    DatasetStore(engine).mark_ready(dataset.id, classes=["a"], counts={}, sha256="0" * 64)
+    job = JobStore(engine).create(dataset_id=dataset.id, backbone="tiny", config={})
+    assert JobLeases.of(engine, settings).claim(job.id, "wrk_elsewhere", None)
+    engine.dispose()
+    return job.id
+
+
+def test_nothing_waits_for_a_log_that_nobody_reads(data_dir: Path) -> None:
+    script = SCRIPT.format(with_worker=False, before=CHATTY)
+    environment = {"SHARPZO_DATA_DIR": str(data_dir), "SHARPZO_DEVICE": "cpu"}
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()  # standard error is never read
+            with httpx2.Client(base_url=url, timeout=20) as client:
+                eventually(lambda: dropped(client) > 1000)
+                assert client.post("/v1/jobs", json={"dataset_id": "ds_1"}).status_code == 404
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
+#: Tells the address on standard output, and then logs more than is kept.
+CHATTY = """
+import logging, threading
+from service import serve
+from service import supervisor as supervisor_module
+listen = serve.listen
+def chat():
+    for number in range(40_000):
+        logging.getLogger("chatty").info("line %d", number)
+def listen_and_chat(host, port):
+    listener = listen(host, port)
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    threading.Thread(target=chat, daemon=True).start()
+    return listener
+serve.listen = listen_and_chat
+"""
+
+
+def dropped(client: httpx2.Client) -> float:
+    text = client.get("/metrics").text
+    (line,) = re.findall(r"^sharpzo_log_records_dropped_total (.+)$", text, re.MULTILINE)
+    return float(line)
 
 
 def submit_job(client: httpx2.Client) -> str:

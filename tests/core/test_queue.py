@@ -1,5 +1,4 @@
 import json
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from sharpzo_core.ids import Prefix, is_id, new_id
-from sharpzo_core.logging import JsonFormatter, TextFormatter
 from sharpzo_core.queue import JobQueue, make_celery
 from sharpzo_core.settings import Settings
 
@@ -54,23 +52,3 @@ def test_ids_sort_by_time_and_are_recognised() -> None:
     assert is_id(Prefix.JOB, first)
     for other in (first.upper(), first[:-1], first + "0", first + "\n", first.replace("job", "ds")):
         assert not is_id(Prefix.JOB, other)
-
-
-def record(message: str, **extra: object) -> logging.LogRecord:
-    made = logging.makeLogRecord({"name": "worker", "levelname": "INFO", "msg": message})
-    vars(made).update(extra)
-    return made
-
-
-def test_a_json_line_holds_what_extra_held() -> None:
-    line = JsonFormatter().format(record("hello", action="job_claimed", job_id="job_1"))
-    assert "\n" not in line
-    parsed = json.loads(line)
-    assert parsed["message"] == "hello"
-    assert (parsed["action"], parsed["job_id"]) == ("job_claimed", "job_1")
-
-
-def test_a_message_cannot_fake_another_line() -> None:
-    line = TextFormatter().format(record("name\n2026-01-01 INFO forged\x1b[31m"))
-    assert "\n" not in line
-    assert "\x1b" not in line

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from sharpzo_core.logging import JsonFormatter, QueuedHandler, TextFormatter
+
+LINES = 200_000
+#: Logs far more than a pipe and the queue hold, tells what it has done, and ends.
+CHATTY = f"""
+import logging, sys
+from sharpzo_core.logging import configure_logging, dropped_records
+from sharpzo_core.settings import Settings
+configure_logging(Settings.load())
+for number in range({LINES}):
+    logging.getLogger("chatty").info("line %d", number)
+print(dropped_records(), flush=True)
+sys.stdin.read()
+"""
+
+
+def record(message: str, **extra: object) -> logging.LogRecord:
+    made = logging.makeLogRecord({"name": "worker", "levelname": "INFO", "msg": message})
+    vars(made).update(extra)
+    return made
+
+
+def test_a_json_line_holds_what_extra_held() -> None:
+    line = JsonFormatter().format(record("hello", action="job_claimed", job_id="job_1"))
+    assert "\n" not in line
+    parsed = json.loads(line)
+    assert parsed["message"] == "hello"
+    assert (parsed["action"], parsed["job_id"]) == ("job_claimed", "job_1")
+
+
+def test_a_message_cannot_fake_another_line() -> None:
+    line = TextFormatter().format(record("name\n2026-01-01 INFO forged\x1b[31m"))
+    assert "\n" not in line
+    assert "\x1b" not in line
+
+
+@pytest.fixture
+def handlers() -> Iterator[list[QueuedHandler]]:
+    """Handlers to close at the end."""
+    made: list[QueuedHandler] = []
+    yield made
+    for handler in made:
+        handler.close()
+
+
+def test_what_does_not_fit_is_dropped_counted_and_told(handlers: list[QueuedHandler]) -> None:
+    written: list[str] = []
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def write(line: str) -> None:
+        stuck.set()
+        assert go_on.wait(20)
+        written.append(line)
+
+    handlers.append(handler := QueuedHandler(write, limit=4))
+    handler.setFormatter(JsonFormatter())
+    handler.handle(record("0"))
+    assert stuck.wait(20)
+    for number in range(1, 8):
+        handler.handle(record(str(number)))
+    assert handler.dropped == 3
+    go_on.set()
+    handler.flush()
+    lines = [json.loads(line) for line in written]
+    told = [line["dropped"] for line in lines if line.get("action") == "log_records_dropped"]
+    assert told == [3]
+    kept = [line["message"] for line in lines if "dropped" not in line]
+    assert kept == ["0", "1", "2", "3", "4"]
+
+
+def test_a_signal_handler_may_log_at_any_moment(handlers: list[QueuedHandler]) -> None:
+    """A record whose formatting logs another one, as a signal in the middle would."""
+    written: list[str] = []
+    handlers.append(handler := QueuedHandler(written.append))
+
+    class Nested:
+        def __str__(self) -> str:
+            handler.handle(record("inner"))
+            return "outer"
+
+    handler.handle(logging.makeLogRecord({"msg": Nested()}))
+    handler.flush()
+    assert written == ["inner", "outer"]
+
+
+@contextmanager
+def chatty_process(log_format: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHATTY],
+        env={**os.environ, "SHARPZO_LOG_FORMAT": log_format},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_log_that_nobody_reads_stops_nothing(log_format: str) -> None:
+    with chatty_process(log_format) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert int(process.stdout.readline()) > LINES / 2
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+def test_a_log_that_is_read_late_tells_what_is_missing() -> None:
+    with chatty_process("text") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdin is not None
+        dropped = int(process.stdout.readline())  # until here nothing was read
+        process.stdin.close()
+        log = process.stderr.read().decode()
+        assert process.wait(20) == 0
+    told = [int(number) for number in re.findall(r"(\d+) log records were dropped", log)]
+    assert sum(told) == dropped
+    assert len(re.findall(r"chatty: line \d+$", log, re.MULTILINE)) == LINES - dropped
