@@ -25,6 +25,7 @@ from sharpzo_client.models import Job, JobEvent
 from sharpzo_core.settings import Settings
 from sharpzo_engine.artifact import TunedPrompt
 from tests.conftest import own_database
+from tests.faults.proxy import Proxy
 from tests.helpers import CONFIG, Workplace, eventually
 
 EMBEDDED = "embedded"  #: SQLite, and messages in files
@@ -52,7 +53,7 @@ ENDLESS: dict[str, Any] = {
 }
 
 START_SECONDS = 60.0  # for a process to come up on a machine that is busy
-END_SECONDS = 240.0  # for a job to end there
+END_SECONDS = 120.0  # for a job to end there
 TERMINAL_EVENTS = frozenset({"succeeded", "failed", "cancelled"})
 #: A process id space of its own, like that of another host. Works without being root.
 ISOLATED = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
@@ -193,6 +194,7 @@ class Cluster:
         self.client = Client(self.url, timeout=30, max_retries=0)
         self.api: Process | None = None
         self.redis: Redis | None = None  #: In the mode that has one
+        self.proxy: Proxy | None = None  #: Between the processes and Redis, where there is one
         self.workers: list[Worker] = []
         self._folder = folder
         self._logs = itertools.count(1)
@@ -320,6 +322,14 @@ class Cluster:
         """Cancel a job and wait for its end."""
         self.client.jobs.cancel(job_id)
         return self.wait_until_ended(job_id)
+
+    def cancel_all(self) -> None:
+        """Leave no job unfinished."""
+        unfinished = [job.id for job in self.client.jobs.list() if not job.is_terminal]
+        for job_id in unfinished:
+            self.client.jobs.cancel(job_id)
+        for job_id in unfinished:
+            self.wait_until_ended(job_id)
 
     def events(self, job_id: str) -> list[JobEvent]:
         return list(self.client.jobs.events(job_id))

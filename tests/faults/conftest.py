@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cluster import EMBEDDED, FAST, LONG, SERVERS, Cluster, open_mode
+from tests.faults.workers import restore
 
 MODES = [
     EMBEDDED,
@@ -15,19 +16,27 @@ MODES = [
 ]
 
 
-@pytest.fixture(scope="module", params=MODES)
-def cluster(
+@pytest.fixture(scope="session", params=MODES)
+def shared_cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_backbone: Path
 ) -> Iterator[Cluster]:
-    """An API and two workers with quick timings, in either mode; tests replace what they kill."""
+    """An API with quick timings, in either mode."""
     folder = tmp_path_factory.mktemp(request.param)
     with open_mode(request.param, folder, small_backbone, **FAST) as opened:
         opened.start_api()
-        opened.start_workers(2)
         yield opened
 
 
-@pytest.fixture(scope="module")
-def sha256(cluster: Cluster) -> str:
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
+    """The API with two idle workers, which a test may kill."""
+    restore(shared_cluster, 2)
+    yield shared_cluster
+    shared_cluster.cancel_all()
+
+
+@pytest.fixture(scope="session")
+def sha256(shared_cluster: Cluster) -> str:
     """What an undisturbed `LONG` job learns."""
-    return cluster.undisturbed(**LONG)
+    restore(shared_cluster, 2)
+    return shared_cluster.undisturbed(**LONG)

@@ -65,8 +65,11 @@ def recoveries(
 
     shares = [len(range(number, kills, jobs_at_once)) for number in range(jobs_at_once)]
     with ThreadPoolExecutor(jobs_at_once) as pool:
-        return [seconds for times in pool.map(one_job, *zip(*enumerate(shares), strict=True))
-                for seconds in times]
+        return [
+            seconds
+            for times in pool.map(one_job, *zip(*enumerate(shares), strict=True))
+            for seconds in times
+        ]
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Drained:
     seconds: float
     exit_code: int
     attempt: int  #: Of the job when it runs elsewhere
-    saved_step: int  #: Where the job was when it was put down
+    signalled_step: int  #: Where the job was, at least, when its worker was told
     resumed_step: int  #: Where it went on
 
 
@@ -129,20 +132,18 @@ def drain(cluster: Cluster, job_id: str, signals: int = 1) -> Drained:
     """SIGTERM, perhaps several, for the worker that runs the job; another takes it on."""
     worker = cluster.holder(job_id)
     told = len(cluster.events(job_id))
+    step = cluster.client.jobs.get(job_id).progress.step
     started = time.monotonic()
     for _ in range(signals):
         worker.signal(signal.SIGTERM)
     exit_code = worker.wait()
     seconds = time.monotonic() - started
-    saved = cluster.client.jobs.get(job_id).progress.step
-    cluster.wait(
-        job_id, lambda _: _resumed_step(cluster, job_id, told) is not None, END_SECONDS
-    )
+    cluster.wait(job_id, lambda _: _resumed_step(cluster, job_id, told) is not None, END_SECONDS)
     return Drained(
         seconds=seconds,
         exit_code=exit_code,
         attempt=cluster.client.jobs.get(job_id).attempt,
-        saved_step=saved,
+        signalled_step=step,
         resumed_step=_resumed_step(cluster, job_id, told) or 0,
     )
 
