@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
+from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +21,10 @@ logger = logging.getLogger(__name__)
 #: so this only has to exceed any job's duration, lest a healthy one be rung for twice.
 VISIBILITY_SECONDS = 7 * 24 * 3600
 CONNECT_SECONDS = 2.0  # how long a request waits for an unreachable broker
+ANSWER_SECONDS = 5.0  # a broker that is silent for so long is away
+
+#: What a broker that is away, or full, makes its client raise.
+_NOT_TAKEN = (KombuError, OperationalError, RedisError, OSError)
 
 
 class QueueName(StrEnum):
@@ -72,6 +77,10 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         return {
             "visibility_timeout": VISIBILITY_SECONDS,
             "socket_connect_timeout": CONNECT_SECONDS,
+            # Without these a sender waits for ever on a connection that died silently, and a
+            # worker hears of new messages only after a minute.
+            "socket_timeout": ANSWER_SECONDS,
+            "health_check_interval": int(ANSWER_SECONDS),
             # A request does not wait for a broker that refuses; workers have retries of their own.
             "max_retries": 0,
         }
@@ -108,7 +117,7 @@ class JobQueue:
                 retry=False,
                 ignore_result=True,
             )
-        except (KombuError, OperationalError, OSError) as error:
+        except _NOT_TAKEN as error:
             logger.warning(
                 "the broker did not take the message of job %s: %s",
                 job_id,
@@ -128,7 +137,7 @@ class JobQueue:
                 declared = connection.default_channel.queue_declare(
                     queue=QueueName.TUNING, passive=False, durable=True
                 )
-        except (KombuError, OperationalError, OSError):
+        except _NOT_TAKEN:
             return None
         return cast("int", declared.message_count)
 
