@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sharpzo_client.errors import SharpzoError
-from tests.faults.cluster import ENDLESS, START_SECONDS, Cluster, Redis, history_faults
+from tests.faults.cluster import ENDLESS, Cluster, Redis, history_faults
 from tests.faults.proxy import FAIR, Proxy, Weather
 from tests.faults.workers import pause
-from tests.helpers import eventually
 
 #: What a running job's history holds if nothing ever happened to it.
 CALM = frozenset({"queued", "started", "phase", "message"})
@@ -124,9 +122,9 @@ def full(redis: Redis) -> Iterator[None]:
 
 
 def kill_api_before_it_rings(cluster: Cluster, proxy: Proxy) -> str:
-    """A job is accepted while no message can go out, and the API dies; it and Redis come back.
+    """A job is accepted while no message can go out, and the API dies; then both come back.
 
-    Returns the job's id at the moment from which on a worker can hear of it again.
+    Returns the job's id at the moment the API answers again.
     """
     assert cluster.api is not None
     proxy.set(Weather(refuse=True))
@@ -135,16 +133,3 @@ def kill_api_before_it_rings(cluster: Cluster, proxy: Proxy) -> str:
     proxy.set(FAIR)
     cluster.start_api()
     return job.id
-
-
-def unreachable(cluster: Cluster) -> bool:
-    """Whether the API does not answer."""
-    try:
-        cluster.client.health.livez()
-    except SharpzoError:
-        return True
-    return False
-
-
-def wait_for_death(cluster: Cluster) -> None:
-    eventually(lambda: unreachable(cluster), START_SECONDS, "the end of the API")

@@ -15,7 +15,6 @@ from tests.faults.cluster import END_SECONDS, Cluster, history_faults
 from tests.faults.workers import pause, restore
 from tests.helpers import eventually
 
-WORKERS = 2
 PAUSE_SECONDS = (0.3, 2.0)  # between a kill and the next
 WEIGHTS = {"worker": 3, "api": 1, "redis": 1}
 #: Workers are killed so often that chance alone would fail a job that nothing is wrong with.
@@ -33,14 +32,14 @@ class Losses:
     doubled: list[str] = field(default_factory=list)  #: Names of which there are several jobs
 
 
-def random_kills(cluster: Cluster, *, jobs: int, kills: int, seed: int = 0) -> Losses:
+def random_kills(cluster: Cluster, *, workers: int, jobs: int, kills: int, seed: int = 0) -> Losses:
     """Submit `jobs` while `kills` processes die, and count what was lost.
 
     A process is killed only once it is up, so that every kill can do harm; and it is started again
     at once. The work is spread evenly over the kills.
     """
     rng = random.Random(seed)
-    restore(cluster, WORKERS)
+    restore(cluster, workers)
     allowed = threading.Semaphore(0)
     killed: Counter[str] = Counter()
     with ThreadPoolExecutor(1) as submitter:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sharpzo_client import Client
-from sharpzo_client.errors import APIConnectionError, SharpzoError
+from sharpzo_client.errors import SharpzoError
 from sharpzo_client.models import Job, JobEvent
 from sharpzo_core.settings import Settings
 from sharpzo_engine.artifact import TunedPrompt
@@ -282,7 +282,7 @@ class Cluster:
                 job = client.jobs.create(
                     self.dataset_id, config=CONFIG, name=name, idempotency_key=name
                 )
-            except (APIConnectionError, SharpzoError):
+            except SharpzoError:
                 return None
             return job.id
 

@@ -91,7 +91,9 @@ def random_kills_embedded(lab: Lab) -> Measured:
 def _random_kills(lab: Lab, mode: str, jobs: int, kills: int) -> Measured:
     with lab.cluster(mode, **FAST | PATIENT) as cluster:
         cluster.start_api()
-        losses: Losses = random_kills(cluster, jobs=lab.runs(jobs), kills=lab.runs(kills))
+        losses: Losses = random_kills(
+            cluster, workers=3, jobs=lab.runs(jobs), kills=lab.runs(kills)
+        )
     wrong = [*losses.lost, *(f"doubled: {name}" for name in losses.doubled)]
     killed = ", ".join(f"{count} {name}" for name, count in sorted(losses.kills.items()))
     return Measured(

@@ -7,6 +7,7 @@ import math
 import socket
 import struct
 import threading
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
 _CHUNK = 1 << 16
@@ -46,13 +47,14 @@ class Proxy:
         self._run(self._change(weather))
 
     def close(self) -> None:
+        """Let nothing through any more."""
         self._run(self._change(Weather(refuse=True)))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def _run(self, work: object) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)  # type: ignore[arg-type]
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     async def _listen(self) -> None:
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
@@ -60,7 +62,7 @@ class Proxy:
 
     async def _change(self, weather: Weather) -> None:
         self._weather = weather
-        if (weather.refuse or weather.reset) and self._listener is not None:
+        if weather.refuse or weather.reset:
             for writer in tuple(self._open):
                 _reset(writer)
         if weather.refuse and self._listener is not None:
@@ -68,7 +70,6 @@ class Proxy:
             self._listener = None
         elif not weather.refuse and self._listener is None:
             await self._listen()
-        await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)

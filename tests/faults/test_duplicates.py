@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_five_copies_of_a_message_run_a_job_once(cluster: Cluster) -> None:
-    assert duplicates(cluster, jobs=4) == []
+    assert duplicates(cluster, jobs=2) == []
 
 
 def test_messages_for_jobs_that_are_over_change_nothing(cluster: Cluster) -> None:

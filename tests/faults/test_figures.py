@@ -27,10 +27,10 @@ def test_random_kills_lose_and_double_nothing(
 ) -> None:
     with open_mode(mode, tmp_path, small_backbone, **FAST, **PATIENT) as cluster:
         cluster.start_api()
-        losses = random_kills(cluster, jobs=8, kills=6)
+        losses = random_kills(cluster, workers=2, jobs=6, kills=4)
 
-    assert losses.accepted == 8
-    assert losses.kills.total() == 6
+    assert losses.accepted == 6
+    assert losses.kills.total() == 4
     assert (losses.lost, losses.doubled) == ([], [])
 
 
