@@ -42,7 +42,7 @@ FAST = {
 LONG: dict[str, Any] = {
     "total_steps": 600,
     "change_point": 200,
-    "cma": {"population_size": 64},
+    "cma": {"population_size": 256},
     "zo": {"optimizer": "adam", "queries": 128},
 }
 #: Long enough on any machine; to be cancelled.
