@@ -85,7 +85,7 @@ def test_bad_weather_costs_no_job_and_no_time(
 ) -> None:
     assert cluster.proxy is not None
 
-    noticed = storm(cluster, cluster.proxy, weather, requests=3)
+    noticed = storm(cluster, cluster.proxy, weather, requests=2)
 
     assert noticed.slowest < REQUEST_SECONDS
     assert noticed.healed < HEAL_SECONDS

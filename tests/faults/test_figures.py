@@ -27,10 +27,10 @@ def test_random_kills_lose_and_double_nothing(
 ) -> None:
     with open_mode(mode, tmp_path, small_backbone, **FAST, **PATIENT) as cluster:
         cluster.start_api()
-        losses = random_kills(cluster, workers=2, jobs=6, kills=4)
+        losses = random_kills(cluster, workers=2, jobs=4, kills=3)
 
-    assert losses.accepted == 6
-    assert losses.kills.total() == 4
+    assert losses.accepted == 4
+    assert losses.kills.total() == 3
     assert (losses.lost, losses.doubled) == ([], [])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cluster import ENDLESS, LONG, Cluster
+from tests.faults.conftest import MODES
 from tests.faults.workers import (
     Strike,
     drain,
@@ -83,6 +84,7 @@ def test_a_worker_that_wakes_too_late_may_not_write(cluster: Cluster, sha256: st
     assert cluster.prompts_of(job.id) == 1
 
 
+@pytest.mark.parametrize("shared_cluster", MODES[1:], indirect=True)
 def test_a_job_that_kills_its_workers_fails_alone(cluster: Cluster) -> None:
     job = cluster.submit(**ENDLESS)
 
@@ -99,8 +101,10 @@ def test_a_job_that_needs_too_much_memory_fails_and_its_worker_serves_on(
     cluster: Cluster,
 ) -> None:
     cluster.wait_until_ended(cluster.submit().id)
-    children = [pid for worker in cluster.workers for pid in children_of(worker.pid)]
-    with_limit = {pid: limit_memory(pid) for pid in children}
+    children = [child for worker in cluster.workers for child in children_of(worker.pid)]
+    # What a parent may use, the children that it starts later may use as well.
+    limited = [*(worker.pid for worker in cluster.workers), *children]
+    limit_memory(limited, max(memory_of(child) for child in children) + MORE_BYTES)
     try:
         greedy = cluster.submit(
             prompt={"intrinsic_dim": 4096}, cma={"covariance": "full", "population_size": 6}
@@ -108,23 +112,25 @@ def test_a_job_that_needs_too_much_memory_fails_and_its_worker_serves_on(
         failed = cluster.wait_until_ended(greedy.id)
         following = cluster.wait_until_ended(cluster.submit().id)
     finally:
-        for pid, before in with_limit.items():
-            resource.prlimit(pid, resource.RLIMIT_AS, before)
+        limit_memory(limited, resource.RLIM_INFINITY)
 
     assert failed.error is not None
     assert (failed.status, failed.error.code) == ("failed", "out_of_memory")
     assert (following.status, following.attempt) == ("succeeded", 1)
-    assert all(Path(f"/proc/{pid}").exists() for pid in children)
+    assert all(Path(f"/proc/{child}").exists() for child in children)
 
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def limit_memory(pid: int) -> tuple[int, int]:
-    """Let a process have a little more address space than now; returns the limits before."""
+def memory_of(pid: int) -> int:
+    """Bytes of address space."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
-    before = resource.prlimit(pid, resource.RLIMIT_AS)
-    allowed = pages * os.sysconf("SC_PAGE_SIZE") + MORE_BYTES
-    resource.prlimit(pid, resource.RLIMIT_AS, (allowed, before[1]))
-    return before
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def limit_memory(pids: list[int], soft: int) -> None:
+    for pid in pids:
+        hard = resource.prlimit(pid, resource.RLIMIT_AS)[1]
+        resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
