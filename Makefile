@@ -8,7 +8,7 @@ PIP_ARGS ?=
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check format bench bench-full clean
+.PHONY: help install demo serve test faults check format bench bench-full clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ serve: $(STAMP) ## run the service with its embedded defaults
 
 test: $(STAMP) ## run the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+faults: $(STAMP) ## kill, starve and damage real processes; needs redis-server and PostgreSQL (40 minutes)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults
 
 check: $(STAMP) ## format check, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -74,7 +74,10 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         return {
             "visibility_timeout": VISIBILITY_SECONDS,
             "socket_connect_timeout": CONNECT_SECONDS,
+            # Without these a sender waits for ever on a connection that died silently, and a
+            # worker hears of new messages only after a minute.
             "socket_timeout": ANSWER_SECONDS,
+            "health_check_interval": 5,
             # A request does not wait for a broker that refuses; workers have retries of their own.
             "max_retries": 0,
         }

@@ -143,7 +143,9 @@ class _CacheFile:
         if not self.path.is_file():
             return None
         try:
-            images = load_file(self.path)["images"]
+            # A copy is aligned like an embedding that was just made. A tensor inside the file need
+            # not be, and kernels may round differently then: a resumed run would not be the same.
+            images = load_file(self.path)["images"].clone()
         except (SafetensorError, KeyError, OSError):
             logger.warning("feature cache file %s is damaged and is made anew", self.path.name)
             return None

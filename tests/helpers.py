@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ from sharpzo_core.worker_store import WorkerStore
 
 CLASSES = ("cat", "dog", "bird")
 IMAGES = {"train": 4, "val": 2, "test": 2}  # per class
+POLL_SECONDS = 0.05
 CONFIG: dict[str, Any] = {
     "shots": 4,
     "total_steps": 40,
@@ -40,6 +41,23 @@ CONFIG: dict[str, Any] = {
     "prompt": {"intrinsic_dim": 16},
     "cma": {"population_size": 6},
 }
+
+
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], seconds: float, what: object = "it") -> T:
+    """The first true value that `look` gives.
+
+    Raises:
+        TimeoutError: there was none in so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not happen in {seconds:g} s")
+        time.sleep(POLL_SECONDS)
+    return found
 
 
 class Workplace:
@@ -136,11 +154,15 @@ class Workplace:
 @pytest.fixture(scope="session")
 def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP of one layer with random weights, in open_clip's folder layout."""
+    return write_small_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+def write_small_backbone(folder: Path) -> Path:
+    """Write that CLIP into `folder`; the same weights every time."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
-    folder = tmp_path_factory.mktemp("backbone")
     model = {
         "embed_dim": 32,
         "vision_cfg": {

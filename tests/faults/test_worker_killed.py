@@ -1,123 +1,136 @@
 """Real signals to real worker processes that hold a real job."""
 
 import os
+import resource
 import signal
 import time
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-import sharpzo_engine
-from sharpzo_core.jobs import EventType, JobStatus
-from sharpzo_core.prompts import prompt_key
-from sharpzo_engine import TunedPrompt, TuningConfig
-from tests.helpers import Workplace
-from worker.materials import Materials
+from tests.faults.cluster import ENDLESS, LONG, Cluster
+from tests.faults.conftest import MODES
+from tests.faults.workers import (
+    Strike,
+    drain,
+    ended_as,
+    kill_child,
+    kill_group,
+    poison,
+    seconds_to_recover,
+    suspend,
+)
+from tests.helpers import eventually
 
-RECOVERY_SECONDS = 30  # with the default timings
-CHILD_RECOVERY_SECONDS = 15
-DRAIN_SECONDS = 20
-LONG = {"total_steps": 400, "change_point": 20}
-ENDLESS = {"total_steps": 20_000, "change_point": 20}  # long enough on any machine
+RECOVERY_SECONDS = 15  # with quick timings, on a machine that is busy
+DRAIN_SECONDS = 10
+ZOMBIE_SECONDS = 5
+MORE_BYTES = 128 << 20  # than a process has already
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-MODES = [
-    "embedded",
-    pytest.param("servers", marks=[pytest.mark.needs("redis"), pytest.mark.needs("postgres")]),
-]
 
+@pytest.mark.parametrize("strike", [kill_group, kill_child])
+def test_a_killed_worker_costs_one_attempt_and_changes_nothing(
+    cluster: Cluster, strike: Strike, sha256: str
+) -> None:
+    job = cluster.submit(**LONG)
+    cluster.wait_until_saved(job.id)
+    cluster.wait_until_running(job.id, 30)
+    worker = cluster.holder(job.id)
 
-@pytest.fixture(params=MODES)
-def place(request: pytest.FixtureRequest, make_workplace: Callable[..., Workplace]) -> Workplace:
-    """Default timings, but for frequent checkpoints."""
-    if request.param == "embedded":
-        return make_workplace(checkpoint_seconds=0.2)
-    return make_workplace(
-        checkpoint_seconds=0.2,
-        broker_url=request.getfixturevalue("redis_url"),
-        database_url=request.getfixturevalue("postgres_url"),
-    )
-
-
-def test_a_killed_worker_group_costs_one_attempt_and_changes_nothing(place: Workplace) -> None:
-    job = place.submit(**LONG)
-    first = place.start_worker()
-    place.wait_for_checkpoint(job.id)
-
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    place.start_worker()
-    place.wait(job.id, lambda _: len(place.workers.alive(3600)) == 2)
-    started = time.monotonic()
-    place.wait(job.id, lambda job: job.attempt == 2)
-    recovery = time.monotonic() - started
-    ended = place.wait_until_ended(job.id)
+    recovery = seconds_to_recover(cluster, job.id, strike)
+    ended = ended_as(cluster, job.id)
 
     assert recovery < RECOVERY_SECONDS
-    assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, 2)
-    assert EventType.WORKER_LOST in [event.type for event in place.jobs.events(job.id)]
-    steps = [step.step for step in place.jobs.steps(job.id, resolution=10_000)]
-    assert steps == list(range(1, ended.step + 1))
-    assert ended.prompt_id is not None
-    prompt = TunedPrompt.load(place.artifacts.get_bytes(prompt_key(ended.prompt_id)))
-    assert prompt.vectors_sha256 == undisturbed(place, job.id)
-    assert not (place.settings.checkpoint_dir / job.id).exists()
+    assert worker.lives == (strike is kill_child)
+    assert (ended.job.attempt, ended.sha256, ended.faults) == (2, sha256, [])
+    assert cluster.event_types(job.id).count("worker_lost") == 1
+    steps = [record.step for record in cluster.client.jobs.metrics(job.id, resolution=10_000)]
+    assert steps == list(range(1, LONG["total_steps"] + 1))
 
 
-def test_sigterm_puts_the_job_back_and_the_attempt_does_not_count(place: Workplace) -> None:
-    job = place.submit(**ENDLESS)
-    first = place.start_worker()
-    place.wait_for_checkpoint(job.id)
+def test_sigterm_puts_the_job_down_and_the_attempt_does_not_count(cluster: Cluster) -> None:
+    job = cluster.submit(**ENDLESS)
+    cluster.wait_until_running(job.id, 30)
 
-    started = time.monotonic()
-    for _ in range(3):
-        first.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-    assert first.wait(60) == 0
-    took = time.monotonic() - started
-    put_down = place.jobs.get(job.id)
+    drained = drain(cluster, job.id, signals=3)
 
-    assert took < DRAIN_SECONDS
-    assert (put_down.status, put_down.attempt) == (JobStatus.QUEUED, 0)
-    assert put_down.step > 0
-    assert place.workers.alive(3600) == []
-    assert place.queue.depth() == 1
-
-    place.start_worker()
-    resumed = place.wait(job.id, lambda job: job.attempt == 1 and job.step > put_down.step)
-    steps = [step.step for step in place.jobs.steps(job.id, 0, resumed.step, 10_000)]
-    assert steps == list(range(1, resumed.step + 1))
-    place.jobs.request_cancel(job.id)
-    assert place.wait_until_ended(job.id).status is JobStatus.CANCELLED
+    assert (drained.exit_code, drained.attempt) == (0, 1)
+    assert drained.seconds < DRAIN_SECONDS
+    assert drained.resumed_step >= drained.signalled_step >= 30
+    resumed = cluster.wait_until_running(job.id, drained.resumed_step + 1)
+    records = cluster.client.jobs.metrics(job.id, resolution=10_000)
+    assert [record.step for record in records][:30] == list(range(1, 31))
+    assert resumed.progress.step > drained.signalled_step
+    assert cluster.cancel(job.id).status == "cancelled"
 
 
-def test_a_killed_pool_child_is_replaced_and_its_parent_serves_on(
-    make_workplace: Callable[..., Workplace],
+def test_a_worker_that_wakes_too_late_may_not_write(cluster: Cluster, sha256: str) -> None:
+    job = cluster.submit(**LONG)
+    cluster.wait_until_running(job.id, 30)
+
+    zombie = suspend(cluster, job.id)
+    recovered = cluster.wait(job.id, lambda job: job.attempt == 2 and job.status == "running")
+    zombie.signal_group(signal.SIGCONT)
+    woken = time.monotonic()
+    eventually(lambda: zombie.logged("lease_lost"), 60, "letting go")
+    let_go = time.monotonic() - woken
+    ended = ended_as(cluster, job.id)
+
+    assert recovered.attempt == 2
+    assert let_go < ZOMBIE_SECONDS
+    assert (ended.job.attempt, ended.sha256, ended.faults) == (2, sha256, [])
+    assert cluster.prompts_of(job.id) == 1
+
+
+@pytest.mark.parametrize("shared_cluster", MODES[1:], indirect=True)
+def test_a_job_that_kills_its_workers_fails_alone(cluster: Cluster) -> None:
+    job = cluster.submit(**ENDLESS)
+
+    killed = poison(cluster, job.id)
+    neighbour = cluster.wait_until_ended(cluster.submit().id)
+
+    failed = cluster.client.jobs.get(job.id)
+    assert failed.error is not None
+    assert (failed.status, failed.error.code, killed) == ("failed", "worker_lost", 3)
+    assert (neighbour.status, neighbour.attempt) == ("succeeded", 1)
+
+
+def test_a_job_that_needs_too_much_memory_fails_and_its_worker_serves_on(
+    cluster: Cluster,
 ) -> None:
-    place = make_workplace(checkpoint_seconds=0.2)
-    job = place.submit(**LONG)
-    worker = place.start_worker()
-    place.wait_for_checkpoint(job.id)
+    cluster.wait_until_ended(cluster.submit().id)
+    children = [child for worker in cluster.workers for child in children_of(worker.pid)]
+    # What a parent may use, the children that it starts later may use as well.
+    limited = [*(worker.pid for worker in cluster.workers), *children]
+    limit_memory(limited, max(memory_of(child) for child in children) + MORE_BYTES)
+    try:
+        greedy = cluster.submit(
+            prompt={"intrinsic_dim": 4096}, cma={"covariance": "full", "population_size": 6}
+        )
+        failed = cluster.wait_until_ended(greedy.id)
+        following = cluster.wait_until_ended(cluster.submit().id)
+    finally:
+        limit_memory(limited, resource.RLIM_INFINITY)
 
-    (held,) = place.leases.held()
-    os.kill(int((held.process or "").split("/")[2]), signal.SIGKILL)
-    killed = time.monotonic()
-    place.wait(job.id, lambda job: job.attempt == 2)
-    recovery = time.monotonic() - killed
-    ended = place.wait_until_ended(job.id)
-
-    assert recovery < CHILD_RECOVERY_SECONDS
-    assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, 2)
-    assert worker.poll() is None
+    assert failed.error is not None
+    assert (failed.status, failed.error.code) == ("failed", "out_of_memory")
+    assert (following.status, following.attempt) == ("succeeded", 1)
+    assert all(Path(f"/proc/{child}").exists() for child in children)
 
 
-def undisturbed(place: Workplace, job_id: str) -> str:
-    """The hash of the vectors that a run without accidents learns."""
-    job = place.jobs.get(job_id)
-    config = TuningConfig.model_validate(job.config)
-    spec = place.settings.backbone(job.backbone)
-    materials = Materials(place.artifacts, place.settings.cache_dir)
-    dataset = materials.dataset(place.datasets.get(job.dataset_id), config.shots, config.seed)
-    backbone = sharpzo_engine.load_backbone(spec.model, spec.pretrained, "cpu")
-    return sharpzo_engine.tune(dataset, backbone, config).prompt.vectors_sha256
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of address space."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def limit_memory(pids: list[int], soft: int) -> None:
+    for pid in pids:
+        hard = resource.prlimit(pid, resource.RLIMIT_AS)[1]
+        resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))

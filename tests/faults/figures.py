@@ -1,0 +1,318 @@
+"""The figures of `docs/reliability.md`, measured with real processes.
+
+`make faults`, or `python -m tests.faults`. Needs `redis-server` on the PATH and a PostgreSQL in
+which databases may be made (SHARPZO_TEST_POSTGRES_URL; default: user postgres on this machine).
+Takes at most 40 minutes on 2 cores. `--only NAME` measures one figure, `--scale 0.1` a tenth of the
+runs. Every result is kept in `build/faults.json` as soon as there is one; a whole run writes the
+table of the document. Ends with 1 if a figure is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import missing_postgres, missing_redis
+from tests.faults.broker import emptied, empty, kill
+from tests.faults.chaos import PATIENT, Losses, random_kills
+from tests.faults.cluster import EMBEDDED, FAST, SERVERS, Cluster, open_mode
+from tests.faults.delivery import COPIES, duplicates
+from tests.faults.excuses import excuses
+from tests.faults.workers import drains, identical_results, recoveries
+from tests.faults.writers import write_together
+from tests.helpers import write_small_backbone
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "build" / "faults.json"
+DOCUMENT = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- figures: written by make faults -->", "<!-- end of figures -->"
+
+RECOVERY_SECONDS = 30.0
+DRAIN_SECONDS = 10.0
+#: Intervals of the product as they are by default, and patience with jobs that are killed often.
+DEFAULTS = PATIENT
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure as it came out."""
+
+    measured: str
+    runs: int
+    worst: str
+    kept: bool  #: Whether what was wanted was reached
+
+
+class Lab:
+    """A folder for clusters, the backbone they use, and how much of the runs to make."""
+
+    def __init__(self, folder: Path, scale: float) -> None:
+        self._folder = folder
+        self._scale = scale
+        self._clusters = 0
+        self._backbone = folder / "backbone"
+        self._backbone.mkdir()
+        write_small_backbone(self._backbone)
+
+    def runs(self, count: int) -> int:
+        """So many runs, scaled."""
+        return max(1, round(count * self._scale))
+
+    def folder(self) -> Path:
+        """A new folder."""
+        self._clusters += 1
+        folder = self._folder / str(self._clusters)
+        folder.mkdir()
+        return folder
+
+    def cluster(self, mode: str, **settings: Any) -> AbstractContextManager[Cluster]:
+        """A new cluster without processes."""
+        return open_mode(mode, self.folder(), self._backbone, **settings)
+
+
+def random_kills_with_servers(lab: Lab) -> Measured:
+    return _random_kills(lab, SERVERS, jobs=200, kills=140)
+
+
+def random_kills_embedded(lab: Lab) -> Measured:
+    return _random_kills(lab, EMBEDDED, jobs=100, kills=60)
+
+
+def _random_kills(lab: Lab, mode: str, jobs: int, kills: int) -> Measured:
+    with lab.cluster(mode, **FAST | PATIENT) as cluster:
+        cluster.start_api()
+        losses: Losses = random_kills(
+            cluster, workers=3, jobs=lab.runs(jobs), kills=lab.runs(kills)
+        )
+    wrong = [*losses.lost, *(f"doubled: {name}" for name in losses.doubled)]
+    killed = ", ".join(f"{count} {name}" for name, count in sorted(losses.kills.items()))
+    return Measured(
+        f"{len(losses.lost)} lost, {len(losses.doubled)} doubled of {losses.accepted}; "
+        f"{losses.hits} kills took a job from its worker",
+        losses.kills.total(),
+        f"{'; '.join(wrong) or 'none'} (killed: {killed})",
+        not wrong,
+    )
+
+
+def recovery_on_one_host(lab: Lab) -> Measured:
+    return _recovery(lab, isolated=False)
+
+
+def recovery_across_hosts(lab: Lab) -> Measured:
+    return _recovery(lab, isolated=True)
+
+
+def _recovery(lab: Lab, *, isolated: bool) -> Measured:
+    with lab.cluster(SERVERS, **DEFAULTS) as cluster:
+        cluster.start_api()
+        cluster.start_workers(4, isolated=isolated)
+        times = recoveries(cluster, lab.runs(20), jobs_at_once=2, isolated=isolated)
+    return _within(RECOVERY_SECONDS, times)
+
+
+def resumed_results(lab: Lab) -> Measured:
+    with lab.cluster(SERVERS, **FAST) as cluster:
+        cluster.start_api()
+        cluster.start_workers(2)
+        runs = lab.runs(20)
+        same, in_stage1 = identical_results(cluster, runs)
+    measured = f"{same} of {runs} ({in_stage1} in stage 1)"
+    return Measured(measured, runs, f"{runs - same} differ", same == runs)
+
+
+def drained_workers(lab: Lab) -> Measured:
+    with lab.cluster(SERVERS, **DEFAULTS) as cluster:
+        cluster.start_api()
+        cluster.start_workers(2)
+        drained = drains(cluster, lab.runs(20))
+    result = _within(DRAIN_SECONDS, [one.seconds for one in drained])
+    ill = [
+        one
+        for one in drained
+        if one.exit_code or one.attempt != 1 or one.resumed_step < one.signalled_step
+    ]
+    measured = f"{result.measured}; {len(ill)} without checkpoint, with an attempt or an error"
+    return Measured(measured, result.runs, result.worst, result.kept and not ill)
+
+
+def repeated_messages(lab: Lab) -> Measured:
+    with lab.cluster(SERVERS, **FAST) as cluster:
+        cluster.start_api()
+        cluster.start_workers(3)
+        jobs = lab.runs(200)
+        wrong = duplicates(cluster, jobs)
+    measured = f"{len(wrong)} of {jobs} jobs with other than one run and one prompt"
+    return Measured(measured, jobs * (COPIES + 1), "; ".join(wrong[:3]) or "none", not wrong)
+
+
+def emptied_broker(lab: Lab) -> Measured:
+    with lab.cluster(SERVERS, **FAST) as cluster:
+        cluster.start_api()
+        cluster.start_workers(2)
+        faults = [empty] * lab.runs(10) + [kill] * lab.runs(50)
+        result = emptied(cluster, faults)
+    return Measured(
+        f"{result.lost} lost; the running job was disturbed {result.disturbed} times",
+        len(faults),
+        f"a waiting job took {result.slowest:.1f} s",
+        (result.lost, result.disturbed) == (0, 0),
+    )
+
+
+def sqlite_writers(lab: Lab) -> Measured:
+    waits = write_together(lab.folder() / "data", processes=16, transactions=lab.runs(200))
+    return Measured(
+        f"{len(waits.errors)} errors; p99 {_p99(waits.seconds) * 1000:.0f} ms",
+        len(waits.seconds),
+        f"{max(waits.seconds):.2f} s" + "".join(f"; {error}" for error in waits.errors[:1]),
+        not waits.errors,
+    )
+
+
+def excused_tests(lab: Lab) -> Measured:
+    found = excuses()
+    return Measured(f"{len(found)}", 1, "; ".join(found) or "none", not found)
+
+
+def _within(limit: float, seconds: Sequence[float]) -> Measured:
+    p99 = _p99(seconds)
+    measured = f"p99 {p99:.1f} s, median {sorted(seconds)[len(seconds) // 2]:.1f} s"
+    return Measured(measured, len(seconds), f"{max(seconds):.1f} s", p99 <= limit)
+
+
+def _p99(values: Sequence[float]) -> float:
+    """The smallest value that 99 % of them do not exceed."""
+    return sorted(values)[math.ceil(0.99 * len(values)) - 1]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is promised, and how it is measured."""
+
+    promise: str
+    wanted: str
+    measure: Callable[[Lab], Measured]
+
+    @property
+    def name(self) -> str:
+        return self.measure.__name__.replace("_", "-")
+
+
+FIGURES = (
+    Figure(
+        "accepted jobs lost or doubled under random `kill -9` of workers, API and Redis "
+        "(PostgreSQL; Redis without persistence)",
+        "0",
+        random_kills_with_servers,
+    ),
+    Figure(
+        "the same with SQLite and the embedded broker: workers and API", "0", random_kills_embedded
+    ),
+    Figure(
+        "a worker killed, its job runs elsewhere on the same machine (default timings)",
+        "p99 <= 30 s",
+        recovery_on_one_host,
+    ),
+    Figure(
+        "the same where workers cannot see each other's processes, as across hosts",
+        "p99 <= 30 s",
+        recovery_across_hosts,
+    ),
+    Figure("a killed job learns what an undisturbed one does, bit for bit", "all", resumed_results),
+    Figure(
+        "SIGTERM to exit 0 with a checkpoint, the attempt not counted",
+        "p99 <= 10 s",
+        drained_workers,
+    ),
+    Figure(
+        "five copies of every message and one after the end: jobs that ran or published twice",
+        "0",
+        repeated_messages,
+    ),
+    Figure(
+        "Redis emptied or killed while jobs run and wait: jobs lost, running jobs disturbed",
+        "0",
+        emptied_broker,
+    ),
+    Figure("16 processes write to one SQLite file: errors", "0", sqlite_writers),
+    Figure("fault tests that are skipped, expected to fail, or run again", "0", excused_tests),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and keep; returns the exit code."""
+    options = _parse(arguments)
+    chosen = [figure for figure in FIGURES if options.only in (None, figure.name)]
+    missing = missing_redis() or missing_postgres()
+    if missing:
+        print(f"error: {missing}", file=sys.stderr)
+        return 1
+    results = _read_results()
+    with tempfile.TemporaryDirectory(prefix="sharpzo-faults-") as folder:
+        lab = Lab(Path(folder), options.scale)
+        for number, figure in enumerate(chosen, 1):
+            print(f"[{number}/{len(chosen)}] {figure.name} ...", flush=True)
+            results[figure.name] = _measure(figure, lab, options.scale)
+            _keep_results(results)
+    if all(result["scale"] >= 1 for result in results.values()) and len(results) == len(FIGURES):
+        _write_table(results)
+    return 0 if all(results[figure.name]["kept"] for figure in chosen) else 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    names = [figure.name for figure in FIGURES]
+    parser.add_argument("--only", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the runs; default: all")
+    return parser.parse_args(arguments)
+
+
+def _measure(figure: Figure, lab: Lab, scale: float) -> dict[str, Any]:
+    started = time.monotonic()
+    try:
+        measured = figure.measure(lab)
+    except Exception as error:  # the other figures are worth having
+        traceback.print_exc()
+        measured = Measured(f"{type(error).__name__}", 0, str(error)[:200], kept=False)
+    seconds = round(time.monotonic() - started)
+    print(f"    {'kept' if measured.kept else 'MISSED'} in {seconds} s: {measured}", flush=True)
+    return asdict(measured) | {"scale": scale, "seconds": seconds}
+
+
+def _read_results() -> dict[str, dict[str, Any]]:
+    known = {figure.name for figure in FIGURES}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return {name: result for name, result in results.items() if name in known}
+
+
+def _keep_results(results: dict[str, dict[str, Any]]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2))
+
+
+def _write_table(results: dict[str, dict[str, Any]]) -> None:
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}")
+    print(f"the table is in {DOCUMENT.relative_to(ROOT)}")
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results in Markdown."""
+    lines = ["| figure | wanted | measured | runs | worst |", "|---|---|---|---|---|"]
+    for figure in FIGURES:
+        result = results[figure.name]
+        cells = [figure.promise, figure.wanted, result["measured"], result["runs"], result["worst"]]
+        lines.append("| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |")
+    return "\n".join(lines)

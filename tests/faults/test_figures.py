@@ -1,0 +1,85 @@
+"""Short forms of what `make faults` measures at length, and the runner itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.faults import figures
+from tests.faults.chaos import PATIENT, random_kills
+from tests.faults.cluster import FAST, open_mode
+from tests.faults.conftest import MODES
+from tests.faults.excuses import excuses
+from tests.faults.figures import FIGURES, Figure, Lab, Measured
+from tests.faults.writers import write_together
+
+LONGEST_WAIT_SECONDS = 10.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", MODES)
+def test_random_kills_lose_and_double_nothing(
+    mode: str, tmp_path: Path, small_backbone: Path
+) -> None:
+    with open_mode(mode, tmp_path, small_backbone, **FAST, **PATIENT) as cluster:
+        cluster.start_api()
+        losses = random_kills(cluster, workers=2, jobs=4, kills=3)
+
+    assert losses.accepted == 4
+    assert losses.kills.total() == 3
+    assert (losses.lost, losses.doubled) == ([], [])
+
+
+@pytest.mark.slow
+def test_writers_of_one_sqlite_file_wait_for_each_other(tmp_path: Path) -> None:
+    waits = write_together(tmp_path / "data", processes=4, transactions=25)
+
+    assert waits.errors == []
+    assert len(waits.seconds) == 100
+    assert waits.seconds[-1] < LONGEST_WAIT_SECONDS
+
+
+def test_no_fault_is_excused() -> None:
+    assert excuses() == []
+
+
+def test_every_figure_has_a_name_of_its_own() -> None:
+    assert max(Counter(figure.name for figure in FIGURES).values()) == 1
+
+
+def kept(lab: Lab) -> Measured:
+    return Measured("0 lost", lab.runs(20), "none", kept=True)
+
+
+def missed(lab: Lab) -> Measured:
+    raise TimeoutError("a job did not end")
+
+
+@pytest.mark.needs("redis", "postgres")
+def test_the_runner_keeps_results_and_tells_of_a_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "docs" / "reliability.md"
+    document.parent.mkdir()
+    document.write_text(f"# Reliability\n\n{figures.BEGIN}\nold\n{figures.END}\n\nMore.\n")
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "DOCUMENT", document)
+    monkeypatch.setattr(figures, "RESULTS", tmp_path / "build" / "faults.json")
+    promises = (Figure("jobs lost", "0", kept), Figure("jobs late", "0", missed))
+    monkeypatch.setattr(figures, "FIGURES", promises)
+
+    assert figures.main(["--only", "kept", "--scale", "0.1"]) == 0
+    assert "old" in document.read_text()
+    assert json.loads(figures.RESULTS.read_text())["kept"]["runs"] == 2
+
+    assert figures.main([]) == 1
+    text = document.read_text()
+    assert "| jobs lost | 0 | 0 lost | 20 | none |" in text
+    assert "| jobs late | 0 | TimeoutError | 0 | a job did not end |" in text
+    assert "old" not in text
+    assert text.endswith("\n\nMore.\n")
+    assert "MISSED" in capsys.readouterr().out
