@@ -17,6 +17,7 @@ from service.app import create_app
 from service.supervisor import Supervisor, worker_command
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.logging import configure_logging
+from sharpzo_core.migrations import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,10 +49,13 @@ def main(
 
     Raises:
         SettingsError: the address is not loopback and nothing allows that, or it cannot be bound.
+        SchemaTooNew, StorageUnavailable: the database is not to be used.
     """
     configure_logging(settings)
     host = settings.host if host is None else host
     check_exposure(settings, host)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    migrate(settings)  # what is wrong with the database is told before anybody is let in
     listener = listen(host, settings.port if port is None else port)
     # The interpreter would spend seconds on looking for cycles in what torch has made.
     atexit.register(gc.freeze)

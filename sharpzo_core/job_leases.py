@@ -78,11 +78,17 @@ class JobLeases:
         """With the configured times."""
         return cls(engine, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
 
-    def claim(self, job_id: str, owner: str, process: str | None = None) -> Job | None:
-        """Take a queued job; None if it is not to be had."""
+    def claim(
+        self, job_id: str, owner: str, process: str | None = None, token: str | None = None
+    ) -> Job | None:
+        """Take a queued job; None if it is not to be had.
+
+        A caller that makes the token may repeat a claim whose answer was lost.
+        """
         now = self._clock()
+        token = token or new_token()
         with writing(self._engine) as connection:
-            return change(
+            claimed = change(
                 connection,
                 (jobs.c.id == job_id) & _CLAIMABLE,
                 NewEvent(EventType.STARTED, "a worker took the job", data={"worker": owner}),
@@ -93,9 +99,15 @@ class JobLeases:
                 started_at=sa.func.coalesce(jobs.c.started_at, now),
                 lease_owner=owner,
                 lease_process=process,
-                lease_token=secrets.token_hex(16),
+                lease_token=token,
                 lease_expires_at=now + self._duration,
             )
+            return claimed or self._claimed_before(connection, job_id, token)
+
+    def _claimed_before(self, connection: sa.Connection, job_id: str, token: str) -> Job | None:
+        query = sa.select(jobs).where(jobs.c.id == job_id, jobs.c.lease_token == token)
+        row = connection.execute(query).one_or_none()
+        return None if row is None else read_job(row)
 
     def renew(self, lease: Lease) -> JobStatus:
         """Say that the worker lives; tells whether the job is to be cancelled.
@@ -301,6 +313,11 @@ class JobLeases:
         if row is None:
             raise LeaseLost
         return read_job(row)
+
+
+def new_token() -> str:
+    """A fencing token, which nobody else has."""
+    return secrets.token_hex(16)
 
 
 def lease_of(job: Job) -> Lease:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.db import reading, record, writing
-from sharpzo_core.errors import NotFound
+from sharpzo_core.errors import NotFound, StateConflict
 from sharpzo_core.ids import Prefix, is_id
 from sharpzo_core.listing import Listing, newest_first
 from sharpzo_core.prompts import NewPrompt, PromptRecord
@@ -70,9 +70,15 @@ class PromptStore:
 
         Raises:
             NotFound: there is none.
+            StateConflict: a bare name has several versions. Repeating such a request, as clients
+                do when an answer was lost, would delete them one after the other.
         """
         with writing(self._engine) as connection:
             prompt = _get(connection, ref)
+            if ref == prompt.name and _versions(connection, ref) > 1:
+                raise StateConflict(
+                    f"{ref} has several versions (say which: {ref}:{prompt.version}, or the id)"
+                )
             connection.execute(sa.delete(prompts).where(prompts.c.id == prompt.id))
             return prompt
 
@@ -115,6 +121,11 @@ def _get(connection: sa.Connection, ref: str) -> PromptRecord:
     if row is None:
         raise NotFound("prompt", ref)
     return _read(row)
+
+
+def _versions(connection: sa.Connection, name: str) -> int:
+    query = sa.select(sa.func.count()).select_from(prompts).where(prompts.c.name == name)
+    return int(connection.execute(query).scalar_one())
 
 
 def _query(ref: str) -> sa.Select[Any] | None:

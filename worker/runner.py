@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from sharpzo_core.errors import LeaseLost, StorageUnavailable, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import JobLeases, lease_of
+from sharpzo_core.job_leases import JobLeases, lease_of, new_token
 from sharpzo_core.jobs import JobStatus
 from sharpzo_core.prompts import NewPrompt, prompt_key, report_key
 from sharpzo_engine.config import TuningConfig
@@ -87,7 +87,8 @@ def run_job(job_id: str, deps: RunnerDeps) -> JobStatus | None:
     Raises:
         StorageUnavailable: the database stayed away; the lease will expire.
     """
-    job = deps.leases.claim(job_id, deps.owner, process_identity())
+    token = new_token()
+    job = _write(lambda: deps.leases.claim(job_id, deps.owner, process_identity(), token), deps)
     if job is None:
         logger.info("job %s is not to be had", job_id, extra=_extra("claim_lost", job_id))
         return None

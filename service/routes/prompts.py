@@ -140,9 +140,9 @@ def get_prompt(ref: str, prompts: PromptsDep) -> PromptPublic:
     return PromptPublic.of(prompts.get(ref))
 
 
-@router.delete("/{ref}", status_code=204, responses=problems(404))
+@router.delete("/{ref}", status_code=204, responses=problems(404, 409))
 def delete_prompt(ref: str, services: ServicesDep) -> Response:
-    """Delete one version of a prompt and its artifact."""
+    """Delete one version of a prompt and its artifact; a bare name must have only one."""
     prompt = services.prompts.delete(ref)
     services.inference.forget(prompt.id)
     services.artifacts.delete(prompt_key(prompt.id))

@@ -15,8 +15,8 @@ from sqlalchemy import event
 from sharpzo_core.db import reading
 from sharpzo_core.errors import LeaseLost, NotFound, StateConflict, StorageUnavailable
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import lease_of
-from sharpzo_core.jobs import JobStatus, Lease
+from sharpzo_core.job_leases import lease_of, new_token
+from sharpzo_core.jobs import CheckpointRef, JobStatus, Lease
 from sharpzo_core.tables import metadata
 from tests.core.conftest import LEASE_SECONDS, Stores
 from tests.core.test_job_states import prompt_of
@@ -52,14 +52,18 @@ def create_job(stores: Stores) -> Call:
 
 
 def claim(stores: Stores) -> Call:
-    job = stores.job()
-    return lambda: stores.leases.claim(job.id, "wrk_a")
+    job, token = stores.job(), new_token()
+    return lambda: stores.leases.claim(job.id, "wrk_a", None, token)
 
 
-def cancel(stores: Stores) -> Call:
-    job = stores.claimed()
-    stores.jobs.request_cancel(job.id)
-    return lambda: stores.leases.cancel(lease_of(job))
+def put_down(ask: str | None) -> Callable[[Stores], Call]:
+    def prepare(stores: Stores) -> Call:
+        job = stores.claimed()
+        if ask:
+            getattr(stores.jobs, f"request_{ask}")(job.id)
+        return lambda: stores.leases.put_down(lease_of(job))
+
+    return prepare
 
 
 def succeed(stores: Stores) -> Call:
@@ -80,6 +84,12 @@ def request_cancel(claimed: bool) -> Callable[[Stores], Call]:
         return lambda: stores.jobs.request_cancel(job.id)
 
     return prepare
+
+
+def resume(stores: Stores) -> Call:
+    job = stores.job()
+    stores.jobs.request_pause(job.id)
+    return lambda: stores.jobs.request_resume(job.id)
 
 
 def delete_job(stores: Stores) -> Call:
@@ -138,13 +148,23 @@ CASES = [
             lambda stores, lease: stores.leases.save_progress(lease, progress(1), {}, [step(1)])
         ),
     ),
-    Case("release", leased(lambda stores, lease: stores.leases.release(lease)), LeaseLost),
-    Case("succeed", succeed, KEY_IS_TAKEN),
+    Case(
+        "save a checkpoint",
+        leased(
+            lambda stores, lease: stores.leases.save_checkpoint(
+                lease, CheckpointRef("folder", 1, stores.clock.now)
+            )
+        ),
+    ),
+    Case("release", put_down(None), LeaseLost),
+    Case("put down to pause", put_down("pause"), LeaseLost),
+    Case("put down to cancel", put_down("cancel"), LeaseLost),
+    Case("succeed", succeed, LeaseLost),
     Case("fail", leased(lambda stores, lease: stores.leases.fail(lease, "code", "no")), LeaseLost),
-    Case("cancel", cancel, LeaseLost),
     Case("recover", recover),
     Case("ask a running job to stop", request_cancel(claimed=True)),
     Case("cancel a queued job", request_cancel(claimed=False)),
+    Case("resume", resume),
     Case("delete a job", delete_job, NotFound),
     Case("create a dataset", create_dataset, KEY_IS_TAKEN),
     Case("mark a dataset ready", mark_ready, StateConflict),

@@ -147,3 +147,14 @@ def test_a_worker_is_alive_while_it_is_heard_of(stores: Stores) -> None:
     assert not stores.workers.alive(5)
     assert stores.workers.forget_silent(5) == 1
     stores.workers.leave("wrk_a")
+
+
+def test_a_name_with_several_versions_does_not_say_which_to_delete(stores: Stores) -> None:
+    job = stores.job(name="pets")
+    first, second = (stores.prompts.publish(prompt_of(job)) for _ in range(2))
+    with pytest.raises(StateConflict, match="pets:2"):
+        stores.prompts.delete("pets")
+    stores.prompts.delete("pets:2")
+    assert stores.prompts.delete("pets") == first
+    with pytest.raises(NotFound):
+        stores.prompts.delete(second.id)

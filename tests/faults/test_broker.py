@@ -70,6 +70,26 @@ def test_emptied_restarted_and_killed_mid_job(cluster: Cluster) -> None:
     assert result.slowest < 2 * HEAL_SECONDS
 
 
+def test_a_job_that_ends_while_redis_is_dead_leaves_its_worker_listening(
+    cluster: Cluster,
+) -> None:
+    """Its message cannot be acknowledged; the worker must not wait for that."""
+    assert cluster.redis is not None
+    jobs = [cluster.submit(**LONG) for _ in cluster.workers]  # so that no worker is idle
+    for job in jobs:
+        cluster.wait_until_running(job.id)
+    cluster.redis.kill()
+    for job in jobs:
+        cluster.wait_until_ended(job.id)
+    cluster.redis.start()
+
+    back = time.monotonic()
+    for _ in cluster.workers:
+        ended = cluster.wait_until_ended(cluster.submit().id)
+        assert (ended.status, once_only(cluster, ended.id)) == ("succeeded", [])
+    assert time.monotonic() - back < 2 * HEAL_SECONDS
+
+
 @pytest.mark.parametrize(
     ("weather", "not_ready"),
     [
