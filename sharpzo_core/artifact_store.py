@@ -6,6 +6,7 @@ import errno
 import re
 import shutil
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -134,6 +135,33 @@ class ArtifactStore:
         path = self._path(prefix)
         with _translated(prefix):
             return remove_leftovers(Path(path), older_than) if self._local else 0
+
+    def names(self, prefix: str) -> list[str]:
+        """What there is directly below `prefix`.
+
+        Raises:
+            StorageUnavailable: the store does not answer.
+        """
+        path = self._path(prefix)
+        try:
+            with _translated(prefix):
+                return [Path(entry).name for entry in self._fs.ls(path, detail=False)]
+        except NotFound:
+            return []
+
+    def idle_seconds(self, key: str) -> float:
+        """Seconds since anything at or below `key` was written.
+
+        Raises:
+            NotFound: nothing is stored there any more.
+            StorageUnavailable: the store does not answer.
+        """
+        path = self._path(key)
+        with _translated(key):
+            written: list[datetime] = [self._fs.modified(file) for file in self._fs.find(path)]
+        if not written:
+            raise NotFound("artifact", key)
+        return (datetime.now(UTC) - max(written)).total_seconds()
 
     def local_path(self, key: str) -> Path | None:
         """The file itself, where the store is a local folder; else None."""

@@ -22,9 +22,13 @@ from sharpzo_core.sqlite import WriteLock, prepare, primary_code
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import psycopg
+
     from sharpzo_core.settings import Settings
 
 CONNECT_SECONDS = 5  # how long a PostgreSQL connection may take to come up
+#: A process that is stopped in the middle of a transaction keeps its locks no longer than this.
+IDLE_SECONDS = 30
 
 #: Execution options: an engine's lock, and until when a transaction may wait for it.
 _LOCK, _WRITE_BY = "sharpzo_lock", "sharpzo_write_by"
@@ -44,8 +48,14 @@ def make_engine(settings: Settings) -> sa.Engine:
         pool_size=10,
         connect_args={"connect_timeout": CONNECT_SECONDS},
     )
+    event.listen(engine, "connect", _prepare_postgres)
     event.listen(engine, "handle_error", _leave_read_only)
     return engine
+
+
+def _prepare_postgres(connection: psycopg.Connection, record: object) -> None:  # noqa: ARG001
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    connection.commit()
 
 
 def _leave_read_only(context: sa.engine.ExceptionContext) -> None:

@@ -23,7 +23,7 @@ from sharpzo_core.errors import ValidationFailed
 from sharpzo_core.ids import Prefix, is_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 T = TypeVar("T")
 
@@ -66,3 +66,13 @@ def newest_first(
     rows = connection.execute(query).all()
     more = len(rows) > limit
     return Listing([read(row) for row in rows[:limit]], rows[limit - 1].id if more else None)
+
+
+def known_ids(connection: sa.Connection, table: sa.Table, ids: Collection[str]) -> set[str]:
+    """Those of the ids that the table has a row for."""
+    found: set[str] = set()
+    ordered = sorted(ids)
+    for start in range(0, len(ordered), MAX_PAGE):
+        some = table.c.id.in_(ordered[start : start + MAX_PAGE])
+        found.update(connection.execute(sa.select(table.c.id).where(some)).scalars())
+    return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import shutil
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from sharpzo_core.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.errors import NotFound, StorageFull, StorageUnavailable
@@ -42,6 +43,13 @@ class ClaimFolder:
         local = artifacts.local_path(self._prefix)
         self._remote = local is None
         self.path = local or cache_dir / self._prefix
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._remote:  # what was to be kept has been uploaded
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def fetch(self) -> bool:
         """Bring the checkpoint that the job's row names; False if its files are gone."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_shutting_down
 
+from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.db import make_engine
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import JobLeases
@@ -22,6 +23,7 @@ from sharpzo_core.periodic import Periodic
 from sharpzo_core.queue import JobQueue, QueueName, make_celery
 from sharpzo_core.worker_store import WorkerStore
 from worker.draining import DrainFlag
+from worker.housekeeping import Housekeeper
 from worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 NICENESS = 10  # of an embedded worker: the API beside it comes first
 PARENT_CHECK_SECONDS = 1.0
+HOUSEKEEPING_SECONDS = 3600.0
 DRAIN_SECONDS = 30.0  # how long an orphan may take to put its job down
 
 logger = logging.getLogger(__name__)
@@ -103,10 +106,12 @@ def _helpers(settings: Settings, app: Celery, name: str, parent_pid: int | None)
         workers=workers,
         queue=JobQueue(app),
     )
+    housekeeper = Housekeeper(engine, ArtifactStore(settings.artifacts), settings.cache_dir)
     beat = partial(workers.beat, name, socket.gethostname(), os.getpid())
     helpers = [
         Periodic("heartbeat", settings.heartbeat_seconds, beat, partial(workers.leave, name)),
         Periodic("sweeper", settings.sweep_seconds, sweeper.sweep),
+        Periodic("housekeeping", HOUSEKEEPING_SECONDS, housekeeper.tidy),
     ]
     if parent_pid is not None:
         watch = partial(_follow_parent, parent_pid)

@@ -128,20 +128,20 @@ def _tune(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> TuneResult:
     backbone = deps.load_backbone(_offered(job.backbone, settings))
     record = deps.datasets.get(job.dataset_id)
     dataset = deps.materials.dataset(record, config.shots, config.seed)
-    folder = ClaimFolder(deps.artifacts, settings.cache_dir, job, lease)
-    checkpoints = CheckpointKeeper(folder, lease, deps.leases)
-    _write(checkpoints.begin, deps)
-    result = deps.tune(
-        dataset,
-        backbone,
-        config,
-        on_step=reporter,
-        checkpoint_dir=folder.path,
-        checkpoint_seconds=settings.checkpoint_seconds,
-        resume=True,
-        on_checkpoint=checkpoints,
-        cache_dir=settings.cache_dir / "features",
-    )
+    with ClaimFolder(deps.artifacts, settings.cache_dir, job, lease) as folder:
+        checkpoints = CheckpointKeeper(folder, lease, deps.leases)
+        _write(checkpoints.begin, deps)
+        result = deps.tune(
+            dataset,
+            backbone,
+            config,
+            on_step=reporter,
+            checkpoint_dir=folder.path,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            resume=True,
+            on_checkpoint=checkpoints,
+            cache_dir=settings.cache_dir / "features",
+        )
     if result.history:
         _write(lambda: reporter.complete(result.history), deps)
     return result

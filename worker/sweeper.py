@@ -91,6 +91,7 @@ class Sweeper:
     ) -> None:
         self._owner = owner
         self._slots = settings.slots
+        self._ringing_seconds = settings.sweep_seconds
         self._leases = leases
         self._jobs = jobs
         self._workers = workers
@@ -128,10 +129,12 @@ class Sweeper:
             self._ring(job.id)
 
     def _ring_again(self) -> None:
-        now = self._clock()
+        now, stop_at = self._clock(), self._ticks() + self._ringing_seconds
         for job in self._leases.waiting(MAX_RINGS):
             if self._backoff.is_due(job, now) and not self._ring(job.id):
                 return  # the broker is away
+            if self._ticks() >= stop_at:
+                return  # it is slow, and leases want to be looked at
 
     def _ring(self, job_id: str) -> bool:
         rung = self._queue.ring(job_id)

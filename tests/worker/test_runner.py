@@ -357,7 +357,9 @@ def test_a_resumed_job_goes_on_from_what_its_row_names(
     assert now is not None
     assert now.step == 3
     assert place.artifacts.get_bytes(f"{checkpoint_prefix(job.id, now.folder)}/{FILES[0]}") == b"3"
-    if not remote:  # one claim's folder at a time
+    if remote:  # nothing is left of the copies
+        assert not list((place.settings.cache_dir / "jobs").rglob("*.safetensors"))
+    else:  # one claim's folder at a time
         folders = place.artifacts.local_path(checkpoint_prefix(job.id))
         assert folders is not None
         assert [folder.name for folder in folders.iterdir()] == [now.folder]

@@ -153,3 +153,22 @@ def test_what_cannot_be_told_is_not_called_gone(identity: str | None) -> None:
     from worker.processes import is_gone
 
     assert not is_gone(identity)
+
+
+def test_a_slow_broker_does_not_keep_the_sweeper_from_looking_at_leases(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [workplace.submit(ring=False) for _ in range(4)]
+    hands = Hands(workplace)
+    hands.seconds = workplace.settings.sweep_seconds + 1
+    ring = workplace.queue.ring
+
+    def slowly(job_id: str) -> bool:
+        hands.seconds += 3
+        return ring(job_id)
+
+    monkeypatch.setattr(workplace.queue, "ring", slowly)
+    hands.sweeper.sweep()
+    assert workplace.queue.depth() == 2  # in five seconds
+    hands.sweeper.sweep()
+    assert workplace.queue.depth() == len(jobs)
