@@ -28,6 +28,7 @@ from tests.faults.chaos import PATIENT, Losses, random_kills
 from tests.faults.cluster import EMBEDDED, FAST, SERVERS, Cluster, open_mode
 from tests.faults.delivery import COPIES, duplicates
 from tests.faults.excuses import excuses
+from tests.faults.pages import read_while_others_write
 from tests.faults.workers import drains, identical_results, recoveries
 from tests.faults.writers import write_together
 from tests.helpers import write_small_backbone
@@ -39,6 +40,7 @@ BEGIN, END = "<!-- figures: written by make faults -->", "<!-- end of figures --
 
 RECOVERY_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
+PAGE_SECONDS = 0.1
 #: Intervals of the product as they are by default, and patience with jobs that are killed often.
 DEFAULTS = PATIENT
 
@@ -180,6 +182,22 @@ def sqlite_writers(lab: Lab) -> Measured:
     )
 
 
+def pages_of_a_long_list(lab: Lab) -> Measured:
+    seconds, wrong = [], 0
+    for mode in (EMBEDDED, SERVERS):
+        with lab.cluster(mode, **FAST) as cluster:
+            cluster.start_api()
+            pages = read_while_others_write(cluster, jobs=1000, readings=lab.runs(5))
+        seconds += pages.seconds
+        wrong += pages.repeated + pages.missing
+    return Measured(
+        f"{wrong} repeated or missing; median {sorted(seconds)[len(seconds) // 2] * 1000:.0f} ms",
+        len(seconds),
+        f"{max(seconds) * 1000:.0f} ms",
+        wrong == 0 and max(seconds) <= PAGE_SECONDS,
+    )
+
+
 def excused_tests(lab: Lab) -> Measured:
     found = excuses()
     return Measured(f"{len(found)}", 1, "; ".join(found) or "none", not found)
@@ -246,6 +264,12 @@ FIGURES = (
         emptied_broker,
     ),
     Figure("16 processes write to one SQLite file: errors", "0", sqlite_writers),
+    Figure(
+        "1,000 queued jobs and more read in pages of 100 while others are accepted, on SQLite and "
+        "PostgreSQL",
+        "0 wrong, no page > 100 ms",
+        pages_of_a_long_list,
+    ),
     Figure("fault tests that are skipped, expected to fail, or run again", "0", excused_tests),
 )
 
