@@ -13,6 +13,7 @@ import queue
 import sys
 import threading
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -60,9 +61,16 @@ class TextFormatter(logging.Formatter):
 class QueuedHandler(logging.Handler):
     """Hands lines to a thread that writes them; never blocks, and drops what does not fit."""
 
-    def __init__(self, write: Callable[[str], object], limit: int = MAX_QUEUED) -> None:
+    def __init__(
+        self,
+        write: Callable[[str], object],
+        limit: int = MAX_QUEUED,
+        at_end: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`at_end` is called once nothing will be written any more."""
         super().__init__()
         self._write = write
+        self._at_end = at_end
         self._limit = limit
         # A SimpleQueue, because a signal handler may log while its thread is about to do so.
         self._queue: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
@@ -104,6 +112,7 @@ class QueuedHandler(logging.Handler):
             self._report_dropped()
             if isinstance(item, threading.Event):
                 item.set()
+        self._at_end()
 
     def _report_dropped(self) -> None:
         """Tell how many were dropped, once there is room again."""
@@ -134,7 +143,7 @@ def dropped_records() -> int:
 
 def configure_logging(settings: Settings) -> None:
     """Send this process's log to stderr in the configured form."""
-    handler = QueuedHandler(_writer(sys.stderr))
+    handler = _handler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     handler.addFilter(_is_somebodys)
     root = logging.getLogger()
@@ -149,17 +158,22 @@ def configure_logging(settings: Settings) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _writer(stream: TextIO) -> Callable[[str], object]:
+def _handler(stream: TextIO) -> QueuedHandler:
     """Writes lines to the stream's file, past its buffer.
 
     The interpreter takes the buffer's lock when it ends, and would wait for, or abort because of, a
     thread that is stuck in it.
     """
     try:
-        file = stream.fileno()
+        # A descriptor of our own: the number of one that others close may soon stand for another
+        # file, a database perhaps.
+        file = os.dup(stream.fileno())
     except (AttributeError, OSError):  # replaced by an object that is no file
-        return lambda line: stream.write(f"{line}\n")
-    return lambda line: _write_all(file, f"{line}\n".encode(errors="backslashreplace"))
+        return QueuedHandler(lambda line: stream.write(f"{line}\n"))
+    return QueuedHandler(
+        lambda line: _write_all(file, f"{line}\n".encode(errors="backslashreplace")),
+        at_end=partial(os.close, file),
+    )
 
 
 def _write_all(file: int, data: bytes) -> None:

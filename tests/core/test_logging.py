@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +136,41 @@ def test_a_log_that_is_read_late_tells_what_is_missing() -> None:
     told = [int(number) for number in re.findall(r"(\d+) log records were dropped", log)]
     assert sum(told) == dropped
     assert len(re.findall(r"chatty: line \d+$", log, re.MULTILINE)) == LINES - dropped
+
+
+def test_lines_never_go_to_a_file_that_took_a_closed_descriptors_number(tmp_path: Path) -> None:
+    """That file could be the database."""
+    code = f"""
+import logging, os, sys
+from sharpzo_core.logging import configure_logging
+from sharpzo_core.settings import Settings
+sys.stderr = open({str(tmp_path / "log")!r}, "w")
+configure_logging(Settings.load())
+number = sys.stderr.fileno()
+sys.stderr.close()
+other = os.open({str(tmp_path / "other")!r}, os.O_RDWR | os.O_CREAT)
+assert other == number
+logging.getLogger("test").warning("hello")
+logging.getLogger().handlers[0].flush()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert (tmp_path / "other").read_bytes() == b""
+    assert "hello" in (tmp_path / "log").read_text()
+
+
+def test_a_replaced_handler_gives_its_descriptor_back() -> None:
+    code = """
+import logging, os, time
+from sharpzo_core.logging import configure_logging
+from sharpzo_core.settings import Settings
+for _ in range(20):
+    configure_logging(Settings.load())
+deadline = time.monotonic() + 10
+while len(os.listdir("/proc/self/fd")) > 12 and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(len(os.listdir("/proc/self/fd")))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert int(ran.stdout) <= 12

@@ -16,6 +16,8 @@ from starlette.testclient import TestClient
 
 from service.services import Services
 from sharpzo_core.datasets import DatasetRecord, image_key, manifest_key
+from sharpzo_core.db import writing
+from sharpzo_core.errors import StorageBusy
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.settings import Settings
 from tests.service.conftest import (
@@ -103,7 +105,7 @@ def test_a_process_that_was_overtaken_spoils_nothing(
 ) -> None:
     dataset_id = upload_to(other)
     wait_for_renewals(services, dataset_id, 1)
-    os.kill(other.process.pid, signal.SIGSTOP)
+    stop_between_transactions(other, services)
     ready = settle(client, dataset_id)
     assert ready["status"] == "ready"
     gate.touch()
@@ -111,6 +113,21 @@ def test_a_process_that_was_overtaken_spoils_nothing(
     eventually(lambda: any(f"{dataset_id}: " in line for line in other.log))
     assert client.get(f"/v1/datasets/{dataset_id}").json() == ready
     assert_complete(services, dataset_id)
+
+
+def stop_between_transactions(server: ServerProcess, services: Services) -> None:
+    """In the middle of one it would hold the database's lock, which nobody can take from it."""
+
+    def stopped() -> bool:
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            with writing(services.database):
+                return True
+        except StorageBusy:
+            server.process.send_signal(signal.SIGCONT)
+            return False
+
+    eventually(stopped)
 
 
 def assert_complete(services: Services, dataset_id: str) -> None:
