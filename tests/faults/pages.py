@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 
 import httpx
 
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import START_SECONDS, Cluster
+from tests.helpers import eventually
 
 LIMIT = 100  # jobs on a page
 WARM_UP = 3  # pages
@@ -29,11 +31,13 @@ class Pages:
 def read_while_others_write(cluster: Cluster, jobs: int, readings: int) -> Pages:
     """Queue so many jobs, and read them while more are accepted all the time."""
     pages = Pages()
+    # A service that loads its backbone is not ready, and slow to answer.
+    eventually(lambda: "loading" not in cluster.ready(), START_SECONDS, "the backbone")
     before = {_accept(cluster) for _ in range(jobs)}
     with httpx.Client(base_url=cluster.url, transport=httpx.HTTPTransport()) as http:
         for _ in range(WARM_UP):
             _page(http, None, Pages())
-        with _others_writing(cluster):
+        with _others_writing(cluster), _no_pauses_of_our_own():
             for _ in range(readings):
                 found = list(_read(http, pages))
                 pages.repeated += len(found) - len(set(found))
@@ -66,6 +70,17 @@ def _page(http: httpx.Client, after: str | None, pages: Pages) -> dict[str, Any]
     assert response.status_code == 200, response.text
     page: dict[str, Any] = response.json()
     return page
+
+
+@contextmanager
+def _no_pauses_of_our_own() -> Iterator[None]:
+    """This process has torch loaded: a search for cycles takes longer than a page."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager
