@@ -2,7 +2,7 @@
 
 `make faults`, or `python -m tests.faults`. Needs `redis-server` on the PATH and a PostgreSQL in
 which databases may be made (SHARPZO_TEST_POSTGRES_URL; default: user postgres on this machine).
-Takes at most 40 minutes on 2 cores. `--only NAME` measures one figure, `--scale 0.1` a tenth of the
+Takes half an hour on 2 cores. `--only NAME` measures one figure, `--scale 0.1` a tenth of the
 runs. Every result is kept in `build/faults.json` as soon as there is one; a whole run writes the
 table of the document. Ends with 1 if a figure is missed.
 """
