@@ -30,7 +30,7 @@ serve: $(STAMP) ## run the service with its embedded defaults
 test: $(STAMP) ## run the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-faults: $(STAMP) ## kill, starve and damage real processes; needs redis-server and PostgreSQL (40 minutes)
+faults: $(STAMP) ## kill, starve and damage real processes; needs redis-server and PostgreSQL (half an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults
 
 check: $(STAMP) ## format check, lint, types, import contracts
