@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sharpzo_core.errors import NotFound
+from sharpzo_engine.checkpoint import CURRENT, PREVIOUS
 
 if TYPE_CHECKING:
     from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.jobs import Job
 
-#: Names that the engine gives: the newest checkpoint, and the one before.
-FILES = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
+#: Names that the engine gives.
+FILES = (CURRENT, PREVIOUS)
 
 
 def checkpoint_prefix(job_id: str, folder: str | None = None) -> str:

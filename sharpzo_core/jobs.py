@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -182,10 +182,6 @@ class Job:
     rings: int = 0  #: Times its message was sent again
     rung_at: datetime | None = None
     last_event: int = 0  #: `seq` of its newest event
-
-    def evolve(self, **changes: Any) -> Job:  # noqa: ANN401 - any field
-        """A copy with some fields changed."""
-        return replace(self, **changes)
 
 
 @dataclass(frozen=True)

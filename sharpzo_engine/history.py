@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +23,6 @@ class StepRecord:
     sharpness: float | None  #: stage 1: rho * ||g||
     forward_passes: int  #: evaluations so far, those on validation images included
     seconds: float  #: of tuning so far, over all attempts
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as plain values."""
-        return asdict(self)
 
 
 _COLUMNS = ("loss", "val_loss", "val_accuracy", "sigma", "sharpness", "forward_passes", "seconds")

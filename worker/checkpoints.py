@@ -12,6 +12,7 @@ from sharpzo_core.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.errors import NotFound, StorageFull, StorageUnavailable
 from sharpzo_core.job_rows import NewEvent
 from sharpzo_core.jobs import CheckpointRef, EventType
+from sharpzo_engine.checkpoint import CURRENT
 from sharpzo_engine.files import write_atomically
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sharpzo_engine.checkpoint import CheckpointEvent
 
 MAX_FAILURES = 10  # checkpoints in a row that may fail before the job does
-NEWEST = FILES[0]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class ClaimFolder:
             StorageFull, StorageUnavailable: the store did not take it.
         """
         if self._remote:
-            self._artifacts.put_file(f"{self._prefix}/{NEWEST}", self.path / NEWEST)
+            self._artifacts.put_file(f"{self._prefix}/{CURRENT}", self.path / CURRENT)
 
     def drop_former(self) -> None:
         """Remove what the job began this claim with; a newer one is known by now."""
