@@ -4,19 +4,23 @@ from collections.abc import Callable
 
 import pytest
 
+from sharpzo_core.db import writing
 from sharpzo_core.errors import CoreError, LeaseLost, NotFound, StateConflict
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import lease_of
+from sharpzo_core.job_rows import NewEvent, change
 from sharpzo_core.jobs import (
     REQUESTS,
     TERMINAL,
     TERMINAL_EVENTS,
     TRANSITIONS,
+    EventType,
     Job,
     JobStatus,
     Request,
 )
 from sharpzo_core.prompts import NewPrompt
+from sharpzo_core.tables import jobs
 from tests.core.conftest import Stores
 
 
@@ -149,6 +153,26 @@ def test_a_move_leads_where_the_table_says_or_changes_nothing(
     if now is not status:
         assert now in TRANSITIONS[status]
         assert len(stores.jobs.events(job.id)) == len(before) + EVENTS.get(move, 1)
+
+
+@pytest.mark.parametrize("target", JobStatus)
+@pytest.mark.parametrize("status", JobStatus)
+def test_a_status_is_written_where_the_table_allows_it_and_nowhere_else(
+    stores: Stores, status: JobStatus, target: JobStatus
+) -> None:
+    """Whoever writes, and whatever they believed the job to be."""
+    job = stores.jobs.get(AT[status](stores).id)
+    event = NewEvent(EventType.MESSAGE, "a move")
+    with writing(stores.engine) as connection:
+        moved = change(connection, jobs.c.id == job.id, event, stores.clock.now, status=target)
+    now = stores.jobs.get(job.id)
+    if target in TRANSITIONS[status]:
+        assert moved == now
+        assert now.status is target
+        assert stores.jobs.events(job.id)[-1].data == {"status": target}
+    else:
+        assert moved is None
+        assert now == job
 
 
 def test_every_legal_move_is_tried() -> None:
