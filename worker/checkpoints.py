@@ -78,9 +78,14 @@ class ClaimFolder:
 
     def drop_former(self) -> None:
         """Remove what the job began this claim with; a newer one is known by now."""
-        if self._job.checkpoint is not None:
-            folder = checkpoint_prefix(self._job.id, self._job.checkpoint.folder)
-            self._artifacts.delete_prefix(folder)
+        if self._job.checkpoint is None:
+            return
+        try:
+            self._artifacts.delete_prefix(
+                checkpoint_prefix(self._job.id, self._job.checkpoint.folder)
+            )
+        except (StorageFull, StorageUnavailable):  # it goes with the job
+            logger.warning("job %s: a former checkpoint was not removed", self._job.id)
 
 
 class CheckpointKeeper:

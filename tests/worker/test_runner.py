@@ -370,6 +370,26 @@ def test_a_resumed_job_goes_on_from_what_its_row_names(
     assert EventType.CHECKPOINT_CORRUPT in [e.type for e in place.jobs.events(job.id)]
 
 
+def test_a_former_checkpoint_that_cannot_be_removed_costs_nothing(
+    workplace: Workplace, deps: RunnerDeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def saves(on_step: OnStep, on_checkpoint: OnCheckpoint) -> None:
+        on_checkpoint(CheckpointEvent("saved", 1))
+
+    def fail(_: str) -> None:
+        raise StorageUnavailable
+
+    job = workplace.submit(ring=False)
+
+    def puts_down(on_step: OnStep, on_checkpoint: OnCheckpoint) -> None:
+        saves(on_step, on_checkpoint)
+        raise TuningInterrupted
+
+    assert run_job(job.id, replace(deps, tune=FakeTune(puts_down))) is JobStatus.QUEUED
+    monkeypatch.setattr(workplace.artifacts, "delete_prefix", fail)
+    assert run_job(job.id, replace(deps, tune=FakeTune(saves))) is JobStatus.SUCCEEDED
+
+
 def test_a_worker_that_lost_its_lease_leaves_without_a_word(
     workplace: Workplace, deps: RunnerDeps
 ) -> None:
