@@ -20,7 +20,7 @@ from sharpzo_core.errors import (
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.jobs import Job, JobStatus
 from sharpzo_core.schemas import JobCreate, is_safe_text
-from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, merge
+from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, differing, merge
 from sharpzo_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def _check_continues(origin: Job, dataset_id: str, backbone: str, config: Tuning
     """The checkpoint of `origin` can be continued in this way."""
     if origin.checkpoint is None:
         raise StateConflict("the job to begin with has no checkpoint yet")
-    before, now = origin.config, config.model_dump(mode="json")
-    changed = sorted(key for key in now if key not in EXTENDABLE and now[key] != before.get(key))
+    changed = differing(origin.config, config.model_dump(mode="json", exclude=set(EXTENDABLE)))
     changed += ["dataset_id"] * (dataset_id != origin.dataset_id)
     changed += ["backbone"] * (backbone != origin.backbone)
     if changed:

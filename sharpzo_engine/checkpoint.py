@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from sharpzo_engine.config import differing
 from sharpzo_engine.errors import BackboneMismatch, CheckpointError
 from sharpzo_engine.files import write_atomically
 from sharpzo_engine.sealed import SealBroken, seal, unseal
@@ -49,8 +50,8 @@ OnCheckpoint = Callable[[CheckpointEvent], None]
 class CheckpointFolder:
     """Where one run keeps its checkpoints."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
-        """`identity` says by parts what the run is; another run's files are refused."""
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """`identity`, which JSON holds, says by parts what the run is; others' are refused."""
         self._folder = folder
         self._identity = dict(identity)
 
@@ -89,15 +90,15 @@ class CheckpointFolder:
     def _read(self, path: Path) -> Snapshot:
         arrays, scalars = unseal(path.read_bytes(), KIND)
         identity = scalars.pop("identity")
-        self._check({part for part, value in self._identity.items() if identity[part] != value})
+        self._check(differing(identity, self._identity))
         return Snapshot(arrays, scalars)
 
-    def _check(self, differing: set[str]) -> None:
-        if differing == {BACKBONE}:
+    def _check(self, parts: list[str]) -> None:
+        if parts == [BACKBONE]:
             raise BackboneMismatch("the run began on a backbone with other weights")
-        if differing:
+        if parts:
             raise CheckpointError(
-                f"the checkpoint belongs to another run: {', '.join(sorted(differing))} differ "
+                f"the checkpoint belongs to another run: {', '.join(parts)} differ "
                 "(use a new checkpoint folder)"
             )
 

@@ -296,6 +296,22 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Dotted paths of the values that both have and that differ, in order.
+
+    What only one of them has was added by another version, where it stands for what was done
+    without it.
+    """
+    found: list[str] = []
+    for key in sorted(one.keys() & other.keys()):
+        a, b = one[key], other[key]
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += [f"{key}.{path}" for path in differing(a, b)]
+        elif a != b:
+            found.append(key)
+    return found
+
+
 def _without_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in values.items() if key not in ALIASES}
     for name, path in ALIASES.items():

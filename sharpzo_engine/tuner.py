@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.checkpoint import (
@@ -170,7 +170,7 @@ def _identity(
     backbone: Backbone,
     class_names: Sequence[str],
     *splits: Sequence[Example],
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """What a run is, by parts: its checkpoints may be continued wherever all of them are equal.
 
     Images count by their content and not by their features, whose last bits differ between
@@ -181,14 +181,9 @@ def _identity(
         images.update(len(split).to_bytes(8, "little"))
         for example in split:
             images.update(hash_file(example.path) + example.label.to_bytes(8, "little"))
-    lasting = config.model_dump(mode="json", exclude=set(EXTENDABLE))
     return {
-        "hyperparameters": _digest(lasting),
+        "hyperparameters": config.model_dump(mode="json", exclude=set(EXTENDABLE)),
         BACKBONE: backbone.fingerprint,
-        "classes": _digest(list(class_names)),
+        "classes": list(class_names),
         "images": images.hexdigest(),
     }
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -231,3 +231,16 @@ def test_what_becomes_of_checkpoints_is_told(
     assert loaded is not None
     assert loaded.scalars["step"] == 2
     assert [event.kind for event in told[2:]] == ["saved", "rejected"]
+
+
+def test_a_hyperparameter_that_only_one_version_knows_does_not_tell_runs_apart(
+    tmp_path: Path,
+) -> None:
+    """An upgrade that adds one must not cost the jobs that are under way."""
+    before = {**ME, "hyperparameters": {"seed": 1, "cma": {"sigma": 0.4}}}
+    after = {**ME, "hyperparameters": {"seed": 1, "cma": {"sigma": 0.4, "new": True}}}
+    CheckpointFolder(tmp_path, before).save(snapshot(1))
+    assert CheckpointFolder(tmp_path, after).load() is not None
+    other = {**ME, "hyperparameters": {"seed": 2, "cma": {"sigma": 0.5}}}
+    with pytest.raises(CheckpointError, match=r"hyperparameters.cma.sigma, hyperparameters.seed"):
+        CheckpointFolder(tmp_path, other).load()
