@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import ArtifactError
 from sharpzo_engine.files import write_atomically
 from sharpzo_engine.sealed import SealBroken, seal, unseal
@@ -78,6 +80,26 @@ class TunedPrompt:
         if self.stacked:
             return self.stacked.bias
         return np.zeros(len(self.class_names), dtype=np.float32)
+
+    @property
+    def temperature(self) -> float | None:
+        """Divides the logits where probabilities are to be calibrated; fitted on validation images.
+
+        None in a file that does not say.
+        """
+        head = self.metadata.get("head")
+        value = head.get("temperature") if isinstance(head, Mapping) else None
+        if isinstance(value, int | float) and math.isfinite(value) and value > 0:
+            return float(value)
+        return None
+
+    @property
+    def hand_written_context(self) -> str:
+        """The words that the search began with, such as `a photo of a`."""
+        config = self.metadata.get("config")
+        prompt = config.get("prompt") if isinstance(config, Mapping) else None
+        words = prompt.get("context") if isinstance(prompt, Mapping) else None
+        return words if isinstance(words, str) else PromptConfig().context
 
     @property
     def vectors_sha256(self) -> str:

@@ -71,10 +71,15 @@ class PromptClassifier:
         return torch.stack([self.backbone.preprocess(to_image(image)) for image in images])
 
     @torch.inference_mode()
-    def probabilities(self, embeddings: Tensor | NDArray[np.float32]) -> NDArray[np.float32]:
-        """Image embeddings [B, E] -> class probabilities [B, C], each row summing to 1."""
+    def probabilities(
+        self, embeddings: Tensor | NDArray[np.float32], temperature: float = 1.0
+    ) -> NDArray[np.float32]:
+        """Image embeddings [B, E] -> class probabilities [B, C], each row summing to 1.
+
+        The logits are divided by `temperature`; the prompt's own calibrates them.
+        """
         images = torch.as_tensor(embeddings, device=self._weights.device)
-        logits = torch.addmm(self._bias, images, self._weights.T)
+        logits = torch.addmm(self._bias, images, self._weights.T) / temperature
         result: NDArray[np.float32] = logits.softmax(-1).cpu().numpy()
         return result
 
@@ -94,6 +99,22 @@ def top_predictions(
     """The best `top_k` of one row [C], best first."""
     order = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
     return [Prediction(class_names[i], int(i), float(probabilities[i])) for i in order]
+
+
+def zero_shot_weights(
+    backbone: Backbone, context: str, class_names: Sequence[str]
+) -> NDArray[np.float32]:
+    """What the hand-written prompt "{context} {class}." multiplies image embeddings by [C, E].
+
+    Raises:
+        ConfigError: the context is unusable.
+        DatasetError: a class name is too long for the text tower.
+    """
+    tokens = backbone.tokenize(context, class_names)
+    words = backbone.token_embeddings(tokens.context)  # [M, W]
+    embeddings = backbone.text_encoder(tokens).encode(words[None])[0]
+    result: NDArray[np.float32] = (backbone.logit_scale * embeddings).cpu().numpy()
+    return result
 
 
 def to_image(source: ImageInput) -> Image.Image:
