@@ -8,11 +8,13 @@ CoreError
  ├── ReportMissing         404  the job has no report, or not yet
  ├── RequestTimeout        408  the body makes no progress
  ├── BackboneConflict      409  a prompt needs a backbone that is not served here
+ ├── NotCalibrated         409  a prompt has no temperature
  ├── TooManyFiles          413  more files than one request may carry
  ├── ArchiveError     413, 422  an archive that is damaged, unsafe or too large
- ├── Busy                  503  the classification queue is full
+ ├── Busy                  429  the classification queue is full
  ├── Unavailable           503  a prompt's artifact or its backbone cannot be loaded
- └── NotReady              503  something that serving needs is missing
+ ├── NotReady              503  something that serving needs is missing
+ └── DeadlineExceeded      504  the request's own deadline passed
 """
 
 from __future__ import annotations
@@ -68,6 +70,14 @@ class BackboneConflict(CoreError):
     title = "Backbone mismatch"
 
 
+class NotCalibrated(CoreError):
+    """The prompt has no temperature: ask for it without `calibrated`, or tune it again."""
+
+    status = 409
+    code = "not_calibrated"
+    title = "Not calibrated"
+
+
 class TooManyFiles(CoreError):
     """The request carries more files than allowed."""
 
@@ -97,10 +107,13 @@ class ArchiveError(CoreError):
 class Busy(CoreError):
     """Too many images are waiting to be classified (try again)."""
 
-    status = 503
+    status = 429
     code = "busy"
     title = "Busy"
-    retry_after = 1  # seconds
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__()
+        self.retry_after = retry_after  # seconds
 
 
 class Unavailable(CoreError):
@@ -124,3 +137,11 @@ class NotReady(CoreError):
     code = "not_ready"
     title = "Not ready"
     retry_after = 1  # seconds
+
+
+class DeadlineExceeded(CoreError):
+    """The answer was not there within the time that the request gives (send fewer images)."""
+
+    status = 504
+    code = "deadline_exceeded"
+    title = "Deadline exceeded"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 _BATCH_BYTES = 1 << 20  # handed to the parser (and to the disk) at a time, in a worker thread
+_INLINE_BYTES = 256 << 10  # parsed where they are: a thread would cost more
 
 
 class Sink(Protocol):
@@ -70,7 +71,10 @@ async def read_form(request: Request, rules: FormRules[S]) -> Form[S]:
             if len(batch) >= _BATCH_BYTES:
                 await run_in_threadpool(parser.write, bytes(batch))
                 batch.clear()
-        await run_in_threadpool(parser.write, bytes(batch))
+        if len(batch) <= _INLINE_BYTES:
+            parser.write(bytes(batch))
+        else:
+            await run_in_threadpool(parser.write, bytes(batch))
     except FormParserError:
         raise MalformedMultipart from None
     return reader.finish()

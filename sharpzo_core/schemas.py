@@ -347,6 +347,9 @@ class ClassifyResult(PublicModel):
     """What one image is, or why it could not be told."""
 
     predictions: list[PredictionPublic] | None = None
+    zero_shot: list[PredictionPublic] | None = None
+    """What the hand-written prompt says, if it was asked for."""
+
     error: ErrorPublic | None = None
 
 
@@ -354,8 +357,28 @@ class ClassifyAnswer(PublicModel):
     """The images' classes, in the order of the request."""
 
     prompt_id: str
+    name: str
     version: int
     results: list[ClassifyResult]
+
+
+class PromptAnswer(PublicModel):
+    """What one of several prompts says, or why it cannot be used."""
+
+    ref: str
+    """As the request gave it."""
+
+    prompt_id: str | None = None
+    name: str | None = None
+    version: int | None = None
+    results: list[ClassifyResult] | None = None
+    error: ErrorPublic | None = None
+
+
+class ClassifyAnswers(PublicModel):
+    """The answers of several prompts, in the order of the request."""
+
+    answers: list[PromptAnswer]
 
 
 def _checkpoint(checkpoint: CheckpointRef | None) -> CheckpointPublic | None:

@@ -89,6 +89,24 @@ class Settings(BaseSettings):
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     """Workers that may die on one job, without a new checkpoint in between, before it fails."""
 
+    inference_batch: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Most images in one pass through the image encoder; default: 16 on a processor, 64 else."""
+
+    inference_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 5.0
+    """How long an image waits for others that are being decoded, to share a pass with them."""
+
+    inference_queue: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    """Images that may be waiting or under way at a time; more are refused with 429."""
+
+    inference_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the image encoder where images are classified; tuning always takes float32."""
+
+    decode_threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Images that are decoded at a time; default: one per core, at most 8."""
+
+    prompt_cache_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    """Memory for prompts that are ready to classify, in MiB; the least recently used go first."""
+
     idempotency_hours: Annotated[float, Field(gt=0, le=24 * 366, allow_inf_nan=False)] = 24.0
     """How long a request that is sent again with its Idempotency-Key gets the first answer."""
 

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -25,6 +25,13 @@ from sharpzo_engine.tokens import PromptTokens, Tokenizer, tokenize_prompts
 
 LOCAL_DIR = "local-dir:"
 Preprocess = Callable[[Image.Image], Tensor]
+ImageDtype = Literal["float32", "bfloat16", "float16"]
+
+_IMAGE_DTYPES: dict[ImageDtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +63,7 @@ class Backbone:
         self.device = self.tower.token_embedding.device
         self.logit_scale = math.exp(float(model.logit_scale))
         self.fingerprint = _fingerprint(model, preprocess)
+        self._image_dtype = torch.float32
 
     @property
     def embed_dim(self) -> int:
@@ -84,7 +92,17 @@ class Backbone:
     @torch.inference_mode()
     def encode_images(self, batch: Tensor) -> Tensor:
         """Preprocessed images [B, 3, H, W] -> L2-normalised embeddings [B, E]."""
-        return functional.normalize(self.model.encode_image(batch.to(self.device)), dim=-1)
+        images = batch.to(self.device, self._image_dtype, non_blocking=True)
+        return functional.normalize(self.model.encode_image(images).float(), dim=-1)
+
+    def encode_images_in(self, dtype: ImageDtype) -> None:
+        """Turn the image tower, for good, to `float32`, `bfloat16` or `float16`.
+
+        Less memory, and faster where the processor has units for it; embeddings then differ from
+        those that prompts were tuned on by about 1 % (bfloat16) or 0.1 % (float16).
+        """
+        self._image_dtype = _IMAGE_DTYPES[dtype]
+        self.model.visual.to(self._image_dtype)
 
     def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
         """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""

@@ -21,7 +21,7 @@ from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.dataset import Example
 from sharpzo_engine.errors import DatasetError, ImageError
 from sharpzo_engine.images import decode_image
-from sharpzo_engine.parallel import map_chunks
+from sharpzo_engine.parallel import even_slices, map_chunks
 from sharpzo_engine.randomness import Purpose, generator
 from sharpzo_engine.views import View
 
@@ -76,6 +76,21 @@ def extract_features(
     elif on_progress:
         on_progress(len(examples), len(examples))
     return Features(images.to(backbone.device), labels)
+
+
+def encode_batch(pixels: Sequence[Tensor], backbone: Backbone) -> Tensor:
+    """Preprocessed images, each [3, H, W], -> L2-normalised embeddings [B, E] on the processor.
+
+    Cut into a part for each thread where the processor does the work.
+    """
+
+    def embed(part: slice) -> Tensor:
+        return backbone.encode_images(torch.stack(list(pixels[part]))).cpu()
+
+    if len(pixels) == 1:  # nothing to cut: torch's own way to use all threads is the better one
+        return embed(slice(1))
+    parts = even_slices(len(pixels), len(pixels), backbone.device)
+    return torch.cat(list(map_chunks(embed, parts, backbone.device)))
 
 
 def _views(count: int, seed: int | None) -> list[View | None]:

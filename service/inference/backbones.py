@@ -1,4 +1,4 @@
-"""The backbones that the API process serves; used on the model thread only."""
+"""The backbones that the API process serves; loaded on the model thread only."""
 
 from __future__ import annotations
 
@@ -27,12 +27,19 @@ class Backbones:
     def __init__(self, settings: Settings) -> None:
         self._specs = settings.backbone_specs
         self._device = settings.device
+        self._dtype = settings.inference_dtype
         self._loaded: dict[str, Backbone] = {}
 
     @property
     def loaded(self) -> list[str]:
         """Names of the backbones in memory."""
-        return sorted(self._loaded)
+        names = list(self._loaded)  # at once: the model thread may be adding one
+        return sorted(names)
+
+    def find(self, fingerprint: str | None) -> Backbone | None:
+        """The backbone with these weights if it is in memory; from any thread."""
+        found = (b for b in list(self._loaded.values()) if b.fingerprint == fingerprint)
+        return next(found, None)
 
     def load(self, spec: BackboneSpec) -> Backbone:
         """The backbone of a spec.
@@ -45,6 +52,7 @@ class Backbones:
 
             try:
                 backbone = load_backbone(spec.model, spec.pretrained, self._device, alias=spec.name)
+                backbone.encode_images_in(self._dtype)
             except BackboneError as error:
                 logger.warning(
                     "backbone %s: %s", spec.name, error, extra={"action": "backbone_failed"}
@@ -63,9 +71,8 @@ class Backbones:
             Unavailable: the one it names cannot be loaded.
         """
         fingerprint = described.get("fingerprint")
-        for backbone in self._loaded.values():
-            if backbone.fingerprint == fingerprint:
-                return backbone
+        if (loaded := self.find(fingerprint)) is not None:
+            return loaded
         for spec in self._candidates(described):
             backbone = self.load(spec)
             if backbone.fingerprint == fingerprint:

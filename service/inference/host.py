@@ -1,49 +1,46 @@
 """The inference host: images in, predictions out, the event loop never blocked.
 
-Decoding runs in a small pool, every model on one thread. `classify` is a straight line of awaits;
-batching across requests belongs between preparing images and encoding them.
+`classify` is the straight line: admit, make the prompts ready, embed each image once, multiply with
+each prompt's matrix.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
+from PIL import Image
 from pydantic import Field, FiniteFloat, TypeAdapter
 from pydantic import ValidationError as PydanticError
 from starlette.concurrency import run_in_threadpool
 
-from service.errors import BackboneConflict, Busy, Unavailable
+from service.errors import Busy, DeadlineExceeded
 from service.inference.backbones import Backbones
-from service.inference.cache import PromptCache, PromptKey
-from service.inference.threads import ModelThread
-from sharpzo_core.errors import NotFound, ValidationFailed
-from sharpzo_core.prompts import prompt_key
+from service.inference.encoder import ImageEncoder
+from service.inference.prompts import PromptLoader
+from service.inference.resident import PromptKey, ReadyPrompt, ResidentPrompts
+from sharpzo_core.errors import CoreError, ValidationFailed
 from sharpzo_core.schemas import PromptBackbone, is_safe_text
-from sharpzo_engine.errors import ArtifactError, BackboneError, BackboneMismatch, ImageError
+from sharpzo_engine.errors import ArtifactError, BackboneError, ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+    from concurrent.futures import Future
 
-    from torch import Tensor
-
+    from service.inference.encoder import Embedded, Embedding
     from service.metrics import Metrics
     from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.backbones import BackboneSpec
     from sharpzo_core.prompts import PromptRecord
     from sharpzo_core.settings import Settings
-    from sharpzo_engine import Backbone, Prediction, PromptClassifier
+    from sharpzo_engine import Prediction
 
-MAX_WAITING_IMAGES = 512  # admitted and not yet answered; beyond this requests are refused
-CACHED_PROMPTS = 256
-ENCODE_CHUNK = 32  # images in one pass through the encoder
-_DECODERS = min(4, os.cpu_count() or 1)
+INLINE_PRODUCTS = 2_000_000  # multiplications that the event loop does itself: a millisecond
 
 _DESCRIBED = TypeAdapter(PromptBackbone)
 _METRICS: TypeAdapter[dict[str, float | None]] = TypeAdapter(
@@ -51,8 +48,31 @@ _METRICS: TypeAdapter[dict[str, float | None]] = TypeAdapter(
 )
 
 
-#: Per image: its best classes, or why it could not be classified.
-Outcome = list["Prediction"] | ImageError
+@dataclass(frozen=True)
+class Question:
+    """What is asked about every image of a request."""
+
+    top_k: int = 5
+    calibrated: bool = False
+    zero_shot: bool = False
+    deadline: float | None = None  #: when nobody wants the answer any more, by `time.monotonic`
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the deadline."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one image is, best class first; the hand-written prompt's answer if it was asked for."""
+
+    tuned: list[Prediction]
+    zero_shot: list[Prediction] | None
+
+
+#: Per image: its classes, or why it could not be classified.
+Outcome = Scores | ImageError
 
 
 @dataclass(frozen=True)
@@ -65,33 +85,20 @@ class ImportedPrompt:
     sha256: str
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """A prompt with the backbone it needs."""
-
-    backbone: Backbone
-    classifier: PromptClassifier
-
-
 class InferenceHost:
     """Loads backbones and prompts when they are first asked for, and classifies with them."""
 
     def __init__(self, settings: Settings, artifacts: ArtifactStore, metrics: Metrics) -> None:
-        self._max_pixels = settings.max_image_pixels
         self._default = settings.backbone(None)
-        self._artifacts = artifacts
+        self._capacity = settings.inference_queue
         self._metrics = metrics
         self._backbones = Backbones(settings)
-        self._prompts: PromptCache[_Ready] = PromptCache(CACHED_PROMPTS)
-        self._models = ModelThread()
-        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        self._encoder = ImageEncoder(settings, metrics)
+        self._resident = ResidentPrompts(settings.prompt_cache_mb << 20)
+        self._prompts = PromptLoader(artifacts, self._backbones, self._encoder, self._resident)
         self._waiting = 0  # images; touched on the event loop only
-        self._warm_up: Future[Backbone] | None = None
-
-    @property
-    def alive(self) -> bool:
-        """Whether the model thread answers calls."""
-        return self._models.alive
+        self._warm_up: Future[None] | None = None
+        metrics.watch(self._resident, lambda: self._waiting)
 
     @property
     def loaded(self) -> list[str]:
@@ -99,46 +106,67 @@ class InferenceHost:
         return self._backbones.loaded
 
     @property
-    def warming_up(self) -> bool:
-        """Whether the libraries and the default backbone are still being loaded."""
-        return self._warm_up is not None and not self._warm_up.done()
+    def complaint(self) -> str | None:
+        """Why nothing can be classified, or None."""
+        if not self._encoder.alive:
+            return "its thread has ended"
+        if self._warm_up is None:
+            return None
+        if not self._warm_up.done():
+            return "is loading its backbone"
+        fault = self._warm_up.exception()
+        return None if fault is None else str(fault)
 
     def warm_up(self) -> None:
-        """Load the default backbone before anybody waits for it.
+        """Load the default backbone before anybody waits for it, and put an image through it.
 
         Importing torch stops every thread of the process now and then, for up to a second or two;
         so the service is not ready before that is done.
         """
-        self._warm_up = self._models.submit(lambda: self._backbones.load(self._default))
+        self._warm_up = self._encoder.submit(self._load_default)
 
     def close(self) -> None:
-        """Stop both kinds of threads."""
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-        self._models.close()
+        """Stop every thread."""
+        self._encoder.close()
 
     def forget(self, prompt_id: str) -> None:
-        """Drop a deleted prompt from the cache."""
-        self._prompts.discard(prompt_id)
+        """Drop a deleted prompt from memory."""
+        self._resident.discard(prompt_id)
+
+    def used_at(self, prompt: PromptRecord) -> float | None:
+        """When a prompt that is in memory was last asked for, in seconds since the epoch."""
+        return self._resident.used_at(PromptKey.of(prompt))
+
+    async def keep(self, pinned: Sequence[PromptRecord]) -> None:
+        """Load these prompts now, and let none of them go; one that cannot be loaded is logged."""
+        await self._prompts.keep(pinned)
 
     async def classify(
-        self, prompt: PromptRecord, images: Sequence[bytes], top_k: int
-    ) -> list[Outcome]:
-        """Classify images with one prompt; an image that cannot be decoded has its own error.
+        self, prompts: Sequence[PromptRecord], images: Sequence[bytes], question: Question
+    ) -> list[list[Outcome] | CoreError]:
+        """Classify every image with every prompt; each image is encoded once per backbone.
+
+        Answers come in the order of `prompts`. In place of one stands why the prompt cannot be
+        used (BackboneConflict, NotCalibrated, Unavailable), in place of an image's classes why it
+        cannot be decoded.
 
         Raises:
             Busy: too many images are waiting.
-            BackboneConflict: the prompt's backbone is not served here.
-            Unavailable: its file is damaged or missing, or its backbone cannot be loaded.
+            DeadlineExceeded: `question.deadline` has passed.
         """
-        if self._waiting + len(images) > MAX_WAITING_IMAGES:
-            raise Busy
+        if self._waiting + len(images) > self._capacity:
+            self._metrics.count_refused(len(images))
+            raise Busy(self._encoder.seconds_for(self._waiting))
         self._waiting += len(images)
+        started = time.perf_counter()
         try:
-            ready = await self._ready(prompt)
-            prepared = await self._prepare_all(ready.backbone, images)
-            return await self._models.run(partial(self._score, ready, prepared, top_k))
+            async with asyncio.timeout(question.seconds_left):
+                return await self._classify(prompts, images, question)
+        except TimeoutError:
+            raise DeadlineExceeded from None
         finally:
             self._waiting -= len(images)
+            self._metrics.observe_inference(time.perf_counter() - started)
 
     async def inspect(self, data: bytes) -> ImportedPrompt:
         """Read an artifact that somebody brings.
@@ -146,7 +174,7 @@ class InferenceHost:
         Raises:
             ArtifactError: it is damaged or no artifact.
         """
-        return await self._models.run(partial(_inspect, data))
+        return await run_in_threadpool(_inspect, data)
 
     async def check_offered(self, spec: BackboneSpec) -> None:
         """Check a backbone that a request names and the operator did not list by name.
@@ -154,86 +182,69 @@ class InferenceHost:
         Raises:
             ValidationFailed: open_clip has no such weights.
         """
-        await self._models.run(partial(_check_known, spec))
+        await self._encoder.run(partial(_check_known, spec))
 
-    async def _ready(self, prompt: PromptRecord) -> _Ready:
-        key = PromptKey(prompt.id, prompt.sha256, prompt.backbone.get("fingerprint"))
-        ready = self._prompts.get(key)
-        if ready is None:
-            data = await run_in_threadpool(self._fetch, prompt)
-            ready = await self._models.run(partial(self._load, prompt, data))
-            self._prompts.put(key, ready)
-        return ready
-
-    def _fetch(self, prompt: PromptRecord) -> bytes:
-        """The prompt's file, checked against the hash it was published with."""
-        try:
-            data = self._artifacts.get_bytes(prompt_key(prompt.id))
-        except NotFound:
-            raise _corrupt(prompt, "is missing") from None
-        if hashlib.sha256(data).hexdigest() != prompt.sha256:
-            raise _corrupt(prompt, "is damaged")
-        return data
-
-    def _load(self, prompt: PromptRecord, data: bytes) -> _Ready:
-        from sharpzo_engine import PromptClassifier, TunedPrompt
-
-        backbone = self._backbones.for_prompt(prompt.backbone)
-        try:
-            tuned = TunedPrompt.load(data)
-            if tuned.weights.shape[1] != backbone.embed_dim:
-                raise _corrupt(prompt, "does not fit its backbone")
-            return _Ready(backbone, PromptClassifier(tuned, backbone))
-        except BackboneMismatch as error:
-            raise BackboneConflict(str(error)) from error
-        except ArtifactError as error:
-            raise _corrupt(prompt, "is damaged") from error
-
-    async def _prepare_all(
-        self, backbone: Backbone, images: Sequence[bytes]
-    ) -> list[Tensor | ImageError]:
-        loop = asyncio.get_running_loop()
-        prepare: Callable[[bytes], Tensor | ImageError] = partial(
-            _prepare, backbone, self._max_pixels
-        )
-        return await asyncio.gather(
-            *(loop.run_in_executor(self._decoders, prepare, image) for image in images)
-        )
-
-    def _score(
-        self, ready: _Ready, prepared: Sequence[Tensor | ImageError], top_k: int
-    ) -> list[Outcome]:
-        """Encode what could be decoded, and put the errors back in their places."""
-        tensors = [item for item in prepared if not isinstance(item, ImageError)]
-        scored = iter(self._predict(ready, tensors, top_k))
-        outcomes = [item if isinstance(item, ImageError) else next(scored) for item in prepared]
-        self._metrics.count_images(len(tensors), len(prepared) - len(tensors))
-        return outcomes
-
-    def _predict(self, ready: _Ready, tensors: list[Tensor], top_k: int) -> list[list[Prediction]]:
+    def _load_default(self) -> None:
         import torch
 
-        from sharpzo_engine.classifier import top_predictions
+        backbone = self._backbones.load(self._default)
+        image = Image.new("RGB", (backbone.image_size, backbone.image_size))
+        backbone.encode_images(torch.stack([backbone.preprocess(image)]))
 
-        predictions: list[list[Prediction]] = []
-        for start in range(0, len(tensors), ENCODE_CHUNK):
-            batch = torch.stack(tensors[start : start + ENCODE_CHUNK])
-            started = time.perf_counter()
-            embeddings = ready.backbone.encode_images(batch).cpu().numpy()
-            self._metrics.observe_encode(time.perf_counter() - started)
-            rows = ready.classifier.probabilities(embeddings)
-            names = ready.classifier.prompt.class_names
-            predictions += [top_predictions(row, names, top_k) for row in rows]
-        return predictions
+    async def _classify(
+        self, prompts: Sequence[PromptRecord], images: Sequence[bytes], question: Question
+    ) -> list[list[Outcome] | CoreError]:
+        usable = [await self._usable(prompt, question) for prompt in prompts]
+        backbones = dict.fromkeys(p.backbone for p in usable if isinstance(p, ReadyPrompt))
+        embedded = {
+            backbone: await self._encoder.embed(backbone, images, question.deadline)
+            for backbone in backbones
+        }
+        return [
+            await self._score(prompt, embedded[prompt.backbone], question)
+            if isinstance(prompt, ReadyPrompt)
+            else prompt
+            for prompt in usable
+        ]
+
+    async def _usable(self, prompt: PromptRecord, question: Question) -> ReadyPrompt | CoreError:
+        """The prompt with all that answering takes, or why there is none."""
+        try:
+            ready = await self._prompts.ready(prompt)
+            ready.temperature(question.calibrated)
+            if question.zero_shot and not ready.knows_zero_shot:
+                await self._encoder.run(lambda: ready.zero_shot)
+        except CoreError as error:
+            return error
+        return ready
+
+    async def _score(
+        self, ready: ReadyPrompt, embedded: Sequence[Embedded], question: Question
+    ) -> list[Outcome]:
+        """Multiply, and put the errors back in their places."""
+        good = [item for item in embedded if not isinstance(item, ImageError)]
+        self._metrics.count_images(ready.label, len(good), len(embedded) - len(good))
+        work = partial(_scores, ready, good, question)
+        small = len(good) * ready.tuned.weights.size <= INLINE_PRODUCTS
+        scored = iter(work() if small else await run_in_threadpool(work))
+        return [item if isinstance(item, ImageError) else next(scored) for item in embedded]
 
 
-def _prepare(backbone: Backbone, max_pixels: int, data: bytes) -> Tensor | ImageError:
-    from sharpzo_engine.images import decode_image
+def _scores(
+    ready: ReadyPrompt, embeddings: Sequence[Embedding], question: Question
+) -> list[Scores]:
+    """Score embeddings [E] with the prompt and, if asked, with the hand-written one."""
+    from sharpzo_engine.classifier import top_predictions
 
-    try:
-        return backbone.preprocess(decode_image(data, max_pixels))
-    except ImageError as error:
-        return error
+    if not embeddings:
+        return []
+    rows = np.stack(embeddings)
+    tuned = ready.tuned.probabilities(rows, ready.temperature(question.calibrated))
+    best = partial(top_predictions, class_names=ready.class_names, top_k=question.top_k)
+    if not question.zero_shot:
+        return [Scores(best(row), None) for row in tuned]
+    plain = ready.zero_shot.probabilities(rows)
+    return [Scores(best(row), best(other)) for row, other in zip(tuned, plain, strict=True)]
 
 
 def _inspect(data: bytes) -> ImportedPrompt:
@@ -262,8 +273,3 @@ def _check_known(spec: BackboneSpec) -> None:
         check_weights(spec.model.replace("/", "-"), spec.pretrained)
     except BackboneError as error:
         raise ValidationFailed([("/backbone", "open_clip has no such model and tag")]) from error
-
-
-def _corrupt(prompt: PromptRecord, what: str) -> Unavailable:
-    detail = f"the artifact of {prompt.name}:{prompt.version} ({prompt.id}) {what}"
-    return Unavailable("artifact_corrupt", detail)

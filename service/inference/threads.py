@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from service.inference.queue import Batch, ModelQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
+L = TypeVar("L", bound="Hashable")
 T = TypeVar("T")
+R = TypeVar("R")
+V = TypeVar("V")
 
 _JOIN_SECONDS = 10
 
 
-class ModelThread:
-    """Runs calls one after the other, in order.
+class ModelThread(Generic[L, T, R]):
+    """Runs calls and batches one after the other.
 
     One thread, because one pass through a model already uses every core, and because what it owns
     (loaded backbones) then needs no lock.
     """
 
-    def __init__(self, name: str = "models") -> None:
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
-            queue.SimpleQueue()
-        )
+    def __init__(
+        self, queue: ModelQueue[L, T, R], run_batch: Callable[[Batch[L, T, R]], object], name: str
+    ) -> None:
+        self._queue = queue
+        self._run_batch = run_batch
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -35,29 +40,33 @@ class ModelThread:
         """Whether calls are being answered."""
         return self._thread.is_alive()
 
-    def submit(self, call: Callable[[], T]) -> Future[T]:
+    def submit(self, call: Callable[[], V]) -> Future[V]:
         """Queue a call; its result or exception arrives in the future."""
-        future: Future[T] = Future()
-        self._calls.put((future, call))
+        future: Future[V] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # the waiting caller gets it, whatever it is
+                    future.set_exception(error)
+
+        self._queue.call(run)
         return future
 
-    async def run(self, call: Callable[[], T]) -> T:
+    async def run(self, call: Callable[[], V]) -> V:
         """Await a call; if the caller leaves before it begins, it never runs."""
         return await asyncio.wrap_future(self.submit(call))
 
     def close(self) -> None:
-        """Finish the current call and stop."""
-        self._calls.put(None)
+        """Finish the current call or batch and stop."""
+        self._queue.close()
         self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
-        while (item := self._calls.get()) is not None:
-            future, call = item
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(call())
-            except BaseException as error:  # the waiting caller gets it, whatever it is
-                future.set_exception(error)
-            # Otherwise the last call and its tensors live until the next one comes.
-            del item, future, call
+        while (work := self._queue.take()) is not None:
+            if isinstance(work, Batch):
+                self._run_batch(work)
+            else:
+                work()
+            del work  # otherwise the last batch's tensors live until the next one comes

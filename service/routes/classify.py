@@ -1,33 +1,50 @@
-"""Classification with tuned prompts."""
+"""Classification with tuned prompts: one, or several on the same images."""
 
+import asyncio
 import base64
 import binascii
 import io
-from typing import Annotated
+import time
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from service.deps import InferenceDep, PromptsDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import TooManyFiles
-from service.inference.host import Outcome
+from service.inference.host import Outcome, Question
 from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
-from sharpzo_core.errors import UnsupportedMedia
+from sharpzo_core.errors import CoreError, UnsupportedMedia
+from sharpzo_core.prompt_store import PromptStore
+from sharpzo_core.prompts import PromptRecord
 from sharpzo_core.schemas import (
     ClassifyAnswer,
+    ClassifyAnswers,
     ClassifyResult,
     ErrorPublic,
     PredictionPublic,
+    PromptAnswer,
 )
 from sharpzo_engine.errors import ImageError
+
+if TYPE_CHECKING:
+    from sharpzo_engine import Prediction  # brings torch
 
 MAX_IMAGES = 64  # in one request
 MAX_CLASSIFY_BYTES = 64 << 20
 MAX_TOP_K = 1000
+MAX_PROMPTS = 32
+MAX_REF = 200  # characters
+MAX_TIMEOUT_MS = 600_000
+
+T = TypeVar("T")
 
 router = APIRouter(
     prefix="/v1",
@@ -35,22 +52,60 @@ router = APIRouter(
     route_class=StrictRoute,
     max_body_size=MAX_JSON_BYTES,
     dependencies=[Depends(no_repeats)],
-    responses=problems(422, 500, 503),
+    responses=problems(422, 429, 500, 503, 504),
 )
 
 
-class ClassifyImages(BaseModel):
-    """Images as base64 text."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    images: Annotated[list[str], Field(min_length=1)]
+
+Images = Annotated[list[str], Field(min_length=1, description="Images as base64 text.")]
+Ref = Annotated[str, Field(min_length=1, max_length=MAX_REF)]
+Refs = Annotated[list[Ref], Field(min_length=1, max_length=MAX_PROMPTS)]
+
+
+class ClassifyImages(_Strict):
+    """Images."""
+
+    images: Images
+
+
+class ClassifyWithPrompts(_Strict):
+    """Images, and the prompts that each of them is to be classified with."""
+
+    prompts: Refs
+    images: Images
+
+
+class _PromptRefs(_Strict):
+    prompts: Refs
+
+
+def _question(
+    top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description="Classes per image.")] = 5,
+    calibrated: Annotated[
+        bool, Query(description="Divide the logits by the temperature fitted on validation images.")
+    ] = False,
+    zero_shot: Annotated[
+        bool, Query(description="Tell as well what the hand-written prompt answers.")
+    ] = False,
+    x_timeout_ms: Annotated[
+        float | None,
+        Header(gt=0, le=MAX_TIMEOUT_MS, description="Milliseconds after which 504 is answered."),
+    ] = None,
+) -> Question:
+    deadline = None if x_timeout_ms is None else time.monotonic() + x_timeout_ms / 1000
+    return Question(top_k, calibrated, zero_shot, deadline)
+
+
+QuestionDep = Annotated[Question, Depends(_question)]
 
 
 @router.post(
     "/prompts/{ref}/classify",
+    response_model=ClassifyAnswer,
     max_body_size=MAX_CLASSIFY_BYTES,
-    response_model_exclude_none=True,
     responses=problems(400, 404, 408, 409, 413, 415),
     openapi_extra=body(
         multipart=form("images", many=True), json=ClassifyImages.model_json_schema()
@@ -61,28 +116,122 @@ async def classify(
     request: Request,
     prompts: PromptsDep,
     inference: InferenceDep,
-    top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K)] = 5,
-) -> ClassifyAnswer:
+    question: QuestionDep,
+) -> Response:
     """Classify images; one that cannot be read has its own error in its place."""
     # The version is fixed here: a newer one that appears meanwhile does not mix in.
     prompt = await run_in_threadpool(prompts.get, ref)
     images = await _read_images(request)
-    outcomes = await inference.classify(prompt, images, top_k)
-    results = [_result(outcome) for outcome in outcomes]
-    return ClassifyAnswer(prompt_id=prompt.id, version=prompt.version, results=results)
+    (outcomes,) = await _while_connected(request, inference.classify([prompt], images, question))
+    if isinstance(outcomes, CoreError):
+        raise outcomes
+    return _json(
+        ClassifyAnswer(
+            prompt_id=prompt.id,
+            name=prompt.name,
+            version=prompt.version,
+            results=[_result(outcome) for outcome in outcomes],
+        )
+    )
+
+
+@router.post(
+    "/classify",
+    response_model=ClassifyAnswers,
+    max_body_size=MAX_CLASSIFY_BYTES,
+    responses=problems(400, 408, 413, 415),
+    openapi_extra=body(
+        multipart=form("images", many=True, prompts={"type": "string", "required": True}),
+        json=ClassifyWithPrompts.model_json_schema(),
+    ),
+)
+async def classify_with_prompts(
+    request: Request, prompts: PromptsDep, inference: InferenceDep, question: QuestionDep
+) -> Response:
+    """Classify images with several prompts; every image is encoded once, not once per prompt.
+
+    `prompts` is a list in JSON, and comma-separated in a form. A prompt that cannot be used has its
+    own error in its place.
+    """
+    refs, images = await _read_prompts_and_images(request)
+    found = await run_in_threadpool(_get_each, prompts, refs)
+    usable = list({p.id: p for p in found if isinstance(p, PromptRecord)}.values())
+    answered = await _while_connected(request, inference.classify(usable, images, question))
+    outcomes = {prompt.id: outcome for prompt, outcome in zip(usable, answered, strict=True)}
+    return _json(
+        ClassifyAnswers(
+            answers=[
+                _answer(ref, prompt, outcomes[prompt.id])
+                if isinstance(prompt, PromptRecord)
+                else PromptAnswer(ref=ref, error=_error(prompt))
+                for ref, prompt in zip(refs, found, strict=True)
+            ]
+        )
+    )
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, or stop when the client has left.
+
+    Raises:
+        ClientDisconnect: it has.
+    """
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        watching.cancel()
+        if not working.done():
+            working.cancel()
+            with suppress(asyncio.CancelledError):
+                await working
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _read_images(request: Request) -> list[bytes]:
-    """The images' bytes; text that is no base64 becomes empty bytes, which no decoder takes."""
     if media_type(request) == "application/json":
-        texts = parse(ClassifyImages, await read_json(request)).images
-        if len(texts) > MAX_IMAGES:
-            raise TooManyFiles(f"at most {MAX_IMAGES} images are allowed")
-        return await run_in_threadpool(lambda: [_from_base64(text) for text in texts])
-    if media_type(request) != "multipart/form-data":
-        raise UnsupportedMedia("send multipart/form-data with `images`, or JSON")
+        return await _decode(parse(ClassifyImages, await read_json(request)).images)
+    _require_form(request)
     received = await read_form(request, FormRules("images", io.BytesIO, max_files=MAX_IMAGES))
     return [file.getvalue() for file in received.files]
+
+
+async def _read_prompts_and_images(request: Request) -> tuple[list[str], list[bytes]]:
+    if media_type(request) == "application/json":
+        asked = parse(ClassifyWithPrompts, await read_json(request))
+        return asked.prompts, await _decode(asked.images)
+    _require_form(request)
+    rules = FormRules(
+        "images",
+        io.BytesIO,
+        max_files=MAX_IMAGES,
+        text_fields={"prompts": MAX_PROMPTS * (MAX_REF + 1)},
+    )
+    received = await read_form(request, rules)
+    texts = received.fields.get("prompts", "").split(",")
+    refs = [text.strip() for text in texts if text.strip()]
+    images = [file.getvalue() for file in received.files]
+    return parse(_PromptRefs, {"prompts": refs}).prompts, images
+
+
+def _require_form(request: Request) -> None:
+    if media_type(request) != "multipart/form-data":
+        raise UnsupportedMedia("send multipart/form-data with `images`, or JSON")
+
+
+async def _decode(texts: list[str]) -> list[bytes]:
+    """The images' bytes; text that is no base64 becomes empty bytes, which no decoder takes."""
+    if len(texts) > MAX_IMAGES:
+        raise TooManyFiles(f"at most {MAX_IMAGES} images are allowed")
+    return await run_in_threadpool(lambda: [_from_base64(text) for text in texts])
 
 
 def _from_base64(text: str) -> bytes:
@@ -92,8 +241,39 @@ def _from_base64(text: str) -> bytes:
         return b""
 
 
+def _get_each(prompts: PromptStore, refs: Sequence[str]) -> list[PromptRecord | CoreError]:
+    found: list[PromptRecord | CoreError] = []
+    for ref in refs:
+        try:
+            found.append(prompts.get(ref))
+        except CoreError as error:
+            found.append(error)
+    return found
+
+
+def _answer(ref: str, prompt: PromptRecord, outcomes: list[Outcome] | CoreError) -> PromptAnswer:
+    answer = PromptAnswer(ref=ref, prompt_id=prompt.id, name=prompt.name, version=prompt.version)
+    if isinstance(outcomes, CoreError):
+        return answer.model_copy(update={"error": _error(outcomes)})
+    return answer.model_copy(update={"results": [_result(outcome) for outcome in outcomes]})
+
+
 def _result(outcome: Outcome) -> ClassifyResult:
     if isinstance(outcome, ImageError):
         return ClassifyResult(error=ErrorPublic(code=outcome.code, message=str(outcome)))
-    predictions = [PredictionPublic(**vars(prediction)) for prediction in outcome]
-    return ClassifyResult(predictions=predictions)
+    return ClassifyResult(
+        predictions=_public(outcome.tuned),
+        zero_shot=None if outcome.zero_shot is None else _public(outcome.zero_shot),
+    )
+
+
+def _public(predictions: "Sequence[Prediction]") -> list[PredictionPublic]:
+    return [PredictionPublic(**vars(prediction)) for prediction in predictions]
+
+
+def _error(error: CoreError) -> ErrorPublic:
+    return ErrorPublic(code=error.code, message=error.detail)
+
+
+def _json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

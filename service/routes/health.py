@@ -28,6 +28,13 @@ class Health(BaseModel):
     status: str = "ok"
 
 
+class Readiness(Health):
+    """Everything that serving needs is there."""
+
+    backbones: list[str]
+    """What is loaded in this process."""
+
+
 @router.get("/livez")
 async def livez() -> Health:
     """Whether the process answers."""
@@ -35,7 +42,7 @@ async def livez() -> Health:
 
 
 @router.get("/readyz", responses=problems(503))
-async def readyz(services: ServicesDep) -> Health:
+async def readyz(services: ServicesDep) -> Readiness:
     """Whether everything that serving needs is there; 503 says what is not."""
     reasons = []
     for name, check in _CHECKS.items():
@@ -44,7 +51,7 @@ async def readyz(services: ServicesDep) -> Health:
             reasons.append(f"{name}: {reason}")
     if reasons:
         raise NotReady("; ".join(reasons))
-    return Health()
+    return Readiness(backbones=services.inference.loaded)
 
 
 def _reason(check: Callable[[Services], str | None], services: Services) -> str | None:
@@ -74,9 +81,7 @@ def _check_broker(services: Services) -> str | None:
 
 
 def _check_inference(services: Services) -> str | None:
-    if not services.inference.alive:
-        return "its thread has ended"
-    return "is loading its backbone" if services.inference.warming_up else None
+    return services.inference.complaint
 
 
 def _check_worker(services: Services) -> str | None:

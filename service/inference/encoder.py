@@ -1,0 +1,194 @@
+"""From the bytes of an image to its embedding: a pool that decodes, a thread that encodes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.inference.queue import Batch, BatchRules, Entry, ModelQueue
+from service.inference.threads import ModelThread
+from sharpzo_engine.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from service.metrics import Metrics
+    from sharpzo_core.settings import Settings
+    from sharpzo_engine import Backbone
+
+V = TypeVar("V")
+
+Embedding = NDArray[np.float32]  #: [E], L2-normalised
+Embedded = Embedding | ImageError  #: or why there is none
+
+_BATCH = {"cpu": 16}  # by type of device; on a processor, larger ones fall out of its caches
+_OTHER_BATCH = 64
+_MAX_DECODERS = 8
+_PACE_WEIGHT = 0.2  # of the newest batch in the average of seconds per image
+_MAX_RETRY_SECONDS = 30
+
+logger = logging.getLogger(__name__)
+
+
+class ImageEncoder:
+    """Embeds images of all requests together; owns every thread that touches pixels or models."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._max_pixels = settings.max_image_pixels
+        self._metrics = metrics
+        rules = BatchRules(partial(_batch_size, settings), settings.inference_delay_ms / 1e3)
+        self._queue: ModelQueue[Backbone, Tensor | None, Embedded] = ModelQueue(
+            rules, metrics.count_dropped
+        )
+        self._models = ModelThread(self._queue, self._encode, "models")
+        threads = settings.decode_threads or min(_MAX_DECODERS, os.cpu_count() or 1)
+        self._decoders = ThreadPoolExecutor(threads, "decode", _compute_on_one_thread)
+        self._pace = 0.0  # seconds of the model thread per image
+
+    @property
+    def alive(self) -> bool:
+        """Whether the model thread answers calls."""
+        return self._models.alive
+
+    def submit(self, call: Callable[[], V]) -> Future[V]:
+        """Have something done on the model thread."""
+        return self._models.submit(call)
+
+    async def run(self, call: Callable[[], V]) -> V:
+        """Await something that is done on the model thread."""
+        return await self._models.run(call)
+
+    def close(self) -> None:
+        """Stop both kinds of threads."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._models.close()
+
+    def seconds_for(self, images: int) -> int:
+        """A guess, in whole seconds, of how long so many images take."""
+        return max(1, min(_MAX_RETRY_SECONDS, math.ceil(images * self._pace)))
+
+    async def embed(
+        self, backbone: Backbone, images: Sequence[bytes], deadline: float | None
+    ) -> list[Embedded]:
+        """Each image's embedding, or why it cannot be decoded.
+
+        What nobody waits for at `deadline` (by `time.monotonic`), or because the caller was
+        cancelled, is skipped.
+        """
+        loop = asyncio.get_running_loop()
+        entries: list[_Entry] = [
+            Entry(backbone, None, loop.create_future(), deadline) for _ in images
+        ]
+        self._queue.expect(backbone, len(images))
+        for entry, image in zip(entries, images, strict=True):
+            self._decoders.submit(self._decode, entry, image)
+        try:
+            return [await entry.future for entry in entries]
+        finally:
+            for entry in entries:  # those that are left if the request ends before its time
+                if not entry.future.cancel() and not entry.future.cancelled():
+                    entry.future.exception()  # seen; one error of them is enough to tell
+
+    def _decode(self, entry: _Entry, image: bytes) -> None:
+        """From a file's bytes to an entry of the queue; on one of the decoding threads."""
+        if reason := entry.fault(time.monotonic()):
+            self._queue.forgo(entry.lane)
+            self._metrics.count_dropped(reason)
+            return
+        started = time.perf_counter()
+        try:
+            entry.item = _prepare(entry.lane, self._max_pixels, image)
+        except ImageError as error:
+            self._queue.forgo(entry.lane)
+            _settle([entry], [error])
+        except BaseException as error:  # the waiting request gets it, whatever it is
+            self._queue.forgo(entry.lane)
+            _settle_error([entry], error)
+        else:
+            self._metrics.observe_decode(time.perf_counter() - started)
+            self._queue.put(entry)
+
+    def _encode(self, batch: _Batch) -> None:
+        """Put a batch through the image encoder; on the model thread."""
+        from sharpzo_engine.features import encode_batch
+
+        started = time.monotonic()
+        pixels = [entry.item for entry in batch.entries if entry.item is not None]
+        try:
+            embeddings = encode_batch(pixels, batch.lane).numpy()
+        except Exception as error:
+            logger.exception("a batch of %d failed", len(pixels), extra={"action": "batch_failed"})
+            self._encode_apart(batch, error)
+            return
+        seconds = time.monotonic() - started
+        self._metrics.observe_batch(seconds, [started - entry.queued_at for entry in batch.entries])
+        self._pace += _PACE_WEIGHT * (seconds / len(pixels) - self._pace)
+        _settle(batch.entries, list(embeddings))
+
+    def _encode_apart(self, batch: _Batch, error: Exception) -> None:
+        """After an error, out of memory perhaps: halves may fit, and one image spoils no other."""
+        middle = len(batch.entries) // 2
+        if not middle:
+            _settle_error(batch.entries, error)
+            return
+        for half in (batch.entries[:middle], batch.entries[middle:]):
+            self._encode(Batch(batch.lane, half))
+
+
+if TYPE_CHECKING:
+    _Entry = Entry[Backbone, Tensor | None, Embedded]
+    _Batch = Batch[Backbone, Tensor | None, Embedded]
+
+
+def _batch_size(settings: Settings, backbone: Backbone) -> int:
+    return settings.inference_batch or _BATCH.get(backbone.device.type, _OTHER_BATCH)
+
+
+def _compute_on_one_thread() -> None:
+    """Torch would split the little work on one image among as many threads again."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _prepare(backbone: Backbone, max_pixels: int, data: bytes) -> Tensor:
+    from sharpzo_engine.images import decode_image
+
+    return backbone.preprocess(decode_image(data, max_pixels))
+
+
+def _settle(entries: Sequence[_Entry], results: Sequence[Embedded]) -> None:
+    """Hand results to the event loop, with one wake-up for all of them; from any thread."""
+
+    def settle() -> None:
+        for entry, result in zip(entries, results, strict=True):
+            if not entry.future.done():
+                entry.future.set_result(result)
+
+    _on_loop(entries, settle)
+
+
+def _settle_error(entries: Sequence[_Entry], error: BaseException) -> None:
+    def settle() -> None:
+        for entry in entries:
+            if not entry.future.done():
+                entry.future.set_exception(error)
+
+    _on_loop(entries, settle)
+
+
+def _on_loop(entries: Sequence[_Entry], call: Callable[[], object]) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and with it all who waited
+        entries[0].future.get_loop().call_soon_threadsafe(call)

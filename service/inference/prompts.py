@@ -1,0 +1,116 @@
+"""Prompts by need: from their files into memory, once, however many requests ask at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from starlette.concurrency import run_in_threadpool
+
+from service.errors import BackboneConflict, Unavailable
+from service.inference.resident import PromptKey, ReadyPrompt, ResidentPrompts
+from sharpzo_core.errors import CoreError, NotFound
+from sharpzo_core.prompts import prompt_key
+from sharpzo_engine.errors import ArtifactError, BackboneMismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.inference.backbones import Backbones
+    from service.inference.encoder import ImageEncoder
+    from sharpzo_core.artifact_store import ArtifactStore
+    from sharpzo_core.prompts import PromptRecord
+    from sharpzo_engine import Backbone
+
+logger = logging.getLogger(__name__)
+
+
+class PromptLoader:
+    """Gives ready prompts; used on the event loop."""
+
+    def __init__(
+        self,
+        artifacts: ArtifactStore,
+        backbones: Backbones,
+        encoder: ImageEncoder,
+        resident: ResidentPrompts,
+    ) -> None:
+        self._artifacts = artifacts
+        self._backbones = backbones
+        self._encoder = encoder
+        self._resident = resident
+        self._loading: dict[PromptKey, asyncio.Task[ReadyPrompt]] = {}
+
+    async def ready(self, prompt: PromptRecord) -> ReadyPrompt:
+        """The prompt, from memory or from its file.
+
+        Raises:
+            BackboneConflict: its backbone is not served here.
+            Unavailable: its file is damaged or missing, or its backbone cannot be loaded.
+        """
+        key = PromptKey.of(prompt)
+        ready = self._resident.get(key)
+        if ready is not None:
+            return ready
+        task = self._loading.get(key)
+        if task is None:
+            task = self._loading[key] = asyncio.create_task(self._load(key, prompt))
+            task.add_done_callback(partial(self._loaded, key))
+        return await asyncio.shield(task)
+
+    async def keep(self, pinned: Sequence[PromptRecord]) -> None:
+        """Load these prompts, and let none of them go; one that cannot be loaded is logged."""
+        self._resident.pin(frozenset(prompt.id for prompt in pinned))
+        for prompt in pinned:
+            try:
+                await self.ready(prompt)
+            except CoreError as error:
+                logger.warning("pinned prompt: %s", error, extra={"action": "pin_failed"})
+
+    async def _load(self, key: PromptKey, prompt: PromptRecord) -> ReadyPrompt:
+        data = await run_in_threadpool(self._fetch, prompt)
+        backbone = self._backbones.find(key.fingerprint)
+        if backbone is None:
+            find = partial(self._backbones.for_prompt, prompt.backbone)
+            backbone = await self._encoder.run(find)
+        ready = await run_in_threadpool(_make_ready, prompt, data, backbone)
+        self._resident.put(key, ready)
+        return ready
+
+    def _loaded(self, key: PromptKey, task: asyncio.Task[ReadyPrompt]) -> None:
+        del self._loading[key]
+        if not task.cancelled():
+            task.exception()  # all who asked may have left: nobody else looks at it then
+
+    def _fetch(self, prompt: PromptRecord) -> bytes:
+        """The prompt's file, checked against the hash it was published with."""
+        try:
+            data = self._artifacts.get_bytes(prompt_key(prompt.id))
+        except NotFound:
+            raise _corrupt(prompt, "is missing") from None
+        if hashlib.sha256(data).hexdigest() != prompt.sha256:
+            raise _corrupt(prompt, "is damaged")
+        return data
+
+
+def _make_ready(prompt: PromptRecord, data: bytes, backbone: Backbone) -> ReadyPrompt:
+    from sharpzo_engine import PromptClassifier, TunedPrompt
+
+    try:
+        tuned = TunedPrompt.load(data)
+        if tuned.weights.shape[1] != backbone.embed_dim:
+            raise _corrupt(prompt, "does not fit its backbone")
+        PromptClassifier(tuned, backbone)  # refuses a backbone that is not the prompt's
+    except BackboneMismatch as error:
+        raise BackboneConflict(str(error)) from error
+    except ArtifactError as error:
+        raise _corrupt(prompt, "is damaged") from error
+    return ReadyPrompt.of(prompt, tuned, backbone)
+
+
+def _corrupt(prompt: PromptRecord, what: str) -> Unavailable:
+    detail = f"the artifact of {prompt.name}:{prompt.version} ({prompt.id}) {what}"
+    return Unavailable("artifact_corrupt", detail)
