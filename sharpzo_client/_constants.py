@@ -17,3 +17,4 @@ PAGE_SIZE = 100  # items
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 MAX_BATCH_IMAGES = 64  # images in one classify request; the service takes no more
 MAX_BATCH_BYTES = 32 << 20  # after so many bytes of images a request is full
+DEFAULT_TOP_K = 5  # labels per image

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 from urllib.parse import quote
@@ -46,6 +46,8 @@ from sharpzo_client.models import (
     Model,
     Page,
     Prompt,
+    PromptAnswer,
+    PromptAnswers,
     StepRecord,
 )
 
@@ -316,23 +318,84 @@ def download_prompt(ref: str, path: str | os.PathLike[str]) -> Flow[Path]:
     return (yield from Blocking(lambda: write_verified(Path(path), content, prompt.sha256)))
 
 
-def classify(ref: str, images: Sequence[ImageInput], top_k: int) -> Flow[Classification]:
+@dataclass(frozen=True)
+class Question:
+    """What is asked about every image."""
+
+    top_k: int
+    calibrated: bool = False
+    zero_shot: bool = False
+    deadline: float | None = None  #: seconds that each request may take
+
+    @property
+    def params(self) -> dict[str, str | int]:
+        """As a query."""
+        wanted = {"calibrated": self.calibrated, "zero_shot": self.zero_shot}
+        return {"top_k": self.top_k, **{name: "true" for name, on in wanted.items() if on}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """As header fields."""
+        return {} if self.deadline is None else {"X-Timeout-Ms": f"{1000 * self.deadline:g}"}
+
+
+def classify(ref: str, images: Sequence[ImageInput], question: Question) -> Flow[Classification]:
     """Label images, in as many requests as they need, all of them with the same version.
 
     Raises:
         InputError: no images, or one that cannot be read.
     """
-    if not images:
-        raise InputError("there are no images to classify")
     answers: list[Classification] = []
-    numbered = list(enumerate(images))
-    while numbered:
-        parts = yield from Blocking(lambda: _fill_batch(numbered))
-        del numbered[: len(parts)]
-        answers.append((yield from _classify_batch(ref, parts, top_k)))
+    for load in _batches(images):
+        parts = yield from load
+        answers.append((yield from _classify_batch(ref, parts, question)))
         ref = answers[0].prompt_id  # a newer version that appears meanwhile does not mix in
     results = tuple(result for answer in answers for result in answer.results)
     return answers[0].model_copy(update={"results": results})
+
+
+def classify_with_prompts(
+    prompts: Sequence[str], images: Sequence[ImageInput], question: Question
+) -> Flow[tuple[PromptAnswer, ...]]:
+    """Label images with several prompts, each of which stays the same version throughout.
+
+    Raises:
+        InputError: no images, no prompts, or an image that cannot be read.
+    """
+    if not prompts:
+        raise InputError("there are no prompts to classify with")
+    answers: tuple[PromptAnswer, ...] = ()
+    for load in _batches(images):
+        parts = yield from load
+        refs = [answer.prompt_id or answer.ref for answer in answers] or prompts
+        found = (yield from _classify_batch_with_prompts(refs, parts, question)).answers
+        before = answers or tuple(answer.model_copy(update={"results": ()}) for answer in found)
+        answers = tuple(map(_joined, before, found))
+    return answers
+
+
+def _joined(before: PromptAnswer, more: PromptAnswer) -> PromptAnswer:
+    """The answer to all images so far; a prompt that failed once has no results at all."""
+    error = before.error or more.error
+    results = () if error else (*before.results, *more.results)
+    return before.model_copy(update={"results": results, "error": error})
+
+
+def _batches(images: Sequence[ImageInput]) -> Iterator[Blocking[tuple[Part, ...]]]:
+    """Images as parts of requests, each of them read from disk when it is asked for."""
+    if not images:
+        raise InputError("there are no images to classify")
+    numbered = list(enumerate(images))
+    while numbered:
+        parts: tuple[Part, ...] = ()
+
+        def load() -> tuple[Part, ...]:
+            nonlocal parts
+            parts = _fill_batch(numbered)
+            return parts
+
+        yield Blocking(load)
+        del numbered[: len(parts)]
 
 
 def _fill_batch(images: Sequence[tuple[int, ImageInput]]) -> tuple[Part, ...]:
@@ -348,14 +411,31 @@ def _fill_batch(images: Sequence[tuple[int, ImageInput]]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _classify_batch(ref: str, parts: tuple[Part, ...], top_k: int) -> Operation[Classification]:
+def _classify_batch(
+    ref: str, parts: tuple[Part, ...], question: Question
+) -> Operation[Classification]:
     """Nothing is kept, so this may be repeated."""
     return Operation(
         method="POST",
         path=_path("prompts", ref, "classify"),
-        params={"top_k": top_k},
+        params=question.params,
         parts=parts,
+        headers=question.headers,
         read=reads(Classification),
+    )
+
+
+def _classify_batch_with_prompts(
+    refs: Sequence[str], parts: tuple[Part, ...], question: Question
+) -> Operation[PromptAnswers]:
+    return Operation(
+        method="POST",
+        path=_path("classify"),
+        params=question.params,
+        fields={"prompts": ",".join(refs)},
+        parts=parts,
+        headers=question.headers,
+        read=reads(PromptAnswers),
     )
 
 

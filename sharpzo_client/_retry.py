@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PASSING = frozenset({408, 429})
 #: A full disk does not become empty within seconds, and uploads are large.
 LASTING = frozenset({507})
+#: The caller's own time is over; a gateway's 504 is another matter.
+DEADLINE_PASSED = "deadline_exceeded"
 
 _backoff = wait_exponential(multiplier=INITIAL_BACKOFF, max=MAX_BACKOFF)
 _jitter = wait_random(0, INITIAL_BACKOFF)
@@ -53,6 +55,8 @@ def may_retry(error: BaseException, rule: Retry) -> bool:
     if isinstance(error, APIConnectionError):
         return True
     if not isinstance(error, APIStatusError) or _asks_for_too_long(error):
+        return False
+    if error.code == DEADLINE_PASSED:
         return False
     if _still_running(error) or error.status in PASSING:
         return True

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
+from sharpzo_client import _operations as ops
 from sharpzo_client._constants import (
     CONNECT_TIMEOUT,
     DEFAULT_BASE_URL,
     DEFAULT_MAX_RETRIES,
     DEFAULT_TIMEOUT,
+    DEFAULT_TOP_K,
 )
 from sharpzo_client._transport import AsyncTransport, SyncTransport, translated
 from sharpzo_client.resources.datasets import AsyncDatasets, Datasets
@@ -26,8 +28,11 @@ from sharpzo_client.resources.service import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
+
+    from sharpzo_client._files import ImageInput
+    from sharpzo_client.models import PromptAnswer
 
 
 class Client:
@@ -57,12 +62,40 @@ class Client:
                 timeout=_timeouts(timeout),
                 transport=transport,
             )
+        self._base_url = base_url
         self._transport = SyncTransport(http, max_retries, sleep)
         self.datasets = Datasets(self._transport)
         self.jobs = Jobs(self._transport)
         self.prompts = Prompts(self._transport)
         self.backbones = Backbones(self._transport)
         self.health = HealthChecks(self._transport)
+
+    @property
+    def base_url(self) -> str:
+        """Address of the service."""
+        return self._base_url
+
+    def classify(
+        self,
+        images: Sequence[ImageInput],
+        prompts: Sequence[str],
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        calibrated: bool = False,
+        zero_shot: bool = False,
+        deadline: float | None = None,
+    ) -> tuple[PromptAnswer, ...]:
+        """Label images with several prompts at once; every image is encoded once for all of them.
+
+        The answers are in the order of `prompts`; one that cannot be used has an `error`. For the
+        other arguments see `client.prompts.classify`.
+
+        Raises:
+            InputError: a file cannot be read here.
+            DeadlineExceededError: the deadline has passed.
+        """
+        question = ops.Question(top_k, calibrated, zero_shot, deadline)
+        return self._transport.run(ops.classify_with_prompts(prompts, images, question))
 
     def close(self) -> None:
         """Close the connections."""
@@ -100,12 +133,32 @@ class AsyncClient:
                 timeout=_timeouts(timeout),
                 transport=transport,
             )
+        self._base_url = base_url
         self._transport = AsyncTransport(http, max_retries, sleep)
         self.datasets = AsyncDatasets(self._transport)
         self.jobs = AsyncJobs(self._transport)
         self.prompts = AsyncPrompts(self._transport)
         self.backbones = AsyncBackbones(self._transport)
         self.health = AsyncHealthChecks(self._transport)
+
+    @property
+    def base_url(self) -> str:
+        """Address of the service."""
+        return self._base_url
+
+    async def classify(
+        self,
+        images: Sequence[ImageInput],
+        prompts: Sequence[str],
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        calibrated: bool = False,
+        zero_shot: bool = False,
+        deadline: float | None = None,
+    ) -> tuple[PromptAnswer, ...]:
+        """Label images with several prompts at once; see `Client.classify`."""
+        question = ops.Question(top_k, calibrated, zero_shot, deadline)
+        return await self._transport.run(ops.classify_with_prompts(prompts, images, question))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -20,6 +20,7 @@ SharpzoError
  │    ├── RateLimitError             429
  │    └── ServerError                any 5xx
  │         ├── ServiceUnavailableError   503
+ │         ├── DeadlineExceededError     504
  │         └── InsufficientStorageError  507
  ├── InputError                      a local file, folder or image cannot be sent
  ├── DownloadError                   downloaded bytes are not the ones the service names
@@ -158,6 +159,10 @@ class ServiceUnavailableError(ServerError):
     """503: the service is not ready."""
 
 
+class DeadlineExceededError(ServerError):
+    """504: the answer was not there in the time that the request gave."""
+
+
 class InsufficientStorageError(ServerError):
     """507: the service's storage is full."""
 
@@ -176,6 +181,7 @@ STATUS_ERRORS: Mapping[int, type[APIStatusError]] = {
     422: UnprocessableEntityError,
     429: RateLimitError,
     503: ServiceUnavailableError,
+    504: DeadlineExceededError,
     507: InsufficientStorageError,
 }
 

@@ -200,6 +200,8 @@ class ImageResult(Model):
     """The answer for one image: its best labels, or why there are none."""
 
     predictions: tuple[Prediction, ...] = ()
+    zero_shot: tuple[Prediction, ...] = ()
+    """what the hand-written prompt says, if it was asked for"""
     error: ErrorInfo | None = None
 
     @property
@@ -212,8 +214,26 @@ class Classification(Model):
     """Answer to a classify request: one result per image, in the order sent."""
 
     prompt_id: str
+    name: str | None = None
     version: int | None = None
     results: tuple[ImageResult, ...]
+
+
+class PromptAnswer(Model):
+    """What one of several prompts says of the images, or why it cannot be used."""
+
+    ref: str
+    prompt_id: str | None = None
+    name: str | None = None
+    version: int | None = None
+    results: tuple[ImageResult, ...] = ()
+    error: ErrorInfo | None = None
+
+
+class PromptAnswers(Model):
+    """The answers of several prompts."""
+
+    answers: tuple[PromptAnswer, ...]
 
 
 class Backbone(Model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sharpzo_client import _operations as ops
-from sharpzo_client._constants import PAGE_SIZE
+from sharpzo_client._constants import DEFAULT_TOP_K, PAGE_SIZE
 from sharpzo_client.resources._base import AsyncResource, Resource
 
 if TYPE_CHECKING:
@@ -16,24 +16,41 @@ if TYPE_CHECKING:
     from sharpzo_client._files import ImageInput
     from sharpzo_client.models import Classification, Prompt
 
-DEFAULT_TOP_K = 5
-
 
 class Prompts(Resource):
     """Tuned prompts: classify, look, download, import."""
 
     def classify(
-        self, ref: str, images: Sequence[ImageInput], *, top_k: int = DEFAULT_TOP_K
+        self,
+        ref: str,
+        images: Sequence[ImageInput],
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        calibrated: bool = False,
+        zero_shot: bool = False,
+        deadline: float | None = None,
     ) -> Classification:
         """Label images (paths, bytes or Pillow images); one result each, in order.
 
         An image that cannot be read by the service has an `error` instead of predictions. Many
         images are sent in several requests, all answered by the same version of the prompt.
 
+        Args:
+            ref: which prompt.
+            images: what to label.
+            top_k: labels per image.
+            calibrated: probabilities at the temperature that was fitted on validation images.
+            zero_shot: tell as well what the hand-written prompt says.
+            deadline: seconds that each request may take, its time in the service's queue included.
+
         Raises:
             InputError: a file cannot be read here.
+            ConflictError: `calibrated`, and the prompt has no temperature; or the prompt's backbone
+                is not served.
+            DeadlineExceededError: the deadline has passed.
         """
-        return self._transport.run(ops.classify(ref, images, top_k))
+        question = ops.Question(top_k, calibrated, zero_shot, deadline)
+        return self._transport.run(ops.classify(ref, images, question))
 
     def download(self, ref: str, path: str | os.PathLike[str]) -> Path:
         """Fetch the prompt file to `path`, whole and intact or not at all.
@@ -64,10 +81,18 @@ class AsyncPrompts(AsyncResource):
     """Tuned prompts: classify, look, download, import. See `Prompts`."""
 
     async def classify(
-        self, ref: str, images: Sequence[ImageInput], *, top_k: int = DEFAULT_TOP_K
+        self,
+        ref: str,
+        images: Sequence[ImageInput],
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        calibrated: bool = False,
+        zero_shot: bool = False,
+        deadline: float | None = None,
     ) -> Classification:
         """Label images (paths, bytes or Pillow images); one result each, in order."""
-        return await self._transport.run(ops.classify(ref, images, top_k))
+        question = ops.Question(top_k, calibrated, zero_shot, deadline)
+        return await self._transport.run(ops.classify(ref, images, question))
 
     async def download(self, ref: str, path: str | os.PathLike[str]) -> Path:
         """Fetch the prompt file to `path`, whole and intact or not at all."""

@@ -131,6 +131,24 @@ def test_downloaded_prompt_answers_as_the_service_does(
         )
 
 
+def test_several_prompts_and_options_of_an_answer(client: Client, job: Job, photos: Path) -> None:
+    images = sorted(photos.glob("test/*/*.png"))
+    options = {"calibrated": True, "zero_shot": True, "deadline": 30.0, "top_k": 3}
+    alone = client.prompts.classify("colours", images, **options)  # type: ignore[arg-type]
+    for result in alone.results:
+        assert sum(p.score for p in result.predictions) == pytest.approx(1, abs=1e-5)
+        assert sum(p.score for p in result.zero_shot) == pytest.approx(1, abs=1e-5)
+    one, missing = client.classify(images, ["colours:1", "nobody"], **options)  # type: ignore[arg-type]
+    assert (one.prompt_id, one.version, one.error) == (job.prompt_id, 1, None)
+    for found, expected in zip(one.results, alone.results, strict=True):
+        assert [p.score for p in found.predictions] == pytest.approx(
+            [p.score for p in expected.predictions], abs=1e-5
+        )
+    assert missing.error is not None
+    assert missing.error.code == "not_found"
+    assert client.base_url.startswith("http://127.0.0.1:")
+
+
 def test_names_and_versions_lead_to_the_prompt(client: Client, job: Job) -> None:
     prompt = client.prompts.get("colours")
     assert (prompt.id, prompt.version, prompt.job_id) == (job.prompt_id, 1, job.id)

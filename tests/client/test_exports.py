@@ -19,7 +19,7 @@ def _classes(module: object) -> set[str]:
 
 
 def test_all_agrees_with_the_modules() -> None:
-    internal = {"Model"}
+    internal = {"Model", "PromptAnswers"}
     expected = _classes(errors) | _classes(models) - internal | {"Client", "AsyncClient"}
     assert set(sharpzo_client.__all__) == expected
     assert sharpzo_client.__all__ == sorted(sharpzo_client.__all__)
@@ -51,6 +51,11 @@ def test_both_clients_have_the_same_surface() -> None:
         for name in calls:
             here = inspect.signature(vars(one)[name]).parameters
             assert here == inspect.signature(vars(other)[name]).parameters, f"{group}.{name}"
+
+
+def test_both_clients_classify_with_the_same_arguments() -> None:
+    here, there = inspect.signature(Client.classify), inspect.signature(AsyncClient.classify)
+    assert here.parameters == there.parameters
 
 
 def test_importing_the_sdk_loads_nothing_heavy() -> None:

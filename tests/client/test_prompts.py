@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from sharpzo_client import DownloadError, InputError
+from sharpzo_client import DeadlineExceededError, DownloadError, InputError
 
 if TYPE_CHECKING:
     from io import BytesIO
@@ -168,3 +169,66 @@ def test_no_images_are_not_sent(harness: Any) -> None:
     with pytest.raises(InputError, match="no images"):
         harness.run(lambda: client.prompts.classify("clothes", []))
     assert registry.requests == []
+
+
+def test_what_is_asked_of_a_prompt_is_sent(harness: Any) -> None:
+    registry = Registry()
+    client = harness.client(registry)
+    harness.run(lambda: client.prompts.classify("clothes", [b"x"]))
+    plain = registry.requests[-1]
+    assert dict(plain.url.params) == {"top_k": "5"}
+    assert "x-timeout-ms" not in plain.headers
+    harness.run(
+        lambda: client.prompts.classify(
+            "clothes", [b"x"], top_k=2, calibrated=True, zero_shot=True, deadline=1.5
+        )
+    )
+    asked = registry.requests[-1]
+    assert dict(asked.url.params) == {"top_k": "2", "calibrated": "true", "zero_shot": "true"}
+    assert asked.headers["x-timeout-ms"] == "1500"
+
+
+@pytest.mark.parametrize(("code", "calls"), [("deadline_exceeded", 1), (None, 4)])
+def test_a_passed_deadline_is_not_tried_again_and_a_gateways_504_is(
+    harness: Any, code: str | None, calls: int
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        request.read()
+        seen.append(request.url.path)
+        return httpx.Response(504, json={"status": 504, "code": code} if code else {})
+
+    seen: list[str] = []
+    client = harness.client(answer)
+    with pytest.raises(DeadlineExceededError):
+        harness.run(lambda: client.prompts.classify("clothes", [b"x"], deadline=0.1))
+    assert len(seen) == calls
+
+
+def test_several_prompts_keep_their_versions_over_many_requests(harness: Any) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = request.read()
+        (refs,) = re.findall(rb'name="prompts"\r\n\r\n(.*?)\r\n', body)
+        count = body.count(b'name="images"')
+        sent.append((refs.decode(), count))
+        answers = []
+        for ref in refs.decode().split(","):
+            if ref == "gone":
+                answers.append({"ref": ref, "error": {"code": "not_found", "message": "no"}})
+                continue
+            name = "b" if ref in ("b:2", "prm_b") else "a"
+            results = [{"predictions": [{"label": name, "index": 0, "score": 1}]}] * count
+            answers.append(
+                {"ref": ref, "prompt_id": f"prm_{name}", "version": 2, "results": results}
+            )
+        return httpx.Response(200, json={"answers": answers})
+
+    sent: list[tuple[str, int]] = []
+    client = harness.client(answer)
+    images = [b"%d" % index for index in range(70)]
+    found = harness.run(lambda: client.classify(images, ["a", "gone", "b:2"]))
+    assert sent == [("a,gone,b:2", 64), ("prm_a,gone,prm_b", 6)]
+    assert [(one.ref, len(one.results)) for one in found] == [("a", 70), ("gone", 0), ("b:2", 70)]
+    assert [one.error.code if one.error else None for one in found] == [None, "not_found", None]
+    for nothing in (lambda: client.classify([], ["a"]), lambda: client.classify(images, [])):
+        with pytest.raises(InputError, match="there are no"):
+            harness.run(nothing)
