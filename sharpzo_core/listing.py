@@ -50,22 +50,37 @@ def newest_first(
     limit: int,
     after: str | None,
     read: Callable[[sa.Row[Any]], T],
+    *columns: sa.ColumnElement[Any],
+    where: sa.ColumnElement[bool] | None = None,
 ) -> Listing[T]:
     """Rows older than the one with id `after`; ids sort by creation time.
+
+    `read` gets the table's columns and those added to them.
 
     Raises:
         ValidationFailed: `after` is not a cursor of this list, or `limit` is out of range.
     """
     if after is not None and not is_id(prefix, after):
         raise ValidationFailed([("/after", "not a cursor of this list")])
-    if not 1 <= limit <= MAX_PAGE:
-        raise ValidationFailed([("/limit", f"must be from 1 to {MAX_PAGE}")])
-    query = sa.select(table).order_by(table.c.id.desc()).limit(limit + 1)
+    check_limit(limit)
+    query = sa.select(table, *columns).order_by(table.c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(table.c.id < after)
+    if where is not None:
+        query = query.where(where)
     rows = connection.execute(query).all()
     more = len(rows) > limit
     return Listing([read(row) for row in rows[:limit]], rows[limit - 1].id if more else None)
+
+
+def check_limit(limit: int) -> None:
+    """A page may have so many items.
+
+    Raises:
+        ValidationFailed: `limit` is out of range.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise ValidationFailed([("/limit", f"must be from 1 to {MAX_PAGE}")])
 
 
 def known_ids(connection: sa.Connection, table: sa.Table, ids: Collection[str]) -> set[str]:

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 from pydantic import ValidationError as PydanticError
@@ -24,6 +24,7 @@ from service.inference.backbones import Backbones
 from service.inference.cache import PromptCache, PromptKey
 from service.inference.threads import ModelThread
 from sharpzo_core.errors import NotFound, ValidationFailed
+from sharpzo_core.lineage import claimed_lineage
 from sharpzo_core.prompts import prompt_key
 from sharpzo_core.schemas import PromptBackbone, is_safe_text
 from sharpzo_engine.errors import ArtifactError, BackboneError, BackboneMismatch, ImageError
@@ -62,6 +63,7 @@ class ImportedPrompt:
     classes: tuple[str, ...]
     backbone: dict[str, str | None]
     metrics: dict[str, float | None]
+    lineage: dict[str, Any]
     sha256: str
 
 
@@ -251,6 +253,7 @@ def _inspect(data: bytes) -> ImportedPrompt:
         classes=prompt.class_names,
         backbone=described.model_dump(),
         metrics=metrics,
+        lineage=claimed_lineage(prompt.metadata),
         sha256=hashlib.sha256(data).hexdigest(),
     )
 
