@@ -4,7 +4,7 @@ import uuid
 from datetime import datetime
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -72,8 +72,12 @@ class Aliases(RuleBasedStateMachine):
         self.past.append((self.stores.clock.now, self.model.current))
         self.stores.clock.pass_seconds(1)
 
-    @rule(prompt=PROMPTS)
-    def set_alias(self, prompt: int) -> None:
+    @rule(prompts=st.lists(PROMPTS, min_size=1, max_size=4))
+    def set_alias(self, prompts: list[int]) -> None:
+        for prompt in prompts:
+            self.promote(prompt)
+
+    def promote(self, prompt: int) -> None:
         if prompt in self.gone:
             with pytest.raises(NotFound):
                 self.stores.aliases.set(self.alias, self.ids[prompt])
@@ -83,8 +87,12 @@ class Aliases(RuleBasedStateMachine):
         self.model.promote(prompt)
         self.remember()
 
-    @rule()
-    def roll_back(self) -> None:
+    @rule(times=st.integers(1, 3))
+    def roll_back(self, times: int) -> None:
+        for _ in range(times):
+            self.undo()
+
+    def undo(self) -> None:
         if self.model.current is None:
             with pytest.raises(NotFound):
                 self.stores.aliases.rollback(self.alias)
@@ -159,6 +167,7 @@ def test_no_order_of_moves_and_deletions_confuses_an_alias(stores: Stores) -> No
             max_examples=25,
             stateful_step_count=20,
             deadline=None,
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking takes minutes
             suppress_health_check=list(HealthCheck),
         ),
     )
