@@ -39,6 +39,8 @@ from sharpzo_client.errors import (
     WaitTimeoutError,
 )
 from sharpzo_client.models import (
+    Alias,
+    AliasChange,
     Backbone,
     Checkpoint,
     Classification,
@@ -48,6 +50,7 @@ from sharpzo_client.models import (
     ImageResult,
     Job,
     JobEvent,
+    Lineage,
     Metrics,
     Page,
     Prediction,
@@ -62,6 +65,8 @@ __all__ = [
     "APIResponseError",
     "APIStatusError",
     "APITimeoutError",
+    "Alias",
+    "AliasChange",
     "AsyncClient",
     "AuthenticationError",
     "Backbone",
@@ -84,6 +89,7 @@ __all__ = [
     "JobEnded",
     "JobEvent",
     "JobFailed",
+    "Lineage",
     "MethodNotAllowedError",
     "Metrics",
     "NotFoundError",
