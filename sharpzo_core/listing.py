@@ -23,7 +23,7 @@ from sharpzo_core.errors import ValidationFailed
 from sharpzo_core.ids import Prefix, is_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
 T = TypeVar("T")
 
@@ -50,12 +50,12 @@ def newest_first(
     limit: int,
     after: str | None,
     read: Callable[[sa.Row[Any]], T],
-    *columns: sa.ColumnElement[Any],
-    where: sa.ColumnElement[bool] | None = None,
+    wanted: sa.ColumnElement[bool] | None = None,
+    columns: Sequence[sa.ColumnElement[Any]] = (),
 ) -> Listing[T]:
-    """Rows older than the one with id `after`; ids sort by creation time.
+    """Rows older than the one with id `after`, and `wanted`; ids sort by creation time.
 
-    `read` gets the table's columns and those added to them.
+    `read` gets the table's columns, and `columns` beside them.
 
     Raises:
         ValidationFailed: `after` is not a cursor of this list, or `limit` is out of range.
@@ -66,8 +66,8 @@ def newest_first(
     query = sa.select(table, *columns).order_by(table.c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(table.c.id < after)
-    if where is not None:
-        query = query.where(where)
+    if wanted is not None:
+        query = query.where(wanted)
     rows = connection.execute(query).all()
     more = len(rows) > limit
     return Listing([read(row) for row in rows[:limit]], rows[limit - 1].id if more else None)

@@ -77,10 +77,10 @@ class PromptStore:
         Raises:
             ValidationFailed: the cursor or the limit is wrong.
         """
-        where = None if name is None else prompts.c.name == name
+        wanted = None if name is None else prompts.c.name == name
         with reading(self._engine) as connection:
             return newest_first(
-                connection, prompts, Prefix.PROMPT, limit, after, _read, _ALIASES, where=where
+                connection, prompts, Prefix.PROMPT, limit, after, _read, wanted, (_ALIASES,)
             )
 
     def pin(self, ref: str, *, pinned: bool = True) -> PromptRecord:
