@@ -6,10 +6,11 @@ from fastapi import Depends, Header, Query, Request
 
 from service.inference.host import InferenceHost
 from service.services import Services
+from sharpzo_core.alias_store import AliasStore
 from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.errors import ValidationFailed
 from sharpzo_core.job_store import JobStore
-from sharpzo_core.prompt_store import PromptStore
+from sharpzo_core.prompt_store import NAME_PATTERN, PromptStore
 from sharpzo_core.settings import Settings
 
 MAX_CURSOR = 100  # characters
@@ -40,6 +41,10 @@ def _prompts(services: ServicesDep) -> PromptStore:
     return services.prompts
 
 
+def _aliases(services: ServicesDep) -> AliasStore:
+    return services.aliases
+
+
 def _inference(services: ServicesDep) -> InferenceHost:
     return services.inference
 
@@ -48,11 +53,15 @@ SettingsDep = Annotated[Settings, Depends(_settings)]
 JobsDep = Annotated[JobStore, Depends(_jobs)]
 DatasetsDep = Annotated[DatasetStore, Depends(_datasets)]
 PromptsDep = Annotated[PromptStore, Depends(_prompts)]
+AliasesDep = Annotated[AliasStore, Depends(_aliases)]
 InferenceDep = Annotated[InferenceHost, Depends(_inference)]
 
 Limit = Annotated[int, Query(ge=1, le=100, description="Objects on one page.")]
 After = Annotated[
     str | None, Query(max_length=MAX_CURSOR, description="`next` of the page before.")
+]
+PromptNameFilter = Annotated[
+    str | None, Query(pattern=NAME_PATTERN, description="Only those of this name.")
 ]
 AcceptHeader = Annotated[str, Header(alias="accept", include_in_schema=False)]
 

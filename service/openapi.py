@@ -27,11 +27,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def body(**contents: dict[str, Any]) -> dict[str, Any]:
+def body(*, required: bool = True, **contents: dict[str, Any]) -> dict[str, Any]:
     """`openapi_extra=` of a route that reads its body itself: `multipart`, `json` -> schema."""
     media = {"multipart": "multipart/form-data", "json": "application/json"}
     content = {media[kind]: {"schema": schema} for kind, schema in contents.items()}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def form(file_field: str, *, many: bool = False, **texts: dict[str, Any]) -> dict[str, Any]:

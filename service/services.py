@@ -14,6 +14,7 @@ from service.idempotency import Idempotency
 from service.inference.host import InferenceHost
 from service.ingest import Ingest
 from service.uploads import Uploads
+from sharpzo_core.alias_store import AliasStore
 from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.dataset_leases import DatasetLeases
 from sharpzo_core.dataset_store import DatasetStore
@@ -45,6 +46,7 @@ class Services:
     datasets: DatasetStore
     dataset_leases: DatasetLeases
     prompts: PromptStore
+    aliases: AliasStore
     workers: WorkerStore
     artifacts: ArtifactStore
     queue: JobQueue
@@ -95,6 +97,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
         datasets=datasets,
         dataset_leases=leases,
         prompts=PromptStore(database),
+        aliases=AliasStore(database),
         workers=WorkerStore(database),
         artifacts=artifacts,
         queue=job_queue,

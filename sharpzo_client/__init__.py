@@ -40,6 +40,8 @@ from sharpzo_client.errors import (
     WaitTimeoutError,
 )
 from sharpzo_client.models import (
+    Alias,
+    AliasChange,
     Backbone,
     Checkpoint,
     Classification,
@@ -49,6 +51,7 @@ from sharpzo_client.models import (
     ImageResult,
     Job,
     JobEvent,
+    Lineage,
     Metrics,
     Page,
     Prediction,
@@ -64,6 +67,8 @@ __all__ = [
     "APIResponseError",
     "APIStatusError",
     "APITimeoutError",
+    "Alias",
+    "AliasChange",
     "AsyncClient",
     "AuthenticationError",
     "Backbone",
@@ -87,6 +92,7 @@ __all__ = [
     "JobEnded",
     "JobEvent",
     "JobFailed",
+    "Lineage",
     "MethodNotAllowedError",
     "Metrics",
     "NotFoundError",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 DEFAULT_BASE_URL = "http://localhost:8000"
 DEFAULT_TIMEOUT = 60.0  # seconds without a byte, and for a connection from the pool
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -18,3 +20,12 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 MAX_BATCH_IMAGES = 64  # images in one classify request; the service takes no more
 MAX_BATCH_BYTES = 32 << 20  # after so many bytes of images a request is full
 DEFAULT_TOP_K = 5  # labels per image
+
+
+class Anything(Enum):
+    """What an argument is if it was not given, where None means something."""
+
+    ANYTHING = "anything"
+
+
+ANYTHING = Anything.ANYTHING

@@ -7,11 +7,18 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 from urllib.parse import quote
 
-from sharpzo_client._constants import MAX_BATCH_BYTES, MAX_BATCH_IMAGES, PAGE_SIZE
+from sharpzo_client._constants import (
+    ANYTHING,
+    MAX_BATCH_BYTES,
+    MAX_BATCH_IMAGES,
+    PAGE_SIZE,
+    Anything,
+)
 from sharpzo_client._files import (
     BINARY,
     ImageInput,
@@ -37,6 +44,8 @@ from sharpzo_client.errors import (
     WaitTimeoutError,
 )
 from sharpzo_client.models import (
+    Alias,
+    AliasChange,
     Backbone,
     Classification,
     Dataset,
@@ -283,9 +292,15 @@ def get_prompt(ref: str) -> Operation[Prompt]:
     return Operation(method="GET", path=_path("prompts", ref), read=reads(Prompt))
 
 
-def list_prompts(page_size: int) -> Operation[Page[Prompt]]:
-    """First page of the prompts."""
-    return _list("/v1/prompts", Prompt, page_size)
+def list_prompts(name: str | None, page_size: int) -> Operation[Page[Prompt]]:
+    """First page of the prompts, or of the versions of one name."""
+    return _list("/v1/prompts", Prompt, page_size, _given(name=name))
+
+
+def pin_prompt(ref: str, *, pinned: bool) -> Operation[Prompt]:
+    """Have a prompt kept in memory by every API process, or no longer."""
+    method = "PUT" if pinned else "DELETE"
+    return Operation(method=method, path=_path("prompts", ref, "pin"), read=reads(Prompt))
 
 
 def delete_prompt(ref: str) -> Operation[None]:
@@ -439,6 +454,87 @@ def _classify_batch_with_prompts(
     )
 
 
+# Aliases
+
+
+def set_alias(
+    alias: str,
+    prompt_id: str,
+    *,
+    gate: Mapping[str, Any] | None,
+    expected_prompt_id: str | Anything | None,
+    comment: str | None,
+) -> Operation[Alias]:
+    """Point an alias to a prompt."""
+    body = {"prompt_id": prompt_id} | _given(gate=gate, comment=comment)
+    if expected_prompt_id is not ANYTHING:
+        body["expected_prompt_id"] = expected_prompt_id  # None stays: it means nowhere
+    return Operation(method="PUT", path=_path("aliases", alias), json=body, read=reads(Alias))
+
+
+def roll_back_alias(
+    alias: str,
+    *,
+    expected_prompt_id: str | None,
+    comment: str | None,
+    idempotency_key: str | None,
+) -> Operation[Alias]:
+    """Point an alias to what was in force before; the key keeps a repeat from going further."""
+    return Operation(
+        method="POST",
+        path=_path("aliases", alias, "rollback"),
+        json=_given(expected_prompt_id=expected_prompt_id, comment=comment),
+        headers=idempotency(idempotency_key),
+        read=reads(Alias),
+    )
+
+
+def get_alias(alias: str, at: datetime | str | None) -> Operation[Alias]:
+    """Look at an alias, and at its history."""
+    return Operation(
+        method="GET",
+        path=_path("aliases", alias),
+        params={"limit": PAGE_SIZE, **_given(at=_moment(at))},
+        read=reads(Alias),
+    )
+
+
+def alias_history(
+    alias: str, at: datetime | str | None, page_size: int
+) -> Operation[Page[AliasChange]]:
+    """First page of an alias's history."""
+    read = reads(Alias)
+    return Operation(
+        method="GET",
+        path=_path("aliases", alias),
+        params={"limit": page_size, **_given(at=_moment(at))},
+        read=lambda response: read(response).page,
+    )
+
+
+def list_aliases(name: str | None, page_size: int) -> Operation[Page[Alias]]:
+    """First page of the aliases."""
+    return _list("/v1/aliases", Alias, page_size, _given(name=name))
+
+
+def delete_alias(alias: str) -> Operation[None]:
+    """Take an alias away."""
+    return Operation(method="DELETE", path=_path("aliases", alias), read=reads_nothing)
+
+
+def _moment(at: datetime | str | None) -> str | None:
+    """RFC 3339.
+
+    Raises:
+        InputError: a time without its zone.
+    """
+    if not isinstance(at, datetime):
+        return at
+    if at.tzinfo is None:
+        raise InputError(f"{at} has no time zone (datetime.now(UTC), or at.astimezone())")
+    return at.isoformat()
+
+
 # The rest
 
 
@@ -462,6 +558,10 @@ def next_page(operation: Operation[Page[M]], page: Page[M]) -> Operation[Page[M]
 def idempotency(key: str | None) -> dict[str, str]:
     """The header by which the service knows a repeated call; one key per operation."""
     return {"Idempotency-Key": key or uuid.uuid4().hex}
+
+
+def _given(**values: object) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _list(

@@ -17,6 +17,7 @@ from sharpzo_client._constants import (
     DEFAULT_TOP_K,
 )
 from sharpzo_client._transport import AsyncTransport, SyncTransport, translated
+from sharpzo_client.resources.aliases import Aliases, AsyncAliases
 from sharpzo_client.resources.datasets import AsyncDatasets, Datasets
 from sharpzo_client.resources.jobs import AsyncJobs, Jobs
 from sharpzo_client.resources.prompts import AsyncPrompts, Prompts
@@ -67,6 +68,7 @@ class Client:
         self.datasets = Datasets(self._transport)
         self.jobs = Jobs(self._transport)
         self.prompts = Prompts(self._transport)
+        self.aliases = Aliases(self._transport)
         self.backbones = Backbones(self._transport)
         self.health = HealthChecks(self._transport)
 
@@ -138,6 +140,7 @@ class AsyncClient:
         self.datasets = AsyncDatasets(self._transport)
         self.jobs = AsyncJobs(self._transport)
         self.prompts = AsyncPrompts(self._transport)
+        self.aliases = AsyncAliases(self._transport)
         self.backbones = AsyncBackbones(self._transport)
         self.health = AsyncHealthChecks(self._transport)
 

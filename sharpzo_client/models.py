@@ -173,6 +173,26 @@ class PromptBackbone(Model):
     fingerprint: str | None = None
 
 
+class Lineage(Model):
+    """Where a prompt comes from; None is what is not known."""
+
+    source: str | None = None
+    """job or import"""
+    job_id: str | None = None
+    dataset_id: str | None = None
+    dataset_name: str | None = None
+    dataset_sha256: str | None = None
+    backbone: PromptBackbone | None = None
+    config: Mapping[str, Any] | None = None
+    """the hyperparameters that it was tuned with"""
+    seed: int | None = None
+    engine_version: str | None = None
+    from_checkpoint: str | None = None
+    """the job that the tuning job went on from"""
+    parent: str | None = None
+    """the prompt that that job had published"""
+
+
 class Prompt(Model):
     """A tuned prompt in the registry."""
 
@@ -181,11 +201,54 @@ class Prompt(Model):
     name: str | None = None
     version: int | None = None
     aliases: tuple[str, ...] = ()
+    """those that point to this version"""
+    pinned: bool = False
+    """whether every API process keeps it in memory"""
     backbone: PromptBackbone | None = None
     classes: tuple[str, ...] = ()
     metrics: Metrics = Field(default_factory=Metrics)
+    lineage: Lineage = Field(default_factory=Lineage)
     sha256: str | None = None
     created_at: datetime | None = None
+
+
+class AliasChange(Model):
+    """One line of an alias's history; `seq` counts from 1 without gaps."""
+
+    seq: int
+    action: str
+    """set, rollback or deleted"""
+    prompt_id: str | None = None
+    """in force from here on; None: none"""
+    version: int | None = None
+    previous_prompt_id: str | None = None
+    comment: str | None = None
+    gate: Mapping[str, Any] | None = None
+    """what was asked for and measured, if the move was gated"""
+    created_at: datetime | None = None
+
+
+class Alias(Model):
+    """A movable name for one version of a prompt."""
+
+    name: str
+    alias: str
+    ref: str
+    """name@alias, which leads to the prompt"""
+    prompt_id: str
+    version: int
+    seq: int | None = None
+    """of the entry of its history that put it there"""
+    updated_at: datetime | None = None
+    history: tuple[AliasChange, ...] = ()
+    """newest first, where it was asked for; `client.aliases.history` gives all of a long one"""
+    has_more: bool = False
+    next: str | int | None = None
+
+    @property
+    def page(self) -> Page[AliasChange]:
+        """The history as a page of a list."""
+        return Page[AliasChange](data=self.history, has_more=self.has_more, next=self.next)
 
 
 class Prediction(Model):

@@ -9,7 +9,12 @@ CoreError
  ├── NotFound               404  there is no such object
  ├── StateConflict          409  the object's state does not allow this
  │    ├── LeaseLost              another worker owns the job now
- │    └── ConfigMismatch         a checkpoint's run was configured otherwise
+ │    ├── ConfigMismatch         a checkpoint's run was configured otherwise
+ │    ├── AliasMoved             an alias points elsewhere than the request expects
+ │    ├── AliasAmbiguous         several names have this alias
+ │    ├── GateFailed             a prompt does not score what its promotion asks for
+ │    ├── NothingToRollBack      an alias pointed to no other prompt before
+ │    └── PromptInUse            an alias, or a job that has not ended, needs the prompt
  ├── IdempotencyInProgress  409  an earlier request with this key is being worked on
  ├── IdempotencyMismatch    422  the key was used for another request
  ├── PayloadTooLarge        413  more bytes than allowed
@@ -111,6 +116,41 @@ class ConfigMismatch(StateConflict):
 
     code = "config_mismatch"
     title = "Not the checkpoint's configuration"
+
+
+class AliasMoved(StateConflict):
+    """The alias points elsewhere than the request expects."""
+
+    code = "alias_moved"
+    title = "Alias moved"
+
+
+class AliasAmbiguous(StateConflict):
+    """Several names have this alias."""
+
+    code = "alias_ambiguous"
+    title = "Alias ambiguous"
+
+
+class GateFailed(StateConflict):
+    """The prompt does not score what its promotion asks for."""
+
+    code = "gate_failed"
+    title = "Gate failed"
+
+
+class NothingToRollBack(StateConflict):
+    """The alias pointed to no other prompt before that is still there."""
+
+    code = "nothing_to_roll_back"
+    title = "Nothing to roll back to"
+
+
+class PromptInUse(StateConflict):
+    """Something that has not ended needs the prompt."""
+
+    code = "prompt_in_use"
+    title = "Prompt in use"
 
 
 class IdempotencyInProgress(CoreError):

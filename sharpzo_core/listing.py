@@ -23,7 +23,7 @@ from sharpzo_core.errors import ValidationFailed
 from sharpzo_core.ids import Prefix, is_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
 T = TypeVar("T")
 
@@ -50,22 +50,37 @@ def newest_first(
     limit: int,
     after: str | None,
     read: Callable[[sa.Row[Any]], T],
+    wanted: sa.ColumnElement[bool] | None = None,
+    columns: Sequence[sa.ColumnElement[Any]] = (),
 ) -> Listing[T]:
-    """Rows older than the one with id `after`; ids sort by creation time.
+    """Rows older than the one with id `after`, and `wanted`; ids sort by creation time.
+
+    `read` gets the table's columns, and `columns` beside them.
 
     Raises:
         ValidationFailed: `after` is not a cursor of this list, or `limit` is out of range.
     """
     if after is not None and not is_id(prefix, after):
         raise ValidationFailed([("/after", "not a cursor of this list")])
-    if not 1 <= limit <= MAX_PAGE:
-        raise ValidationFailed([("/limit", f"must be from 1 to {MAX_PAGE}")])
-    query = sa.select(table).order_by(table.c.id.desc()).limit(limit + 1)
+    check_limit(limit)
+    query = sa.select(table, *columns).order_by(table.c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(table.c.id < after)
+    if wanted is not None:
+        query = query.where(wanted)
     rows = connection.execute(query).all()
     more = len(rows) > limit
     return Listing([read(row) for row in rows[:limit]], rows[limit - 1].id if more else None)
+
+
+def check_limit(limit: int) -> None:
+    """A page may have so many items.
+
+    Raises:
+        ValidationFailed: `limit` is out of range.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise ValidationFailed([("/limit", f"must be from 1 to {MAX_PAGE}")])
 
 
 def known_ids(connection: sa.Connection, table: sa.Table, ids: Collection[str]) -> set[str]:

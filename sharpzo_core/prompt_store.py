@@ -7,22 +7,35 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from sharpzo_core.aliases import is_alias
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.db import reading, record, writing
-from sharpzo_core.errors import NotFound, StateConflict
+from sharpzo_core.errors import NotFound, PromptInUse, StateConflict
 from sharpzo_core.ids import Prefix, is_id
+from sharpzo_core.jobs import TERMINAL
 from sharpzo_core.listing import Listing, newest_first
 from sharpzo_core.prompts import NewPrompt, PromptRecord
-from sharpzo_core.tables import prompt_names, prompts
+from sharpzo_core.tables import aliases, jobs, prompt_names, prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
 #: What a prompt, and so a job, may be called: it stands in URLs, before `:version` or `@alias`.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
-_REF = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})(:(?P<version>[1-9][0-9]{0,8}))?")
+_REF = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})"
+    r"(:(?P<version>[1-9][0-9]{0,8})|@(?P<alias>[A-Za-z0-9._-]{1,100}))?"
+)
+
+#: The aliases that point to a prompt, as one text, for they hold no blanks.
+_ALIASES = (
+    sa.select(sa.func.aggregate_strings(aliases.c.alias, " "))
+    .where(aliases.c.prompt_id == prompts.c.id)
+    .scalar_subquery()
+    .label("aliases")
+)
 
 
 class PromptStore:
@@ -48,22 +61,45 @@ class PromptStore:
             return published
 
     def get(self, ref: str) -> PromptRecord:
-        """The prompt with this id, `name` (its newest version) or `name:version`.
+        """The prompt with this id, `name` (its newest version), `name:version` or `name@alias`.
 
         Raises:
             NotFound: there is none.
         """
         with reading(self._engine) as connection:
-            return _get(connection, ref)
+            return get_prompt(connection, ref)
 
-    def list(self, limit: int = 20, after: str | None = None) -> Listing[PromptRecord]:
-        """A page of prompts, newest first.
+    def list(
+        self, limit: int = 20, after: str | None = None, name: str | None = None
+    ) -> Listing[PromptRecord]:
+        """A page of prompts, or of the versions of one name, newest first.
 
         Raises:
             ValidationFailed: the cursor or the limit is wrong.
         """
+        wanted = None if name is None else prompts.c.name == name
         with reading(self._engine) as connection:
-            return newest_first(connection, prompts, Prefix.PROMPT, limit, after, _read)
+            return newest_first(
+                connection, prompts, Prefix.PROMPT, limit, after, _read, wanted, (_ALIASES,)
+            )
+
+    def pin(self, ref: str, *, pinned: bool = True) -> PromptRecord:
+        """Say whether every API process is to keep the prompt in memory.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with writing(self._engine) as connection:
+            prompt = get_prompt(connection, ref)
+            update = sa.update(prompts).where(prompts.c.id == prompt.id).values(pinned=pinned)
+            connection.execute(update)
+            return get_prompt(connection, prompt.id)
+
+    def pinned(self) -> Sequence[PromptRecord]:
+        """The prompts to keep in memory, in the order of their ids."""
+        query = sa.select(prompts, _ALIASES).where(prompts.c.pinned).order_by(prompts.c.id)
+        with reading(self._engine) as connection:
+            return [_read(row) for row in connection.execute(query)]
 
     def delete(self, ref: str) -> PromptRecord:
         """Forget one prompt and return what it was. Its file is the caller's to remove.
@@ -72,28 +108,69 @@ class PromptStore:
             NotFound: there is none.
             StateConflict: a bare name has several versions. Repeating such a request, as clients
                 do when an answer was lost, would delete them one after the other.
+            PromptInUse: an alias points to it, or a job that has not ended uses it.
         """
         with writing(self._engine) as connection:
-            prompt = _get(connection, ref)
+            prompt = get_prompt(connection, ref)
             if ref == prompt.name and _versions(connection, ref) > 1:
                 raise StateConflict(
                     f"{ref} has several versions (say which: {ref}:{prompt.version}, or the id)"
                 )
+            prompt = hold_prompt(connection, prompt.id, exclusively=True)
+            _require_no_alias(prompt)
+            _require_no_job(connection, prompt)
             connection.execute(sa.delete(prompts).where(prompts.c.id == prompt.id))
             return prompt
+
+
+def get_prompt(connection: sa.Connection, ref: str) -> PromptRecord:
+    """The prompt of this ref.
+
+    Raises:
+        NotFound: there is none.
+    """
+    query = _query(ref)
+    row = None if query is None else connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound("prompt", ref)
+    return _read(row)
+
+
+def hold_prompt(
+    connection: sa.Connection, prompt_id: str, *, exclusively: bool = False
+) -> PromptRecord:
+    """The prompt, which stays until this transaction ends: whoever makes a row that needs it asks.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
+    lock = sa.select(prompts.c.id).where(prompts.c.id == prompt_id)
+    connection.execute(lock.with_for_update(read=not exclusively))
+    # Read once the lock is held: what was written while it was waited for is seen.
+    return get_prompt(connection, prompt_id)
 
 
 def insert_prompt(connection: sa.Connection, prompt: NewPrompt, now: datetime) -> PromptRecord:
     """Publish inside the caller's transaction."""
     version = _next_version(connection, prompt.name)
-    published = PromptRecord(**vars(prompt), version=version, created_at=now)
-    values = vars(published) | {
+    lineage = _with_parent(connection, prompt.lineage)
+    values = vars(prompt) | {"lineage": lineage, "version": version, "created_at": now}
+    row = values | {
         "classes": list(prompt.classes),
         "backbone": dict(prompt.backbone),
         "metrics": dict(prompt.metrics),
     }
-    connection.execute(sa.insert(prompts).values(values))
-    return published
+    connection.execute(sa.insert(prompts).values(row))
+    return PromptRecord(**values)
+
+
+def _with_parent(connection: sa.Connection, lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the prompt that the job of the first checkpoint has published, if it has by now."""
+    origin = lineage.get("from_checkpoint")
+    if origin is None:
+        return dict(lineage)
+    query = sa.select(jobs.c.prompt_id).where(jobs.c.id == origin)
+    return {**lineage, "parent": connection.execute(query).scalar_one_or_none()}
 
 
 def _next_version(connection: sa.Connection, name: str) -> int:
@@ -115,12 +192,19 @@ def _next_version(connection: sa.Connection, name: str) -> int:
     return 1
 
 
-def _get(connection: sa.Connection, ref: str) -> PromptRecord:
-    query = _query(ref)
-    row = None if query is None else connection.execute(query).one_or_none()
-    if row is None:
-        raise NotFound("prompt", ref)
-    return _read(row)
+def _require_no_alias(prompt: PromptRecord) -> None:
+    if prompt.aliases:
+        refs = ", ".join(f"{prompt.name}@{alias}" for alias in prompt.aliases)
+        raise PromptInUse(f"aliases point to this prompt: {refs} (move or delete them first)")
+
+
+def _require_no_job(connection: sa.Connection, prompt: PromptRecord) -> None:
+    using = sa.select(jobs.c.id).where(
+        jobs.c.prompt_id == prompt.id, jobs.c.status.not_in(TERMINAL)
+    )
+    job_id = connection.execute(using.order_by(jobs.c.id).limit(1)).scalar_one_or_none()
+    if job_id is not None:
+        raise PromptInUse(f"{job_id} uses this prompt (cancel that job or let it end first)")
 
 
 def _versions(connection: sa.Connection, name: str) -> int:
@@ -129,16 +213,24 @@ def _versions(connection: sa.Connection, name: str) -> int:
 
 
 def _query(ref: str) -> sa.Select[Any] | None:
+    query = sa.select(prompts, _ALIASES)
     if is_id(Prefix.PROMPT, ref):
-        return sa.select(prompts).where(prompts.c.id == ref)
+        return query.where(prompts.c.id == ref)
     match = _REF.fullmatch(ref)
     if match is None:
         return None
-    query = sa.select(prompts).where(prompts.c.name == match["name"])
-    if match["version"] is not None:
-        return query.where(prompts.c.version == int(match["version"]))
+    name, version, alias = match["name"], match["version"], match["alias"]
+    if alias is not None:
+        pointed = sa.select(aliases.c.prompt_id).where(
+            aliases.c.name == name, aliases.c.alias == alias
+        )
+        return query.where(prompts.c.id == pointed.scalar_subquery()) if is_alias(alias) else None
+    query = query.where(prompts.c.name == name)
+    if version is not None:
+        return query.where(prompts.c.version == int(version))
     return query.order_by(prompts.c.version.desc()).limit(1)
 
 
 def _read(row: sa.Row[Any]) -> PromptRecord:
-    return PromptRecord(**record(row, classes=tuple(row.classes)))
+    aliases = tuple(sorted((row.aliases or "").split()))
+    return PromptRecord(**record(row, classes=tuple(row.classes), aliases=aliases))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,8 @@ class NewPrompt:
     classes: tuple[str, ...]
     metrics: Mapping[str, float | None]
     sha256: str  #: Of the file
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of its origin, see `lineage.py`; {} in rows from before it was kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,8 @@ class PromptRecord(NewPrompt):
 
     version: int
     created_at: datetime
+    pinned: bool = False  #: Every API process keeps it in memory
+    aliases: tuple[str, ...] = ()  #: Those that point to it now, sorted
 
 
 def prompt_key(prompt_id: str) -> str:

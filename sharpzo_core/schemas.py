@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from sharpzo_core.aliases import AliasAction, AliasHistory, AliasRecord, Expected, Gate
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus
+from sharpzo_core.ids import Prefix, is_id
 from sharpzo_core.jobs import CheckpointRef, Job, JobEvent, JobStatus, JobStep, Phase
 from sharpzo_core.prompt_store import NAME_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sharpzo_core.aliases import AliasChange
     from sharpzo_core.prompts import PromptRecord
 
 T = TypeVar("T")
@@ -296,6 +299,41 @@ class PromptBackbone(PublicModel):
     fingerprint: str | None
 
 
+class LineagePublic(PublicModel):
+    """Where a prompt comes from; null is what is not known."""
+
+    source: Literal["job", "import"]
+    job_id: str | None
+    dataset_id: str | None
+    dataset_name: str | None
+    dataset_sha256: str | None
+    backbone: PromptBackbone
+    config: dict[str, Any] | None
+    """The hyperparameters that it was tuned with."""
+
+    seed: int | None
+    engine_version: str | None
+    from_checkpoint: str | None
+    """The job that the tuning job went on from."""
+
+    parent: str | None
+    """The prompt that that job had published."""
+
+    @classmethod
+    def of(cls, prompt: PromptRecord) -> LineagePublic:
+        """What the row knows, and what was kept beside it."""
+        kept: dict[str, Any] = {
+            name: prompt.lineage.get(name)
+            for name in cls.model_fields.keys() - {"source", "job_id", "backbone"}
+        }
+        return cls(
+            source="import" if prompt.job_id is None else "job",
+            job_id=prompt.job_id,
+            backbone=PromptBackbone.model_validate(prompt.backbone),
+            **kept,
+        )
+
+
 class PromptPublic(PublicModel):
     """One version of a tuned prompt."""
 
@@ -304,9 +342,15 @@ class PromptPublic(PublicModel):
     name: str
     version: int
     aliases: list[str]
+    """Those of its name that point to this version."""
+
+    pinned: bool
+    """Whether every API process keeps it in memory."""
+
     backbone: PromptBackbone
     classes: list[str]
     metrics: dict[str, float | None]
+    lineage: LineagePublic
     sha256: str
     created_at: datetime
 
@@ -318,13 +362,152 @@ class PromptPublic(PublicModel):
             job_id=prompt.job_id,
             name=prompt.name,
             version=prompt.version,
-            aliases=[],
+            aliases=list(prompt.aliases),
+            pinned=prompt.pinned,
             backbone=PromptBackbone.model_validate(prompt.backbone),
             classes=list(prompt.classes),
             metrics=dict(prompt.metrics),
+            lineage=LineagePublic.of(prompt),
             sha256=prompt.sha256,
             created_at=prompt.created_at,
         )
+
+
+def _check_prompt_id(text: str) -> str:
+    if not is_id(Prefix.PROMPT, text):
+        raise ValueError("must be the id of a prompt, prm_…; GET /v1/prompts/{ref} tells it")
+    return text
+
+
+PromptId = Annotated[str, AfterValidator(_check_prompt_id)]
+Comment = Annotated[SafeText, Field(max_length=500)]
+
+
+class AliasGate(RequestModel):
+    """What a prompt must score; `min`, `min_improvement` or both.
+
+    Of `loss` and `val_loss` less is better: at most `min`, and lower by `min_improvement`.
+    """
+
+    metric: Annotated[SafeText, Field(min_length=1, max_length=100)]
+    """One of the prompt's recorded `metrics`."""
+
+    min: float | None = None
+    min_improvement: float | None = None
+    """Over the prompt that the alias points to now; the first one has nothing to improve on."""
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Self:
+        if self.min is None and self.min_improvement is None:
+            raise ValueError("give min, min_improvement or both")
+        return self
+
+
+class AliasMove(RequestModel):
+    """What the requests that move an alias have in common."""
+
+    expected_prompt_id: PromptId | None = None
+    """If given: nothing is changed unless the alias points there now; null: nowhere."""
+
+    comment: Comment | None = None
+
+    @property
+    def expected(self) -> Expected | None:
+        """The expectation, if the request has one."""
+        given = "expected_prompt_id" in self.model_fields_set
+        return Expected(self.expected_prompt_id) if given else None
+
+
+class AliasRollback(AliasMove):
+    """Go back to what was in force before."""
+
+
+class AliasSet(AliasMove):
+    """Point an alias to a prompt."""
+
+    prompt_id: PromptId
+
+    gate: AliasGate | None = None
+    """Without it, any prompt will do."""
+
+    @property
+    def required(self) -> Gate | None:
+        """The gate, if the request has one."""
+        return None if self.gate is None else Gate(**self.gate.model_dump())
+
+
+class AliasPublic(PublicModel):
+    """A movable name for one version of a prompt."""
+
+    name: str
+    alias: str
+    ref: str
+    """`name@alias`, which leads to the prompt wherever a prompt is asked for."""
+
+    prompt_id: str
+    version: int
+    seq: int
+    """Of the entry of its history that put it there."""
+
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, alias: AliasRecord) -> AliasPublic:
+        """What a client sees of the record."""
+        return cls(**_alias_fields(alias))
+
+
+class GatePublic(PublicModel):
+    """A gate that was passed, and what was measured."""
+
+    metric: str
+    min: float | None
+    min_improvement: float | None
+    found: float
+    current: float | None
+    """What the prompt before scored, if that was asked for."""
+
+
+class AliasChangePublic(PublicModel):
+    """One line of an alias's history."""
+
+    seq: int
+    action: AliasAction
+    prompt_id: str | None
+    """In force from here on; null: none."""
+
+    version: int | None
+    previous_prompt_id: str | None
+    comment: str | None
+    gate: GatePublic | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, change: AliasChange) -> AliasChangePublic:
+        """What a client sees of the record."""
+        return cls.model_validate({name: getattr(change, name) for name in cls.model_fields})
+
+
+class AliasHistoryPublic(AliasPublic):
+    """An alias and a page of its history, newest first; the following one is at `after=next`."""
+
+    history: list[AliasChangePublic]
+    has_more: bool
+    next: str | None
+
+    @classmethod
+    def told(cls, found: AliasHistory) -> AliasHistoryPublic:
+        """What a client sees of the records."""
+        return cls(
+            **_alias_fields(found.alias),
+            history=[AliasChangePublic.of(change) for change in found.changes.items],
+            has_more=found.changes.has_more,
+            next=found.changes.next,
+        )
+
+
+def _alias_fields(alias: AliasRecord) -> dict[str, Any]:
+    return vars(alias) | {"ref": alias.ref}
 
 
 class BackbonePublic(PublicModel):

@@ -19,7 +19,8 @@ from sharpzo_core.errors import (
 )
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.jobs import Job, JobStatus
-from sharpzo_core.schemas import JobCreate, is_safe_text
+from sharpzo_core.json_values import unsafe_paths
+from sharpzo_core.schemas import JobCreate
 from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, differing, merge
 from sharpzo_engine.errors import ConfigError
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 DEFAULT_PRESET = "default"
 RETRY_SECONDS = 60  # when a full queue is worth another try
-MAX_NESTING = 8  # levels of a config; TuningConfig has two
 
 
 def submit_job(
@@ -132,7 +132,7 @@ def parse_config(values: Mapping[str, Any], preset: str) -> TuningConfig:
     if preset not in PRESETS:
         known = ", ".join(PRESETS)
         raise ValidationFailed([("/preset", f"unknown preset (choose one of: {known})")])
-    unsafe = _unsafe_paths(values, ("config",))
+    unsafe = unsafe_paths(values, ("config",))
     if unsafe:
         raise ValidationFailed([(_pointer(path), "not a value a job can hold") for path in unsafe])
     try:
@@ -161,25 +161,6 @@ def check_dataset(dataset: DatasetRecord, shots: int) -> None:
 
 def _too_few(name: str, images: int, shots: int) -> str:
     return f"class {name!r} has {images} training images, fewer than {shots} shots"
-
-
-def _unsafe_paths(value: object, path: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Where a value holds text or numbers that JSON, logs or a database cannot."""
-    if len(path) > MAX_NESTING:
-        return [path]
-    if isinstance(value, str):
-        return [] if is_safe_text(value) else [path]
-    if isinstance(value, float):
-        return [] if math.isfinite(value) else [path]
-    if isinstance(value, Mapping):
-        unsafe_keys = [path for key in value if not is_safe_text(str(key))]
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, Sequence):
-        unsafe_keys, items = [], [(str(index), item) for index, item in enumerate(value)]
-    else:
-        return []
-    below = [found for key, item in items for found in _unsafe_paths(item, (*path, key))]
-    return unsafe_keys or below
 
 
 def _pointer(path: Sequence[str]) -> str:

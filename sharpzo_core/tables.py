@@ -102,6 +102,7 @@ jobs = sa.Table(
     sa.Column("last_event", sa.BigInteger, nullable=False),
     sa.Index(None, "status", "id"),
     sa.Index(None, "dataset_id"),
+    sa.Index(None, "prompt_id"),
 )
 
 job_events = sa.Table(
@@ -142,6 +143,8 @@ prompts = sa.Table(
     sa.Column("classes", sa.JSON, nullable=False),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("lineage", sa.JSON, nullable=False, server_default="{}"),
+    sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.false()),
     _moment("created_at", nullable=False),
     sa.UniqueConstraint("name", "version"),
 )
@@ -152,6 +155,38 @@ prompt_names = sa.Table(
     metadata,
     sa.Column("name", NAME, primary_key=True),
     sa.Column("last_version", sa.Integer, nullable=False),
+)
+
+# A deleted alias keeps its row, with nothing in force, so that its history goes on counting.
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("name", NAME, primary_key=True),
+    sa.Column("alias", sa.String(100), primary_key=True),
+    sa.Column("prompt_id", ID),
+    sa.Column("version", sa.Integer),
+    sa.Column("last_seq", sa.BigInteger, nullable=False),
+    _moment("updated_at", nullable=False),
+    sa.Index(None, "alias"),
+    sa.Index(None, "prompt_id"),
+)
+
+# `beneath` is the entry that a rollback looks at next; 0 where there is none.
+alias_changes = sa.Table(
+    "alias_changes",
+    metadata,
+    sa.Column("name", NAME, primary_key=True),
+    sa.Column("alias", sa.String(100), primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("prompt_id", ID),
+    sa.Column("version", sa.Integer),
+    sa.Column("previous_prompt_id", ID),
+    sa.Column("beneath", sa.BigInteger, nullable=False),
+    sa.Column("comment", sa.Text),
+    sa.Column("gate", sa.JSON(none_as_null=True)),
+    _moment("created_at", nullable=False),
+    sa.ForeignKeyConstraint(["name", "alias"], ["aliases.name", "aliases.alias"]),
 )
 
 workers = sa.Table(

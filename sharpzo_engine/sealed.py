@@ -53,7 +53,12 @@ def unseal(data: bytes, *kinds: str) -> tuple[dict[str, NDArray[Any]], dict[str,
         raise SealBroken("it is damaged: its content does not match its hash")
     if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays.values()):
         raise SealBroken("it holds numbers that are not finite")
-    metadata: dict[str, Any] = json.loads(text)
+    try:
+        metadata = json.loads(text)
+    except RecursionError as error:
+        raise SealBroken("its metadata is nested too deeply") from error
+    if not isinstance(metadata, dict):
+        raise SealBroken("its metadata is no object")
     return arrays, metadata
 
 

@@ -13,6 +13,7 @@ from sharpzo_core.errors import LeaseLost, StorageUnavailable, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import JobLeases, lease_of, new_token
 from sharpzo_core.jobs import JobStatus
+from sharpzo_core.lineage import tuned_lineage
 from sharpzo_core.prompts import NewPrompt, prompt_key, report_key
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.errors import BackboneError, TuningInterrupted
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.backbones import BackboneSpec
     from sharpzo_core.dataset_store import DatasetStore
+    from sharpzo_core.datasets import DatasetRecord
     from sharpzo_core.jobs import Job, Lease
     from sharpzo_core.queue import JobQueue
     from sharpzo_core.settings import Settings
@@ -158,6 +160,7 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
     """Store the files, then make them known in one transaction."""
     data = result.prompt.to_bytes()
     metrics = finite_numbers(result.metrics)
+    dataset = _write(lambda: deps.datasets.get(job.dataset_id), deps)
     prompt = NewPrompt(
         id=new_id(Prefix.PROMPT),
         name=job.name or job.id,
@@ -166,18 +169,18 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
         classes=tuple(result.prompt.class_names),
         metrics=metrics,
         sha256=hashlib.sha256(data).hexdigest(),
+        lineage=tuned_lineage(job, dataset, result.prompt.metadata.get("engine_version")),
     )
     _write(lambda: deps.artifacts.put_bytes(prompt_key(prompt.id), data), deps)
-    _store_report(job, result, deps)
+    _store_report(job, dataset, result, deps)
     ended = _write(lambda: deps.leases.succeed(lease, prompt, metrics), deps)
     if ended.status is not JobStatus.SUCCEEDED:
         deps.artifacts.delete(prompt_key(prompt.id))
     return ended
 
 
-def _store_report(job: Job, result: TuneResult, deps: RunnerDeps) -> None:
+def _store_report(job: Job, dataset: DatasetRecord, result: TuneResult, deps: RunnerDeps) -> None:
     """Store the page and the JSON; a page that cannot be drawn must not cost the job."""
-    dataset = _write(lambda: deps.datasets.get(job.dataset_id), deps)
     report = result.report.labelled(
         job=job.id, job_name=job.name, dataset=dataset.id, dataset_sha256=dataset.sha256
     )

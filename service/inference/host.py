@@ -11,7 +11,7 @@ import hashlib
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,7 @@ from service.inference.encoder import ImageEncoder
 from service.inference.prompts import PromptLoader
 from service.inference.resident import PromptKey, ReadyPrompt, ResidentPrompts
 from sharpzo_core.errors import CoreError, ValidationFailed
+from sharpzo_core.lineage import claimed_lineage
 from sharpzo_core.schemas import PromptBackbone, is_safe_text
 from sharpzo_engine.errors import ArtifactError, BackboneError, ImageError
 
@@ -82,6 +83,7 @@ class ImportedPrompt:
     classes: tuple[str, ...]
     backbone: dict[str, str | None]
     metrics: dict[str, float | None]
+    lineage: dict[str, Any]
     sha256: str
 
 
@@ -262,6 +264,7 @@ def _inspect(data: bytes) -> ImportedPrompt:
         classes=prompt.class_names,
         backbone=described.model_dump(),
         metrics=metrics,
+        lineage=claimed_lineage(prompt.metadata),
         sha256=hashlib.sha256(data).hexdigest(),
     )
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 
-from service.deps import After, InferenceDep, Limit, PromptsDep, ServicesDep
+from service.deps import After, InferenceDep, Limit, PromptNameFilter, PromptsDep, ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import Unavailable
 from service.idempotency import Completion, IdempotencyKey
@@ -49,9 +49,11 @@ class PromptName(BaseModel):
 
 
 @router.get("")
-def list_prompts(prompts: PromptsDep, limit: Limit = 20, after: After = None) -> Page[PromptPublic]:
-    """A page of prompts, newest first."""
-    page = prompts.list(limit, after)
+def list_prompts(
+    prompts: PromptsDep, limit: Limit = 20, after: After = None, name: PromptNameFilter = None
+) -> Page[PromptPublic]:
+    """A page of prompts, or of the versions of one name, newest first."""
+    page = prompts.list(limit, after, name)
     data = [PromptPublic.of(prompt) for prompt in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
@@ -105,6 +107,7 @@ def _publish(
         classes=imported.classes,
         metrics=imported.metrics,
         sha256=imported.sha256,
+        lineage=imported.lineage,
     )
     try:
         services.artifacts.put_bytes(prompt_key(prompt_id), data)
@@ -118,13 +121,28 @@ def _publish(
 
 @router.get("/{ref}", responses=problems(404))
 def get_prompt(ref: str, prompts: PromptsDep) -> PromptPublic:
-    """One prompt, by id, `name` (its newest version) or `name:version`."""
+    """One prompt, by id, `name` (its newest version), `name:version` or `name@alias`."""
     return PromptPublic.of(prompts.get(ref))
+
+
+@router.put("/{ref}/pin", responses=problems(404))
+def pin_prompt(ref: str, prompts: PromptsDep) -> PromptPublic:
+    """Have every API process keep this version in memory. Asking again changes nothing."""
+    return PromptPublic.of(prompts.pin(ref))
+
+
+@router.delete("/{ref}/pin", responses=problems(404))
+def unpin_prompt(ref: str, prompts: PromptsDep) -> PromptPublic:
+    """Have this version kept in memory only as long as it is asked for."""
+    return PromptPublic.of(prompts.pin(ref, pinned=False))
 
 
 @router.delete("/{ref}", status_code=204, responses=problems(404, 409))
 def delete_prompt(ref: str, services: ServicesDep) -> Response:
-    """Delete one version of a prompt and its artifact; a bare name must have only one."""
+    """Delete one version of a prompt and its artifact; a bare name must have only one.
+
+    Refused while an alias points to it, or a job that has not ended uses it.
+    """
     prompt = services.prompts.delete(ref)
     services.inference.forget(prompt.id)
     services.artifacts.delete(prompt_key(prompt.id))

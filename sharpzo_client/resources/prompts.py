@@ -1,4 +1,7 @@
-"""`client.prompts`. `ref` is a prompt's id, its name (the newest version) or `name:version`."""
+"""`client.prompts`.
+
+`ref` is a prompt's id, its name (the newest version), `name:version` or `name@alias`.
+"""
 
 from __future__ import annotations
 
@@ -69,12 +72,24 @@ class Prompts(Resource):
         return self._transport.send(ops.get_prompt(ref))
 
     def delete(self, ref: str) -> None:
-        """Delete a prompt."""
+        """Delete a prompt.
+
+        Raises:
+            ConflictError: an alias points to it, or a job that has not ended uses it.
+        """
         self._transport.send(ops.delete_prompt(ref))
 
-    def list(self, *, page_size: int = PAGE_SIZE) -> Iterator[Prompt]:
-        """All prompts, fetched page by page."""
-        return self._items(ops.list_prompts(page_size))
+    def pin(self, ref: str) -> Prompt:
+        """Have every API process keep this version in memory."""
+        return self._transport.send(ops.pin_prompt(ref, pinned=True))
+
+    def unpin(self, ref: str) -> Prompt:
+        """Have it kept in memory only as long as it is asked for."""
+        return self._transport.send(ops.pin_prompt(ref, pinned=False))
+
+    def list(self, *, name: str | None = None, page_size: int = PAGE_SIZE) -> Iterator[Prompt]:
+        """All prompts, or the versions of one name, fetched page by page."""
+        return self._items(ops.list_prompts(name, page_size))
 
 
 class AsyncPrompts(AsyncResource):
@@ -112,6 +127,14 @@ class AsyncPrompts(AsyncResource):
         """Delete a prompt."""
         await self._transport.send(ops.delete_prompt(ref))
 
-    def list(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[Prompt]:
-        """All prompts, fetched page by page."""
-        return self._items(ops.list_prompts(page_size))
+    async def pin(self, ref: str) -> Prompt:
+        """Have every API process keep this version in memory."""
+        return await self._transport.send(ops.pin_prompt(ref, pinned=True))
+
+    async def unpin(self, ref: str) -> Prompt:
+        """Have it kept in memory only as long as it is asked for."""
+        return await self._transport.send(ops.pin_prompt(ref, pinned=False))
+
+    def list(self, *, name: str | None = None, page_size: int = PAGE_SIZE) -> AsyncIterator[Prompt]:
+        """All prompts, or the versions of one name, fetched page by page."""
+        return self._items(ops.list_prompts(name, page_size))

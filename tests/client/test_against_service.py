@@ -166,6 +166,70 @@ def test_a_prompt_can_be_carried_over(client: Client, job: Job, tmp_path: Path) 
         client.prompts.get(copy.id)
 
 
+def test_a_version_is_promoted_pinned_and_rolled_back(
+    client: Client, job: Job, dataset_id: str, photos: Path, tmp_path: Path
+) -> None:
+    first = client.prompts.get(str(job.prompt_id))
+    assert first.lineage.source == "job"
+    assert (first.lineage.job_id, first.lineage.dataset_id) == (job.id, dataset_id)
+    assert first.lineage.seed == (job.config or {})["seed"]
+    path = client.prompts.download(first.id, tmp_path / "p.safetensors")
+    better, worse = (client.prompts.upload(path, "promoted") for _ in range(2))
+    assert (better.lineage.source, better.lineage.config) == ("import", first.lineage.config)
+    assert better.lineage.engine_version == first.lineage.engine_version
+
+    client.aliases.set("promoted@live", better.id, expected_prompt_id=None, comment="first")
+    gate = {"metric": "test_accuracy", "min_improvement": 0.01}
+    with pytest.raises(ConflictError) as caught:
+        client.aliases.set("promoted@live", worse.id, gate=gate)
+    assert caught.value.code == "gate_failed"
+    moved = client.aliases.set("live", worse.id, expected_prompt_id=better.id)
+    assert client.prompts.pin("promoted@live").pinned
+    assert client.prompts.get(worse.id).aliases == ("live",)
+    images = [photos / "test" / "red" / "0.png"]
+    assert client.prompts.classify("promoted@live", images).version == worse.version
+    with pytest.raises(ConflictError) as caught:
+        client.prompts.delete(worse.id)
+    assert caught.value.code == "prompt_in_use"
+
+    assert client.aliases.rollback("live").prompt_id == better.id
+    with pytest.raises(ConflictError) as caught:
+        client.aliases.rollback("live")
+    assert caught.value.code == "nothing_to_roll_back"
+    assert client.aliases.get("live", at=moved.updated_at).prompt_id == worse.id
+    history = list(client.aliases.history("live", page_size=2))
+    assert [change.action for change in history] == ["rollback", "set", "set"]
+    assert history == list(client.aliases.get("live").history)
+    assert [alias.ref for alias in client.aliases.list(name="promoted")] == ["promoted@live"]
+    versions = [prompt.id for prompt in client.prompts.list(name="promoted", page_size=1)]
+    assert versions == [worse.id, better.id]
+    client.prompts.delete(worse.id)
+    client.aliases.delete("live")
+    with pytest.raises(NotFoundError):
+        client.aliases.get("live")
+    client.prompts.delete(better.id)
+
+
+async def test_the_async_client_promotes_and_rolls_back(
+    service: tuple[Client, str], job: Job, tmp_path: Path
+) -> None:
+    async with AsyncClient(service[1]) as client:
+        path = await client.prompts.download(str(job.prompt_id), tmp_path / "p.safetensors")
+        first, second = [await client.prompts.upload(path, "elsewhere") for _ in range(2)]
+        for prompt in (first, second):
+            await client.aliases.set("elsewhere@test", prompt.id)
+        assert (await client.aliases.rollback("elsewhere@test")).prompt_id == first.id
+        assert [change.seq async for change in client.aliases.history("test")] == [3, 2, 1]
+        assert [alias.ref async for alias in client.aliases.list(name="elsewhere")] == [
+            "elsewhere@test"
+        ]
+        assert (await client.prompts.pin(first.id)).pinned
+        assert not (await client.prompts.unpin(first.id)).pinned
+        await client.aliases.delete("test")
+        for prompt in (first, second):
+            await client.prompts.delete(prompt.id)
+
+
 def test_one_bad_image_spoils_only_itself(client: Client, job: Job, photos: Path) -> None:
     images = [b"", photos / "test" / "red" / "0.png"]
     answer = client.prompts.classify(str(job.prompt_id), images)

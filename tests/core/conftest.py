@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from sharpzo_core.alias_store import AliasStore
 from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.datasets import DatasetRecord
 from sharpzo_core.db import make_engine
@@ -46,6 +47,7 @@ class Stores:
     leases: JobLeases
     datasets: DatasetStore
     prompts: PromptStore
+    aliases: AliasStore
     workers: WorkerStore
 
     def ready_dataset(self, images: int = 16) -> DatasetRecord:
@@ -107,5 +109,6 @@ def stores(engine: sa.Engine) -> Stores:
         leases=JobLeases(engine, lease_seconds=LEASE_SECONDS, max_attempts=3, clock=clock),
         datasets=DatasetStore(engine, clock),
         prompts=PromptStore(engine, clock),
+        aliases=AliasStore(engine, clock),
         workers=WorkerStore(engine, clock),
     )

@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 
+from sharpzo_core.alias_store import AliasStore
 from sharpzo_core.db import make_engine, ping, writing
 from sharpzo_core.errors import SchemaTooNew, StorageUnavailable
 from sharpzo_core.migrations import migrate, migration_engine, upgrade
+from sharpzo_core.prompt_store import PromptStore
+from sharpzo_core.schemas import LineagePublic, PromptPublic
 from sharpzo_core.settings import Settings
 from sharpzo_core.tables import metadata, workers
 from sharpzo_core.worker_store import WorkerStore
@@ -83,6 +88,71 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(settings: Settings) 
             table.alter_column("backbone", type_=sa.String(300))
     assert first_rows(engine) == before
     engine.dispose()
+
+
+#: Prompts as the third revision knew them.
+PROMPTS_BEFORE_LINEAGE = """
+INSERT INTO prompts (id, job_id, name, version, backbone, classes, metrics, sha256, created_at)
+VALUES ('prm_{a}', 'job_1', 'pets', 1, '{{"name": "tiny", "pretrained": null, "fingerprint": "f"}}',
+        '["cat", "dog"]', '{{"val_accuracy": 0.5}}', 'a', '2026-01-01 00:00:00');
+INSERT INTO prompts (id, job_id, name, version, backbone, classes, metrics, sha256, created_at)
+VALUES ('prm_{b}', NULL, 'pets', 2, '{{"name": "tiny", "pretrained": null, "fingerprint": "f"}}',
+        '["cat", "dog"]', '{{}}', 'b', '2026-01-01 00:00:00');
+INSERT INTO prompt_names (name, last_version) VALUES ('pets', 2)
+"""
+
+
+def test_prompts_from_before_aliases_and_lineage_are_used_as_any_other(settings: Settings) -> None:
+    a, b = "0" * 26, "1" * 26
+    engine = migration_engine(settings)
+    with writing(engine) as connection:
+        upgrade(connection, "0003")
+        for statement in PROMPTS_BEFORE_LINEAGE.format(a=a, b=b).split(";"):
+            connection.exec_driver_sql(statement)
+    with writing(engine) as connection:
+        upgrade(connection)
+    engine.dispose()
+    engine = make_engine(settings)
+    prompts, aliases = PromptStore(engine), AliasStore(engine)
+    tuned, imported = prompts.get("pets:1"), prompts.get("pets:2")
+    assert [(p.lineage, p.pinned, p.aliases) for p in (tuned, imported)] == [({}, False, ())] * 2
+    told = PromptPublic.of(tuned).lineage.model_dump()
+    backbone = {"name": "tiny", "pretrained": None, "fingerprint": "f"}
+    known = {"source": "job", "job_id": "job_1", "backbone": backbone}
+    assert told == dict.fromkeys(LineagePublic.model_fields) | known
+    assert PromptPublic.of(imported).lineage.source == "import"
+    for prompt in (tuned, imported):
+        aliases.set("live", prompt.id)
+    assert aliases.rollback("live").prompt_id == tuned.id
+    assert prompts.pin("pets@live").aliases == ("live",)
+    engine.dispose()
+
+
+def test_the_newest_revision_can_be_taken_back(settings: Settings) -> None:
+    engine = migration_engine(settings)
+    with writing(engine) as connection:
+        upgrade(connection, "0003")
+        before = columns_of(connection)
+        upgrade(connection)
+        assert columns_of(connection) != before
+        downgrade(connection, "0003")
+        assert columns_of(connection) == before
+    engine.dispose()
+
+
+def columns_of(connection: sa.Connection) -> dict[str, set[str]]:
+    look = sa.inspect(connection)
+    return {
+        table: {column["name"] for column in look.get_columns(table)}
+        for table in look.get_table_names()
+    }
+
+
+def downgrade(connection: sa.Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", "sharpzo_core:migrations")
+    config.attributes["connection"] = connection
+    command.downgrade(config, revision)
 
 
 def kill_at_every_statement(settings: Settings) -> int:

@@ -15,7 +15,8 @@ from sharpzo_core.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.jobs import EventType, Job, JobStatus
 from sharpzo_core.prompts import prompt_key, report_key
-from sharpzo_engine import TunedPrompt
+from sharpzo_core.schemas import PromptPublic
+from sharpzo_engine import TunedPrompt, __version__
 from sharpzo_engine.checkpoint import CheckpointEvent, OnCheckpoint
 from sharpzo_engine.errors import BackboneError, TooFewImages, TuningInterrupted
 from sharpzo_engine.files import write_atomically
@@ -62,7 +63,10 @@ def a_prompt() -> TunedPrompt:
         class_embeddings=np.ones((3, 4), np.float32) / 2,
         context=np.zeros((4, 8), np.float32),
         logit_scale=100.0,
-        metadata={"backbone": {"name": "tiny", "pretrained": None, "fingerprint": "f"}},
+        metadata={
+            "backbone": {"name": "tiny", "pretrained": None, "fingerprint": "f"},
+            "engine_version": "1.2.3",
+        },
     )
 
 
@@ -131,6 +135,26 @@ def test_success_publishes_a_prompt_and_a_report(workplace: Workplace, deps: Run
     assert page.startswith("<!doctype html>")
     assert job.id in page
     assert str(dataset.sha256) in page
+
+
+def test_a_published_prompt_knows_where_it_comes_from(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    job = after(workplace, deps)
+    dataset = workplace.datasets.get(job.dataset_id)
+    prompt = workplace.prompts.get(str(job.prompt_id))
+    assert prompt.lineage == {
+        "dataset_id": dataset.id,
+        "dataset_name": "shapes",
+        "dataset_sha256": dataset.sha256,
+        "config": job.config,
+        "seed": job.config["seed"],
+        "engine_version": "1.2.3",
+        "from_checkpoint": None,
+    }
+    workplace.jobs.delete(job.id)
+    told = PromptPublic.of(workplace.prompts.get(prompt.id)).lineage
+    assert (told.source, told.job_id, told.parent) == ("job", job.id, None)
 
 
 def test_a_page_that_cannot_be_drawn_does_not_cost_the_job(
@@ -495,4 +519,5 @@ def test_the_real_engine_tunes_a_stored_dataset(
     assert done.metrics["test_accuracy"] is not None
     assert done.metrics["prompt_test_accuracy"] is not None
     assert done.metrics["zero_shot_accuracy"] is not None
+    assert workplace.prompts.get(str(done.prompt_id)).lineage["engine_version"] == __version__
     child.load_backbone.cache_clear()
