@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from service import error_handlers, openapi
+from service.inference.pins import keeping_pins
 from service.metrics import Metrics
 from service.middleware import RequestLayer
 from service.routes import aliases, backbones, classify, datasets, health, jobs, prompts
@@ -32,7 +33,8 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         if warm_up:
             services.inference.warm_up()
         try:
-            yield
+            async with keeping_pins(services.prompts, services.inference):
+                yield
         finally:
             await run_in_threadpool(services.close)
 

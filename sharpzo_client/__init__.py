@@ -59,6 +59,7 @@ from sharpzo_client.models import (
     Prompt,
     PromptAnswer,
     PromptBackbone,
+    Residency,
     StepRecord,
 )
 
@@ -106,6 +107,7 @@ __all__ = [
     "PromptBackbone",
     "RateLimitError",
     "RequestTimeoutError",
+    "Residency",
     "ServerError",
     "ServiceUnavailableError",
     "SharpzoError",

@@ -193,6 +193,14 @@ class Lineage(Model):
     """the prompt that that job had published"""
 
 
+class Residency(Model):
+    """How the process that answered has a prompt."""
+
+    resident: bool = False
+    """whether its matrix is in memory"""
+    used_at: datetime | None = None
+
+
 class Prompt(Model):
     """A tuned prompt in the registry."""
 
@@ -210,6 +218,8 @@ class Prompt(Model):
     lineage: Lineage = Field(default_factory=Lineage)
     sha256: str | None = None
     created_at: datetime | None = None
+    residency: Residency | None = None
+    """told of a single prompt, not in lists"""
 
 
 class AliasChange(Model):

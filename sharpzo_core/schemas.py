@@ -334,6 +334,16 @@ class LineagePublic(PublicModel):
         )
 
 
+class ResidencyPublic(PublicModel):
+    """How the process that answers has a prompt."""
+
+    resident: bool
+    """Whether its matrix is in memory."""
+
+    used_at: datetime | None
+    """When it was last asked for, or loaded."""
+
+
 class PromptPublic(PublicModel):
     """One version of a tuned prompt."""
 
@@ -353,6 +363,8 @@ class PromptPublic(PublicModel):
     lineage: LineagePublic
     sha256: str
     created_at: datetime
+    residency: ResidencyPublic | None = None
+    """Told of a single prompt, not in lists."""
 
     @classmethod
     def of(cls, prompt: PromptRecord) -> PromptPublic:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -13,6 +14,7 @@ from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import Unavailable
 from service.idempotency import Completion, IdempotencyKey
 from service.inference.host import ImportedPrompt
+from service.inference.pins import keep_pins
 from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse
@@ -24,6 +26,7 @@ from sharpzo_core.prompts import NewPrompt, PromptRecord, prompt_key
 from sharpzo_core.schemas import (
     Page,
     PromptPublic,
+    ResidencyPublic,
     Slug,
 )
 
@@ -120,21 +123,38 @@ def _publish(
 
 
 @router.get("/{ref}", responses=problems(404))
-def get_prompt(ref: str, prompts: PromptsDep) -> PromptPublic:
+def get_prompt(ref: str, prompts: PromptsDep, inference: InferenceDep) -> PromptPublic:
     """One prompt, by id, `name` (its newest version), `name:version` or `name@alias`."""
-    return PromptPublic.of(prompts.get(ref))
+    return _with_residency(prompts.get(ref), inference)
 
 
 @router.put("/{ref}/pin", responses=problems(404))
-def pin_prompt(ref: str, prompts: PromptsDep) -> PromptPublic:
+async def pin_prompt(ref: str, prompts: PromptsDep, inference: InferenceDep) -> PromptPublic:
     """Have every API process keep this version in memory. Asking again changes nothing."""
-    return PromptPublic.of(prompts.pin(ref))
+    return await _pin(ref, prompts, inference, pinned=True)
 
 
 @router.delete("/{ref}/pin", responses=problems(404))
-def unpin_prompt(ref: str, prompts: PromptsDep) -> PromptPublic:
+async def unpin_prompt(ref: str, prompts: PromptsDep, inference: InferenceDep) -> PromptPublic:
     """Have this version kept in memory only as long as it is asked for."""
-    return PromptPublic.of(prompts.pin(ref, pinned=False))
+    return await _pin(ref, prompts, inference, pinned=False)
+
+
+async def _pin(
+    ref: str, prompts: PromptsDep, inference: InferenceDep, *, pinned: bool
+) -> PromptPublic:
+    prompt = await run_in_threadpool(prompts.pin, ref, pinned=pinned)
+    await keep_pins(prompts, inference)
+    return _with_residency(prompt, inference)
+
+
+def _with_residency(prompt: PromptRecord, inference: InferenceDep) -> PromptPublic:
+    used_at = inference.used_at(prompt)
+    residency = ResidencyPublic(
+        resident=used_at is not None,
+        used_at=None if used_at is None else datetime.fromtimestamp(used_at, UTC),
+    )
+    return PromptPublic.of(prompt).model_copy(update={"residency": residency})
 
 
 @router.delete("/{ref}", status_code=204, responses=problems(404, 409))

@@ -243,6 +243,80 @@ def test_mixed_prompts_at_once_answer_as_one_by_one(
             assert all(p["label"].startswith(f"{name}-") for p in result.get("predictions", []))
 
 
+def test_every_answer_names_the_version_it_used_while_an_alias_moves(
+    client: TestClient, backbone: Backbone
+) -> None:
+    ids = [
+        import_(client, shuffled(backbone, 3 + version, f"v{version}"), "p").json()["id"]
+        for version in (1, 2)
+    ]
+    assert client.put("/v1/aliases/live", json={"prompt_id": ids[0]}).status_code == 200
+    done = threading.Event()
+
+    def move() -> int:
+        moves = 0
+        while not done.is_set():
+            moves += 1
+            body = {"prompt_id": ids[moves % 2]}
+            assert client.put("/v1/aliases/live", json=body).status_code == 200
+        return moves
+
+    def ask(_: int) -> dict[str, Any]:
+        response = client.post("/v1/prompts/p@live/classify", files=files(png(), png()))
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    with ThreadPoolExecutor(9) as pool:
+        moving = pool.submit(move)
+        answers = list(pool.map(ask, range(300)))
+        done.set()
+        assert moving.result() > 5
+    assert {answer["version"] for answer in answers} == {1, 2}
+    for answer in answers:
+        assert answer["prompt_id"] == ids[answer["version"] - 1]
+        for result in answer["results"]:
+            labels = [prediction["label"] for prediction in result["predictions"]]
+            assert all(label.startswith(f"v{answer['version']}-") for label in labels)
+
+
+def test_a_pinned_prompt_is_in_memory_from_the_start(
+    make_client: MakeClient, settings: Settings, backbone: Backbone
+) -> None:
+    client = make_client(settings)
+    for name in ("kept", "other"):
+        import_(client, artifact_of(backbone), name)
+    before = client.get("/v1/prompts/kept").json()
+    assert (before["pinned"], before["residency"]) == (
+        False,
+        {"resident": False, "used_at": None},
+    )
+    pinned = client.put("/v1/prompts/kept/pin").json()
+    assert pinned["pinned"]
+    assert pinned["residency"]["resident"]
+    assert metric(client, "sharpzo_prompts_pinned") == 1
+
+    restarted = make_client(settings)
+    eventually(lambda: metric(restarted, "sharpzo_prompts_resident") == 1)
+    assert restarted.get("/v1/prompts/kept").json()["residency"]["resident"]
+    assert not restarted.get("/v1/prompts/other").json()["residency"]["resident"]
+    assert not restarted.delete("/v1/prompts/kept/pin").json()["pinned"]
+    assert metric(restarted, "sharpzo_prompts_pinned") == 0
+
+
+def test_a_pinned_prompt_that_cannot_be_loaded_keeps_nothing_else_away(
+    make_client: MakeClient, settings: Settings, backbone: Backbone
+) -> None:
+    client = make_client(settings)
+    services: Services = client.app.state.services  # type: ignore[attr-defined]
+    damaged = import_(client, artifact_of(backbone), "damaged").json()
+    import_(client, artifact_of(backbone), "sound")
+    services.artifacts.put_bytes(f"prompts/{damaged['id']}.safetensors", b"nonsense")
+    for name, resident in (("damaged", False), ("sound", True)):
+        pinned = client.put(f"/v1/prompts/{name}/pin").json()
+        assert (pinned["pinned"], pinned["residency"]["resident"]) == (True, resident)
+
+
 def test_a_request_past_its_deadline_is_504_and_its_images_are_skipped(
     client: TestClient, backbone: Backbone, services: Services
 ) -> None:

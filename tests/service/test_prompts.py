@@ -56,9 +56,10 @@ def test_import_get_list_delete(
     assert prompt["metrics"] == {"test_accuracy": 0.9, "loss": None}
     second = import_(client, artifact_of(backbone)).json()
     assert second["version"] == 2
-    assert client.get("/v1/prompts/colors").json() == second
-    assert client.get("/v1/prompts/colors:1").json() == prompt
-    assert client.get(f"/v1/prompts/{prompt['id']}").json() == prompt
+    here = {"residency": {"resident": False, "used_at": None}}  # of this process, not the prompt
+    assert client.get("/v1/prompts/colors").json() == second | here
+    assert client.get("/v1/prompts/colors:1").json() == prompt | here
+    assert client.get(f"/v1/prompts/{prompt['id']}").json() == prompt | here
     assert client.get("/v1/prompts").json()["data"] == [second, prompt]
 
     assert client.delete("/v1/prompts/colors:1").status_code == 204
