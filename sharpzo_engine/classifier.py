@@ -83,14 +83,42 @@ class PromptClassifier:
         result: NDArray[np.float32] = logits.softmax(-1).cpu().numpy()
         return result
 
-    def predict(self, images: Sequence[ImageInput], top_k: int = 5) -> list[list[Prediction]]:
+    def rank(
+        self,
+        embeddings: Tensor | NDArray[np.float32],
+        top_k: int = 5,
+        *,
+        calibrated: bool = False,
+    ) -> list[list[Prediction]]:
+        """The `top_k` most probable classes of each image embedding [B, E], best first.
+
+        Raises:
+            NotCalibrated: calibrated probabilities are asked for, and there is no temperature.
+        """
+        temperature = self.prompt.require_temperature() if calibrated else 1.0
+        rows = self.probabilities(embeddings, temperature)
+        return [top_predictions(row, self.prompt.class_names, top_k) for row in rows]
+
+    def predict(
+        self, images: Sequence[ImageInput], top_k: int = 5, *, calibrated: bool = False
+    ) -> list[list[Prediction]]:
         """The `top_k` most probable classes of each image, best first.
 
         Raises:
             ImageError: an image cannot be decoded, naming it.
+            NotCalibrated: calibrated probabilities are asked for, and there is no temperature.
         """
-        rows = self.probabilities(self.embed(images))
-        return [top_predictions(row, self.prompt.class_names, top_k) for row in rows]
+        if calibrated:
+            self.prompt.require_temperature()  # before the work, not after it
+        return self.rank(self.embed(images), top_k, calibrated=calibrated)
+
+    def zero_shot(self) -> PromptClassifier:
+        """What the search began with: the hand-written prompt, on the same backbone and classes.
+
+        Raises:
+            ConfigError: the artifact's words are unusable.
+        """
+        return PromptClassifier(hand_written(self.prompt, self.backbone), self.backbone)
 
 
 def top_predictions(
@@ -115,6 +143,24 @@ def zero_shot_weights(
     embeddings = backbone.text_encoder(tokens).encode(words[None])[0]
     result: NDArray[np.float32] = (backbone.logit_scale * embeddings).cpu().numpy()
     return result
+
+
+def hand_written(prompt: TunedPrompt, backbone: Backbone) -> TunedPrompt:
+    """The prompt that a tuned one began as: its words, its classes, no head, no temperature.
+
+    Raises:
+        ConfigError: the words are unusable.
+    """
+    words, names = prompt.hand_written_context, prompt.class_names
+    weights = zero_shot_weights(backbone, words, names)
+    context = backbone.token_embeddings(backbone.tokenize(words, names).context)
+    return TunedPrompt(
+        class_names=names,
+        class_embeddings=weights / np.float32(backbone.logit_scale),
+        context=context.cpu().numpy(),
+        logit_scale=backbone.logit_scale,
+        metadata={"backbone": prompt.metadata["backbone"], "config": prompt.metadata.get("config")},
+    )
 
 
 def to_image(source: ImageInput) -> Image.Image:
