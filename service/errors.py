@@ -11,7 +11,7 @@ CoreError
  ├── TooManyFiles          413  more files than one request may carry
  ├── ArchiveError     413, 422  an archive that is damaged, unsafe or too large
  ├── Busy                  503  the classification queue is full
- ├── Unavailable           503  a prompt's artifact or its backbone cannot be loaded
+ ├── Unavailable           503  a prompt's artifact, its backbone or a package cannot be loaded
  └── NotReady              503  something that serving needs is missing
 """
 
@@ -106,7 +106,7 @@ class Busy(CoreError):
 class Unavailable(CoreError):
     """What the request needs cannot be loaded.
 
-    `code` says what: `artifact_corrupt` or `backbone_unavailable`.
+    `code` says what: `artifact_corrupt`, `backbone_unavailable` or `package_missing`.
     """
 
     status = 503
