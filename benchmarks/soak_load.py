@@ -32,6 +32,7 @@ BROKEN_SHARE = 0.05
 MOST_IMAGES = 8  # in one request
 ALIAS = "live"
 TIMEOUT = 60.0  # seconds
+PAUSE = 0.1  # seconds after an answer that is not wanted
 LEAVE_AFTER = 0.05  # seconds, at most, that a visitor waits before leaving
 
 
@@ -215,6 +216,7 @@ class Visitor:
         job_id: str,
         aliases: bool,
         seed: int,
+        pause: float = PAUSE,
     ) -> None:
         self._http = http
         self._registry = registry
@@ -223,6 +225,7 @@ class Visitor:
         self._random = random.Random(seed)
         self._seed = seed
         self._guests = 0
+        self._pause = pause
         self._acts: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
             "classify": (70, self._classify),
             "leave half-way": (8, self._leave),
@@ -244,10 +247,10 @@ class Visitor:
             await self._acts[kind][1]()
         except Busy:
             self._tally.busy[kind] += 1
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(self._pause)
         except FaultFound as error:
             self._tally.record(kind, error)
-            await asyncio.sleep(0.1)  # a service that is down is not hammered
+            await asyncio.sleep(self._pause)  # a service that is down is not hammered
         self._tally.seconds[kind].append(loop.time() - began)
 
     async def _classify(self) -> None:
