@@ -167,7 +167,10 @@ async def submit_job(http: httpx.AsyncClient) -> str:
 async def has_aliases(http: httpx.AsyncClient) -> bool:
     """Whether the service knows aliases."""
     document = (await ask(http, "GET", "/openapi.json")).json()
-    return "/v1/aliases/{alias}" in document["paths"]
+    return any(
+        path.startswith("/v1/aliases/") and "put" in operations
+        for path, operations in document["paths"].items()
+    )
 
 
 async def ask(

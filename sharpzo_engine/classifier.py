@@ -117,6 +117,7 @@ class PromptClassifier:
 
         Raises:
             ConfigError: the artifact's words are unusable.
+            DatasetError: a class name is too long for the text tower.
         """
         return PromptClassifier(hand_written(self.prompt, self.backbone), self.backbone)
 
@@ -150,6 +151,7 @@ def hand_written(prompt: TunedPrompt, backbone: Backbone) -> TunedPrompt:
 
     Raises:
         ConfigError: the words are unusable.
+        DatasetError: a class name is too long for the text tower.
     """
     words, names = prompt.hand_written_context, prompt.class_names
     weights = zero_shot_weights(backbone, words, names)
