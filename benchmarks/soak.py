@@ -42,6 +42,7 @@ from benchmarks.soak_load import (
 )
 from benchmarks.soak_verdict import Sample, judge
 from sharpzo_cli.demo.server import Running, running_process
+from sharpzo_cli.errors import RunFailed
 from sharpzo_cli.interrupts import interrupt
 from sharpzo_cli.main import INTERRUPTED
 
@@ -225,3 +226,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except RunFailed as problem:
+        sys.exit(f"error: {problem}")

@@ -8,10 +8,11 @@ CoreError
  ├── ReportMissing         404  the job has no report, or not yet
  ├── RequestTimeout        408  the body makes no progress
  ├── BackboneConflict      409  a prompt needs a backbone that is not served here
+ ├── NotCalibrated         409  a prompt has no temperature
  ├── TooManyFiles          413  more files than one request may carry
  ├── ArchiveError     413, 422  an archive that is damaged, unsafe or too large
  ├── Busy                  503  the classification queue is full
- ├── Unavailable           503  a prompt's artifact, its backbone or a package cannot be loaded
+ ├── Unavailable           503  a prompt's artifact or its backbone cannot be loaded
  └── NotReady              503  something that serving needs is missing
 """
 
@@ -66,6 +67,14 @@ class BackboneConflict(CoreError):
     status = 409
     code = "backbone_mismatch"
     title = "Backbone mismatch"
+
+
+class NotCalibrated(CoreError):
+    """The prompt has no temperature: ask for it without `calibrated`, or tune it again."""
+
+    status = 409
+    code = "not_calibrated"
+    title = "Not calibrated"
 
 
 class TooManyFiles(CoreError):

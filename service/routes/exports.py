@@ -9,12 +9,13 @@ from service.artifacts import corrupt, fetch_artifact
 from service.attachments import RESPONSES, IfNoneMatch, attachment, not_modified
 from service.deps import ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
-from service.errors import Unavailable
+from service.errors import NotCalibrated, Unavailable
 from service.openapi import problems
 from service.routing import StrictRoute
 from sharpzo_core.prompts import PromptRecord
 from sharpzo_engine.artifact import TunedPrompt
 from sharpzo_engine.errors import ArtifactError, MissingPackage
+from sharpzo_engine.errors import NotCalibrated as NoTemperature
 from sharpzo_engine.export import ExportFormat, Origin, export
 
 router = APIRouter(
@@ -36,7 +37,7 @@ Format = Annotated[
 Calibrated = Annotated[bool, Query(description="Divide the logits by the prompt's temperature.")]
 
 
-@router.get("/{ref}/export", response_class=Response, responses={**RESPONSES, **problems(404)})
+@router.get("/{ref}/export", response_class=Response, responses={**RESPONSES, **problems(404, 409)})
 def export_prompt(
     ref: str,
     services: ServicesDep,
@@ -67,5 +68,7 @@ def _exported(record: PromptRecord, data: bytes, form: ExportFormat, calibrated:
         return export(TunedPrompt.load(data), form, origin, calibrated=calibrated)
     except ArtifactError as error:
         raise corrupt(record, "is damaged") from error
+    except NoTemperature as error:
+        raise NotCalibrated from error
     except MissingPackage as error:
         raise Unavailable(error.code, str(error)) from error

@@ -61,7 +61,7 @@ class Prompts(Resource):
 
         Raises:
             DownloadError: the bytes are not those that the service sent.
-            UnprocessableEntityError: the prompt has no temperature to calibrate by.
+            ConflictError: the prompt has no temperature to calibrate by.
         """
         return self._transport.run(ops.export_prompt(ref, path, format, calibrated=calibrated))
 

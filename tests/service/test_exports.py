@@ -157,8 +157,8 @@ def test_unknown_prompts(shared_client: TestClient) -> None:
 def test_no_temperature_no_calibration(client: TestClient, tiny: Backbone) -> None:
     publish(client, make_prompt(tiny, temperature=None))
     url = "/v1/prompts/colors/export?calibrated=true"
-    body = assert_problem(client.get(url), 422, "not_calibrated")
-    assert "leave `calibrated` out" in body["detail"]
+    body = assert_problem(client.get(url), 409, "not_calibrated")
+    assert "without `calibrated`" in body["detail"]
 
 
 def test_a_damaged_or_missing_artifact_is_503(
