@@ -113,13 +113,24 @@ class PromptClassifier:
         return self.rank(self.embed(images), top_k, calibrated=calibrated)
 
     def zero_shot(self) -> PromptClassifier:
-        """What the search began with: the hand-written prompt, on the same backbone and classes.
+        """The hand-written prompt that the search began with: no head, no temperature.
 
         Raises:
             ConfigError: the artifact's words are unusable.
             DatasetError: a class name is too long for the text tower.
         """
-        return PromptClassifier(hand_written(self.prompt, self.backbone), self.backbone)
+        backbone, names = self.backbone, self.prompt.class_names
+        words, metadata = self.prompt.hand_written_context, self.prompt.metadata
+        weights = zero_shot_weights(backbone, words, names)
+        context = backbone.token_embeddings(backbone.tokenize(words, names).context)
+        prompt = TunedPrompt(
+            class_names=names,
+            class_embeddings=weights / np.float32(backbone.logit_scale),
+            context=context.cpu().numpy(),
+            logit_scale=backbone.logit_scale,
+            metadata={"backbone": metadata["backbone"], "config": metadata.get("config")},
+        )
+        return PromptClassifier(prompt, backbone)
 
 
 def top_predictions(
@@ -144,25 +155,6 @@ def zero_shot_weights(
     embeddings = backbone.text_encoder(tokens).encode(words[None])[0]
     result: NDArray[np.float32] = (backbone.logit_scale * embeddings).cpu().numpy()
     return result
-
-
-def hand_written(prompt: TunedPrompt, backbone: Backbone) -> TunedPrompt:
-    """The prompt that a tuned one began as: its words, its classes, no head, no temperature.
-
-    Raises:
-        ConfigError: the words are unusable.
-        DatasetError: a class name is too long for the text tower.
-    """
-    words, names = prompt.hand_written_context, prompt.class_names
-    weights = zero_shot_weights(backbone, words, names)
-    context = backbone.token_embeddings(backbone.tokenize(words, names).context)
-    return TunedPrompt(
-        class_names=names,
-        class_embeddings=weights / np.float32(backbone.logit_scale),
-        context=context.cpu().numpy(),
-        logit_scale=backbone.logit_scale,
-        metadata={"backbone": prompt.metadata["backbone"], "config": prompt.metadata.get("config")},
-    )
 
 
 def to_image(source: ImageInput) -> Image.Image:
