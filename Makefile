@@ -8,7 +8,7 @@ PIP_ARGS ?=
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test faults check format bench bench-full clean
+.PHONY: help install demo serve test faults check format bench bench-full soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ bench: $(STAMP) ## run every benchmark in its short form (at most 10 minutes on 
 
 bench-full: $(STAMP) ## measure the figures that the documentation states (hours)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks --full --markdown benchmarks/results/full.md
+
+soak: $(STAMP) ## ten minutes of mixed load on a server of its own: does it leak, fail or mix up?
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.soak
 
 clean: ## remove caches and build output, not the virtual environment
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -12,7 +12,16 @@ from service import error_handlers, openapi
 from service.inference.pins import keeping_pins
 from service.metrics import Metrics
 from service.middleware import RequestLayer
-from service.routes import aliases, backbones, classify, datasets, health, jobs, prompts
+from service.routes import (
+    aliases,
+    backbones,
+    classify,
+    datasets,
+    exports,
+    health,
+    jobs,
+    prompts,
+)
 from service.services import open_services
 from sharpzo_engine import __version__
 
@@ -45,7 +54,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
     )
-    for module in (datasets, jobs, prompts, aliases, classify, backbones, health):
+    for module in (datasets, jobs, prompts, aliases, exports, classify, backbones, health):
         app.include_router(module.router)
     app.add_middleware(RequestLayer, metrics=metrics, idle_seconds=settings.upload_idle_seconds)
     error_handlers.install(app)

@@ -9,6 +9,7 @@ CoreError
  ├── RequestTimeout        408  the body makes no progress
  ├── BackboneConflict      409  a prompt needs a backbone that is not served here
  ├── NotCalibrated         409  a prompt has no temperature
+ ├── NoZeroShot            409  a prompt's hand-written words cannot be encoded
  ├── TooManyFiles          413  more files than one request may carry
  ├── ArchiveError     413, 422  an archive that is damaged, unsafe or too large
  ├── Busy                  429  the classification queue is full
@@ -78,6 +79,14 @@ class NotCalibrated(CoreError):
     title = "Not calibrated"
 
 
+class NoZeroShot(CoreError):
+    """The prompt's hand-written words or classes cannot be encoded (ask without `zero_shot`)."""
+
+    status = 409
+    code = "zero_shot_unavailable"
+    title = "No zero-shot answer"
+
+
 class TooManyFiles(CoreError):
     """The request carries more files than allowed."""
 
@@ -119,7 +128,7 @@ class Busy(CoreError):
 class Unavailable(CoreError):
     """What the request needs cannot be loaded.
 
-    `code` says what: `artifact_corrupt` or `backbone_unavailable`.
+    `code` says what: `artifact_corrupt`, `backbone_unavailable` or `package_missing`.
     """
 
     status = 503

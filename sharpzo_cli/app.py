@@ -25,6 +25,9 @@ ArtifactPath = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of everything the service keeps.")
 ]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="Divide the logits by the prompt's temperature.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 OtherBackbone = Annotated[
@@ -161,12 +164,17 @@ def classify(
     backbone: OtherBackbone = None,
     pretrained: OtherPretrained = None,
     device: Device = "auto",
+    calibrated: Calibrated = False,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Show what the hand-written prompt says as well.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Label images with a tuned prompt, on this machine."""
-    from sharpzo_cli.applying import Model, classify_images
+    from sharpzo_cli.applying import Model, Shown, classify_images
 
-    classify_images(Model(artifact, backbone, pretrained, device), images, top_k, as_json=as_json)
+    shown = Shown(top_k, calibrated=calibrated, zero_shot=zero_shot, as_json=as_json)
+    classify_images(Model(artifact, backbone, pretrained, device), images, shown)
 
 
 @app.command()
@@ -183,3 +191,21 @@ def evaluate(
     from sharpzo_cli.applying import Model, evaluate_dataset
 
     evaluate_dataset(Model(artifact, backbone, pretrained, device), dataset, split, as_json=as_json)
+
+
+@app.command()
+def export(
+    artifact: ArtifactPath,
+    form: Annotated[
+        str, typer.Option("--format", metavar="npy|onnx", help="A numpy matrix or an ONNX model.")
+    ] = "npy",
+    calibrated: Calibrated = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Instead of beside the prompt file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a tuned prompt as a file that needs nothing of ours to be used."""
+    from sharpzo_cli.exporting import export_prompt
+
+    export_prompt(artifact, form, out, calibrated=calibrated, as_json=as_json)

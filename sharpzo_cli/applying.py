@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from sharpzo_cli.errors import UsageProblem
@@ -10,13 +10,18 @@ from sharpzo_cli.output import percent, print_json, print_table
 from sharpzo_engine.dataset import load_dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sharpzo_engine import Backbone, Evaluation, Prediction, TunedPrompt
 
+    #: Key in the JSON -> per image its predictions, best first.
+    Answers = Mapping[str, Sequence[Sequence[Prediction]]]
+
 #: Classes up to which a confusion matrix fits a terminal; --json always has it.
 WIDEST_MATRIX = 12
+#: What the table calls the classifiers that the JSON tells of.
+HEADINGS = {"predictions": "label", "zero_shot": "zero-shot"}
 
 
 @dataclass(frozen=True)
@@ -47,24 +52,38 @@ class Model:
         return prompt, load_backbone(name, pretrained, self.device)
 
 
-def classify_images(model: Model, images: Sequence[Path], top_k: int, *, as_json: bool) -> None:
-    """Label images and print the labels."""
+@dataclass(frozen=True)
+class Shown:
+    """What `classify` shows of its answers."""
+
+    top_k: int
+    calibrated: bool
+    zero_shot: bool
+    as_json: bool
+
+
+def classify_images(model: Model, images: Sequence[Path], shown: Shown) -> None:
+    """Label images and print the labels, beside those of the hand-written prompt if wanted.
+
+    The temperature is the tuned prompt's: the hand-written one is never calibrated.
+    """
     for image in images:
         if not image.is_file():
             raise UsageProblem(f"{image} does not exist", "give JPEG, PNG or WEBP files")
     prompt, backbone = model.load()
     from sharpzo_engine import PromptClassifier
 
-    answers = PromptClassifier(prompt, backbone).predict(list(images), top_k=top_k)
-    if as_json:
-        print_json({"results": [_result(*pair) for pair in zip(images, answers, strict=True)]})
-        return
-    rows = [
-        (str(image) if rank == 0 else "", prediction.label, percent(prediction.score))
-        for image, predictions in zip(images, answers, strict=True)
-        for rank, prediction in enumerate(predictions)
-    ]
-    print_table("", ("image", "label", "score"), rows)
+    tuned = PromptClassifier(prompt, backbone)
+    if shown.calibrated:
+        prompt.require_temperature()  # before the work, not after it
+    embeddings = tuned.embed(list(images))
+    answers = {"predictions": tuned.rank(embeddings, shown.top_k, calibrated=shown.calibrated)}
+    if shown.zero_shot:
+        answers["zero_shot"] = tuned.zero_shot().rank(embeddings, shown.top_k)
+    if shown.as_json:
+        print_json({"results": _results(images, answers)})
+    else:
+        _print_answers(images, answers)
 
 
 def evaluate_dataset(model: Model, dataset: Path, split: str, *, as_json: bool) -> None:
@@ -97,9 +116,29 @@ def evaluate_dataset(model: Model, dataset: Path, split: str, *, as_json: bool) 
         _print_evaluation(evaluation, split, prompt.class_names)
 
 
-def _result(image: Path, predictions: Sequence[Prediction]) -> dict[str, object]:
-    listed = [{"label": p.label, "index": p.index, "score": p.score} for p in predictions]
-    return {"image": str(image), "predictions": listed}
+def _results(images: Sequence[Path], answers: Answers) -> list[dict[str, object]]:
+    """Per image the predictions of every classifier, under its key."""
+    return [
+        {
+            "image": str(image),
+            **{key: [asdict(p) for p in rows[index]] for key, rows in answers.items()},
+        }
+        for index, image in enumerate(images)
+    ]
+
+
+def _print_answers(images: Sequence[Path], answers: Answers) -> None:
+    """A line per image and rank; each classifier has a column of labels and one of scores."""
+    rows = [
+        (
+            str(image) if rank == 0 else "",
+            *(cell for p in ranked for cell in (p.label, percent(p.score))),
+        )
+        for image, *columns in zip(images, *answers.values(), strict=True)
+        for rank, ranked in enumerate(zip(*columns, strict=True))
+    ]
+    headings = [cell for key in answers for cell in (HEADINGS[key], "score")]
+    print_table("", ("image", *headings), rows)
 
 
 def _figures(evaluation: Evaluation, split: str, classes: Sequence[str]) -> dict[str, object]:

@@ -26,6 +26,7 @@ EXTRAS = {
     **dict.fromkeys(("PIL", "safetensors", "torch", "yaml"), "engine"),
     **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "service"),
     **dict.fromkeys(("alembic", "celery", "fsspec", "pydantic_settings", "sqlalchemy"), "service"),
+    "onnx": "export",
     "sklearn": "demo",
 }
 
@@ -40,6 +41,7 @@ FIXES = {
     "image_too_large": "make the image smaller",
     "artifact_corrupt": "give a file that `sharpzo tune --out` has written",
     "backbone_mismatch": "name the backbone it was tuned on with --backbone and --pretrained",
+    "not_calibrated": "leave --calibrated out, or tune the prompt anew",
     "checkpoint_corrupt": "leave --resume out, or give another --checkpoint-dir",
 }
 

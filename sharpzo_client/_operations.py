@@ -31,6 +31,7 @@ from sharpzo_client._files import (
 from sharpzo_client._operation import Blocking, Flow, Operation, Part, Retry, Sleep
 from sharpzo_client._response import (
     reads,
+    reads_file,
     reads_nothing,
     reads_object,
     reads_page,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Model)
 OnEvent = Callable[[JobEvent], object]
+ExportFormat = Literal["npy", "onnx"]
 
 
 # Datasets
@@ -331,6 +333,19 @@ def download_prompt(ref: str, path: str | os.PathLike[str]) -> Flow[Path]:
         read=lambda response: response.content,
     )
     return (yield from Blocking(lambda: write_verified(Path(path), content, prompt.sha256)))
+
+
+def export_prompt(
+    ref: str, path: str | os.PathLike[str], form: ExportFormat, *, calibrated: bool
+) -> Flow[Path]:
+    """Fetch a prompt in another format, whole and intact, or leave `path` as it was."""
+    export = yield from Operation(
+        method="GET",
+        path=_path("prompts", ref, "export"),
+        params={"format": form, "calibrated": "true" if calibrated else "false"},
+        read=reads_file,
+    )
+    return (yield from Blocking(lambda: write_verified(Path(path), export.content, export.sha256)))
 
 
 @dataclass(frozen=True)

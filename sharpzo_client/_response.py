@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,6 +47,19 @@ def reads_object(response: httpx.Response) -> dict[str, Any]:
         request = response.request
         raise APIResponseError(f"{request.method} {request.url} did not answer with an object")
     return answer
+
+
+@dataclass(frozen=True)
+class File:
+    """Bytes, and the hash that the service says they have."""
+
+    content: bytes
+    sha256: str | None
+
+
+def reads_file(response: httpx.Response) -> File:
+    """A reader of a file."""
+    return File(response.content, response.headers.get("x-checksum-sha256"))
 
 
 def reads_nothing(_: httpx.Response) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharpzo_engine.config import PromptConfig
-from sharpzo_engine.errors import ArtifactError
+from sharpzo_engine.errors import ArtifactError, NotCalibrated
 from sharpzo_engine.files import write_atomically
 from sharpzo_engine.sealed import SealBroken, seal, unseal
 
@@ -92,6 +92,16 @@ class TunedPrompt:
         if isinstance(value, int | float) and math.isfinite(value) and value > 0:
             return float(value)
         return None
+
+    def require_temperature(self) -> float:
+        """The temperature, for those who cannot do without.
+
+        Raises:
+            NotCalibrated: the file tells none.
+        """
+        if self.temperature is None:
+            raise NotCalibrated
+        return self.temperature
 
     @property
     def hand_written_context(self) -> str:

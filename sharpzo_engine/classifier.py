@@ -83,14 +83,54 @@ class PromptClassifier:
         result: NDArray[np.float32] = logits.softmax(-1).cpu().numpy()
         return result
 
-    def predict(self, images: Sequence[ImageInput], top_k: int = 5) -> list[list[Prediction]]:
+    def rank(
+        self,
+        embeddings: Tensor | NDArray[np.float32],
+        top_k: int = 5,
+        *,
+        calibrated: bool = False,
+    ) -> list[list[Prediction]]:
+        """The `top_k` most probable classes of each image embedding [B, E], best first.
+
+        Raises:
+            NotCalibrated: calibrated probabilities are asked for, and there is no temperature.
+        """
+        temperature = self.prompt.require_temperature() if calibrated else 1.0
+        rows = self.probabilities(embeddings, temperature)
+        return [top_predictions(row, self.prompt.class_names, top_k) for row in rows]
+
+    def predict(
+        self, images: Sequence[ImageInput], top_k: int = 5, *, calibrated: bool = False
+    ) -> list[list[Prediction]]:
         """The `top_k` most probable classes of each image, best first.
 
         Raises:
             ImageError: an image cannot be decoded, naming it.
+            NotCalibrated: calibrated probabilities are asked for, and there is no temperature.
         """
-        rows = self.probabilities(self.embed(images))
-        return [top_predictions(row, self.prompt.class_names, top_k) for row in rows]
+        if calibrated:
+            self.prompt.require_temperature()  # before the work, not after it
+        return self.rank(self.embed(images), top_k, calibrated=calibrated)
+
+    def zero_shot(self) -> PromptClassifier:
+        """The hand-written prompt that the search began with: no head, no temperature.
+
+        Raises:
+            ConfigError: the artifact's words are unusable.
+            DatasetError: a class name is too long for the text tower.
+        """
+        backbone, names = self.backbone, self.prompt.class_names
+        words, metadata = self.prompt.hand_written_context, self.prompt.metadata
+        weights = zero_shot_weights(backbone, words, names)
+        context = backbone.token_embeddings(backbone.tokenize(words, names).context)
+        prompt = TunedPrompt(
+            class_names=names,
+            class_embeddings=weights / np.float32(backbone.logit_scale),
+            context=context.cpu().numpy(),
+            logit_scale=backbone.logit_scale,
+            metadata={"backbone": metadata["backbone"], "config": metadata.get("config")},
+        )
+        return PromptClassifier(prompt, backbone)
 
 
 def top_predictions(

@@ -10,7 +10,9 @@ EngineError
  ├── ImageError             one image cannot be decoded or is not allowed
  ├── ArtifactError          a prompt file is damaged or not one of ours
  │    └── BackboneMismatch  a prompt was tuned on another backbone
+ ├── NotCalibrated          a prompt has no temperature to divide its logits by
  ├── CheckpointError        a checkpoint is damaged or belongs to another run
+ ├── MissingPackage         an optional package is needed and not installed
  └── TuningInterrupted      a caller's `on_step` asked the run to stop
       └── TuningCancelled   … for good
 
@@ -85,10 +87,22 @@ class BackboneMismatch(ArtifactError):  # noqa: N818 - named for the fact
     code = "backbone_mismatch"
 
 
+class NotCalibrated(EngineError):  # noqa: N818 - named for the fact
+    """The prompt tells no temperature to calibrate by (leave `calibrated` out, or tune it anew)."""
+
+    code = "not_calibrated"
+
+
 class CheckpointError(EngineError):
     """The checkpoint is damaged or belongs to another run."""
 
     code = "checkpoint_corrupt"
+
+
+class MissingPackage(EngineError):  # noqa: N818 - named for the fact
+    """An optional package is not installed."""
+
+    code = "package_missing"
 
 
 class TuningInterrupted(EngineError):  # noqa: N818 - not a fault

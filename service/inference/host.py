@@ -149,8 +149,8 @@ class InferenceHost:
         """Classify every image with every prompt; each image is encoded once per backbone.
 
         Answers come in the order of `prompts`. In place of one stands why the prompt cannot be
-        used (BackboneConflict, NotCalibrated, Unavailable), in place of an image's classes why it
-        cannot be decoded.
+        used (BackboneConflict, NotCalibrated, NoZeroShot, Unavailable), in place of an image's
+        classes why it cannot be decoded.
 
         Raises:
             Busy: too many images are waiting.

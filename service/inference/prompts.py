@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 
-from service.errors import BackboneConflict, Unavailable
+from service.artifacts import corrupt, fetch_artifact
+from service.errors import BackboneConflict
 from service.inference.resident import PromptKey, ReadyPrompt, ResidentPrompts
-from sharpzo_core.errors import CoreError, NotFound
-from sharpzo_core.prompts import prompt_key
+from sharpzo_core.errors import CoreError
 from sharpzo_engine.errors import ArtifactError, BackboneMismatch
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class PromptLoader:
                 logger.warning("pinned prompt: %s", error, extra={"action": "pin_failed"})
 
     async def _load(self, key: PromptKey, prompt: PromptRecord) -> ReadyPrompt:
-        data = await run_in_threadpool(self._fetch, prompt)
+        data = await run_in_threadpool(fetch_artifact, self._artifacts, prompt)
         backbone = self._backbones.find(key.fingerprint)
         if backbone is None:
             find = partial(self._backbones.for_prompt, prompt.backbone)
@@ -85,16 +84,6 @@ class PromptLoader:
         if not task.cancelled():
             task.exception()  # all who asked may have left: nobody else looks at it then
 
-    def _fetch(self, prompt: PromptRecord) -> bytes:
-        """The prompt's file, checked against the hash it was published with."""
-        try:
-            data = self._artifacts.get_bytes(prompt_key(prompt.id))
-        except NotFound:
-            raise _corrupt(prompt, "is missing") from None
-        if hashlib.sha256(data).hexdigest() != prompt.sha256:
-            raise _corrupt(prompt, "is damaged")
-        return data
-
 
 def _make_ready(prompt: PromptRecord, data: bytes, backbone: Backbone) -> ReadyPrompt:
     from sharpzo_engine import PromptClassifier, TunedPrompt
@@ -102,15 +91,10 @@ def _make_ready(prompt: PromptRecord, data: bytes, backbone: Backbone) -> ReadyP
     try:
         tuned = TunedPrompt.load(data)
         if tuned.weights.shape[1] != backbone.embed_dim:
-            raise _corrupt(prompt, "does not fit its backbone")
+            raise corrupt(prompt, "does not fit its backbone")
         PromptClassifier(tuned, backbone)  # refuses a backbone that is not the prompt's
     except BackboneMismatch as error:
         raise BackboneConflict(str(error)) from error
     except ArtifactError as error:
-        raise _corrupt(prompt, "is damaged") from error
+        raise corrupt(prompt, "is damaged") from error
     return ReadyPrompt.of(prompt, tuned, backbone)
-
-
-def _corrupt(prompt: PromptRecord, what: str) -> Unavailable:
-    detail = f"the artifact of {prompt.name}:{prompt.version} ({prompt.id}) {what}"
-    return Unavailable("artifact_corrupt", detail)

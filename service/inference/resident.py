@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from service.errors import NotCalibrated
+from service.errors import NotCalibrated, NoZeroShot
+from sharpzo_engine.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,10 +85,17 @@ class ReadyPrompt:
 
     @cached_property
     def zero_shot(self) -> Answers:
-        """The hand-written prompt's classifier; on the model thread when first asked for."""
+        """The hand-written prompt's classifier; on the model thread when first asked for.
+
+        Raises:
+            NoZeroShot: its words or a class name cannot be encoded.
+        """
         from sharpzo_engine.classifier import zero_shot_weights
 
-        weights = zero_shot_weights(self.backbone, self.hand_written_context, self.class_names)
+        try:
+            weights = zero_shot_weights(self.backbone, self.hand_written_context, self.class_names)
+        except EngineError as error:
+            raise NoZeroShot(f"{self.label}: {error}") from error
         return Answers(weights, np.zeros(len(weights), np.float32))
 
     @property

@@ -3,15 +3,15 @@
 import hashlib
 import io
 from datetime import UTC, datetime
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 
+from service.artifacts import fetch_artifact
+from service.attachments import RESPONSES, IfNoneMatch, attachment, not_modified
 from service.deps import After, InferenceDep, Limit, PromptNameFilter, PromptsDep, ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
-from service.errors import Unavailable
 from service.idempotency import Completion, IdempotencyKey
 from service.inference.host import ImportedPrompt
 from service.inference.pins import keep_pins
@@ -169,29 +169,11 @@ def delete_prompt(ref: str, services: ServicesDep) -> Response:
     return Response(status_code=204)
 
 
-@router.get(
-    "/{ref}/download",
-    response_class=Response,
-    responses={
-        200: {"content": {"application/octet-stream": {}}},
-        304: {"description": "Not modified"},
-        **problems(404),
-    },
-)
-def download_prompt(
-    ref: str, services: ServicesDep, if_none_match: Annotated[str, Header()] = ""
-) -> Response:
+@router.get("/{ref}/download", response_class=Response, responses={**RESPONSES, **problems(404)})
+def download_prompt(ref: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """The safetensors artifact; `ETag` and `X-Checksum-SHA256` are its hash."""
     prompt = services.prompts.get(ref)
-    headers = {"ETag": f'"{prompt.sha256}"', "X-Checksum-SHA256": prompt.sha256}
     if prompt.sha256 in if_none_match:
-        return Response(status_code=304, headers=headers)
-    data = services.artifacts.get_bytes(prompt_key(prompt.id))
-    if hashlib.sha256(data).hexdigest() != prompt.sha256:
-        raise Unavailable("artifact_corrupt", f"the artifact of {prompt.id} is damaged")
-    filename = f"{prompt.name}-v{prompt.version}.safetensors"
-    headers |= {
-        "Content-Disposition": f'attachment; filename="{filename}"',
-        "X-Content-Type-Options": "nosniff",
-    }
-    return Response(data, media_type="application/octet-stream", headers=headers)
+        return not_modified(prompt.sha256)
+    data = fetch_artifact(services.artifacts, prompt)
+    return attachment(data, f"{prompt.name}-v{prompt.version}.safetensors", prompt.sha256)

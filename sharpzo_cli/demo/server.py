@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import httpx
@@ -19,7 +20,7 @@ from sharpzo_cli.interrupts import Interrupted
 from sharpzo_client import Client, SharpzoError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -30,11 +31,33 @@ PREFIX = "SHARPZO_"
 KEPT = ("SHARPZO_DEVICE", "SHARPZO_LOG_LEVEL")  # settings that do not lead to somebody's data
 
 
+@dataclass(frozen=True)
+class Running:
+    """A service that is ready."""
+
+    client: Client
+    url: str
+    pid: int
+
+
 @contextmanager
 def running_service(
     data_dir: Path, log: Path, settings: Mapping[str, str] | None = None
 ) -> Iterator[Client]:
-    """Start `sharpzo serve`, wait until it is ready, and end it in any case.
+    """As `running_process`, for those who only want to talk to it."""
+    with running_process(data_dir, log, settings) as running:
+        yield running.client
+
+
+@contextmanager
+def running_process(
+    data_dir: Path,
+    log: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    with_worker: bool = True,
+) -> Iterator[Running]:
+    """Start `sharpzo serve`, wait until it is ready (or lives), and end it in any case.
 
     `settings` are more SHARPZO_ variables.
 
@@ -42,14 +65,19 @@ def running_service(
         RunFailed: it ended by itself or was not ready in time.
     """
     port = free_port()
+    url = f"http://{HOST}:{port}"
+    options = ["--port", str(port), "--data-dir", str(data_dir)]
+    options += [] if with_worker else ["--no-worker"]
     process: subprocess.Popen[bytes] | None = None
     try:
         with uninterrupted(), log.open("wb") as output:
-            process = _start(port, data_dir, output.fileno(), settings or {})
+            process = _start(options, output.fileno(), settings or {})
         # An explicit transport keeps a proxy of the environment out of the way.
-        with Client(f"http://{HOST}:{port}", transport=httpx.HTTPTransport()) as client:
-            _await_ready(client, process, log)
-            yield client
+        with Client(url, transport=httpx.HTTPTransport()) as client:
+            # Without a worker it answers, and is not ready by its own measure.
+            look = client.health.readyz if with_worker else client.health.livez
+            _await(look, process, log)
+            yield Running(client, url, process.pid)
     finally:
         if process is not None:
             with uninterrupted():
@@ -94,10 +122,9 @@ def clean_environment() -> dict[str, str]:
 
 
 def _start(
-    port: int, data_dir: Path, output: int, settings: Mapping[str, str]
+    options: Sequence[str], output: int, settings: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sharpzo_cli", "serve", "--host", HOST]
-    command += ["--port", str(port), "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", "sharpzo_cli", "serve", "--host", HOST, *options]
     return subprocess.Popen(  # noqa: S603 - our own command
         command,
         stdin=subprocess.DEVNULL,
@@ -108,13 +135,13 @@ def _start(
     )
 
 
-def _await_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def _await(look: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RunFailed(f"the service did not start: {last_line(log)}", "see --debug")
         with suppress(SharpzoError):
-            client.health.readyz()
+            look()
             return
         time.sleep(POLL_SECONDS)
     raise RunFailed(f"the service was not ready after {START_SECONDS:.0f} s", last_line(log))

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sharpzo_client._files import ImageInput
+    from sharpzo_client._operations import ExportFormat
     from sharpzo_client.models import Classification, Prompt
 
 
 class Prompts(Resource):
-    """Tuned prompts: classify, look, download, import."""
+    """Tuned prompts: classify, look, download, export, import."""
 
     def classify(
         self,
@@ -63,6 +64,27 @@ class Prompts(Resource):
         """
         return self._transport.run(ops.download_prompt(ref, path))
 
+    def export(
+        self,
+        ref: str,
+        path: str | os.PathLike[str],
+        format: ExportFormat = "npy",  # noqa: A002 - the API's own name
+        *,
+        calibrated: bool = False,
+    ) -> Path:
+        """Fetch the prompt to `path` as a file for other programs, whole and intact or not at all.
+
+        `npy` is a float32 matrix [classes, E + 1], the bias in its last column; `onnx` a model of
+        `image_embedding` [N, E] -> `probabilities` [N, classes] that tells the class names as well.
+        Rows are in the order of the prompt's `classes`. `calibrated` divides the logits by the
+        prompt's temperature.
+
+        Raises:
+            DownloadError: the bytes are not those that the service sent.
+            ConflictError: the prompt has no temperature to calibrate by.
+        """
+        return self._transport.run(ops.export_prompt(ref, path, format, calibrated=calibrated))
+
     def upload(self, source: str | os.PathLike[str] | bytes, name: str | None = None) -> Prompt:
         """Import a prompt file into the registry."""
         return self._transport.run(ops.import_prompt(source, name))
@@ -93,7 +115,7 @@ class Prompts(Resource):
 
 
 class AsyncPrompts(AsyncResource):
-    """Tuned prompts: classify, look, download, import. See `Prompts`."""
+    """Tuned prompts: classify, look, download, export, import. See `Prompts`."""
 
     async def classify(
         self,
@@ -112,6 +134,19 @@ class AsyncPrompts(AsyncResource):
     async def download(self, ref: str, path: str | os.PathLike[str]) -> Path:
         """Fetch the prompt file to `path`, whole and intact or not at all."""
         return await self._transport.run(ops.download_prompt(ref, path))
+
+    async def export(
+        self,
+        ref: str,
+        path: str | os.PathLike[str],
+        format: ExportFormat = "npy",  # noqa: A002 - the API's own name
+        *,
+        calibrated: bool = False,
+    ) -> Path:
+        """Fetch the prompt to `path` as a file for other programs, whole or not at all."""
+        return await self._transport.run(
+            ops.export_prompt(ref, path, format, calibrated=calibrated)
+        )
 
     async def upload(
         self, source: str | os.PathLike[str] | bytes, name: str | None = None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -124,6 +125,81 @@ def test_classify_labels_each_image(sharpzo: Any, tuned: Path, squares: Path) ->
         assert len(result["predictions"]) == 2
         assert result["predictions"][0]["score"] >= result["predictions"][1]["score"]
     assert sharpzo("classify", tuned, images[0]).out.count("0.png") == 1
+
+
+def test_classify_shows_the_hand_written_prompt_beside_the_tuned_one(
+    sharpzo: Any, tuned: Path, squares: Path, small_backbone: Path
+) -> None:
+    from sharpzo_engine import PromptClassifier, TunedPrompt, load_backbone
+
+    images = sorted(squares.glob("test/*/0.png"))
+    answer = json.loads(sharpzo("classify", tuned, *images, "--zero-shot", "--json").out)
+    backbone = load_backbone(f"local-dir:{small_backbone}", device="cpu")
+    written = PromptClassifier(TunedPrompt.load(tuned), backbone).zero_shot()
+    for result, expected in zip(answer["results"], written.predict(images), strict=True):
+        assert result["zero_shot"] == [pytest.approx(vars(p)) for p in expected]
+        assert result["zero_shot"] != result["predictions"]
+    plain = json.loads(sharpzo("classify", tuned, *images, "--json").out)["results"]
+    assert [r["predictions"] for r in answer["results"]] == [r["predictions"] for r in plain]
+    assert all("zero_shot" not in result for result in plain)
+    shown = sharpzo("classify", tuned, images[0], "--zero-shot").out
+    assert "zero-shot" in shown
+    assert shown.count("%") == 6
+
+
+def test_classify_calibrates_where_it_can(
+    sharpzo: Any, tuned: Path, squares: Path, tmp_path: Path
+) -> None:
+    from sharpzo_engine import TunedPrompt
+
+    prompt, image = TunedPrompt.load(tuned), squares / "test" / "red" / "0.png"
+
+    def best(temperature: float | None, *options: str) -> Any:
+        head = {**prompt.metadata["head"], "temperature": temperature}
+        changed = replace(prompt, metadata={**prompt.metadata, "head": head})
+        changed.save(tmp_path / "p.safetensors")
+        return sharpzo("classify", tmp_path / "p.safetensors", image, "--json", *options)
+
+    (plain, hot) = (best(50.0), best(50.0, "--calibrated"))
+    scores = [json.loads(r.out)["results"][0]["predictions"][0]["score"] for r in (plain, hot)]
+    assert scores[0] > scores[1] > 1 / 3
+    ran = best(None, "--calibrated")
+    assert (ran.code, ran.out) == (2, "")
+    assert "no temperature" in ran.error
+
+
+@pytest.mark.parametrize("form", ["npy", "onnx"])
+def test_export_writes_what_the_engine_exports(
+    sharpzo: Any, tuned: Path, tmp_path: Path, form: str
+) -> None:
+    from sharpzo_engine import TunedPrompt
+    from sharpzo_engine.export import ExportFormat, Origin, export
+
+    prompt = TunedPrompt.load(tuned)
+    copy = tmp_path / "colours.safetensors"
+    origin = Origin("colours", None, prompt.save(copy))
+    ran = sharpzo("export", copy, "--format", form, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    answer = json.loads(ran.out)
+    assert answer["classes"] == list(prompt.class_names)
+    assert answer["file"] == str(tmp_path / f"colours.{form}")
+    assert answer["prompt_sha256"] == origin.sha256
+    plain = export(prompt, ExportFormat(form), origin)
+    assert (tmp_path / f"colours.{form}").read_bytes() == plain
+    out = tmp_path / "deep" / "file"
+    ran = sharpzo("export", copy, "--format", form, "--calibrated", "--out", out)
+    assert ran.code == 0
+    assert all(name in ran.out for name in prompt.class_names)
+    expected = export(prompt, ExportFormat(form), origin, calibrated=True)
+    assert out.read_bytes() == expected != plain
+
+
+def test_export_never_replaces_the_prompt(sharpzo: Any, tuned: Path) -> None:
+    before = tuned.read_bytes()
+    ran = sharpzo("export", tuned, "--out", tuned)
+    assert ran.code == 2
+    assert "the prompt file itself" in ran.error
+    assert tuned.read_bytes() == before
 
 
 def test_evaluate_counts_every_image(sharpzo: Any, tuned: Path, squares: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -147,6 +148,29 @@ def test_several_prompts_and_options_of_an_answer(client: Client, job: Job, phot
     assert missing.error is not None
     assert missing.error.code == "not_found"
     assert client.base_url.startswith("http://127.0.0.1:")
+
+
+def test_an_exported_prompt_answers_as_the_service_does(
+    client: Client, job: Job, photos: Path, small_backbone: Path, tmp_path: Path
+) -> None:
+    from sharpzo_engine import PromptClassifier, TunedPrompt, load_backbone
+
+    images = sorted(photos.glob("test/*/*.png"))
+    prompt = client.prompts.get(str(job.prompt_id))
+    artifact = TunedPrompt.load(client.prompts.download(prompt.id, tmp_path / "p.safetensors"))
+    classifier = PromptClassifier(artifact, load_backbone(f"local-dir:{small_backbone}"))
+    embeddings = classifier.embed(images).cpu().numpy()
+    matrix = np.load(client.prompts.export(prompt.id, tmp_path / "p.npy"), allow_pickle=False)
+    logits = embeddings @ matrix[:, :-1].T + matrix[:, -1]
+    scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    answer = client.prompts.classify(prompt.id, images, top_k=3)
+    for row, result in zip(scores, answer.results, strict=True):
+        assert {p.label: p.score for p in result.predictions} == pytest.approx(
+            dict(zip(prompt.classes, row.tolist(), strict=True)), abs=1e-5
+        )
+    calibrated = client.prompts.export(prompt.id, tmp_path / "c.npy", calibrated=True)
+    assert artifact.temperature is not None
+    np.testing.assert_allclose(np.load(calibrated), matrix / artifact.temperature, rtol=1e-6)
 
 
 def test_names_and_versions_lead_to_the_prompt(client: Client, job: Job) -> None:
@@ -344,4 +368,5 @@ async def test_the_async_client_does_the_same(
         answer = await client.prompts.classify("colours", [photos / "test" / "red" / "0.png"])
         assert answer.results[0].best is not None
         await client.prompts.download("colours", tmp_path / "p.safetensors")
+        await client.prompts.export("colours", tmp_path / "p.onnx", "onnx")
         await client.datasets.delete(dataset.id)

@@ -35,6 +35,9 @@ class Registry:
         self.requests.append(request)
         if request.url.path.endswith("/download"):
             return httpx.Response(200, content=self.content)
+        if request.url.path.endswith("/export"):
+            checksum = {"x-checksum-sha256": hashlib.sha256(CONTENT).hexdigest()}
+            return httpx.Response(200, content=self.content, headers=checksum)
         if request.url.path.endswith("/classify"):
             good = {"predictions": [{"label": "hat", "index": 0, "score": 0.75}]}
             bad = {"error": {"code": "image_undecodable", "message": "not an image"}}
@@ -51,6 +54,28 @@ def test_download_is_whole_and_leaves_nothing_else(harness: Any, tmp_path: Path)
     assert path.read_bytes() == CONTENT
     assert [file.name for file in tmp_path.iterdir()] == ["p.safetensors"]
     assert registry.requests[-1].url.path == "/v1/prompts/prm_1/download"
+
+
+def test_an_export_is_whole_and_leaves_nothing_else(harness: Any, tmp_path: Path) -> None:
+    registry = Registry()
+    client = harness.client(registry)
+    path = harness.run(lambda: client.prompts.export("clothes", tmp_path / "p.npy"))
+    assert path.read_bytes() == CONTENT
+    assert [file.name for file in tmp_path.iterdir()] == ["p.npy"]
+    assert registry.requests[-1].url.path == "/v1/prompts/clothes/export"
+    assert dict(registry.requests[-1].url.params) == {"format": "npy", "calibrated": "false"}
+    harness.run(lambda: client.prompts.export("c", tmp_path / "p", "onnx", calibrated=True))
+    assert dict(registry.requests[-1].url.params) == {"format": "onnx", "calibrated": "true"}
+
+
+def test_a_damaged_export_leaves_the_old_file(harness: Any, tmp_path: Path) -> None:
+    target = tmp_path / "p.onnx"
+    target.write_text("old")
+    client = harness.client(Registry(CONTENT[:-1]))
+    with pytest.raises(DownloadError):
+        harness.run(lambda: client.prompts.export("prm_1", target, "onnx"))
+    assert target.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["p.onnx"]
 
 
 def test_a_damaged_download_leaves_the_old_file(harness: Any, tmp_path: Path) -> None:

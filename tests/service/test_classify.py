@@ -136,6 +136,21 @@ def test_the_hand_written_prompt_answers_beside(client: TestClient, backbone: Ba
     assert "zero_shot" not in again["results"][0]
 
 
+def test_words_that_cannot_be_encoded_have_no_zero_shot_answer(
+    client: TestClient, backbone: Backbone
+) -> None:
+    import_(client, artifact_of(backbone, config={"prompt": {"context": "word " * 90}}))
+    response = client.post(f"{URL}?zero_shot=true", files=files(png()))
+    assert_problem(response, 409, "zero_shot_unavailable")
+    import_(client, artifact_of(backbone), "sound")
+    both = client.post(
+        "/v1/classify?zero_shot=true", data={"prompts": "colors,sound"}, files=files(png())
+    ).json()["answers"]
+    assert both[0]["error"]["code"] == "zero_shot_unavailable"
+    assert both[1]["results"][0]["zero_shot"]
+    assert client.post(URL, files=files(png())).status_code == 200
+
+
 def test_several_prompts_share_one_encoding(client: TestClient, backbone: Backbone) -> None:
     for name in ("a", "b", "c"):
         import_(client, shuffled(backbone, len(name) + ord(name), name), name)

@@ -1,0 +1,54 @@
+"""`sharpzo export`: a prompt file as a file that other programs read."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from sharpzo_cli.errors import UsageProblem
+from sharpzo_cli.output import print_json, print_table, writable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def export_prompt(
+    artifact: Path, form: str, out: Path | None, *, calibrated: bool, as_json: bool
+) -> None:
+    """Write the export beside the prompt file, or to `out`, and print what it holds.
+
+    Raises:
+        UsageProblem: no such file or format, or the export would replace the prompt file.
+        ArtifactError: it is not a prompt.
+        NotCalibrated: it has no temperature to calibrate by.
+        MissingPackage: the package onnx is needed and not installed.
+    """
+    if not artifact.is_file():
+        raise UsageProblem(f"{artifact} does not exist", "give a file of `sharpzo tune`")
+    from sharpzo_engine import TunedPrompt
+    from sharpzo_engine.export import ExportFormat, Origin, export
+    from sharpzo_engine.files import write_atomically
+
+    if form not in list(ExportFormat):
+        raise UsageProblem(f"there is no format {form!r}", f"use {' or '.join(ExportFormat)}")
+    content = artifact.read_bytes()
+    prompt = TunedPrompt.load(content)
+    target = writable(out or artifact.with_suffix(f".{form}"))
+    if target.resolve() == artifact.resolve():
+        raise UsageProblem(f"{target} is the prompt file itself", "choose another --out")
+    origin = Origin(artifact.stem, None, hashlib.sha256(content).hexdigest())
+    write_atomically(target, export(prompt, ExportFormat(form), origin, calibrated=calibrated))
+    if as_json:
+        answer = {
+            "file": str(target),
+            "format": form,
+            "calibrated": calibrated,
+            "temperature": prompt.temperature,
+            "classes": list(prompt.class_names),
+            "backbone": prompt.metadata["backbone"],
+            "prompt_sha256": origin.sha256,
+        }
+        print_json(answer)
+        return
+    rows = [(str(index), name) for index, name in enumerate(prompt.class_names)]
+    print_table(f"{target}: {len(rows)} classes", ("row", "class"), rows)
