@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ KIND = "sharpzo-prompt/2"
 HEADLESS_KIND = "sharpzo-prompt/1"
 
 Floats = NDArray[np.float32]
+
+TEMPERATURES = (1e-3, 1e3)  # smallest and largest that may divide logits
 
 
 class Stacked(NamedTuple):
@@ -85,11 +86,11 @@ class TunedPrompt:
     def temperature(self) -> float | None:
         """Divides the logits where probabilities are to be calibrated; fitted on validation images.
 
-        None in a file that does not say.
+        None in a file that does not say, or whose number no fit can have given.
         """
         head = self.metadata.get("head")
         value = head.get("temperature") if isinstance(head, Mapping) else None
-        if isinstance(value, int | float) and math.isfinite(value) and value > 0:
+        if isinstance(value, int | float) and TEMPERATURES[0] <= value <= TEMPERATURES[1]:
             return float(value)
         return None
 
