@@ -77,15 +77,14 @@ class AliasStore:
             if ref.name not in (None, name):
                 message = f"is of {ref.name}, but the prompt is a version of {name}"
                 raise ValidationFailed([("/alias", message)])
-            now = self._clock()
-            place = _lock_or_insert(connection, name, ref.alias, now)
+            place = _lock_or_insert(connection, name, ref.alias, self._clock())
             prompt = hold_prompt(connection, prompt_id)
             if place.prompt_id == prompt.id:
                 return _read(place)
             if expected is not None:
                 expected.check(place.prompt_id)
             current = None if place.prompt_id is None else get_prompt(connection, place.prompt_id)
-            move = _next(place, AliasAction.SET, prompt, now, comment)
+            move = _next(place, AliasAction.SET, prompt, self._clock(), comment)
             if gate is not None:
                 move = replace(move, gate=gate.check(prompt, current))
             return _read(_append(connection, move))
