@@ -24,13 +24,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from benchmarks import ablation, accuracy, memory, time_to_accuracy
+from benchmarks import ablation, accuracy, memory, serving, time_to_accuracy
 from benchmarks.output import RESULTS, Row, Table, machine_facts, to_markdown, write_json
 from benchmarks.results import Results
 from benchmarks.setting import Setting
 from sharpzo_cli.demo.digits import write_digits
 
-SECTIONS = ("objective", "memory", "accuracy", "time_to_accuracy", "ablation")
+SECTIONS = ("objective", "memory", "serving", "accuracy", "time_to_accuracy", "ablation")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Budget:
     ablation_seeds: tuple[int, ...]
     variants: tuple[str, ...]
     plain_passes: int  #: that the plain text path is timed on
+    serving: serving.Budget
     shots: int = 16
 
 
@@ -59,6 +60,7 @@ FULL = Budget(
     ablation_seeds=ablation.SEEDS,
     variants=tuple(ablation.VARIANTS),
     plain_passes=time_to_accuracy.PLAIN_PASSES,
+    serving=serving.FULL,
 )
 SHORT = Budget(
     short_objective=True,
@@ -70,6 +72,7 @@ SHORT = Budget(
     ablation_seeds=(1,),
     variants=("default", "stage 1 alone", "stage 2 alone (change point 0)", "adam, jvp", "paper"),
     plain_passes=10,
+    serving=serving.SHORT,
 )
 
 
@@ -118,6 +121,12 @@ def measure_memory(budget: Budget) -> Section:
     return Section(rows, memory.tables(rows))
 
 
+def measure_serving(budget: Budget) -> Section:
+    """The service against the bare encoder."""
+    rows = serving.run(budget.serving)
+    return Section(rows, serving.tables(rows))
+
+
 def measure_accuracy(setting: Setting, parts: Path, *, resume: bool) -> Section:
     """All methods at one budget."""
     results = Results.open(parts / "accuracy.json", setting.facts(), resume=resume)
@@ -152,6 +161,7 @@ def measure_all(
     measures: dict[str, Callable[[], Section]] = {
         "objective": lambda: measure_objective(budget),
         "memory": lambda: measure_memory(budget),
+        "serving": lambda: measure_serving(budget),
         "accuracy": lambda: measure_accuracy(large, parts, resume=resume),
         "time_to_accuracy": lambda: measure_time(few, parts, plain_passes, resume=resume),
         "ablation": lambda: measure_ablation(less, parts, variants, resume=resume),

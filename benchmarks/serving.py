@@ -44,7 +44,6 @@ PICTURES = 64
 SIDE = 256  # pixels
 CLASSES = 10
 PROMPTS = 1000
-REFS = [f"bench-{i}" for i in range(PROMPTS)]
 CONCURRENCY = 32
 BATCHES = (1, 4, 8, 16, 32)  # that the plain process tries
 CONCURRENCIES = (1, 4, 16, 64)
@@ -62,6 +61,7 @@ class Budget:
     seconds: dict[str, float]  #: backbone -> of one measurement
     cold: int  #: prompts that are asked for the first time
     mixed: dict[str, int]  #: backbone -> requests whose answers are checked
+    prompts: int = PROMPTS
 
 
 SHORT = Budget(3, {VIT: 10.0, TINY: 3.0}, 15, {VIT: 0, TINY: 2000})
@@ -117,11 +117,16 @@ class Prompts:
     describe: dict[str, str | None]
     width: int
 
+    @property
+    def refs(self) -> list[str]:
+        """Their names."""
+        return [f"bench-{index}" for index in range(len(self.rows))]
+
     def artifact(self, index: int) -> bytes:
         """The file of one of them."""
         from sharpzo_engine import TunedPrompt
 
-        names = tuple(f"{REFS[index]} class {i}" for i in range(CLASSES))
+        names = tuple(f"bench-{index} class {i}" for i in range(CLASSES))
         metadata = {"backbone": self.describe, "metrics": {}}
         context = np.zeros((4, self.width), np.float32)
         return TunedPrompt(names, self.rows[index], context, self.scale, metadata).to_bytes()
@@ -188,7 +193,7 @@ def serving(model: Path, pictures: Path, **settings: str) -> Iterator[Service]:
         yield Service(client, load)
 
 
-def prepare(model: Path, pictures: Path) -> tuple[Prompts, NDArray[np.float32]]:
+def prepare(model: Path, pictures: Path, count: int) -> tuple[Prompts, NDArray[np.float32]]:
     """Prompts for a backbone, and the pictures' embeddings [N, E], one by one."""
     import torch
 
@@ -200,7 +205,7 @@ def prepare(model: Path, pictures: Path) -> tuple[Prompts, NDArray[np.float32]]:
     pixels = [backbone.preprocess(decode_image(file.read_bytes())) for file in files]
     embeddings = torch.cat([backbone.encode_images(image[None]) for image in pixels]).numpy()
     rng = np.random.default_rng(1)
-    rows = rng.standard_normal((PROMPTS, CLASSES, backbone.embed_dim)).astype(np.float32)
+    rows = rng.standard_normal((count, CLASSES, backbone.embed_dim)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
     scale = 30.0  # answers are clear, and no probability is all but one
     return Prompts(rows, scale, backbone.describe(), backbone.text_width), embeddings
@@ -212,18 +217,19 @@ def measure(name: str, budget: Budget) -> list[Row]:
         pictures = Path(folder)
         write_pictures(pictures)
         model = stack.enter_context(backbone_folder(name))
-        prompts, embeddings = prepare(model, pictures)
+        prompts, embeddings = prepare(model, pictures, budget.prompts)
+        refs = prompts.refs
         plain = Process("benchmarks.plain_encoder", f"local-dir:{model}", str(pictures))
         stack.callback(plain.close)
         service = stack.enter_context(serving(model, pictures))
-        for index, ref in enumerate(REFS):
+        for index, ref in enumerate(refs):
             service.client.prompts.upload(prompts.artifact(index), name=ref)
         seconds = budget.seconds[name]
         measured = {
-            "cold": lambda: measure_cold(service, budget.cold),
-            "throughput": lambda: measure_throughput(plain, service, budget.rounds, seconds),
-            "latency": lambda: measure_latency(plain, service, budget.rounds, seconds),
-            "load": lambda: measure_load(service, seconds),
+            "cold": lambda: measure_cold(service, refs[: budget.cold + 1]),
+            "throughput": lambda: measure_throughput(plain, service, refs, budget.rounds, seconds),
+            "latency": lambda: measure_latency(plain, service, refs[:1], budget.rounds, seconds),
+            "load": lambda: measure_load(service, refs, seconds),
             "mixed": lambda: measure_mixed(service, prompts, embeddings, budget.mixed[name]),
         }
         rows: list[Row] = [
@@ -232,16 +238,16 @@ def measure(name: str, budget: Budget) -> list[Row]:
             for found in run()
         ]
         with serving(model, pictures, INFERENCE_BATCH="1") as single:
-            single.client.prompts.upload(prompts.artifact(0), name=REFS[0])
-            found = measure_batching(service, single, budget.rounds, seconds)
+            single.client.prompts.upload(prompts.artifact(0), name=refs[0])
+            found = measure_batching(service, single, refs[:1], budget.rounds, seconds)
         return [*rows, {"backbone": name, "figure": "batching", **found}]
 
 
-def measure_cold(service: Service, count: int) -> Iterator[Row]:
-    """The first question to a prompt against the second."""
-    service.put(Task(REFS[:1], requests=5))
+def measure_cold(service: Service, refs: list[str]) -> Iterator[Row]:
+    """The first question to a prompt against the second; the first prompt only warms up."""
+    service.put(Task(refs[:1], requests=5))
     cold, warm = [], []
-    for ref in REFS[1 : count + 1]:
+    for ref in refs[1:]:
         cold.append(service.put(Task([ref], requests=1))["p50"])
         warm.append(service.put(Task([ref], requests=1))["p50"])
     yield {"cold_ms": 1e3 * median(cold), "warm_ms": 1e3 * median(warm)}
@@ -254,17 +260,17 @@ def plain_rate(plain: Process, batch: int, seconds: float) -> tuple[float, float
 
 
 def measure_throughput(
-    plain: Process, service: Service, rounds: int, seconds: float
+    plain: Process, service: Service, refs: list[str], rounds: int, seconds: float
 ) -> Iterator[Row]:
     """Many clients: one prompt, and a thousand, against the plain process."""
     best = max(BATCHES, key=lambda batch: plain_rate(plain, batch, seconds / 3)[0])
-    make_resident(service, REFS)
+    make_resident(service, refs)
     for index in range(rounds):
         found: dict[str, Any] = {}
         turns: list[tuple[str, Callable[[], Any]]] = [
             ("plain", lambda: plain_rate(plain, best, seconds)[0]),
-            ("one", lambda: closed_loop(service, REFS[:1], seconds)),
-            ("many", lambda: closed_loop(service, REFS, seconds)),
+            ("one", lambda: closed_loop(service, refs[:1], seconds)),
+            ("many", lambda: closed_loop(service, refs, seconds)),
         ]
         for what, turn in turns if index % 2 else reversed(turns):
             found[what] = turn()
@@ -277,36 +283,38 @@ def measure_throughput(
         }
 
 
-def closed_loop(service: Service, refs: Sequence[str], seconds: float) -> dict[str, Any]:
+def closed_loop(service: Service, refs: list[str], seconds: float) -> dict[str, Any]:
     """Many clients, each of which asks again when it is answered."""
-    return service.put(Task(list(refs), CONCURRENCY, seconds=seconds, probe=True))
+    return service.put(Task(refs, CONCURRENCY, seconds=seconds, probe=True))
 
 
 def make_resident(service: Service, refs: Sequence[str]) -> None:
     """Ask each prompt once, many with one image."""
     picture = Image.new("RGB", (SIDE, SIDE))
     for start in range(0, len(refs), 32):
-        service.client.classify([picture], prompts=refs[start : start + 32])
+        service.client.classify([picture], refs[start : start + 32])
 
 
-def measure_latency(plain: Process, service: Service, rounds: int, seconds: float) -> Iterator[Row]:
+def measure_latency(
+    plain: Process, service: Service, refs: list[str], rounds: int, seconds: float
+) -> Iterator[Row]:
     """One client against a plain call with one image."""
     for _ in range(rounds):
         _, took = plain_rate(plain, 1, seconds / 2)
-        served = service.put(Task(REFS[:1], seconds=seconds / 2))
+        served = service.put(Task(refs, seconds=seconds / 2))
         yield {"plain_ms": 1e3 * took, "served_ms": 1e3 * served["p50"]}
 
 
-def measure_load(service: Service, seconds: float) -> Iterator[Row]:
+def measure_load(service: Service, refs: list[str], seconds: float) -> Iterator[Row]:
     """Closed loops of several widths, and open ones at a share of the capacity."""
     capacity = 0.0
     for clients in (*CONCURRENCIES[:-1], CONCURRENCY, CONCURRENCIES[-1]):
-        found = service.put(Task(REFS, concurrency=clients, seconds=seconds, probe=True))
+        found = service.put(Task(refs, concurrency=clients, seconds=seconds, probe=True))
         capacity = max(capacity, found["rate"])
         yield load_row(f"{clients} clients", found)
     for share in OPEN_SHARES:
         rate = share * capacity
-        found = service.put(Task(REFS, rate=rate, seconds=seconds, probe=True))
+        found = service.put(Task(refs, rate=rate, seconds=seconds, probe=True))
         yield load_row(f"open, {share:.0%} of capacity", found)
 
 
@@ -328,7 +336,7 @@ def measure_mixed(
     """Prompts and broken images at random; every answer is compared with what it should be."""
     if not requests:
         return
-    task = Task(REFS, CONCURRENCY, requests=requests, broken=BROKEN, answers=True, seed=7)
+    task = Task(prompts.refs, CONCURRENCY, requests=requests, broken=BROKEN, answers=True, seed=7)
     found = service.put(task)
     wrong = [answer for answer in found["answers"] if not is_right(answer, prompts, embeddings)]
     failed = sum(count for status, count in found["statuses"].items() if status >= "500")
@@ -337,12 +345,14 @@ def measure_mixed(
 
 def is_right(answer: Row, prompts: Prompts, embeddings: NDArray[np.float32]) -> bool:
     """Whether an answer is of the prompt that was asked, of this image, and true."""
-    body, index = answer["body"], REFS.index(answer["ref"])
+    body, index = answer["body"], prompts.refs.index(answer["ref"])
     if answer["status"] != 200 or body["name"] != answer["ref"]:
         return False
     (result,) = body["results"]
     if answer["image"] < 0:
         return "error" in result and "predictions" not in result
+    if "predictions" not in result:
+        return False
     expected = prompts.probabilities(index, embeddings[answer["image"]])
     return all(
         prediction["label"] == f"{answer['ref']} class {prediction['index']}"
@@ -351,12 +361,16 @@ def is_right(answer: Row, prompts: Prompts, embeddings: NDArray[np.float32]) -> 
     )
 
 
-def measure_batching(service: Service, single: Service, rounds: int, seconds: float) -> Row:
+def measure_batching(
+    service: Service, single: Service, refs: list[str], rounds: int, seconds: float
+) -> Row:
     """Batches against one image at a time."""
+    for turn in (service, single):
+        turn.put(Task(refs, requests=5))
     ratios = []
     for index in range(rounds):
         turns = [service, single] if index % 2 else [single, service]
-        rates = {id(turn): closed_loop(turn, REFS[:1], seconds)["rate"] for turn in turns}
+        rates = {id(turn): closed_loop(turn, refs, seconds)["rate"] for turn in turns}
         ratios.append(rates[id(service)] / rates[id(single)])
     return {"ratio": median(ratios)}
 
@@ -451,9 +465,9 @@ def load_table(name: str, rows: Sequence[Row]) -> Table:
     return Table(f"Load on {TITLES[name]}", header, lines, note)
 
 
-def run(names: Sequence[str] = (VIT, TINY), budget: Budget = SHORT) -> list[Row]:
-    """Measure with every backbone."""
-    return [row for name in names for row in measure(name, budget)]
+def run(budget: Budget, names: Sequence[str] = (VIT, TINY)) -> list[Row]:
+    """Measure with every backbone that the budget has time for."""
+    return [row for name in names if name in budget.seconds for row in measure(name, budget)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -465,7 +479,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbones", nargs="+", choices=(VIT, TINY), default=[VIT, TINY])
     parser.add_argument("--json", type=Path, default=RESULTS / "serving.json")
     options = parser.parse_args(arguments)
-    rows = run(options.backbones, FULL if options.full else SHORT)
+    rows = run(FULL if options.full else SHORT, options.backbones)
     for table in tables(rows):
         table.print()
     write_json(options.json, {"machine": machine_facts(), "rows": rows})

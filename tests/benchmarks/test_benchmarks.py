@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as driver
-from benchmarks import ablation, accuracy, base_to_new, memory, time_to_accuracy
+from benchmarks import ablation, accuracy, base_to_new, memory, serving, time_to_accuracy
 from benchmarks.output import Comparison, Table, percent
 from benchmarks.results import Results
 from benchmarks.setting import Setting
@@ -119,7 +119,10 @@ def test_driver_writes_one_json_and_markdown(
     ]
     monkeypatch.setattr(memory, "run", lambda _: rows)
     variants = ("default", "8 directions")
-    budget = replace(driver.SHORT, passes=100, ablation_passes=100, variants=variants)
+    least = serving.Budget(1, {serving.TINY: 0.5}, cold=2, mixed={serving.TINY: 60}, prompts=40)
+    budget = replace(
+        driver.SHORT, passes=100, ablation_passes=100, variants=variants, serving=least
+    )
     file, markdown = tmp_path / "all.json", tmp_path / "all.md"
     arguments = ["--dataset", str(setting.folder), "--backbone", setting.backbone_spec]
     arguments += ["--json", str(file), "--markdown", str(markdown)]
@@ -127,7 +130,27 @@ def test_driver_writes_one_json_and_markdown(
     driver.main([*arguments, "--sections", *sections], replace(budget, shots=4, plain_passes=1))
     found = json.loads(file.read_text())
     assert list(found) == ["machine", *sections]
-    assert markdown.read_text().count("### ") == 7
+    assert markdown.read_text().count("### ") == 9
+    (mixed,) = (row for row in found["serving"] if row["figure"] == "mixed")
+    assert (mixed["requests"], mixed["wrong"], mixed["server_errors"]) == (60, 0, 0)
+
+
+def test_serving_knows_a_wrong_answer() -> None:
+    rows = np.eye(4, dtype=np.float32)[None].repeat(2, 0)
+    prompts = serving.Prompts(rows, 5.0, {}, 1)
+    embeddings = np.eye(4, dtype=np.float32)
+    scores = prompts.probabilities(1, embeddings[2])
+    named = [{"label": f"bench-1 class {i}", "index": i, "score": scores[i]} for i in range(4)]
+    body = {"name": "bench-1", "results": [{"predictions": named}]}
+    right = {"ref": "bench-1", "image": 2, "status": 200, "body": body}
+    assert serving.is_right(right, prompts, embeddings)
+    assert not serving.is_right({**right, "image": 1}, prompts, embeddings)
+    assert not serving.is_right({**right, "ref": "bench-0"}, prompts, embeddings)
+    assert not serving.is_right({**right, "image": -1}, prompts, embeddings)
+    assert not serving.is_right({**right, "status": 500}, prompts, embeddings)
+    broken = {"name": "bench-1", "results": [{"error": {}}]}
+    assert serving.is_right({**right, "image": -1, "body": broken}, prompts, embeddings)
+    assert not serving.is_right({**right, "body": broken}, prompts, embeddings)
 
 
 def test_digits_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
