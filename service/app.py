@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from service import error_handlers, openapi
 from service.metrics import Metrics
 from service.middleware import RequestLayer
-from service.routes import backbones, classify, datasets, health, jobs, prompts
+from service.routes import applying, backbones, classify, datasets, health, jobs, prompts
 from service.services import open_services
 from sharpzo_engine import __version__
 
@@ -43,7 +43,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
     )
-    for module in (datasets, jobs, prompts, classify, backbones, health):
+    for module in (datasets, jobs, prompts, classify, applying, backbones, health):
         app.include_router(module.router)
     app.add_middleware(RequestLayer, metrics=metrics, idle_seconds=settings.upload_idle_seconds)
     error_handlers.install(app)

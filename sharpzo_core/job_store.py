@@ -21,10 +21,12 @@ from sharpzo_core.job_rows import (
     read_job,
 )
 from sharpzo_core.jobs import (
+    FORMATS,
     REQUESTS,
     EventType,
     Job,
     JobEvent,
+    JobKind,
     JobStatus,
     JobStep,
     Phase,
@@ -54,6 +56,8 @@ class JobStore:
         dataset_id: str,
         backbone: str,
         config: Mapping[str, Any],
+        kind: JobKind = JobKind.TUNING,
+        prompt_id: str | None = None,
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
         job_id: str | None = None,
@@ -62,7 +66,8 @@ class JobStore:
     ) -> Job:
         """Accept a job; it is durable when this returns, and so is what `within` writes.
 
-        `origin` is a job whose checkpoint is already copied to this one's.
+        `prompt_id` is the prompt that it is to apply; `origin` is a job whose checkpoint is already
+        copied to this one's.
 
         Raises:
             NotFound: there is no such dataset.
@@ -71,12 +76,15 @@ class JobStore:
         now = self._clock()
         job = Job(
             id=job_id or new_id(Prefix.JOB),
+            kind=kind,
+            format=FORMATS[kind],
             name=name,
             status=JobStatus.QUEUED,
             phase=None,
             dataset_id=dataset_id,
             backbone=backbone,
             config=dict(config),
+            prompt_id=prompt_id,
             metadata=dict(metadata or {}),
             from_checkpoint=None if origin is None else origin.id,
             checkpoint=None if origin is None else origin.checkpoint,
@@ -101,14 +109,17 @@ class JobStore:
         with reading(self._engine) as connection:
             return get_job(connection, job_id)
 
-    def list(self, limit: int = 20, after: str | None = None) -> Listing[Job]:
-        """A page of jobs, newest first.
+    def list(
+        self, limit: int = 20, after: str | None = None, kind: JobKind | None = None
+    ) -> Listing[Job]:
+        """A page of jobs, or of those of one kind, newest first.
 
         Raises:
             ValidationFailed: the cursor or the limit is wrong.
         """
         with reading(self._engine) as connection:
-            return newest_first(connection, jobs, Prefix.JOB, limit, after, read_job)
+            wanted = None if kind is None else jobs.c.kind == kind
+            return newest_first(connection, jobs, Prefix.JOB, limit, after, read_job, wanted)
 
     def count_by_status(self) -> dict[JobStatus, int]:
         """How many jobs are in each status; every status is present."""

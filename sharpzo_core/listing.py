@@ -50,8 +50,9 @@ def newest_first(
     limit: int,
     after: str | None,
     read: Callable[[sa.Row[Any]], T],
+    wanted: sa.ColumnElement[bool] | None = None,
 ) -> Listing[T]:
-    """Rows older than the one with id `after`; ids sort by creation time.
+    """Rows older than the one with id `after`, and `wanted`; ids sort by creation time.
 
     Raises:
         ValidationFailed: `after` is not a cursor of this list, or `limit` is out of range.
@@ -63,6 +64,8 @@ def newest_first(
     query = sa.select(table).order_by(table.c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(table.c.id < after)
+    if wanted is not None:
+        query = query.where(wanted)
     rows = connection.execute(query).all()
     more = len(rows) > limit
     return Listing([read(row) for row in rows[:limit]], rows[limit - 1].id if more else None)

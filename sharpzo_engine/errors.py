@@ -9,7 +9,8 @@ EngineError
  │    └── TooFewImages      a class has fewer images than shots
  ├── ImageError             one image cannot be decoded or is not allowed
  ├── ArtifactError          a prompt file is damaged or not one of ours
- │    └── BackboneMismatch  a prompt was tuned on another backbone
+ │    ├── BackboneMismatch  a prompt was tuned on another backbone
+ │    └── NotCalibrated     a prompt file has no temperature
  ├── CheckpointError        a checkpoint is damaged or belongs to another run
  └── TuningInterrupted      a caller's `on_step` asked the run to stop
       └── TuningCancelled   … for good
@@ -83,6 +84,12 @@ class BackboneMismatch(ArtifactError):  # noqa: N818 - named for the fact
     """The prompt was tuned, or the run begun, on another backbone."""
 
     code = "backbone_mismatch"
+
+
+class NotCalibrated(ArtifactError):  # noqa: N818 - named for the fact
+    """The prompt has no temperature to calibrate with (ask for uncalibrated scores, or tune it)."""
+
+    code = "temperature_missing"
 
 
 class CheckpointError(EngineError):
