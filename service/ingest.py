@@ -260,10 +260,7 @@ class _Result:
 
 @dataclass
 class _Reader:
-    """Reads one archive, in two walks.
-
-    Names of files stand in the manifest as text: what is no Unicode in them is replaced.
-    """
+    """Reads one archive, in two walks."""
 
     ingest: Ingest
     dataset_id: str
@@ -288,9 +285,9 @@ class _Reader:
         self._store_images(kind, set(paths))
         errors = dict(self.faults)
         listed = [
-            {"image": None, "path": _as_text(path), "error": _described(errors[path])}
+            {"image": None, "path": path, "error": _described(errors[path])}
             if path in errors
-            else {"image": self.images[path], "path": _as_text(path)}
+            else {"image": self.images[path], "path": path}
             for path in paths
         ]
         splits: dict[str, Any] = {split: [] for split in SPLITS} | {UNLABELLED: listed}
@@ -342,7 +339,7 @@ class _Reader:
                 {
                     "image": self.images[entry.path],
                     "label": entry.label,
-                    "path": _as_text(entry.path),
+                    "path": entry.path,
                 }
                 for entry in entries
             ]
@@ -377,17 +374,12 @@ def _as_manifest(class_names: Sequence[str], splits: Mapping[str, Any]) -> bytes
     return json.dumps(manifest, ensure_ascii=False, sort_keys=True).encode()
 
 
-def _as_text(path: str) -> str:
-    """A path without lone surrogates, which stand for bytes that are no UTF-8."""
-    return path.encode("utf-8", "replace").decode()
-
-
 def _described(error: ImageError) -> dict[str, str]:
     return {"code": error.code, "message": str(error)}
 
 
 def _listed(faults: Sequence[tuple[str, ImageError]]) -> list[dict[str, str]]:
-    return [{"file": _as_text(path), "reason": str(error)} for path, error in faults]
+    return [{"file": path, "reason": str(error)} for path, error in faults]
 
 
 def _is_metadata(path: PurePosixPath) -> bool:
