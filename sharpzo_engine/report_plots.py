@@ -268,17 +268,15 @@ def _reliability(figure: Figure, calibration: Data) -> None:
     )
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     options: dict[str, Any] = {"width": width, "align": "edge", "linewidth": 0.6}
-    upper.bar(left, accuracy, color=BLUE, alpha=0.75, edgecolor=BLUE, label="accuracy", **options)
-    upper.bar(
-        left,
-        confidence - accuracy,
-        bottom=accuracy,
-        color=ORANGE,
-        alpha=0.3,
-        edgecolor=ORANGE,
-        label="gap to confidence",
-        **options,
-    )
+    upper.bar(left, accuracy, color=BLUE, alpha=0.75, edgecolor=BLUE, label="right", **options)
+    over, under = confidence > accuracy, confidence < accuracy
+    for which, label, look in (
+        (over, "too sure", {"color": ORANGE, "alpha": 0.35, "edgecolor": ORANGE}),
+        (under, "not sure enough", {"facecolor": "none", "edgecolor": "white", "hatch": "////"}),
+    ):
+        if which.any():
+            gap = (confidence - accuracy)[which]
+            upper.bar(left[which], gap, bottom=accuracy[which], label=label, **look, **options)
     upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     upper.legend(fontsize=8, loc="upper left", handlelength=1.2, borderaxespad=0.2)
