@@ -4,6 +4,8 @@ import csv
 import hashlib
 import io
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -752,3 +754,60 @@ def test_the_lease_of_a_job_that_ended_is_of_no_use(
     ended = workplace.leases.complete(lease_of(claimed), "folder", {"images": 1})
     assert (ended.status, ended.result_folder) == (JobStatus.SUCCEEDED, "folder")
     assert run_job(job.id, deps) is None
+
+
+# Real worker processes
+
+
+def many_images(place: Workplace, count: int) -> DatasetRecord:
+    """A dataset whose list has so many images, which are few files."""
+    dataset = place.add_dataset()
+    manifest = json.loads(place.artifacts.get_bytes(manifest_key(dataset.id)))
+    listed = manifest["splits"]["train"]
+    manifest["splits"] = {"train": listed, "val": [], "test": listed * (count // len(listed))}
+    data = json.dumps(manifest).encode()
+    large = place.datasets.create("many")
+    for item in listed:
+        image = place.artifacts.get_bytes(image_key(dataset.id, item["image"]))
+        place.artifacts.put_bytes(image_key(large.id, item["image"]), image)
+    place.artifacts.put_bytes(manifest_key(large.id), data)
+    images = len(manifest["splits"]["test"]) // len(CLASSES)
+    return place.datasets.mark_ready(
+        large.id,
+        classes=CLASSES,
+        counts={"test": dict.fromkeys(CLASSES, images)},
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_leave_the_same_results(
+    make_workplace: Callable[..., Workplace], backbone: Backbone
+) -> None:
+    place = make_workplace(lease_seconds=2.0, heartbeat_seconds=0.5, sweep_seconds=0.5)
+    prompt, dataset = publish(place, a_prompt(backbone)), many_images(place, 9_000)
+    job = classify(place, prompt, dataset, split="test")
+    place.queue.ring(job.id)
+
+    def half_done(found: Job) -> bool:
+        return found.checkpoint is not None and found.checkpoint.step >= done + 512
+
+    done = 0
+    for _ in range(2):
+        worker = place.start_worker()
+        running = place.wait(job.id, half_done)
+        assert running.status is JobStatus.RUNNING, "the job was too short for this test"
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait(30)
+        assert running.checkpoint is not None
+        done = running.checkpoint.step
+    place.start_worker()
+    ended = place.wait_until_ended(job.id)
+    assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, 3)
+
+    found = results(place, job)
+    assert found.count(b"\n") == 9_000
+    again = classify(place, prompt, dataset, split="test")
+    place.queue.ring(again.id)
+    place.wait_until_ended(again.id)
+    assert results(place, again) == found
