@@ -14,6 +14,7 @@ from service.metrics import Metrics
 from service.middleware import RequestLayer
 from service.routes import (
     aliases,
+    applying,
     backbones,
     classify,
     datasets,
@@ -54,7 +55,17 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
     )
-    for module in (datasets, jobs, prompts, aliases, exports, classify, backbones, health):
+    for module in (
+        datasets,
+        jobs,
+        prompts,
+        aliases,
+        exports,
+        classify,
+        applying,
+        backbones,
+        health,
+    ):
         app.include_router(module.router)
     app.add_middleware(RequestLayer, metrics=metrics, idle_seconds=settings.upload_idle_seconds)
     error_handlers.install(app)

@@ -6,6 +6,7 @@ CoreError
  ├── MalformedMultipart    400  the multipart framing is broken
  ├── ForbiddenLocation     403  a dataset URI outside what the operator allows
  ├── ReportMissing         404  the job has no report, or not yet
+ ├── ResultsMissing        404  the job is of a kind that has no results
  ├── RequestTimeout        408  the body makes no progress
  ├── BackboneConflict      409  a prompt needs a backbone that is not served here
  ├── NotCalibrated         409  a prompt has no temperature
@@ -53,6 +54,14 @@ class ReportMissing(CoreError):
     status = 404
     code = "report_not_available"
     title = "No report"
+
+
+class ResultsMissing(CoreError):
+    """The job has no results: only one that classifies a dataset has."""
+
+    status = 404
+    code = "results_not_available"
+    title = "No results"
 
 
 class RequestTimeout(CoreError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from service.archives import ArchiveKind, Member, sniff, walk
-from sharpzo_core.datasets import dataset_prefix, image_key, manifest_key
+from sharpzo_core.datasets import SPLITS, UNLABELLED, dataset_prefix, image_key, manifest_key
 from sharpzo_core.errors import (
     CoreError,
     LeaseLost,
@@ -30,10 +31,10 @@ from sharpzo_core.errors import (
 from sharpzo_core.periodic import Periodic
 from sharpzo_engine.errors import DatasetError, EngineError, ImageError
 from sharpzo_engine.images import decode_image
-from sharpzo_engine.layout import Layout, read_layout
+from sharpzo_engine.layout import Layout, list_images, read_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from service.uploads import Uploads
     from sharpzo_core.artifact_store import ArtifactStore
@@ -165,13 +166,15 @@ class Ingest:
             self._fail(dataset_id, "internal_error", "the dataset could not be processed")
 
     def _read(self, dataset_id: str) -> None:
-        result = _Reader(self, dataset_id).read()
+        labelled = self._datasets.get(dataset_id).labelled
+        reader = _Reader(self, dataset_id)
+        result = reader.read() if labelled else reader.read_unlabelled()
         self._artifacts.sync(dataset_prefix(dataset_id))
         self._artifacts.put_bytes(manifest_key(dataset_id), result.manifest)
         self._datasets.mark_ready(
             dataset_id,
-            classes=result.layout.class_names,
-            counts=result.layout.counts(),
+            classes=result.class_names,
+            counts=result.counts,
             sha256=hashlib.sha256(result.manifest).hexdigest(),
             report=result.report,
             owner=self._leases.owner,
@@ -237,19 +240,20 @@ class _Unreadable(CoreError):  # noqa: N818 - named for the fact
 
     code = "image_undecodable"
 
-    def __init__(self, faults: list[tuple[str, str]]) -> None:
+    def __init__(self, faults: list[tuple[str, ImageError]]) -> None:
         listed = "; ".join(f"{path}: {reason}" for path, reason in faults[:LISTED_FAULTS])
         more = len(faults) - LISTED_FAULTS
         rest = f"; and {more} more" if more > 0 else ""
         super().__init__(f"{len(faults)} images cannot be used: {listed}{rest}")
-        self.report = {"unreadable": [{"file": path, "reason": why} for path, why in faults]}
+        self.report = {"unreadable": _listed(faults)}
 
 
 @dataclass(frozen=True)
 class _Result:
     """What reading an archive gives."""
 
-    layout: Layout
+    class_names: tuple[str, ...]
+    counts: dict[str, dict[str, int]]
     manifest: bytes
     report: dict[str, Any]
 
@@ -261,16 +265,42 @@ class _Reader:
     ingest: Ingest
     dataset_id: str
     images: dict[str, str] = field(default_factory=dict)  #: path -> stored name
-    faults: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[tuple[str, ImageError]] = field(default_factory=list)
     size: int = 0  #: bytes of all images
 
     def read(self) -> _Result:
         kind = self.ingest.kind(self.dataset_id)
         layout = self._read_layout(kind)
-        self._store_images(kind, layout)
+        wanted = {entry.path for entries in layout.splits.values() for entry in entries}
+        self._store_images(kind, wanted, MAX_FAULTS)
         if self.faults:
             raise _Unreadable(self.faults)
-        return _Result(layout, self._manifest(layout), self._report(layout))
+        manifest, report = self._manifest(layout), self._report(layout)
+        return _Result(layout.class_names, layout.counts(), manifest, report)
+
+    def read_unlabelled(self) -> _Result:
+        """Take every image; one that cannot be used is listed with its error."""
+        kind = self.ingest.kind(self.dataset_id)
+        paths, skipped = list_images(m.path for m in self.ingest.members(self.dataset_id, kind))
+        self._store_images(kind, set(paths))
+        errors = dict(self.faults)
+        listed = [
+            {"image": None, "path": path, "error": _described(errors[path])}
+            if path in errors
+            else {"image": self.images[path], "path": path}
+            for path in paths
+        ]
+        splits: dict[str, Any] = {split: [] for split in SPLITS} | {UNLABELLED: listed}
+        counts = {UNLABELLED: {"": len(paths)}}  # of no class
+        report = {
+            "images": len(self.images),
+            "bytes": self.size,
+            "skipped": skipped,
+            "counts": counts,
+            "unreadable_images": len(self.faults),
+            "unreadable": _listed(self.faults[:MAX_FAULTS]),
+        }
+        return _Result((), counts, _as_manifest((), splits), report)
 
     def _read_layout(self, kind: ArchiveKind) -> Layout:
         names: list[str] = []
@@ -281,12 +311,13 @@ class _Reader:
                 texts[member.path] = _text(member)
         return read_layout(names, texts.__getitem__)
 
-    def _store_images(self, kind: ArchiveKind, layout: Layout) -> None:
-        wanted = {entry.path for entries in layout.splits.values() for entry in entries}
+    def _store_images(
+        self, kind: ArchiveKind, wanted: set[str], max_faults: float = math.inf
+    ) -> None:
         for member in self.ingest.members(self.dataset_id, kind):
             if member.path in wanted:
                 self._store_image(member)
-            if len(self.faults) >= MAX_FAULTS:
+            if len(self.faults) >= max_faults:
                 return
 
     def _store_image(self, member: Member) -> None:
@@ -294,7 +325,7 @@ class _Reader:
         try:
             self.ingest.decode(data)
         except ImageError as error:
-            self.faults.append((member.path, str(error)))
+            self.faults.append((member.path, error))
             return
         suffix = PurePosixPath(member.path).suffix.lower()
         name = f"{hashlib.sha256(data).hexdigest()}{suffix}"
@@ -304,11 +335,17 @@ class _Reader:
 
     def _manifest(self, layout: Layout) -> bytes:
         splits = {
-            split: [{"image": self.images[entry.path], "label": entry.label} for entry in entries]
+            split: [
+                {
+                    "image": self.images[entry.path],
+                    "label": entry.label,
+                    "path": entry.path,
+                }
+                for entry in entries
+            ]
             for split, entries in layout.splits.items()
         }
-        manifest = {"class_names": list(layout.class_names), "splits": splits}
-        return json.dumps(manifest, ensure_ascii=False, sort_keys=True).encode()
+        return _as_manifest(layout.class_names, splits)
 
     def _report(self, layout: Layout) -> dict[str, Any]:
         duplicates = self._duplicates(layout)
@@ -330,6 +367,19 @@ class _Reader:
             for entry in entries:
                 seen[self.images[entry.path]].setdefault(split, entry.path)
         return [list(paths.values()) for paths in seen.values() if len(paths) > 1]
+
+
+def _as_manifest(class_names: Sequence[str], splits: Mapping[str, Any]) -> bytes:
+    manifest = {"class_names": list(class_names), "splits": splits}
+    return json.dumps(manifest, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _described(error: ImageError) -> dict[str, str]:
+    return {"code": error.code, "message": str(error)}
+
+
+def _listed(faults: Sequence[tuple[str, ImageError]]) -> list[dict[str, str]]:
+    return [{"file": path, "reason": str(error)} for path, error in faults]
 
 
 def _is_metadata(path: PurePosixPath) -> bool:

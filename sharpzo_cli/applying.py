@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import percent, print_json, print_table
@@ -13,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from sharpzo_engine import Backbone, Evaluation, Prediction, TunedPrompt
+    from sharpzo_engine import Backbone, Prediction, TunedPrompt
+    from sharpzo_engine.evaluation_report import EvaluationReport
 
     #: Key in the JSON -> per image its predictions, best first.
     Answers = Mapping[str, Sequence[Sequence[Prediction]]]
@@ -87,33 +91,38 @@ def classify_images(model: Model, images: Sequence[Path], shown: Shown) -> None:
 
 
 def evaluate_dataset(model: Model, dataset: Path, split: str, *, as_json: bool) -> None:
-    """Measure a prompt on one split and print the figures.
+    """Measure a prompt, and the hand-written one beside it, on one split and print the figures.
 
     Raises:
-        UsageProblem: the split is empty, or its classes are not the prompt's.
+        UsageProblem: the split is empty, or it has classes that the prompt does not know.
     """
     data = load_dataset(dataset)
-    if not data.split(split):
+    examples = data.split(split)
+    if not examples:
         raise UsageProblem(f"{dataset} has no {split} images", "choose another --split")
     prompt, backbone = model.load()
-    if tuple(data.class_names) != tuple(prompt.class_names):
+    index = {name: place for place, name in enumerate(prompt.class_names)}
+    if not set(data.class_names) <= set(index):
         raise UsageProblem(
             f"the classes of {dataset} are not those of {model.artifact}",
             f"the prompt knows: {', '.join(prompt.class_names)}",
         )
-    import torch
-
-    from sharpzo_engine import PromptClassifier, evaluate
+    from sharpzo_engine import PromptClassifier
+    from sharpzo_engine.evaluation import Tally
+    from sharpzo_engine.evaluation_report import EvaluationReport
     from sharpzo_engine.features import extract_features
 
-    PromptClassifier(prompt, backbone)  # refuses a backbone that is not the prompt's
-    features = extract_features(data.split(split), backbone)
-    weights, bias = torch.tensor(prompt.weights), torch.tensor(prompt.bias)
-    evaluation = evaluate(weights, features, prompt.class_names, bias)
+    classifier = PromptClassifier(prompt, backbone)  # refuses a backbone that is not the prompt's
+    features = extract_features(examples, backbone)
+    labels = np.array([index[data.class_names[example.label]] for example in examples], np.int64)
+    tuned, plain = Tally(prompt.class_names, prompt.temperature), Tally(prompt.class_names)
+    for measured, tally in ((classifier, tuned), (classifier.zero_shot(), plain)):
+        tally.add(measured.logits(features.images).cpu().numpy(), labels)
+    report = EvaluationReport(tuned.result(), plain.result(), split, prompt)
     if as_json:
-        print_json(_figures(evaluation, split, prompt.class_names))
+        print_json(_figures(report))
     else:
-        _print_evaluation(evaluation, split, prompt.class_names)
+        _print_evaluation(report)
 
 
 def _results(images: Sequence[Path], answers: Answers) -> list[dict[str, object]]:
@@ -141,24 +150,51 @@ def _print_answers(images: Sequence[Path], answers: Answers) -> None:
     print_table("", ("image", *headings), rows)
 
 
-def _figures(evaluation: Evaluation, split: str, classes: Sequence[str]) -> dict[str, object]:
+def _figures(report: EvaluationReport) -> dict[str, object]:
+    classes = report.assessment.classes
     return {
-        "split": split,
-        "images": evaluation.images,
-        "accuracy": evaluation.accuracy,
-        "per_class_accuracy": dict(evaluation.per_class),
-        "classes": list(classes),
-        "confusion_matrix": [list(row) for row in evaluation.confusion],
+        **report.to_json(),
+        **report.figures(),
+        "per_class_accuracy": {figures.name: figures.accuracy for figures in classes},
+        "classes": [figures.name for figures in classes],
+        "confusion_matrix": report.assessment.confusion,
     }
 
 
-def _print_evaluation(evaluation: Evaluation, split: str, classes: Sequence[str]) -> None:
-    title = f"{split}: {percent(evaluation.accuracy)} of {evaluation.images} images"
-    rows = [(name, percent(value)) for name, value in evaluation.per_class.items()]
-    print_table(title, ("class", "accuracy"), rows)
-    if len(classes) <= WIDEST_MATRIX:
+def _print_evaluation(report: EvaluationReport) -> None:
+    measured, plain = report.assessment, report.zero_shot
+    before, after = plain.figures() if plain else {}, measured.figures()
+    title = f"{report.split}: {percent(measured.accuracy)} of {measured.images} images"
+    figures = [
+        (name, show(before.get(key)), show(after[key]))
+        for key, name, show in _SHOWN
+        if after[key] is not None
+    ]
+    print_table(title, ("", "zero-shot", report.classifier), figures)
+    rows = [
+        (one.name, percent(one.accuracy), percent(one.precision), str(one.images))
+        for one in measured.classes
+    ]
+    print_table("", ("class", "accuracy", "precision", "images"), rows)
+    if len(rows) <= WIDEST_MATRIX:
+        names = [one.name for one in measured.classes]
         matrix = [
-            (name, *(str(count) for count in row))
-            for name, row in zip(classes, evaluation.confusion, strict=True)
+            (name, *map(str, row)) for name, row in zip(names, measured.confusion, strict=True)
         ]
-        print_table("Confusion: true class by row", ("", *classes), matrix)
+        print_table("Confusion: true class by row", ("", *names), matrix)
+
+
+def _nats(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+#: Figure, what it is, and how it is shown.
+_SHOWN: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("accuracy", "accuracy", percent),
+    ("macro_accuracy", "mean accuracy of the classes", percent),
+    ("top5_accuracy", "top-5 accuracy", percent),
+    ("ece", "expected calibration error", percent),
+    ("calibrated_ece", "... at the prompt's temperature", percent),
+    ("nll", "negative log-likelihood", _nats),
+    ("calibrated_nll", "... at the prompt's temperature", _nats),
+)

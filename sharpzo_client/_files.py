@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
@@ -142,26 +142,33 @@ def write_verified(path: Path, content: bytes, sha256: str | None) -> Path:
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
         raise DownloadError(f"expected SHA-256 {sha256}, got {found}")
-    try:
-        _write_atomically(path, content)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+    with replacing(path) as file:
+        file.write(content)
     return path
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that becomes `path` if the block succeeds; else `path` is left as it was.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                Path(temporary).unlink()
+            raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}") from error
 
 
 def _open(path: Path) -> BinaryIO:

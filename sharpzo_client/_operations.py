@@ -69,17 +69,20 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Model)
 OnEvent = Callable[[JobEvent], object]
 ExportFormat = Literal["npy", "onnx"]
+ResultForm = Literal["jsonl", "csv"]
 
 
 # Datasets
 
 
-def create_dataset(archive: BinaryIO, filename: str, name: str) -> Operation[Dataset]:
+def create_dataset(
+    archive: BinaryIO, filename: str, name: str, *, labelled: bool
+) -> Operation[Dataset]:
     """Upload an open archive."""
     return Operation(
         method="POST",
         path="/v1/datasets",
-        fields={"name": name},
+        fields={"name": name} | ({} if labelled else {"unlabelled": "true"}),
         parts=(Part("file", filename, archive, BINARY),),
         headers=idempotency(None),
         read=reads(Dataset),
@@ -102,14 +105,20 @@ def delete_dataset(dataset_id: str) -> Operation[None]:
 
 
 def upload_dataset(
-    path: str | os.PathLike[str], name: str | None, *, wait: bool, timeout: float, poll: float
+    path: str | os.PathLike[str],
+    name: str | None,
+    *,
+    labelled: bool,
+    wait: bool,
+    timeout: float,
+    poll: float,
 ) -> Flow[Dataset]:
     """Pack if it is a folder, upload, and wait until the service has read it."""
     source = Path(path)
     archive = yield from Blocking(lambda: open_archive(source))
     with archive:
         title = name or source.resolve().name
-        dataset = yield from create_dataset(archive, archive_name(source), title)
+        dataset = yield from create_dataset(archive, archive_name(source), title, labelled=labelled)
     return (yield from wait_for_dataset(dataset.id, timeout, poll)) if wait else dataset
 
 
@@ -170,9 +179,9 @@ def get_job(job_id: str) -> Operation[Job]:
     return Operation(method="GET", path=_path("jobs", job_id), read=reads(Job))
 
 
-def list_jobs(page_size: int) -> Operation[Page[Job]]:
-    """First page of the jobs."""
-    return _list("/v1/jobs", Job, page_size)
+def list_jobs(page_size: int, kind: str | None) -> Operation[Page[Job]]:
+    """First page of the jobs, or of those of one kind."""
+    return _list("/v1/jobs", Job, page_size, {} if kind is None else {"kind": kind})
 
 
 def delete_job(job_id: str) -> Operation[None]:
@@ -228,6 +237,17 @@ def download_report(job_id: str, path: str | os.PathLike[str]) -> Flow[Path]:
         read=lambda response: response.content,
     )
     return (yield from Blocking(lambda: write_verified(Path(path), content, None)))
+
+
+def stream_results(job_id: str, form: ResultForm) -> Operation[None]:
+    """What a job found for every image."""
+    return Operation(
+        method="GET",
+        path=_path("jobs", job_id, "results"),
+        params={"format": form},
+        headers={"Accept": "*/*"},
+        read=reads_nothing,
+    )
 
 
 def wait_for_job(
@@ -426,6 +446,23 @@ def _batches(images: Sequence[ImageInput]) -> Iterator[Blocking[tuple[Part, ...]
 
         yield Blocking(load)
         del numbered[: len(parts)]
+
+
+def apply_prompt(
+    ref: str,
+    what: Literal["evaluate", "batch"],
+    *,
+    idempotency_key: str | None,
+    **body: object,
+) -> Operation[Job]:
+    """Submit a job that applies a prompt to a dataset."""
+    return Operation(
+        method="POST",
+        path=_path("prompts", ref, what),
+        json={key: value for key, value in body.items() if value is not None},
+        headers=idempotency(idempotency_key),
+        read=reads(Job),
+    )
 
 
 def _fill_batch(images: Sequence[tuple[int, ImageInput]]) -> tuple[Part, ...]:

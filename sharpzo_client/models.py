@@ -72,6 +72,9 @@ class Dataset(Model):
     name: str | None = None
     status: str
     """processing, ready or failed"""
+    labelled: bool = True
+    """whether its images have classes; without, it can be classified, no more"""
+    images: int | None = None
     classes: tuple[str, ...] | None = None
     splits: Mapping[str, Any] | None = None
     """split (train, val, test) -> images, in all or by class"""
@@ -100,6 +103,20 @@ class Metrics(Model):
     prompt_test_accuracy: float | None = None
     """without the head"""
     loss: float | None = None
+    accuracy: float | None = None
+    """of an evaluation, as what follows"""
+    macro_accuracy: float | None = None
+    top5_accuracy: float | None = None
+    nll: float | None = None
+    ece: float | None = None
+    """expected calibration error"""
+    calibrated_nll: float | None = None
+    """at the prompt's own temperature"""
+    calibrated_ece: float | None = None
+    zero_shot_ece: float | None = None
+    images: int | None = None
+    errors: int | None = None
+    """images that could not be read"""
 
 
 class Checkpoint(Model):
@@ -110,9 +127,11 @@ class Checkpoint(Model):
 
 
 class Job(Model):
-    """A tuning job."""
+    """A job: it tunes a prompt, measures one, or labels images with one."""
 
     id: str
+    kind: str = "tuning"
+    """tuning, evaluation or classification"""
     status: str
     """queued, running, pausing, paused, cancelling, succeeded, failed or cancelled"""
     phase: str | None = None
@@ -120,6 +139,7 @@ class Job(Model):
     progress: Progress = Field(default_factory=Progress)
     metrics: Metrics = Field(default_factory=Metrics)
     prompt_id: str | None = None
+    """what a tuning job has published, or another job applies"""
     error: ErrorInfo | None = None
     attempt: int = 0
     checkpoint: Checkpoint | None = None
@@ -281,6 +301,17 @@ class ImageResult(Model):
     def best(self) -> Prediction | None:
         """The most likely label, if the image could be classified."""
         return self.predictions[0] if self.predictions else None
+
+
+class ImageRecord(ImageResult):
+    """One image of a classified dataset: its best labels, or why there are none."""
+
+    index: int
+    file: str
+    """its path in what was uploaded"""
+    split: str | None = None
+    label: str | None = None
+    """its true class, where that is known"""
 
 
 class Classification(Model):

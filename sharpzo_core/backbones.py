@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Admits every pretrained open_clip model by its `MODEL:TAG`.
 ANY_PRETRAINED = "*"
@@ -78,3 +82,30 @@ def find_backbone(specs: dict[str, BackboneSpec], name: str) -> BackboneSpec | N
     if match is None or match["model"] in _LOCATORS:
         return None
     return BackboneSpec(name, match["model"], match["tag"])
+
+
+def serving(
+    specs: Mapping[str, BackboneSpec], described: Mapping[str, str | None]
+) -> list[BackboneSpec]:
+    """What may be the backbone that a prompt records: by name, or else what has files of its own.
+
+    Another machine may know the same weights under another name; fingerprints decide.
+    """
+    name, pretrained = described.get("name") or "", described.get("pretrained")
+    configured = [spec for key, spec in specs.items() if key != ANY_PRETRAINED]
+    named = [
+        spec
+        for spec in configured
+        if spec.name == name or (_model_name(spec), spec.pretrained) == (name, pretrained)
+    ]
+    if named:
+        return named
+    admitted = find_backbone(dict(specs), f"{name}:{pretrained}") if pretrained else None
+    if admitted is not None:
+        return [admitted]
+    return [spec for spec in configured if ":" in spec.model or "/" in (spec.pretrained or "")]
+
+
+def _model_name(spec: BackboneSpec) -> str:
+    """The name under which the engine records a model."""
+    return spec.model if ":" in spec.model else spec.model.replace("/", "-")

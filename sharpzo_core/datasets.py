@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 SPLITS = ("train", "val", "test")
+#: Where images without labels are counted and listed, instead of a split. In `source`, it says that
+#: a dataset has no others.
+UNLABELLED = "unlabelled"
 
 
 class DatasetStatus(StrEnum):
@@ -39,6 +42,16 @@ class DatasetRecord:
     created_at: datetime
     lease_owner: str | None = None  #: The API process that unpacks it
     lease_expires_at: datetime | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its images have classes."""
+        return not self.source.get(UNLABELLED, False)
+
+    @property
+    def images(self) -> int:
+        """Images in all, those that cannot be read included."""
+        return sum(sum(images.values()) for images in self.counts.values())
 
     @property
     def splits(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ CoreError
  ├── ValidationFailed       422  one or more fields of a request are wrong
  ├── NotFound               404  there is no such object
  ├── StateConflict          409  the object's state does not allow this
+ │    ├── BackboneNotServed      a prompt needs a backbone that is not offered here
  │    ├── LeaseLost              another worker owns the job now
  │    ├── ConfigMismatch         a checkpoint's run was configured otherwise
  │    ├── AliasMoved             an alias points elsewhere than the request expects
@@ -103,6 +104,13 @@ class StateConflict(CoreError):
     status = 409
     code = "state_conflict"
     title = "Not possible in this state"
+
+
+class BackboneNotServed(StateConflict):
+    """The prompt was tuned on a backbone that is not offered here."""
+
+    code = "backbone_mismatch"
+    title = "Backbone mismatch"
 
 
 class LeaseLost(StateConflict):

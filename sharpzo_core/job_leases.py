@@ -216,6 +216,29 @@ class JobLeases:
                 **NO_LEASE,
             )
 
+    def complete(self, lease: Lease, folder: str, metrics: Mapping[str, float | None]) -> Job:
+        """End a job that publishes no prompt, in one transaction; `folder` holds its results.
+
+        If the job was asked to stop meanwhile it ends as cancelled instead and names no results.
+
+        Raises:
+            LeaseLost: the job is not this worker's any more.
+        """
+        with writing(self._engine) as connection:
+            job = self._locked(connection, lease)
+            if job.status is JobStatus.CANCELLING:
+                return self._cancel(connection, lease)
+            return self._change(
+                connection,
+                lease,
+                NewEvent(EventType.SUCCEEDED, "done", data={"metrics": dict(metrics)}),
+                status=JobStatus.SUCCEEDED,
+                result_folder=folder,
+                metrics=dict(metrics),
+                finished_at=self._clock(),
+                **NO_LEASE,
+            )
+
     def fail(self, lease: Lease, code: str, message: str) -> Job:
         """End the job with an error.
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sharpzo_core.db import record
 from sharpzo_core.errors import NotFound
 from sharpzo_core.ids import Prefix, is_id
-from sharpzo_core.jobs import CheckpointRef, EventType, Job, JobStatus, Phase, sources
+from sharpzo_core.jobs import CheckpointRef, EventType, Job, JobKind, JobStatus, Phase, sources
 from sharpzo_core.tables import job_events, jobs
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def get_job(connection: sa.Connection, job_id: str, *, lock: bool = False) -> Jo
 
 def read_job(row: sa.Row[Any]) -> Job:
     """The record of a row."""
-    values = record(row, status=JobStatus(row.status))
+    values = record(row, status=JobStatus(row.status), kind=JobKind(row.kind))
     values["phase"] = None if row.phase is None else Phase(row.phase)
     folder, step, saved_at = (values.pop(name) for name in _CHECKPOINT)
     values["checkpoint"] = None if folder is None else CheckpointRef(folder, step, saved_at)

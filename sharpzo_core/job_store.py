@@ -21,10 +21,12 @@ from sharpzo_core.job_rows import (
     read_job,
 )
 from sharpzo_core.jobs import (
+    FORMATS,
     REQUESTS,
     EventType,
     Job,
     JobEvent,
+    JobKind,
     JobStatus,
     JobStep,
     Phase,
@@ -32,6 +34,7 @@ from sharpzo_core.jobs import (
     is_terminal,
 )
 from sharpzo_core.listing import MAX_PAGE, Listing, newest_first
+from sharpzo_core.prompt_store import hold_prompt
 from sharpzo_core.tables import datasets, job_events, job_steps, jobs
 
 if TYPE_CHECKING:
@@ -54,6 +57,8 @@ class JobStore:
         dataset_id: str,
         backbone: str,
         config: Mapping[str, Any],
+        kind: JobKind = JobKind.TUNING,
+        prompt_id: str | None = None,
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
         job_id: str | None = None,
@@ -62,21 +67,25 @@ class JobStore:
     ) -> Job:
         """Accept a job; it is durable when this returns, and so is what `within` writes.
 
-        `origin` is a job whose checkpoint is already copied to this one's.
+        `prompt_id` is the prompt that it is to apply; `origin` is a job whose checkpoint is already
+        copied to this one's.
 
         Raises:
-            NotFound: there is no such dataset.
+            NotFound: there is no such dataset or prompt.
             StateConflict: the dataset is not ready.
         """
         now = self._clock()
         job = Job(
             id=job_id or new_id(Prefix.JOB),
+            kind=kind,
+            format=FORMATS[kind],
             name=name,
             status=JobStatus.QUEUED,
             phase=None,
             dataset_id=dataset_id,
             backbone=backbone,
             config=dict(config),
+            prompt_id=prompt_id,
             metadata=dict(metadata or {}),
             from_checkpoint=None if origin is None else origin.id,
             checkpoint=None if origin is None else origin.checkpoint,
@@ -85,6 +94,8 @@ class JobStore:
         )
         with writing(self._engine) as connection:
             _require_ready(connection, dataset_id)
+            if prompt_id is not None:
+                hold_prompt(connection, prompt_id)
             connection.execute(sa.insert(jobs).values(job_values(job)))
             accepted = NewEvent(EventType.QUEUED, "accepted", data={"status": job.status})
             insert_event(connection, job.id, 1, accepted, now)
@@ -101,14 +112,17 @@ class JobStore:
         with reading(self._engine) as connection:
             return get_job(connection, job_id)
 
-    def list(self, limit: int = 20, after: str | None = None) -> Listing[Job]:
-        """A page of jobs, newest first.
+    def list(
+        self, limit: int = 20, after: str | None = None, kind: JobKind | None = None
+    ) -> Listing[Job]:
+        """A page of jobs, or of those of one kind, newest first.
 
         Raises:
             ValidationFailed: the cursor or the limit is wrong.
         """
         with reading(self._engine) as connection:
-            return newest_first(connection, jobs, Prefix.JOB, limit, after, read_job)
+            wanted = None if kind is None else jobs.c.kind == kind
+            return newest_first(connection, jobs, Prefix.JOB, limit, after, read_job, wanted)
 
     def count_by_status(self) -> dict[JobStatus, int]:
         """How many jobs are in each status; every status is present."""
@@ -132,7 +146,7 @@ class JobStore:
         The caller rings for it.
 
         Raises:
-            NotFound: there is no such job, or its dataset has been deleted.
+            NotFound: there is no such job, or its dataset or prompt has been deleted.
             StateConflict: the job is running, has succeeded, or is being cancelled.
         """
         return self._request(job_id, Request.RESUME)
@@ -161,6 +175,8 @@ class JobStore:
                 values |= {"finished_at": now, **NO_LEASE}
             elif target is JobStatus.QUEUED:
                 _require_ready(connection, job.dataset_id)
+                if job.prompt_id is not None:
+                    hold_prompt(connection, job.prompt_id)
                 values |= _AFRESH
             event = _REQUEST_EVENTS[target]
             return change(connection, jobs.c.id == job_id, event, now, **values) or job

@@ -11,8 +11,22 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
+class JobKind(StrEnum):
+    """What a job is for."""
+
+    TUNING = "tuning"  #: Searches for a prompt and publishes it
+    EVALUATION = "evaluation"  #: Measures a prompt on labelled images
+    CLASSIFICATION = "classification"  #: Labels images with a prompt
+
+
+#: Kind -> what its rows are written as. Workers leave rows to others that know more than they do.
+FORMATS: Mapping[JobKind, int] = {
+    JobKind.TUNING: 1,
+    JobKind.EVALUATION: 2,
+    JobKind.CLASSIFICATION: 2,
+}
 #: Counts up when a job's row means something that older workers would misread or refuse.
-JOB_FORMAT = 1
+JOB_FORMAT = max(FORMATS.values())
 
 
 class JobStatus(StrEnum):
@@ -23,7 +37,7 @@ class JobStatus(StrEnum):
     PAUSING = "pausing"  #: Its worker has been asked to put it down
     PAUSED = "paused"  #: Put down until somebody resumes it
     CANCELLING = "cancelling"  #: Its worker has been asked to stop it
-    SUCCEEDED = "succeeded"  #: Its prompt is published
+    SUCCEEDED = "succeeded"  #: Its prompt is published, or its results are stored
     FAILED = "failed"  #: It ended with an error; it may be resumed
     CANCELLED = "cancelled"  #: It was stopped; it may be resumed
 
@@ -42,7 +56,7 @@ class Phase(StrEnum):
     PREPARING = "preparing"  #: Loads the backbone and the dataset, encodes images
     STAGE1 = "stage1"  #: Sharpness-aware CMA-ES
     STAGE2 = "stage2"  #: Sparse zeroth-order descent
-    EVALUATING = "evaluating"  #: Measures the result, once, on test data
+    EVALUATING = "evaluating"  #: Measures the result, once, on test data; or labels the images
 
 
 class EventType(StrEnum):
@@ -142,7 +156,9 @@ def sources(target: JobStatus) -> list[JobStatus]:
 class CheckpointRef:
     """A durable checkpoint of a job."""
 
-    folder: str  #: Name below the job's checkpoints; every claim writes to a folder of its own
+    #: Name below the job's checkpoints; every claim of a tuning job writes to a folder of its own.
+    #: Jobs that apply a prompt share their parts among claims, see `sharpzo_core.results`.
+    folder: str
     step: int  #: Where a run that begins with it goes on
     saved_at: datetime
 
@@ -152,21 +168,23 @@ class Job:
     """One row of the table `jobs`."""
 
     id: str
+    kind: JobKind = JobKind.TUNING
     name: str | None
     status: JobStatus
     phase: Phase | None  #: None until a worker reports one
     dataset_id: str
     backbone: str  #: As the request named it
-    config: Mapping[str, Any]  #: The whole effective TuningConfig
+    config: Mapping[str, Any]  #: The whole effective TuningConfig, or what else was asked for
     metadata: Mapping[str, str]
     from_checkpoint: str | None = None  #: Id of the job whose checkpoint this one began with
-    format: int = JOB_FORMAT  #: Workers that know less leave it to others
-    step: int = 0
+    format: int = FORMATS[JobKind.TUNING]  #: Workers that know less leave it to others
+    step: int = 0  #: Of the search, or images done
     total_steps: int = 0
     forward_passes: int = 0
     eta_seconds: float | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
-    prompt_id: str | None = None
+    prompt_id: str | None = None  #: The prompt that it published, or the one that it applies
+    result_folder: str | None = None  #: Name below the job's results, of the claim that ended it
     error_code: str | None = None
     error_message: str | None = None
     attempt: int = 0  #: Claims so far that were not given back

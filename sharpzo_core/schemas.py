@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from sharpzo_core.aliases import AliasAction, AliasHistory, AliasRecord, Expected, Gate
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus
 from sharpzo_core.ids import Prefix, is_id
-from sharpzo_core.jobs import CheckpointRef, Job, JobEvent, JobStatus, JobStep, Phase
+from sharpzo_core.jobs import CheckpointRef, Job, JobEvent, JobKind, JobStatus, JobStep, Phase
 from sharpzo_core.prompt_store import NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 MAX_METADATA_KEYS = 16
 MAX_LABEL = 200  # characters of a free text name
+MAX_TOP_K = 1000  # classes per image
 
 
 def is_safe_text(text: str) -> bool:
@@ -44,6 +45,8 @@ Label = Annotated[SafeText, Field(min_length=1, max_length=MAX_LABEL)]
 Slug = Annotated[str, Field(pattern=NAME_PATTERN)]
 MetadataKey = Annotated[SafeText, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[SafeText, Field(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_KEYS)]
+Split = Literal["train", "val", "test"]
 
 
 class RequestModel(BaseModel):
@@ -108,6 +111,9 @@ class DatasetImport(RequestModel):
     name: Label
     uri: Annotated[SafeText, Field(min_length=1, max_length=2000)]
 
+    unlabelled: bool = False
+    """Take every image, in whatever folder it is; such a dataset can be classified, no more."""
+
 
 class DatasetPublic(PublicModel):
     """A dataset."""
@@ -115,7 +121,13 @@ class DatasetPublic(PublicModel):
     id: str
     name: str
     status: DatasetStatus
+    labelled: bool
+    """Whether its images have classes; without, it can be classified, no more."""
+
     classes: list[str]
+    images: int
+    """In all, those included that cannot be read."""
+
     splits: SplitsPublic
     sha256: str | None
     report: dict[str, Any] | None
@@ -129,7 +141,9 @@ class DatasetPublic(PublicModel):
             id=dataset.id,
             name=dataset.name,
             status=dataset.status,
+            labelled=dataset.labelled,
             classes=list(dataset.classes),
+            images=dataset.images,
             splits=SplitsPublic(**dataset.splits),
             sha256=dataset.sha256,
             report=None if dataset.report is None else dict(dataset.report),
@@ -156,9 +170,7 @@ class JobCreate(RequestModel):
     name: Slug | None = None
     """Name of the prompt; jobs of one name publish its versions 1, 2, 3, …"""
 
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_KEYS)] = (
-        Field(default_factory=dict)
-    )
+    metadata: Metadata = Field(default_factory=dict)
     """Free labels, kept and returned."""
 
     from_checkpoint: Annotated[SafeText, Field(max_length=100)] | None = None
@@ -167,8 +179,54 @@ class JobCreate(RequestModel):
     dataset and backbone must be the same."""
 
 
+class ApplyRequest(RequestModel):
+    """Ask for a prompt to be applied to the images of a dataset."""
+
+    dataset_id: Annotated[SafeText, Field(max_length=100)]
+    """A dataset that is ready."""
+
+    name: Label | None = None
+    """What to call the job."""
+
+    metadata: Metadata = Field(default_factory=dict)
+    """Free labels, kept and returned."""
+
+    def parameters(self) -> dict[str, Any]:
+        """What the job's `config` holds."""
+        return self.model_dump(mode="json", exclude=set(ApplyRequest.model_fields))
+
+
+class EvaluationCreate(ApplyRequest):
+    """Ask for a prompt to be measured."""
+
+    split: Split = "test"
+    """The images to measure it on."""
+
+    zero_shot: bool = True
+    """Measure the hand-written prompt that tuning began with beside it."""
+
+
+class BatchCreate(ApplyRequest):
+    """Ask for the images of a dataset to be classified."""
+
+    split: Split | None = None
+    """The images to classify; without it all."""
+
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] = 5
+    """Classes per image."""
+
+    calibrated: bool = False
+    """Divide the logits by the temperature that was fitted when the prompt was tuned."""
+
+    zero_shot: bool = False
+    """Add what the hand-written prompt that tuning began with would have answered."""
+
+
 class ProgressPublic(PublicModel):
-    """How far a job is; `eta_seconds` is null where it would be a guess."""
+    """How far a job is; `eta_seconds` is null where it would be a guess.
+
+    Steps of a job that applies a prompt are images.
+    """
 
     step: int
     total_steps: int
@@ -184,7 +242,10 @@ class CheckpointPublic(PublicModel):
 
 
 class MetricsPublic(PublicModel):
-    """What a job has reached; accuracies are fractions from 0 to 1."""
+    """What a job has reached; accuracies are fractions from 0 to 1.
+
+    `accuracy` and what follows belong to evaluations, `images` and `errors` to classifications too.
+    """
 
     zero_shot_accuracy: float | None = None
     val_accuracy: float | None = None
@@ -195,6 +256,25 @@ class MetricsPublic(PublicModel):
     """Without the head."""
 
     loss: float | None = None
+    accuracy: float | None = None
+    macro_accuracy: float | None = None
+    """Mean over the classes."""
+
+    top5_accuracy: float | None = None
+    nll: float | None = None
+    """Mean negative log-likelihood of the true class."""
+
+    ece: float | None = None
+    """Expected calibration error."""
+
+    calibrated_nll: float | None = None
+    """At the prompt's own temperature, as everything `calibrated_`."""
+
+    calibrated_ece: float | None = None
+    zero_shot_ece: float | None = None
+    images: int | None = None
+    errors: int | None = None
+    """Images that could not be read."""
 
     @classmethod
     def of(cls, metrics: Mapping[str, float | None]) -> MetricsPublic:
@@ -203,14 +283,17 @@ class MetricsPublic(PublicModel):
 
 
 class JobPublic(PublicModel):
-    """A tuning job."""
+    """A job: it tunes a prompt, measures one, or labels images with one."""
 
     id: str
+    kind: JobKind
     status: JobStatus
     phase: Phase | None
     progress: ProgressPublic
     metrics: MetricsPublic
     prompt_id: str | None
+    """The prompt that a tuning job has published, or that another job applies."""
+
     error: ErrorPublic | None
     attempt: int
     """How often a worker has begun with it; one that gives it back unharmed does not count."""
@@ -231,6 +314,7 @@ class JobPublic(PublicModel):
         """What a client sees of the record."""
         return cls(
             id=job.id,
+            kind=job.kind,
             status=job.status,
             phase=job.phase,
             progress=ProgressPublic(

@@ -18,7 +18,7 @@ from sharpzo_core.errors import (
     ValidationFailed,
 )
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.jobs import Job, JobStatus
+from sharpzo_core.jobs import Job, JobKind, JobStatus
 from sharpzo_core.json_values import unsafe_paths
 from sharpzo_core.schemas import JobCreate
 from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, differing, merge
@@ -48,14 +48,17 @@ def submit_job(
     """Check the request and store the job, with what `within` writes; the caller rings for it.
 
     Raises:
-        ValidationFailed: the backbone is not offered, the configuration is wrong, or a class has
-            fewer images than shots.
+        ValidationFailed: the backbone is not offered, the configuration is wrong, the dataset has
+            no labels or fewer images of a class than shots, or the job to begin with tunes nothing.
         NotFound: there is no such dataset, or no such job to begin with.
         StateConflict: the dataset is not ready, or the checkpoint is not to be had.
         ConfigMismatch: a run cannot go on from that checkpoint in this way.
         TooManyJobs: the queue is full.
     """
     origin = None if request.from_checkpoint is None else jobs.get(request.from_checkpoint)
+    if origin is not None and origin.kind is not JobKind.TUNING:
+        message = f"its kind is {origin.kind}: only a tuning job can be gone on from"
+        raise ValidationFailed([("/from_checkpoint", message)])
     name = request.backbone or (origin.backbone if origin else None)
     backbone = settings.backbone(name).name
     config = _parse(request, origin)
@@ -63,8 +66,7 @@ def submit_job(
     check_dataset(dataset, config.shots)
     if origin is not None:
         _check_continues(origin, dataset.id, backbone, config)
-    if jobs.count_by_status()[JobStatus.QUEUED] >= settings.max_queued_jobs:
-        raise TooManyJobs(f"{settings.max_queued_jobs} jobs are queued", RETRY_SECONDS)
+    check_queue(jobs, settings)
     job_id = new_id(Prefix.JOB)
     try:
         if origin is not None:
@@ -84,6 +86,16 @@ def submit_job(
     except CoreError:
         artifacts.delete_prefix(checkpoint_prefix(job_id))
         raise
+
+
+def check_queue(jobs: JobStore, settings: Settings) -> None:
+    """There is room for one more job.
+
+    Raises:
+        TooManyJobs: the queue is full.
+    """
+    if jobs.count_by_status()[JobStatus.QUEUED] >= settings.max_queued_jobs:
+        raise TooManyJobs(f"{settings.max_queued_jobs} jobs are queued", RETRY_SECONDS)
 
 
 def _parse(request: JobCreate, origin: Job | None) -> TuningConfig:
@@ -147,10 +159,13 @@ def check_dataset(dataset: DatasetRecord, shots: int) -> None:
 
     Raises:
         StateConflict: it is not ready.
-        ValidationFailed: a class has fewer training images.
+        ValidationFailed: it has no labels, or a class has fewer training images.
     """
     if dataset.status is not DatasetStatus.READY:
         raise StateConflict(f"the dataset is {dataset.status}, not ready")
+    if not dataset.labelled:
+        message = "the dataset has no labels to tune on (upload it with a folder per class)"
+        raise ValidationFailed([("/dataset_id", message)])
     train = dataset.counts.get("train", {})
     short = [name for name in dataset.classes if train.get(name, 0) < shots]
     if short:

@@ -67,6 +67,8 @@ jobs = sa.Table(
     "jobs",
     metadata,
     sa.Column("id", ID, primary_key=True),
+    # Defaults in the database too: an older version of the service may still be inserting.
+    sa.Column("kind", sa.String(16), nullable=False, server_default="tuning"),
     sa.Column("name", NAME),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("phase", sa.String(16)),
@@ -75,7 +77,6 @@ jobs = sa.Table(
     sa.Column("config", sa.JSON, nullable=False),
     sa.Column("metadata", sa.JSON, nullable=False),
     sa.Column("from_checkpoint", ID),
-    # Defaults in the database too: an older version of the service may still be inserting.
     sa.Column("format", sa.Integer, nullable=False, server_default="1"),
     sa.Column("step", sa.BigInteger, nullable=False),
     sa.Column("total_steps", sa.BigInteger, nullable=False),
@@ -83,6 +84,7 @@ jobs = sa.Table(
     sa.Column("eta_seconds", sa.Double),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("prompt_id", ID),
+    sa.Column("result_folder", sa.String(64)),
     sa.Column("error_code", sa.String(64)),
     sa.Column("error_message", sa.Text),
     sa.Column("attempt", sa.Integer, nullable=False),
@@ -101,6 +103,7 @@ jobs = sa.Table(
     _moment("rung_at"),
     sa.Column("last_event", sa.BigInteger, nullable=False),
     sa.Index(None, "status", "id"),
+    sa.Index(None, "kind", "id"),
     sa.Index(None, "dataset_id"),
     sa.Index(None, "prompt_id"),
 )

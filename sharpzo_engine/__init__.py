@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sharpzo_engine.artifact import TunedPrompt
     from sharpzo_engine.backbone import Backbone, load_backbone
-    from sharpzo_engine.classifier import Evaluation, Prediction, PromptClassifier, evaluate
+    from sharpzo_engine.classifier import Prediction, PromptClassifier
     from sharpzo_engine.config import TuningConfig
     from sharpzo_engine.dataset import Dataset, Example, few_shot, load_dataset
     from sharpzo_engine.errors import EngineError, TuningCancelled, TuningInterrupted
+    from sharpzo_engine.evaluation import Evaluation, evaluate
     from sharpzo_engine.report import RunReport
     from sharpzo_engine.tuner import Progress, StepRecord, TuneResult, tune
 
@@ -31,7 +32,7 @@ _HOME = {
     "Backbone": "backbone",
     "Dataset": "dataset",
     "EngineError": "errors",
-    "Evaluation": "classifier",
+    "Evaluation": "evaluation",
     "Example": "dataset",
     "Prediction": "classifier",
     "Progress": "tuner",
@@ -43,7 +44,7 @@ _HOME = {
     "TuningCancelled": "errors",
     "TuningConfig": "config",
     "TuningInterrupted": "errors",
-    "evaluate": "classifier",
+    "evaluate": "evaluation",
     "few_shot": "dataset",
     "load_backbone": "backbone",
     "load_dataset": "dataset",

@@ -1,4 +1,4 @@
-"""Classifying and evaluating with a tuned prompt."""
+"""Classifying with a tuned prompt."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sharpzo_engine.artifact import TunedPrompt
 from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.errors import BackboneMismatch, DatasetError, ImageError
-from sharpzo_engine.features import BATCH_SIZE, Features
+from sharpzo_engine.errors import BackboneMismatch, ImageError
+from sharpzo_engine.features import BATCH_SIZE
 from sharpzo_engine.images import decode_image
 
 ImageInput = str | Path | bytes | Image.Image
@@ -28,16 +28,6 @@ class Prediction:
     label: str
     index: int
     score: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a prompt does on one split."""
-
-    images: int
-    accuracy: float
-    per_class: dict[str, float | None]  #: None for a class without images
-    confusion: list[list[int]]  #: [true][predicted] counts
 
 
 class PromptClassifier:
@@ -71,6 +61,12 @@ class PromptClassifier:
         return torch.stack([self.backbone.preprocess(to_image(image)) for image in images])
 
     @torch.inference_mode()
+    def logits(self, embeddings: Tensor | NDArray[np.float32]) -> Tensor:
+        """Image embeddings [B, E] -> logits [B, C]."""
+        images = torch.as_tensor(embeddings, device=self._weights.device)
+        return torch.addmm(self._bias, images, self._weights.T)
+
+    @torch.inference_mode()
     def probabilities(
         self, embeddings: Tensor | NDArray[np.float32], temperature: float = 1.0
     ) -> NDArray[np.float32]:
@@ -78,9 +74,9 @@ class PromptClassifier:
 
         The logits are divided by `temperature`; the prompt's own calibrates them.
         """
-        images = torch.as_tensor(embeddings, device=self._weights.device)
-        logits = torch.addmm(self._bias, images, self._weights.T) / temperature
-        result: NDArray[np.float32] = logits.softmax(-1).cpu().numpy()
+        result: NDArray[np.float32] = (
+            (self.logits(embeddings) / temperature).softmax(-1).cpu().numpy()
+        )
         return result
 
     def rank(
@@ -173,29 +169,3 @@ def to_image(source: ImageInput) -> Image.Image:
         raise ImageError(f"{source}: cannot be read ({error.strerror})") from error
     except ImageError as error:
         raise ImageError(f"{source}: {error}", error.code) from error
-
-
-def evaluate(
-    weights: Tensor, features: Features, class_names: Sequence[str], bias: Tensor | None = None
-) -> Evaluation:
-    """Score a class matrix [C, E], and a bias [C] if there is one, on embedded images.
-
-    Raises:
-        DatasetError: there are no images to score.
-    """
-    if not len(features):
-        raise DatasetError("the split has no images to evaluate on")
-    images = features.images
-    logits = images @ weights.to(images.device).T
-    predicted = (logits if bias is None else logits + bias.to(images.device)).argmax(-1)
-    classes = len(class_names)
-    cells = (features.labels * classes + predicted).cpu()
-    confusion = torch.bincount(cells, minlength=classes**2).view(classes, classes)
-    right, totals = confusion.diagonal(), confusion.sum(1)
-    per_class = {
-        name: float(right[i] / totals[i]) if totals[i] else None
-        for i, name in enumerate(class_names)
-    }
-    return Evaluation(
-        len(features), int(right.sum()) / len(features), per_class, confusion.tolist()
-    )

@@ -67,7 +67,8 @@ def extract_features(
     labels = torch.tensor([example.label for example in examples], device=backbone.device)
     if not examples:
         return Features(torch.empty(0, backbone.embed_dim, device=backbone.device), labels.long())
-    cached = cache_dir and _CacheFile.of(cache_dir, examples, backbone, view_seed)
+    paths = [example.path for example in examples]
+    cached = cache_dir and CacheFile.of(cache_dir, paths, backbone, view_seed)
     images = cached.read(len(examples), backbone.embed_dim) if cached else None
     if images is None:
         images = _embed(examples, backbone, on_progress, _views(len(examples), view_seed))
@@ -139,18 +140,29 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 @dataclass(frozen=True)
-class _CacheFile:
+class CacheFile:
+    """Embeddings of some images in some order, named by the content of all that decides them."""
+
     path: Path
 
     @classmethod
     def of(
-        cls, folder: Path, examples: Iterable[Example], backbone: Backbone, view_seed: int | None
-    ) -> _CacheFile:
+        cls,
+        folder: Path,
+        images: Iterable[Path],
+        backbone: Backbone,
+        view_seed: int | None = None,
+    ) -> CacheFile:
+        """The place of the embeddings of these files.
+
+        Raises:
+            DatasetError: a file cannot be read.
+        """
         digest = hashlib.sha256(backbone.fingerprint.encode())
         if view_seed is not None:
             digest.update(f"random view {view_seed}".encode())
-        for example in examples:
-            digest.update(hash_file(example.path))
+        for image in images:
+            digest.update(hash_file(image))
         return cls(folder / f"{digest.hexdigest()}.safetensors")
 
     def read(self, count: int, width: int) -> Tensor | None:

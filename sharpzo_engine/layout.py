@@ -84,6 +84,19 @@ def read_layout(paths: Iterable[str], read_text: ReadText, seed: int = 1) -> Lay
     )
 
 
+def list_images(paths: Iterable[str]) -> tuple[list[str], int]:
+    """Every image in whatever folder, sorted, and how many other files there are.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    files = sorted(path for path in paths if not _is_ignored(path))
+    images = [path for path in files if _is_image(path)]
+    if not images:
+        raise DatasetError(f"no images found (expected {', '.join(sorted(IMAGE_SUFFIXES))})")
+    return images, len(files) - len(images)
+
+
 def _is_ignored(path: str) -> bool:
     parts = PurePosixPath(path).parts
     return any(part in _IGNORED or part.startswith(".") for part in parts)

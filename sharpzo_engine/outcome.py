@@ -11,8 +11,8 @@ import torch
 
 import sharpzo_engine
 from sharpzo_engine.artifact import Stacked, TunedPrompt
-from sharpzo_engine.classifier import evaluate
 from sharpzo_engine.config import TuningConfig
+from sharpzo_engine.evaluation import evaluate
 from sharpzo_engine.features import Features
 from sharpzo_engine.heads import CPU, LinearHead
 from sharpzo_engine.history import StepRecord

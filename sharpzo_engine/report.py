@@ -14,7 +14,7 @@ from sharpzo_engine.files import write_atomically
 from sharpzo_engine.landscape import Landscape, NoLandscape
 
 if TYPE_CHECKING:
-    from sharpzo_engine.classifier import Evaluation
+    from sharpzo_engine.evaluation import Evaluation
     from sharpzo_engine.history import StepRecord
 
 FORMAT = "sharpzo-report/1"

@@ -38,6 +38,22 @@ VALIDATION = {
 
 def render(data: Data) -> str:
     """The page of a report's JSON; equal JSON gives equal bytes."""
+    return fill_template(
+        "report.html.j2",
+        **data,
+        figures={name: Markup(svg) for name, svg in draw_figures(data).items()},  # noqa: S704 - ours
+        gains=_gains(data["comparison"]),
+        class_lists=list(class_lists(data["classes"])),
+        matrix=confusion_matrix(data["classes"], data["confusion"]),
+        pairs=confused_pairs(data["classes"], data["confusion"]),
+        settings=list(_settings(data["config"])),
+        facts=[fact for fact in _facts(data) if fact[1] is not None],
+        words={"stopped_by": STOPPED_BY, "split": SPLITS},
+    )
+
+
+def fill_template(name: str, **values: object) -> str:
+    """A page of one of this package's templates."""
     environment = Environment(
         loader=PackageLoader("sharpzo_engine"),
         autoescape=True,
@@ -46,17 +62,7 @@ def render(data: Data) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "points": points, "figure": figure_text}
-    page = environment.get_template("report.html.j2").render(
-        **data,
-        figures={name: Markup(svg) for name, svg in draw_figures(data).items()},  # noqa: S704 - ours
-        gains=_gains(data["comparison"]),
-        class_lists=list(_class_lists(data["classes"])),
-        matrix=_matrix(data["classes"], data["confusion"]),
-        pairs=_pairs(data["classes"], data["confusion"]),
-        settings=list(_settings(data["config"])),
-        facts=[fact for fact in _facts(data) if fact[1] is not None],
-        words={"stopped_by": STOPPED_BY, "split": SPLITS},
-    )
+    page = environment.get_template(name).render(**values)
     # A name taken from a folder may hold what is no character; the file must be UTF-8 all the same.
     return page.encode("utf-8", "replace").decode("utf-8")
 
@@ -95,7 +101,7 @@ def _gains(comparison: Mapping[str, float | None]) -> list[dict[str, Any]]:
     ]
 
 
-def _class_lists(classes: Sequence[Data]) -> Iterator[dict[str, Any]]:
+def class_lists(classes: Sequence[Data]) -> Iterator[dict[str, Any]]:
     """All classes by their gain, or of many the most improved, most worsened and hardest."""
     rows = [{**row, "gain": _minus(row["tuned"], row["zero_shot"])} for row in classes]
     scored = [row for row in rows if row["gain"] is not None]
@@ -115,7 +121,9 @@ def _class_lists(classes: Sequence[Data]) -> Iterator[dict[str, Any]]:
             yield {"title": title, "rows": chosen[:TELLING]}
 
 
-def _matrix(classes: Sequence[Data], cells: Sequence[Sequence[int]]) -> list[dict[str, Any]] | None:
+def confusion_matrix(
+    classes: Sequence[Data], cells: Sequence[Sequence[int]]
+) -> list[dict[str, Any]] | None:
     """Rows of a small confusion matrix; None if it is not small."""
     if len(classes) > MAX_MATRIX:
         return None
@@ -129,7 +137,7 @@ def _matrix(classes: Sequence[Data], cells: Sequence[Sequence[int]]) -> list[dic
     return [{"name": row["name"], "cells": cells} for row, cells in zip(classes, rows, strict=True)]
 
 
-def _pairs(classes: Sequence[Data], cells: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+def confused_pairs(classes: Sequence[Data], cells: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     """The most frequent mistakes."""
     mistakes = sorted((c for c in cells if c[0] != c[1]), key=lambda cell: -cell[2])
     return [

@@ -30,6 +30,7 @@ LOG_RATIO = 50.0  # a loss that spans more than this is drawn on a logarithmic a
 
 SIZE = (5.0, 2.9)  # inches: at the width of a phone its text is still legible
 SQUARE = (5.0, 3.6)
+SMALL = (3.4, 3.4)
 INK = "#010203"  # stands for the page's text colour, see `_inline`
 BLUE, ORANGE, GREY = "#3b82f6", "#f97316", "#8b8f98"  # readable on white and on black
 SHADES = {"stage1": ORANGE, "stage2": BLUE}
@@ -70,13 +71,22 @@ def draw_figures(data: Data) -> dict[str, str]:
                 figures[name] = partial(_quantity, history=history, name=name, label=label)
     if _known(value for row in slice_.get("loss", ()) for value in row):
         figures["landscape"] = partial(_landscape, slice_=slice_)
-    return {name: _svg(name, paint) for name, paint in figures.items()}
+    sizes = {"landscape": SQUARE}
+    return {name: _svg(name, paint, sizes.get(name, SIZE)) for name, paint in figures.items()}
 
 
-def _svg(name: str, paint: Paint) -> str:
+def draw_reliability(calibrations: Mapping[str, Data]) -> dict[str, str]:
+    """Name -> SVG of the reliability diagram of each calibration."""
+    return {
+        name: _svg(f"reliability-{name}", partial(_reliability, calibration=calibration), SMALL)
+        for name, calibration in calibrations.items()
+    }
+
+
+def _svg(name: str, paint: Paint, size: tuple[float, float]) -> str:
     """Paint one figure, whatever the user's settings; equal input gives equal bytes."""
     with style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
-        figure = Figure(figsize=SQUARE if name == "landscape" else SIZE)
+        figure = Figure(figsize=size)
         paint(figure)
         file = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -242,6 +252,41 @@ def _name_point(axes: Axes, x: float, name: str) -> None:
         color="black",
         bbox=box,
     )
+
+
+# Reliability: how often the answers of each confidence are right
+
+
+def _reliability(figure: Figure, calibration: Data) -> None:
+    """Accuracy by confidence, what it lacks or exceeds, and where the images are."""
+    bins = calibration["bins"]
+    width = 1 / len(bins)
+    filled = [item for item in bins if item["images"]]
+    left, accuracy, confidence, images = (
+        _array([item[name] for item in filled])
+        for name in ("low", "accuracy", "confidence", "images")
+    )
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    options: dict[str, Any] = {"width": width, "align": "edge", "linewidth": 0.6}
+    upper.bar(left, accuracy, color=BLUE, alpha=0.75, edgecolor=BLUE, label="right", **options)
+    over, under = confidence > accuracy, confidence < accuracy
+    for which, label, look in (
+        (over, "too sure", {"color": ORANGE, "alpha": 0.35, "edgecolor": ORANGE}),
+        (under, "not sure enough", {"facecolor": "none", "edgecolor": "white", "hatch": "////"}),
+    ):
+        if which.any():
+            gap = (confidence - accuracy)[which]
+            upper.bar(left[which], gap, bottom=accuracy[which], label=label, **look, **options)
+    upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    upper.legend(fontsize=8, loc="upper left", handlelength=1.2, borderaxespad=0.2)
+    lower.bar(left, images / images.sum(), color=GREY, alpha=0.7, **options)
+    lower.set(xlabel="confidence", ylabel="images")
+    for axes in (upper, lower):
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+    upper.yaxis.set_major_locator(MaxNLocator(5))
+    lower.yaxis.set_major_locator(MaxNLocator(2))
+    lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
 
 
 # Columns of the JSON

@@ -14,6 +14,7 @@ from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.db import make_engine
 from sharpzo_core.job_leases import JobLeases
+from sharpzo_core.prompt_store import PromptStore
 from sharpzo_core.queue import JobQueue
 from sharpzo_core.settings import Settings
 from worker.draining import ChildDrain, DrainFlag
@@ -22,7 +23,9 @@ from worker.runner import RunnerDeps
 
 if TYPE_CHECKING:
     from sharpzo_core.backbones import BackboneSpec
+    from sharpzo_core.jobs import Job, Lease
     from sharpzo_engine import Backbone, TuneResult
+    from worker.reporting import Reporter
 
 KEPT_BACKBONES = 2
 
@@ -52,11 +55,13 @@ def child_deps(worker: str) -> RunnerDeps:
         settings=settings,
         leases=JobLeases.of(engine, settings),
         datasets=DatasetStore(engine),
+        prompts=PromptStore(engine),
         artifacts=artifacts,
         materials=Materials(artifacts, settings.cache_dir),
         queue=JobQueue(current_app),
         load_backbone=load_backbone,
         tune=tune,
+        apply=apply_prompt,
         draining=child_drain(worker),
     )
 
@@ -75,6 +80,13 @@ def tune(*args: object, **options: object) -> TuneResult:
     import sharpzo_engine
 
     return sharpzo_engine.tune(*args, **options)  # type: ignore[arg-type]
+
+
+def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> Job:
+    """`worker.applying.apply_prompt`, which needs torch as well."""
+    from worker import applying
+
+    return applying.apply_prompt(job, lease, report, deps)
 
 
 def warm_up() -> None:

@@ -1,4 +1,4 @@
-"""A stored dataset as the engine's `Dataset`: files on this machine."""
+"""A stored dataset as files on this machine."""
 
 from __future__ import annotations
 
@@ -8,15 +8,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.datasets import DatasetRecord, image_key, manifest_key
+from sharpzo_core.datasets import SPLITS, UNLABELLED, DatasetRecord, image_key, manifest_key
 from sharpzo_engine.dataset import Dataset, Example, few_shot
+from sharpzo_engine.errors import ImageError
 from sharpzo_engine.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 DOWNLOADS = 8  # at a time
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """One image of a dataset as its manifest has it."""
+
+    name: str  #: Its path in the archive that was uploaded
+    path: Path | None  #: Where its file is, once it was fetched; None if it was never stored
+    split: str | None = None  #: None in a dataset without labels
+    label: str | None = None
+    error: ImageError | None = None  #: Why it was not stored
 
 
 @dataclass(frozen=True)
@@ -33,27 +45,66 @@ class Materials:
             NotFound: its files are gone.
             TooFewImages: a class has fewer images than shots.
         """
-        manifest = json.loads(self.artifacts.get_bytes(manifest_key(record.id)))
+        manifest = self._manifest(record)
         splits: dict[str, list[dict[str, Any]]] = manifest["splits"]
         train, val, test = (
-            tuple(self._example(record.id, item) for item in splits[name])
-            for name in ("train", "val", "test")
+            tuple(self._example(record.id, item) for item in splits[name]) for name in SPLITS
         )
         classes = tuple(manifest["class_names"])
         dataset = few_shot(Dataset(record.name, classes, train, val, test), shots, seed)
-        self._fetch(record.id, (*dataset.train, *dataset.val, *dataset.test))
+        self.fetch(
+            record.id, (example.path for example in (*dataset.train, *dataset.val, *dataset.test))
+        )
         return dataset
 
-    def _example(self, dataset_id: str, item: dict[str, Any]) -> Example:
-        image = str(item["image"])
-        path = self.artifacts.local_path(image_key(dataset_id, image))
-        return Example(path or self.cache_dir / "images" / image, int(item["label"]))
+    def images(self, record: DatasetRecord, split: str | None) -> Sequence[ListedImage]:
+        """The images of one split, or all of them, in the dataset's order; none is fetched yet.
 
-    def _fetch(self, dataset_id: str, examples: Sequence[Example]) -> None:
-        """Download what is not here; images are named by their content."""
-        missing = {example.path for example in examples if not example.path.exists()}
+        Raises:
+            NotFound: its files are gone.
+        """
+        manifest = self._manifest(record)
+        names: Sequence[str] = manifest["class_names"]
+        wanted = (*SPLITS, UNLABELLED) if split is None else (split,)
+        return [
+            self._listed(record.id, item, names, name)
+            for name in wanted
+            for item in manifest["splits"].get(name, ())
+        ]
+
+    def fetch(self, dataset_id: str, paths: Iterable[Path]) -> None:
+        """Download what is not here; images are named by their content.
+
+        Raises:
+            NotFound: one is gone.
+        """
+        missing = {path for path in paths if not path.exists()}
         with ThreadPoolExecutor(DOWNLOADS) as pool:
             list(pool.map(lambda path: self._download(dataset_id, path), missing))
+
+    def _manifest(self, record: DatasetRecord) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads(self.artifacts.get_bytes(manifest_key(record.id)))
+        return manifest
+
+    def _example(self, dataset_id: str, item: dict[str, Any]) -> Example:
+        return Example(self._place(dataset_id, str(item["image"])), int(item["label"]))
+
+    def _listed(
+        self, dataset_id: str, item: dict[str, Any], names: Sequence[str], split: str
+    ) -> ListedImage:
+        image, fault = item.get("image"), item.get("error")
+        return ListedImage(
+            # Manifests of earlier versions do not tell the path.
+            name=str(item.get("path", image)),
+            path=None if image is None else self._place(dataset_id, image),
+            split=None if split == UNLABELLED else split,
+            label=None if split == UNLABELLED else names[item["label"]],
+            error=None if fault is None else ImageError(fault["message"], fault["code"]),
+        )
+
+    def _place(self, dataset_id: str, image: str) -> Path:
+        path = self.artifacts.local_path(image_key(dataset_id, image))
+        return path or self.cache_dir / "images" / image
 
     def _download(self, dataset_id: str, path: Path) -> None:
         write_atomically(path, self.artifacts.get_bytes(image_key(dataset_id, path.name)))

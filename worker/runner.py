@@ -7,18 +7,19 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from sharpzo_core.errors import LeaseLost, StorageUnavailable, ValidationFailed
+from sharpzo_core.errors import LeaseLost, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import JobLeases, lease_of, new_token
-from sharpzo_core.jobs import JobStatus
+from sharpzo_core.jobs import JobKind, JobStatus
 from sharpzo_core.lineage import tuned_lineage
 from sharpzo_core.prompts import NewPrompt, prompt_key, report_key
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.errors import BackboneError, TuningInterrupted
 from worker.checkpoints import CheckpointKeeper, ClaimFolder
 from worker.failures import describe
+from worker.patience import patiently
 from worker.processes import process_identity
 from worker.pulse import Pulse
 from worker.reporting import Reporter, finite_numbers
@@ -32,16 +33,12 @@ if TYPE_CHECKING:
     from sharpzo_core.dataset_store import DatasetStore
     from sharpzo_core.datasets import DatasetRecord
     from sharpzo_core.jobs import Job, Lease
+    from sharpzo_core.prompt_store import PromptStore
     from sharpzo_core.queue import JobQueue
     from sharpzo_core.settings import Settings
     from sharpzo_engine import Backbone, TuneResult
     from sharpzo_engine.dataset import Dataset
     from worker.materials import Materials
-
-T = TypeVar("T")
-
-FINAL_WRITE_TRIES = 60  # a job's end is worth a long wait for the database
-FINAL_WRITE_PAUSE_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +62,13 @@ class Tune(Protocol):
         """Tune a prompt."""
 
 
+class Apply(Protocol):
+    """`worker.applying.apply_prompt`."""
+
+    def __call__(self, job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> Job:
+        """Apply the job's prompt to its dataset, and end the job."""
+
+
 @dataclass(frozen=True)
 class RunnerDeps:
     """What running a job takes."""
@@ -73,11 +77,13 @@ class RunnerDeps:
     settings: Settings
     leases: JobLeases
     datasets: DatasetStore
+    prompts: PromptStore
     artifacts: ArtifactStore
     materials: Materials
     queue: JobQueue
     load_backbone: Callable[[BackboneSpec], Backbone]
     tune: Tune
+    apply: Apply
     draining: Callable[[], bool]  #: Whether the worker shuts down
     ticks: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -90,7 +96,9 @@ def run_job(job_id: str, deps: RunnerDeps) -> JobStatus | None:
         StorageUnavailable: the database stayed away; the lease will expire.
     """
     token = new_token()
-    job = _write(lambda: deps.leases.claim(job_id, deps.owner, process_identity(), token), deps)
+    job = patiently(
+        lambda: deps.leases.claim(job_id, deps.owner, process_identity(), token), deps.sleep
+    )
     if job is None:
         logger.info("job %s is not to be had", job_id, extra=_extra("claim_lost", job_id))
         return None
@@ -109,35 +117,37 @@ def run_job(job_id: str, deps: RunnerDeps) -> JobStatus | None:
 
 
 def _run(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> Job:
-    """Tune and publish, or end the job in the way that what happened demands."""
+    """Do what the job is for, or end it in the way that what happened demands."""
+    report = Reporter(lease, deps.leases, pulse, deps.draining, deps.ticks)
     try:
-        result = _tune(job, lease, pulse, deps)
+        if job.kind is not JobKind.TUNING:
+            return deps.apply(job, lease, report, deps)
+        result = _tune(job, lease, report, deps)
         return _publish(job, lease, result, deps)
     except LeaseLost:
         raise
     except TuningInterrupted:
-        return _write(lambda: deps.leases.put_down(lease), deps)
+        return patiently(lambda: deps.leases.put_down(lease), deps.sleep)
     except Exception as error:  # whatever it was, the job must end and the worker live
         code, message = describe(error)
         logger.exception("job %s failed: %s", job.id, code, extra=_extra("job_failed", job.id))
-        return _write(lambda: deps.leases.fail(lease, code, message), deps)
+        return patiently(lambda: deps.leases.fail(lease, code, message), deps.sleep)
 
 
-def _tune(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> TuneResult:
+def _tune(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> TuneResult:
     settings = deps.settings
     config = TuningConfig.model_validate(job.config)
-    reporter = Reporter(lease, deps.leases, pulse, deps.draining, deps.ticks)
     backbone = deps.load_backbone(_offered(job.backbone, settings))
     record = deps.datasets.get(job.dataset_id)
     dataset = deps.materials.dataset(record, config.shots, config.seed)
     with ClaimFolder(deps.artifacts, settings.cache_dir, job, lease) as folder:
         checkpoints = CheckpointKeeper(folder, lease, deps.leases)
-        _write(checkpoints.begin, deps)
+        patiently(checkpoints.begin, deps.sleep)
         result = deps.tune(
             dataset,
             backbone,
             config,
-            on_step=reporter,
+            on_step=report,
             checkpoint_dir=folder.path,
             checkpoint_seconds=settings.checkpoint_seconds,
             resume=True,
@@ -145,7 +155,7 @@ def _tune(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> TuneResult:
             cache_dir=settings.cache_dir / "features",
         )
     if result.history:
-        _write(lambda: reporter.complete(result.history), deps)
+        patiently(lambda: report.complete(result.history), deps.sleep)
     return result
 
 
@@ -160,7 +170,7 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
     """Store the files, then make them known in one transaction."""
     data = result.prompt.to_bytes()
     metrics = finite_numbers(result.metrics)
-    dataset = _write(lambda: deps.datasets.get(job.dataset_id), deps)
+    dataset = patiently(lambda: deps.datasets.get(job.dataset_id), deps.sleep)
     prompt = NewPrompt(
         id=new_id(Prefix.PROMPT),
         name=job.name or job.id,
@@ -171,9 +181,9 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
         sha256=hashlib.sha256(data).hexdigest(),
         lineage=tuned_lineage(job, dataset, result.prompt.metadata.get("engine_version")),
     )
-    _write(lambda: deps.artifacts.put_bytes(prompt_key(prompt.id), data), deps)
+    patiently(lambda: deps.artifacts.put_bytes(prompt_key(prompt.id), data), deps.sleep)
     _store_report(job, dataset, result, deps)
-    ended = _write(lambda: deps.leases.succeed(lease, prompt, metrics), deps)
+    ended = patiently(lambda: deps.leases.succeed(lease, prompt, metrics), deps.sleep)
     if ended.status is not JobStatus.SUCCEEDED:
         deps.artifacts.delete(prompt_key(prompt.id))
     return ended
@@ -191,22 +201,7 @@ def _store_report(job: Job, dataset: DatasetRecord, result: TuneResult, deps: Ru
         logger.exception("job %s: no report page", job.id, extra=_extra("report_failed", job.id))
     for form, data in files.items():
         key = report_key(job.id, form)
-        _write(partial(deps.artifacts.put_bytes, key, data), deps)
-
-
-def _write(action: Callable[[], T], deps: RunnerDeps) -> T:
-    """Do it, waiting for a storage that is away.
-
-    Raises:
-        StorageUnavailable: it stayed away.
-    """
-    for _ in range(FINAL_WRITE_TRIES):
-        try:
-            return action()
-        except StorageUnavailable:
-            logger.warning("the storage is away; trying again", exc_info=True)
-            deps.sleep(FINAL_WRITE_PAUSE_SECONDS)
-    return action()
+        patiently(partial(deps.artifacts.put_bytes, key, data), deps.sleep)
 
 
 def _extra(action: str, job_id: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from service.errors import BackboneConflict, Unavailable
-from sharpzo_core.backbones import ANY_PRETRAINED, BackboneSpec, find_backbone
+from sharpzo_core.backbones import BackboneSpec, serving
 from sharpzo_engine.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -73,29 +73,11 @@ class Backbones:
         fingerprint = described.get("fingerprint")
         if (loaded := self.find(fingerprint)) is not None:
             return loaded
-        for spec in self._candidates(described):
+        for spec in serving(self._specs, described):
             backbone = self.load(spec)
             if backbone.fingerprint == fingerprint:
                 return backbone
         raise BackboneConflict
-
-    def _candidates(self, described: Described) -> list[BackboneSpec]:
-        """Specs that may be what the prompt was tuned on: by name, or else those with own files."""
-        name, pretrained = described.get("name") or "", described.get("pretrained")
-        wanted = (name, pretrained)
-        configured = [spec for key, spec in self._specs.items() if key != ANY_PRETRAINED]
-        named = [
-            spec
-            for spec in configured
-            if spec.name == name or (_model_name(spec), spec.pretrained) == wanted
-        ]
-        if named:
-            return named
-        admitted = find_backbone(self._specs, f"{name}:{pretrained}") if pretrained else None
-        if admitted is not None:
-            return [admitted]
-        # Another machine may know the same weights under another name.
-        return [spec for spec in configured if ":" in spec.model or "/" in (spec.pretrained or "")]
 
 
 def _spare_from_collection() -> None:
@@ -105,8 +87,3 @@ def _spare_from_collection() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def _model_name(spec: BackboneSpec) -> str:
-    """The name under which the engine records a model."""
-    return spec.model if ":" in spec.model else spec.model.replace("/", "-")

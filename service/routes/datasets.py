@@ -18,7 +18,7 @@ from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from service.services import Services
-from sharpzo_core.datasets import DatasetRecord, dataset_prefix
+from sharpzo_core.datasets import UNLABELLED, DatasetRecord, dataset_prefix
 from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia, ValidationFailed
 from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.ids import Prefix, new_id
@@ -26,6 +26,7 @@ from sharpzo_core.schemas import DatasetImport, DatasetPublic, Label, Page
 
 MAX_REQUEST_BYTES = 1 << 40  # the archive itself is bounded while it is written
 MAX_NAME_BYTES = 1000
+MAX_FLAG_BYTES = 5
 
 router = APIRouter(
     prefix="/v1/datasets",
@@ -38,6 +39,8 @@ router = APIRouter(
 
 _label: TypeAdapter[str] = TypeAdapter(Label)
 _NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 200, "required": True}
+_FLAGS = {"true": True, "false": False}
+_FLAG: dict[str, Any] = {"type": "string", "enum": list(_FLAGS), "default": "false"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class _Received:
     """An archive that lies in its upload file."""
 
     name: str
+    unlabelled: bool
     meaning: str  #: The fingerprint of the request
 
 
@@ -54,12 +58,19 @@ class _Received:
     response_model=DatasetPublic,
     max_body_size=MAX_REQUEST_BYTES,
     responses=problems(400, 403, 408, 409, 413, 415, 507),
-    openapi_extra=body(multipart=form("file", name=_NAME), json=DatasetImport.model_json_schema()),
+    openapi_extra=body(
+        multipart=form("file", name=_NAME, unlabelled=_FLAG),
+        json=DatasetImport.model_json_schema(),
+    ),
 )
 async def create_dataset(
     request: Request, services: ServicesDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Upload an archive (.zip, .tar, .tar.gz), or import one from a place the operator allows."""
+    """Upload an archive (.zip, .tar, .tar.gz), or import one from a place the operator allows.
+
+    With `unlabelled`, every image is taken, in whatever folder it is; such a dataset can be
+    classified, no more, and images that cannot be read have their error in every result.
+    """
     dataset_id = new_id(Prefix.DATASET)
     async with services.idempotency.attempt(idempotency_key) as attempt:
         with services.uploads.receiving(dataset_id):
@@ -67,7 +78,7 @@ async def create_dataset(
             if replayed := attempt.replay(received.meaning):
                 return replayed
             completion = attempt.completion(received.meaning, 202, DatasetPublic.of)
-            await run_in_threadpool(_store, services, dataset_id, received.name, completion)
+            await run_in_threadpool(_store, services, dataset_id, received, completion)
     services.ingest.submit(dataset_id)
     return completion.response()
 
@@ -96,12 +107,21 @@ async def _receive(request: Request, services: Services, dataset_id: str) -> _Re
     if media_type(request) != "multipart/form-data":
         raise UnsupportedMedia("send multipart/form-data with `file` and `name`")
     with services.uploads.open(dataset_id) as file:
-        rules = FormRules("file", lambda: file, text_fields={"name": MAX_NAME_BYTES})
+        fields = {"name": MAX_NAME_BYTES, UNLABELLED: MAX_FLAG_BYTES}
+        rules = FormRules("file", lambda: file, text_fields=fields)
         received = await read_form(request, rules)
         await run_in_threadpool(file.sync)
     name = _check_name(received.fields.get("name"))
+    unlabelled = _check_flag(received.fields.get(UNLABELLED, "false"))
     # By its content: a repeated multipart request has other boundaries.
-    return _Received(name, fingerprint("datasets", {"name": name, "sha256": file.sha256}))
+    asked = {"name": name, "sha256": file.sha256} | ({UNLABELLED: True} if unlabelled else {})
+    return _Received(name, unlabelled, fingerprint("datasets", asked))
+
+
+def _check_flag(text: str) -> bool:
+    if text not in _FLAGS:
+        raise ValidationFailed([(f"/{UNLABELLED}", "must be true or false")])
+    return _FLAGS[text]
 
 
 def _check_name(name: str | None) -> str:
@@ -118,7 +138,9 @@ async def _import(
 ) -> _Received:
     """Copy the archive from where the request says, unless that was done before."""
     wanted = parse(DatasetImport, await read_json(request))
-    received = _Received(wanted.name, fingerprint("datasets", wanted.model_dump(mode="json")))
+    # What a request of earlier versions said, it still means.
+    asked = wanted.model_dump(mode="json", exclude_defaults=True)
+    received = _Received(wanted.name, wanted.unlabelled, fingerprint("datasets", asked))
     if not attempt.replay(received.meaning):
         await run_in_threadpool(imports.fetch, services, wanted.uri, dataset_id)
     return received
@@ -130,7 +152,10 @@ def _check_archive(path: Path) -> None:
 
 
 def _store(
-    services: Services, dataset_id: str, name: str, completion: Completion[DatasetRecord]
+    services: Services,
+    dataset_id: str,
+    received: _Received,
+    completion: Completion[DatasetRecord],
 ) -> None:
     """Make the dataset durable, and lease it here."""
 
@@ -138,9 +163,11 @@ def _store(
         services.dataset_leases.hold(connection, dataset.id)
         completion(connection, dataset)
 
-    source = {UPLOAD_FOLDER: services.uploads.identity}
+    source: dict[str, Any] = {UPLOAD_FOLDER: services.uploads.identity}
+    if received.unlabelled:
+        source[UNLABELLED] = True
     try:
-        services.datasets.create(name, source, dataset_id, within)
+        services.datasets.create(received.name, source, dataset_id, within)
     except StorageUnavailable:
         raise  # the dataset may be stored all the same, and then needs its archive
     except BaseException:

@@ -1,4 +1,4 @@
-"""Tuning jobs: submit, watch, pause, resume, cancel."""
+"""Jobs: submit one that tunes; watch, pause, resume, cancel any."""
 
 import csv
 import io
@@ -27,8 +27,9 @@ from service.routing import MAX_JSON_BYTES, StrictRoute
 from sharpzo_core.errors import NotFound
 from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.job_store import MAX_STEPS
-from sharpzo_core.jobs import JobStatus
+from sharpzo_core.jobs import Job, JobKind, JobStatus
 from sharpzo_core.prompts import report_key
+from sharpzo_core.results import evaluation_key
 from sharpzo_core.schemas import EventPublic, JobCreate, JobPublic, Page, StepPublic
 from sharpzo_core.submission import submit_job
 
@@ -97,9 +98,11 @@ async def create_job(
 
 
 @router.get("")
-def list_jobs(jobs: JobsDep, limit: Limit = 20, after: After = None) -> Page[JobPublic]:
-    """A page of jobs, newest first."""
-    page = jobs.list(limit, after)
+def list_jobs(
+    jobs: JobsDep, limit: Limit = 20, after: After = None, kind: JobKind | None = None
+) -> Page[JobPublic]:
+    """A page of jobs, newest first; with `kind` those of one kind."""
+    page = jobs.list(limit, after, kind)
     data = [JobPublic.of(job) for job in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
@@ -112,7 +115,7 @@ def get_job(job_id: str, jobs: JobsDep) -> JobPublic:
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
 def delete_job(job_id: str, services: ServicesDep) -> Response:
-    """Delete a job that has ended, with its report and checkpoints; its prompt stays."""
+    """Delete a job that has ended, with its report, results and checkpoints; its prompt stays."""
     services.jobs.delete(job_id)
     services.artifacts.delete_prefix(f"jobs/{job_id}")
     return Response(status_code=204)
@@ -200,17 +203,30 @@ def get_metrics(
     responses={200: _REPORT, **problems(404)},
 )
 def get_report(job_id: str, services: ServicesDep, accept: AcceptHeader = "") -> Response:
-    """What the run did, as one HTML page; `Accept: application/json` for its numbers."""
+    """What a run did or an evaluation found, as a page; with `Accept: application/json` as JSON."""
     job = services.jobs.get(job_id)
     if job.status is not JobStatus.SUCCEEDED:
         raise ReportMissing(f"the job is {job.status}: only one that has succeeded has a report")
     form: Literal["html", "json"] = "json" if JSON in accept else "html"
     try:
-        data = services.artifacts.get_bytes(report_key(job_id, form))
+        data = services.artifacts.get_bytes(_report_key(job, form))
     except NotFound:
         raise ReportMissing(f"no report of this job is kept as {form}") from None
     media = JSON if form == "json" else f"{HTML}; charset=utf-8"
     return Response(data, media_type=media, headers=_REPORT_HEADERS)
+
+
+def _report_key(job: Job, form: Literal["html", "json"]) -> str:
+    """Where the job's report is.
+
+    Raises:
+        ReportMissing: a job of this kind has none.
+    """
+    if job.kind is JobKind.TUNING:
+        return report_key(job.id, form)
+    if job.kind is JobKind.EVALUATION and job.result_folder is not None:
+        return evaluation_key(job.id, job.result_folder, form)
+    raise ReportMissing("a classification has no report: ask for its results")
 
 
 def _csv(steps: list[StepPublic]) -> str:

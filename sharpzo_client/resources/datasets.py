@@ -23,6 +23,7 @@ class Datasets(Resource):
         path: str | os.PathLike[str],
         name: str | None = None,
         *,
+        labelled: bool = True,
         wait: bool = True,
         timeout: float = DEFAULT_DATASET_TIMEOUT,
         poll: float = DEFAULT_POLL,
@@ -30,7 +31,8 @@ class Datasets(Resource):
         """Upload a folder or an archive and wait until it is ready.
 
         Of a folder, images, `classnames.json` and `split_zhou_*.json` are sent; hidden files are
-        not. `name` defaults to the folder's or file's own.
+        not. `name` defaults to the folder's or file's own. With `labelled=False` images may lie in
+        whatever folders; such a dataset can be classified, no more.
 
         Raises:
             InputError: there is nothing to upload at `path`.
@@ -38,7 +40,7 @@ class Datasets(Resource):
             WaitTimeoutError: it was not ready after `timeout` seconds.
         """
         return self._transport.run(
-            ops.upload_dataset(path, name, wait=wait, timeout=timeout, poll=poll)
+            ops.upload_dataset(path, name, labelled=labelled, wait=wait, timeout=timeout, poll=poll)
         )
 
     def wait(
@@ -72,13 +74,14 @@ class AsyncDatasets(AsyncResource):
         path: str | os.PathLike[str],
         name: str | None = None,
         *,
+        labelled: bool = True,
         wait: bool = True,
         timeout: float = DEFAULT_DATASET_TIMEOUT,  # noqa: ASYNC109 - as in the sync client
         poll: float = DEFAULT_POLL,
     ) -> Dataset:
         """Upload a folder or an archive and wait until it is ready."""
         return await self._transport.run(
-            ops.upload_dataset(path, name, wait=wait, timeout=timeout, poll=poll)
+            ops.upload_dataset(path, name, labelled=labelled, wait=wait, timeout=timeout, poll=poll)
         )
 
     async def wait(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharpzo_client import _operations as ops
 from sharpzo_client._constants import DEFAULT_POLL, PAGE_SIZE
+from sharpzo_client._files import replacing
+from sharpzo_client._lines import Lines
 from sharpzo_client._progress import ProgressView, live_progress
 from sharpzo_client._sse import EventLog
 from sharpzo_client.errors import SharpzoError
@@ -15,14 +19,13 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
-    from sharpzo_client._operations import OnEvent
-    from sharpzo_client.models import Job, JobEvent, StepRecord
+    from sharpzo_client._operations import OnEvent, ResultForm
+    from sharpzo_client.models import ImageRecord, Job, JobEvent, StepRecord
 
 
 class Jobs(Resource):
-    """Tuning jobs."""
+    """Jobs: they tune prompts, measure them, or label images with them."""
 
     def create(
         self,
@@ -124,21 +127,57 @@ class Jobs(Resource):
         return self._transport.send(ops.job_metrics(job_id, from_step, to_step, resolution))
 
     def report(self, job_id: str) -> dict[str, Any]:
-        """The numbers of the run's report: result, curves, classes, landscape, configuration.
+        """The numbers of the report of a run or an evaluation.
+
+        A run's has the result, curves, classes, landscape and configuration; an evaluation's has
+        accuracies, classes, confusion and calibration.
 
         Raises:
-            NotFoundError: the job has not succeeded.
+            NotFoundError: the job has not succeeded, or it is a classification.
         """
         return self._transport.send(ops.job_report(job_id))
 
     def download_report(self, job_id: str, path: str | os.PathLike[str]) -> Path:
-        """Fetch the run's report to `path`, as one HTML page that needs nothing else.
+        """Fetch the report to `path`, as one HTML page that needs nothing else.
 
         Raises:
             NotFoundError: the job has not succeeded.
             InputError: the place cannot be written to.
         """
         return self._transport.run(ops.download_report(job_id, path))
+
+    def results(self, job_id: str) -> Iterator[ImageRecord]:
+        """What a classification of a dataset found, image by image, as it comes.
+
+        Raises:
+            ConflictError: the job has not succeeded.
+            NotFoundError: it classifies nothing.
+        """
+        lines = Lines()
+        with self._transport.stream(ops.stream_results(job_id, "jsonl")) as chunks:
+            for chunk in chunks:
+                yield from lines.feed(chunk)
+        lines.end()
+
+    def download_results(
+        self,
+        job_id: str,
+        path: str | os.PathLike[str],
+        format: ResultForm = "jsonl",  # noqa: A002 - the API's word
+    ) -> Path:
+        """Fetch the same to `path`, whole or not at all; raises as `results`.
+
+        Raises:
+            InputError: the place cannot be written to.
+        """
+        target = Path(path)
+        with (
+            self._transport.stream(ops.stream_results(job_id, format)) as chunks,
+            replacing(target) as file,
+        ):
+            for chunk in chunks:
+                file.write(chunk)
+        return target
 
     def get(self, job_id: str) -> Job:
         """Look at a job."""
@@ -164,13 +203,13 @@ class Jobs(Resource):
         """Delete a job that has ended; another raises ConflictError."""
         self._transport.send(ops.delete_job(job_id))
 
-    def list(self, *, page_size: int = PAGE_SIZE) -> Iterator[Job]:
-        """All jobs, newest first, fetched page by page."""
-        return self._items(ops.list_jobs(page_size))
+    def list(self, *, kind: str | None = None, page_size: int = PAGE_SIZE) -> Iterator[Job]:
+        """All jobs, or those of one kind, newest first, fetched page by page."""
+        return self._items(ops.list_jobs(page_size, kind))
 
 
 class AsyncJobs(AsyncResource):
-    """Tuning jobs. See `Jobs`."""
+    """Jobs. See `Jobs`."""
 
     async def create(
         self,
@@ -255,6 +294,29 @@ class AsyncJobs(AsyncResource):
         """Fetch the run's report to `path`, as one HTML page that needs nothing else."""
         return await self._transport.run(ops.download_report(job_id, path))
 
+    async def results(self, job_id: str) -> AsyncIterator[ImageRecord]:
+        """What a classification of a dataset found, image by image, as it comes."""
+        lines = Lines()
+        async with self._transport.stream(ops.stream_results(job_id, "jsonl")) as chunks:
+            async for chunk in chunks:
+                for record in lines.feed(chunk):
+                    yield record
+        lines.end()
+
+    async def download_results(
+        self,
+        job_id: str,
+        path: str | os.PathLike[str],
+        format: ResultForm = "jsonl",  # noqa: A002 - the API's word
+    ) -> Path:
+        """Fetch the same to `path`, whole or not at all."""
+        target = Path(path)
+        async with self._transport.stream(ops.stream_results(job_id, format)) as chunks:
+            with replacing(target) as file:
+                async for chunk in chunks:
+                    await asyncio.to_thread(file.write, chunk)
+        return target
+
     async def get(self, job_id: str) -> Job:
         """Look at a job."""
         return await self._transport.send(ops.get_job(job_id))
@@ -279,9 +341,9 @@ class AsyncJobs(AsyncResource):
         """Delete a job that has ended."""
         await self._transport.send(ops.delete_job(job_id))
 
-    def list(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[Job]:
-        """All jobs, newest first, fetched page by page."""
-        return self._items(ops.list_jobs(page_size))
+    def list(self, *, kind: str | None = None, page_size: int = PAGE_SIZE) -> AsyncIterator[Job]:
+        """All jobs, or those of one kind, newest first, fetched page by page."""
+        return self._items(ops.list_jobs(page_size, kind))
 
 
 def _view(progress: bool) -> AbstractContextManager[ProgressView] | None:

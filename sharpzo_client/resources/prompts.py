@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sharpzo_client import _operations as ops
 from sharpzo_client._constants import DEFAULT_TOP_K, PAGE_SIZE
@@ -13,16 +13,16 @@ from sharpzo_client.resources._base import AsyncResource, Resource
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sharpzo_client._files import ImageInput
     from sharpzo_client._operations import ExportFormat
-    from sharpzo_client.models import Classification, Prompt
+    from sharpzo_client.models import Classification, Job, Prompt
 
 
 class Prompts(Resource):
-    """Tuned prompts: classify, look, download, export, import."""
+    """Tuned prompts: classify, evaluate, look, download, export, import."""
 
     def classify(
         self,
@@ -55,6 +55,69 @@ class Prompts(Resource):
         """
         question = ops.Question(top_k, calibrated, zero_shot, deadline)
         return self._transport.run(ops.classify(ref, images, question))
+
+    def evaluate(
+        self,
+        ref: str,
+        dataset_id: str,
+        *,
+        split: str = "test",
+        zero_shot: bool = True,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Submit a job that measures a prompt on a split of a labelled dataset.
+
+        Its figures are the job's `metrics`, and all of them are in `client.jobs.report`. With
+        `zero_shot`, the hand-written prompt that tuning began with is measured beside it.
+
+        Raises:
+            UnprocessableEntityError: the split is empty, or the classes are not the prompt's.
+        """
+        operation = ops.apply_prompt(
+            ref,
+            "evaluate",
+            dataset_id=dataset_id,
+            split=split,
+            zero_shot=zero_shot,
+            name=name,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+        return self._transport.send(operation)
+
+    def classify_dataset(
+        self,
+        ref: str,
+        dataset_id: str,
+        *,
+        split: str | None = None,
+        top_k: int = DEFAULT_TOP_K,
+        calibrated: bool = False,
+        zero_shot: bool = False,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Submit a job that labels the images of a dataset, or of one split.
+
+        `client.jobs.results` has a record for each. `calibrated` scores are those at the prompt's
+        own temperature; `zero_shot` adds what the hand-written prompt would have answered.
+        """
+        operation = ops.apply_prompt(
+            ref,
+            "batch",
+            dataset_id=dataset_id,
+            split=split,
+            top_k=top_k,
+            calibrated=calibrated,
+            zero_shot=zero_shot,
+            name=name,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+        return self._transport.send(operation)
 
     def download(self, ref: str, path: str | os.PathLike[str]) -> Path:
         """Fetch the prompt file to `path`, whole and intact or not at all.
@@ -115,7 +178,7 @@ class Prompts(Resource):
 
 
 class AsyncPrompts(AsyncResource):
-    """Tuned prompts: classify, look, download, export, import. See `Prompts`."""
+    """Tuned prompts: classify, evaluate, look, download, export, import. See `Prompts`."""
 
     async def classify(
         self,
@@ -130,6 +193,58 @@ class AsyncPrompts(AsyncResource):
         """Label images (paths, bytes or Pillow images); one result each, in order."""
         question = ops.Question(top_k, calibrated, zero_shot, deadline)
         return await self._transport.run(ops.classify(ref, images, question))
+
+    async def evaluate(
+        self,
+        ref: str,
+        dataset_id: str,
+        *,
+        split: str = "test",
+        zero_shot: bool = True,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Submit a job that measures a prompt on a split of a labelled dataset."""
+        operation = ops.apply_prompt(
+            ref,
+            "evaluate",
+            dataset_id=dataset_id,
+            split=split,
+            zero_shot=zero_shot,
+            name=name,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+        return await self._transport.send(operation)
+
+    async def classify_dataset(
+        self,
+        ref: str,
+        dataset_id: str,
+        *,
+        split: str | None = None,
+        top_k: int = DEFAULT_TOP_K,
+        calibrated: bool = False,
+        zero_shot: bool = False,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Submit a job that labels the images of a dataset, or of one split."""
+        operation = ops.apply_prompt(
+            ref,
+            "batch",
+            dataset_id=dataset_id,
+            split=split,
+            top_k=top_k,
+            calibrated=calibrated,
+            zero_shot=zero_shot,
+            name=name,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+        return await self._transport.send(operation)
 
     async def download(self, ref: str, path: str | os.PathLike[str]) -> Path:
         """Fetch the prompt file to `path`, whole and intact or not at all."""

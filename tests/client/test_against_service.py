@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +28,6 @@ from sharpzo_client import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 COLOURS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 230)}
 CONFIG = {
@@ -370,3 +373,50 @@ async def test_the_async_client_does_the_same(
         await client.prompts.download("colours", tmp_path / "p.safetensors")
         await client.prompts.export("colours", tmp_path / "p.onnx", "onnx")
         await client.datasets.delete(dataset.id)
+
+
+def test_a_dataset_is_evaluated_and_labelled(
+    client: Client, job: Job, dataset_id: str, photos: Path, tmp_path: Path
+) -> None:
+    measured = client.jobs.wait(client.prompts.evaluate(str(job.prompt_id), dataset_id).id)
+    assert (measured.kind, measured.prompt_id) == ("evaluation", job.prompt_id)
+    assert measured.metrics.accuracy == pytest.approx(job.metrics.test_accuracy)
+    report = client.jobs.report(measured.id)
+    assert report["figures"]["accuracy"] == measured.metrics.accuracy
+    page = client.jobs.download_report(measured.id, tmp_path / "evaluation.html")
+    assert "<svg" in page.read_text()
+
+    batch = client.prompts.classify_dataset(str(job.prompt_id), dataset_id, split="test", top_k=1)
+    batch = client.jobs.wait(batch.id)
+    records = list(client.jobs.results(batch.id))
+    right = [record.best is not None and record.best.label == record.label for record in records]
+    assert sum(right) / len(right) == pytest.approx(measured.metrics.accuracy)
+    assert [record.file for record in records] == sorted(record.file for record in records)
+    table = client.jobs.download_results(batch.id, tmp_path / "labels.csv", format="csv")
+    assert len(table.read_text().splitlines()) == len(records) + 1
+    assert [found.id for found in client.jobs.list(kind="classification")][:1] == [batch.id]
+
+
+def test_the_batch_example_runs(
+    service: tuple[Client, str], job: Job, photos: Path, tmp_path: Path
+) -> None:
+    loose = tmp_path / "loose"
+    (loose / "deeper").mkdir(parents=True)
+    Image.new("RGB", (16, 16), COLOURS["red"]).save(loose / "one.png")
+    Image.new("RGB", (16, 16), COLOURS["blue"]).save(loose / "deeper" / "two.png")
+    (loose / "torn.png").write_bytes(b"no image")
+    example = Path(__file__).parents[2] / "examples" / "batch_inference.py"
+    ran = subprocess.run(
+        [sys.executable, example, str(job.prompt_id), loose, photos],
+        env=os.environ | {"SHARPZO_URL": service[1], "PYTHONPATH": ":".join(sys.path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stderr
+    for name in ("one.png", "deeper/two.png", "torn.png", "accuracy:", "labels.csv"):
+        assert name in ran.stdout
+    assert "not JPEG, PNG or WebP" in ran.stdout
+    assert (tmp_path / "evaluation.html").is_file()

@@ -16,6 +16,7 @@ from sharpzo_core.jobs import (
     TRANSITIONS,
     EventType,
     Job,
+    JobKind,
     JobStatus,
     Request,
 )
@@ -98,6 +99,7 @@ MOVES: dict[str, Callable[[Stores, Job], object]] = {
     "request_resume": lambda stores, job: stores.jobs.request_resume(job.id),
     "request_cancel": lambda stores, job: stores.jobs.request_cancel(job.id),
     "succeed": lambda stores, job: stores.leases.succeed(lease_of(job), prompt_of(job), {}),
+    "complete": lambda stores, job: stores.leases.complete(lease_of(job), "folder", {}),
     "fail": lambda stores, job: stores.leases.fail(lease_of(job), "code", "message"),
     "put_down": lambda stores, job: stores.leases.put_down(lease_of(job)),
     "recover": lambda stores, _: [stores.leases.recover(held) for held in stores.leases.held()],
@@ -111,12 +113,14 @@ LEADS = {
     (JobStatus.RUNNING, "request_pause"): JobStatus.PAUSING,
     (JobStatus.RUNNING, "request_cancel"): JobStatus.CANCELLING,
     (JobStatus.RUNNING, "succeed"): JobStatus.SUCCEEDED,
+    (JobStatus.RUNNING, "complete"): JobStatus.SUCCEEDED,
     (JobStatus.RUNNING, "fail"): JobStatus.FAILED,
     (JobStatus.RUNNING, "put_down"): JobStatus.QUEUED,
     (JobStatus.RUNNING, "recover"): JobStatus.QUEUED,
     (JobStatus.PAUSING, "request_resume"): JobStatus.RUNNING,
     (JobStatus.PAUSING, "request_cancel"): JobStatus.CANCELLING,
     (JobStatus.PAUSING, "succeed"): JobStatus.SUCCEEDED,
+    (JobStatus.PAUSING, "complete"): JobStatus.SUCCEEDED,
     (JobStatus.PAUSING, "fail"): JobStatus.FAILED,
     (JobStatus.PAUSING, "put_down"): JobStatus.PAUSED,
     (JobStatus.PAUSING, "recover"): JobStatus.PAUSED,
@@ -126,6 +130,7 @@ LEADS = {
     (JobStatus.CANCELLING, "recover"): JobStatus.CANCELLED,
     (JobStatus.CANCELLING, "fail"): JobStatus.FAILED,
     (JobStatus.CANCELLING, "succeed"): JobStatus.CANCELLED,  # and nothing is published
+    (JobStatus.CANCELLING, "complete"): JobStatus.CANCELLED,  # and no results are named
     (JobStatus.FAILED, "request_resume"): JobStatus.QUEUED,
     (JobStatus.CANCELLED, "request_resume"): JobStatus.QUEUED,
 }
@@ -229,6 +234,45 @@ def test_a_paused_job_keeps_its_dataset(stores: Stores) -> None:
     job = paused(stores)
     with pytest.raises(StateConflict):
         stores.datasets.delete(job.dataset_id)
+
+
+@pytest.mark.parametrize("kind", [JobKind.EVALUATION, JobKind.CLASSIFICATION])
+def test_a_job_that_applies_a_prompt_names_its_results_once_it_has_ended(
+    stores: Stores, kind: JobKind
+) -> None:
+    prompt = stores.prompts.publish(prompt_of(stores.job(name="pets")))
+    job = stores.claimed(kind=kind, prompt_id=prompt.id)
+    assert (job.kind, job.format, job.prompt_id, job.result_folder) == (kind, 2, prompt.id, None)
+    ended = stores.leases.complete(lease_of(job), "folder", {"images": 3})
+    assert ended == stores.jobs.get(job.id)
+    assert (ended.status, ended.result_folder, ended.prompt_id) == (
+        "succeeded",
+        "folder",
+        prompt.id,
+    )
+    assert ended.metrics == {"images": 3}
+    assert stores.jobs.events(job.id)[-1].data == {
+        "metrics": {"images": 3},
+        "status": JobStatus.SUCCEEDED,
+    }
+    assert [found.version for found in stores.prompts.list().items] == [1]
+
+
+def test_a_job_that_was_to_be_cancelled_names_no_results(stores: Stores) -> None:
+    job = cancelling(stores)
+    ended = stores.leases.complete(lease_of(job), "folder", {"images": 3})
+    assert (ended.status, ended.result_folder, ended.metrics) == ("cancelled", None, {})
+
+
+def test_jobs_are_listed_by_kind(stores: Stores) -> None:
+    jobs_by_kind = {kind: [stores.job(kind=kind) for _ in range(3)] for kind in JobKind}
+    for kind, made in jobs_by_kind.items():
+        page = stores.jobs.list(2, kind=kind)
+        rest = stores.jobs.list(2, page.next, kind)
+        found = [*page.items, *rest.items]
+        assert [job.id for job in found] == sorted((job.id for job in made), reverse=True)
+        assert not rest.has_more
+    assert len(stores.jobs.list().items) == 9
 
 
 def test_a_cancelled_job_never_publishes(stores: Stores) -> None:

@@ -160,6 +160,11 @@ CASES = [
     Case("put down to pause", put_down("pause"), LeaseLost),
     Case("put down to cancel", put_down("cancel"), LeaseLost),
     Case("succeed", succeed, LeaseLost),
+    Case(
+        "complete",
+        leased(lambda stores, lease: stores.leases.complete(lease, "folder", {})),
+        LeaseLost,
+    ),
     Case("fail", leased(lambda stores, lease: stores.leases.fail(lease, "code", "no")), LeaseLost),
     Case("recover", recover),
     Case("ask a running job to stop", request_cancel(claimed=True)),

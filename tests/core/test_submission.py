@@ -52,7 +52,7 @@ def test_a_job_carries_its_whole_configuration(stores: Stores, settings: Setting
         "eta_seconds": None,
     }
     assert set(public) == {
-        *("id", "status", "phase", "progress", "metrics", "prompt_id", "error", "attempt"),
+        *("id", "kind", "status", "phase", "progress", "metrics", "prompt_id", "error", "attempt"),
         *("created_at", "started_at", "finished_at", "config", "dataset_id", "backbone"),
         *("name", "metadata", "checkpoint", "from_checkpoint"),
     }

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sharpzo_engine.classifier import Evaluation
 from sharpzo_engine.config import TuningConfig
+from sharpzo_engine.evaluation import Evaluation
 from sharpzo_engine.history import StepRecord
 from sharpzo_engine.landscape import Landscape, NoLandscape, Pace, survey
 from sharpzo_engine.report import RunReport

@@ -41,6 +41,7 @@ from sharpzo_core.jobs import (
     TRANSITIONS,
     CheckpointRef,
     Job,
+    JobKind,
     JobProgress,
     JobStatus,
     Lease,
@@ -58,6 +59,7 @@ T = TypeVar("T")
 MOVES = ("pause", "resume", "cancel")
 WORKERS = ("wrk_a", "wrk_b")
 MAX_JOBS = 3
+APPLIED = "pets"  # the prompt that jobs apply
 RIVALS = 50
 
 
@@ -127,11 +129,11 @@ class World:
         with writing(self.services.database) as connection:
             for table in (job_events, job_steps, jobs, prompts, workers):
                 connection.execute(table.delete())
+        self.services.prompts.publish(replace(a_prompt("none"), job_id=None, name=APPLIED))
 
-    def submit(self) -> str:
-        body = {"dataset_id": self.dataset_id, "config": {"shots": 2}}
-        response = self.client.post("/v1/jobs", json=body)
-        assert response.status_code == 201, response.text
+    def submit(self, path: str = "/v1/jobs", **body: Any) -> str:
+        response = self.client.post(path, json={"dataset_id": self.dataset_id, **body})
+        assert response.status_code in (201, 202), response.text
         return str(response.json()["id"])
 
     def all_jobs(self) -> list[Job]:
@@ -178,7 +180,12 @@ class Lifecycle(RuleBasedStateMachine):
     @precondition(lambda self: len(self.world.all_jobs()) < MAX_JOBS)
     @rule()
     def submit(self) -> None:
-        self.world.submit()
+        self.world.submit(config={"shots": 2})
+
+    @precondition(lambda self: len(self.world.all_jobs()) < MAX_JOBS)
+    @rule(what=st.sampled_from(["evaluate", "batch"]))
+    def submit_one_that_applies(self, what: str) -> None:
+        self.world.submit(f"/v1/prompts/{APPLIED}/{what}", split="train")
 
     @precondition(lambda self: self.world.all_jobs())
     @rule(which=st.integers(0, MAX_JOBS - 1), move=st.sampled_from(MOVES))
@@ -242,8 +249,14 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(lease=held)
     def succeed(self, lease: Lease) -> None:
-        prompt = a_prompt(lease.job_id)
-        self._write(lease, lambda: self.world.leases.succeed(lease, prompt, {}))
+        kinds = {job.id: job.kind for job in self.world.all_jobs()}
+        kind = kinds.get(lease.job_id, JobKind.TUNING)
+        self._write(lease, lambda: self._end(lease, kind))
+
+    def _end(self, lease: Lease, kind: JobKind) -> Job:
+        if kind is JobKind.TUNING:
+            return self.world.leases.succeed(lease, a_prompt(lease.job_id), {})
+        return self.world.leases.complete(lease, lease.token, {})
 
     @rule(lease=held)
     def fail(self, lease: Lease) -> None:
@@ -286,7 +299,9 @@ class Lifecycle(RuleBasedStateMachine):
         published = [prompt.job_id for prompt in self.world.services.prompts.list(100).items]
         assert len(published) == len(set(published))
         for job in self.world.all_jobs():
-            assert (job.id in published) is (job.status is JobStatus.SUCCEEDED)
+            left = job.id in published if job.kind is JobKind.TUNING else job.result_folder
+            assert bool(left) is (job.status is JobStatus.SUCCEEDED)
+            assert job.kind is JobKind.TUNING or job.id not in published
             events = self.world.services.jobs.events(job.id, limit=1000)
             assert [event.seq for event in events] == list(range(1, job.last_event + 1))
             named = [event.data["status"] for event in events if "status" in event.data]
@@ -303,7 +318,7 @@ class Lifecycle(RuleBasedStateMachine):
             while self.world.broker.messages:
                 job = self.world.leases.claim(self.world.broker.messages.pop(), WORKERS[0])
                 if job is not None:
-                    self.world.leases.succeed(lease_of(job), a_prompt(job.id), {})
+                    self._end(lease_of(job), job.kind)
         assert {job.status for job in self.world.all_jobs()} <= {
             JobStatus.PAUSED,
             JobStatus.SUCCEEDED,
@@ -351,7 +366,7 @@ def test_no_interleaving_loses_doubles_or_sticks_a_job(world: World) -> None:
 
 def test_many_clients_racing_for_one_job_give_a_legal_history(world: World) -> None:
     world.clear()
-    job_id = world.submit()
+    job_id = world.submit(config={"shots": 2})
     done = threading.Event()
     together = threading.Barrier(RIVALS)
     codes: list[int] = []

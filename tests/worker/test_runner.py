@@ -96,11 +96,13 @@ def deps(workplace: Workplace) -> RunnerDeps:
         settings=workplace.settings,
         leases=workplace.leases,
         datasets=workplace.datasets,
+        prompts=workplace.prompts,
         artifacts=workplace.artifacts,
         materials=Materials(workplace.artifacts, workplace.settings.cache_dir),
         queue=workplace.queue,
         load_backbone=lambda spec: spec,  # type: ignore[arg-type,return-value] # tuning is faked
         tune=FakeTune(),
+        apply=child.apply_prompt,
         draining=lambda: False,
         sleep=lambda _: None,
     )

@@ -1,0 +1,140 @@
+"""Jobs that apply a prompt to a dataset, and what they leave behind."""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from service.deps import AcceptHeader, ServicesDep, reject_repeated_parameters
+from service.errors import ResultsMissing
+from service.idempotency import IdempotencyKey
+from service.openapi import problems
+from service.routing import MAX_JSON_BYTES, StrictRoute
+from service.services import Services
+from sharpzo_core.applying import Desk
+from sharpzo_core.artifact_store import ArtifactStore
+from sharpzo_core.errors import StateConflict
+from sharpzo_core.idempotency import fingerprint
+from sharpzo_core.jobs import Job, JobKind, JobStatus
+from sharpzo_core.prompts import PromptRecord
+from sharpzo_core.results import ResultForm, results_key
+from sharpzo_core.schemas import ApplyRequest, BatchCreate, EvaluationCreate, JobPublic
+
+CSV = "text/csv"
+NDJSON = "application/x-ndjson"
+MEDIA: dict[ResultForm, str] = {"jsonl": NDJSON, "csv": f"{CSV}; charset=utf-8"}
+CHUNK = 256 << 10  # bytes of results in memory at a time
+
+router = APIRouter(
+    prefix="/v1",
+    tags=["evaluation and batches"],
+    route_class=StrictRoute,
+    max_body_size=MAX_JSON_BYTES,
+    dependencies=[Depends(reject_repeated_parameters)],
+    responses=problems(422, 500, 503),
+)
+
+Within = Callable[[sa.Connection, Job], None]
+_CREATED = problems(400, 404, 408, 409, 413, 415, 429)
+_RESULTS: dict[str, Any] = {
+    "content": {kind: {"schema": {"type": "string"}} for kind in (NDJSON, CSV)}
+}
+
+
+@router.post(
+    "/prompts/{ref}/evaluate", status_code=202, response_model=JobPublic, responses=_CREATED
+)
+async def evaluate(
+    ref: str,
+    request: EvaluationCreate,
+    services: ServicesDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Measure a prompt on a split of a dataset; the job's report says how it does."""
+
+    def submit(prompt: PromptRecord, within: Within) -> Job:
+        return _desk(services).submit_evaluation(prompt, request, within)
+
+    return await _accept("evaluations", ref, request, submit, services, idempotency_key)
+
+
+@router.post("/prompts/{ref}/batch", status_code=202, response_model=JobPublic, responses=_CREATED)
+async def batch(
+    ref: str,
+    request: BatchCreate,
+    services: ServicesDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Classify the images of a dataset; the job's results have a line for each."""
+
+    def submit(prompt: PromptRecord, within: Within) -> Job:
+        return _desk(services).submit_classification(prompt, request, within)
+
+    return await _accept("batches", ref, request, submit, services, idempotency_key)
+
+
+async def _accept(
+    endpoint: str,
+    ref: str,
+    request: ApplyRequest,
+    submit: Callable[[PromptRecord, Within], Job],
+    services: Services,
+    idempotency_key: str | None,
+) -> Response:
+    asked = request.model_dump(mode="json", exclude_unset=True)
+    meaning = fingerprint(endpoint, {"prompt": ref, **asked})
+    async with services.idempotency.attempt(idempotency_key) as attempt:
+        if replayed := attempt.replay(meaning):
+            return replayed
+        # The version is fixed here: a newer one that appears meanwhile does not mix in.
+        prompt = await run_in_threadpool(services.prompts.get, ref)
+        completion = attempt.completion(meaning, 202, JobPublic.of)
+        job = await run_in_threadpool(submit, prompt, completion)
+    services.ring(job.id)
+    return completion.response()
+
+
+def _desk(services: Services) -> Desk:
+    return Desk(services.settings, services.jobs, services.datasets)
+
+
+@router.get(
+    "/jobs/{job_id}/results",
+    tags=["jobs"],
+    response_class=Response,
+    responses={200: _RESULTS, **problems(404, 409)},
+)
+def get_results(
+    job_id: str,
+    services: ServicesDep,
+    accept: AcceptHeader = "",
+    form: Annotated[
+        ResultForm | None, Query(alias="format", description="Goes before the Accept header.")
+    ] = None,
+) -> Response:
+    """What a batch job found: a line of JSON per image in the dataset's order, or a CSV table."""
+    form = form or ("csv" if CSV in accept else "jsonl")
+    job = services.jobs.get(job_id)
+    if job.kind is not JobKind.CLASSIFICATION:
+        raise ResultsMissing(f"the job's kind is {job.kind}: only a classification has results")
+    if job.status is not JobStatus.SUCCEEDED or job.result_folder is None:
+        raise StateConflict(f"the job is {job.status}: there are results once it has succeeded")
+    key = results_key(job.id, job.result_folder, form)
+    headers = {
+        "Content-Disposition": f'attachment; filename="{job.id}.{form}"',
+        "X-Content-Type-Options": "nosniff",
+        "Vary": "Accept",
+    }
+    if not services.artifacts.exists(key):
+        raise ResultsMissing(f"the results of this job are lost as {form}")
+    chunks = _chunks(services.artifacts, key)
+    return StreamingResponse(chunks, media_type=MEDIA[form], headers=headers)
+
+
+def _chunks(artifacts: ArtifactStore, key: str) -> Iterator[bytes]:
+    with artifacts.open(key) as file:
+        while chunk := file.read(CHUNK):
+            yield chunk

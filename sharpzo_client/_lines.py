@@ -1,0 +1,46 @@
+"""A stream of JSON lines, cut into records."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from sharpzo_client.errors import APIResponseError
+from sharpzo_client.models import ImageRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Lines:
+    """Takes chunks of any size; holds no more than one line."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> Iterator[ImageRecord]:
+        """The records that the chunk completes.
+
+        Raises:
+            APIResponseError: a line is no record.
+        """
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        return (_record(line) for line in lines if line)
+
+    def end(self) -> None:
+        """The stream has ended.
+
+        Raises:
+            APIResponseError: in the middle of a line.
+        """
+        if self._rest:
+            raise APIResponseError("the results end in the middle of a line")
+
+
+def _record(line: bytes) -> ImageRecord:
+    try:
+        return ImageRecord.read(json.loads(line))
+    except (ValueError, ValidationError) as error:
+        raise APIResponseError("a line of the results is not a record") from error
