@@ -1,6 +1,7 @@
 """Two tuning jobs at once, followed by their events: `python async_client.py PHOTOS`."""
 
 import asyncio
+import os
 import sys
 
 from sharpzo_client import AsyncClient
@@ -18,7 +19,7 @@ async def tune(client: AsyncClient, dataset_id: str, seed: int) -> float | None:
 
 async def main(folder: str) -> None:
     """Tune with two seeds and compare."""
-    async with AsyncClient("http://localhost:8000") as client:
+    async with AsyncClient(os.environ.get("SHARPZO_URL", "http://localhost:8000")) as client:
         dataset = await client.datasets.upload(folder)
         print(await asyncio.gather(*(tune(client, dataset.id, seed) for seed in (1, 2))))
 

@@ -3,12 +3,13 @@
 Start the service with `sharpzo serve`, then: python tune_photos.py PHOTOS IMAGE...
 """
 
+import os
 import sys
 
 from sharpzo_client import Client
 
 folder, *images = sys.argv[1:]
-with Client("http://localhost:8000") as client:
+with Client(os.environ.get("SHARPZO_URL", "http://localhost:8000")) as client:
     dataset = client.datasets.upload(folder)
     job = client.jobs.create(dataset.id, preset="fast", config={"shots": 4})
     job = client.jobs.wait(job.id, progress=True)
