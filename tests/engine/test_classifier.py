@@ -9,8 +9,8 @@ import torch
 
 from sharpzo_engine import PromptClassifier, TuneResult, TuningConfig, load_dataset, tune
 from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.classifier import evaluate
 from sharpzo_engine.errors import NotCalibrated
+from sharpzo_engine.evaluation import evaluate
 from sharpzo_engine.features import extract_features
 
 CONFIG = TuningConfig.parse(
