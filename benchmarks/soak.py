@@ -95,6 +95,7 @@ async def soak(running: Running, plan: Plan, backbone: str) -> Observed:
         registry = Registry(http, model, Pictures.draw(model))
         await registry.fill(plan.prompts)
         job_id, aliases = await submit_job(http), await has_aliases(http)
+        await backbone_loaded(http)
         before, tally = await count_server_errors(http), Tally()
         visitors = [
             Visitor(http, registry, tally, job_id=job_id, aliases=aliases, seed=plan.seed + number)
@@ -126,6 +127,14 @@ async def soak(running: Running, plan: Plan, backbone: str) -> Observed:
             tally.record("the end", error)
             errors = 0
         return Observed(samples, tally, errors)
+
+
+async def backbone_loaded(http: httpx.AsyncClient) -> None:
+    """Return once the server has its backbone; visits before that would wait for nothing else."""
+    while not any(
+        row["loaded"] for row in (await ask(http, "GET", "/v1/backbones")).json()["data"]
+    ):
+        await asyncio.sleep(0.1)
 
 
 async def count_server_errors(http: httpx.AsyncClient) -> int:
