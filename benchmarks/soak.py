@@ -131,10 +131,11 @@ async def soak(running: Running, plan: Plan, backbone: str) -> Observed:
 
 async def backbone_loaded(http: httpx.AsyncClient) -> None:
     """Return once the server has its backbone; visits before that would wait for nothing else."""
-    while not any(
-        row["loaded"] for row in (await ask(http, "GET", "/v1/backbones")).json()["data"]
-    ):
-        await asyncio.sleep(0.1)
+    loaded = False
+    while not loaded:
+        offered = (await ask(http, "GET", "/v1/backbones")).json()["data"]
+        loaded = any(row["loaded"] for row in offered)
+        await asyncio.sleep(0 if loaded else 0.1)
 
 
 async def count_server_errors(http: httpx.AsyncClient) -> int:
