@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
@@ -60,7 +60,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-Images = Annotated[list[str], Field(min_length=1, description="Images as base64 text.")]
+def _few(images: object) -> object:
+    """Counted before they are looked at."""
+    if isinstance(images, list) and len(images) > MAX_IMAGES:
+        raise TooManyFiles(f"at most {MAX_IMAGES} images are allowed")
+    return images
+
+
+Images = Annotated[
+    list[str], Field(min_length=1, description="Images as base64 text."), BeforeValidator(_few)
+]
 Ref = Annotated[str, Field(min_length=1, max_length=MAX_REF)]
 Refs = Annotated[list[Ref], Field(min_length=1, max_length=MAX_PROMPTS)]
 
@@ -229,8 +238,6 @@ def _require_form(request: Request) -> None:
 
 async def _decode(texts: list[str]) -> list[bytes]:
     """The images' bytes; text that is no base64 becomes empty bytes, which no decoder takes."""
-    if len(texts) > MAX_IMAGES:
-        raise TooManyFiles(f"at most {MAX_IMAGES} images are allowed")
     return await run_in_threadpool(lambda: [_from_base64(text) for text in texts])
 
 
