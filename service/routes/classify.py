@@ -5,7 +5,7 @@ import base64
 import binascii
 import io
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -21,7 +21,7 @@ from service.inference.host import Outcome, Question
 from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
-from sharpzo_core.errors import CoreError, UnsupportedMedia
+from sharpzo_core.errors import CoreError, UnsupportedMedia, ValidationFailed
 from sharpzo_core.prompt_store import PromptStore
 from sharpzo_core.prompts import PromptRecord
 from sharpzo_core.schemas import (
@@ -43,6 +43,8 @@ MAX_TOP_K = 1000
 MAX_PROMPTS = 32
 MAX_REF = 200  # characters
 MAX_TIMEOUT_MS = 600_000
+MAX_PREDICTIONS = 200_000  # in one answer
+INLINE_PREDICTIONS = 1000  # written on the event loop: some milliseconds
 
 T = TypeVar("T")
 
@@ -131,17 +133,20 @@ async def classify(
     # The version is fixed here: a newer one that appears meanwhile does not mix in.
     prompt = await run_in_threadpool(prompts.get, ref)
     images = await _read_images(request)
+    size = _count([prompt], images, question)
     (outcomes,) = await _while_connected(request, inference.classify([prompt], images, question))
     if isinstance(outcomes, CoreError):
         raise outcomes
-    return _json(
-        ClassifyAnswer(
+
+    def answer() -> ClassifyAnswer:
+        return ClassifyAnswer(
             prompt_id=prompt.id,
             name=prompt.name,
             version=prompt.version,
             results=[_result(outcome) for outcome in outcomes],
         )
-    )
+
+    return await _write(answer, size)
 
 
 @router.post(
@@ -164,11 +169,13 @@ async def classify_with_prompts(
     """
     refs, images = await _read_prompts_and_images(request)
     found = await run_in_threadpool(_get_each, prompts, refs)
+    size = _count((p for p in found if isinstance(p, PromptRecord)), images, question)
     usable = list({p.id: p for p in found if isinstance(p, PromptRecord)}.values())
     answered = await _while_connected(request, inference.classify(usable, images, question))
     outcomes = {prompt.id: outcome for prompt, outcome in zip(usable, answered, strict=True)}
-    return _json(
-        ClassifyAnswers(
+
+    def answers() -> ClassifyAnswers:
+        return ClassifyAnswers(
             answers=[
                 _answer(ref, prompt, outcomes[prompt.id])
                 if isinstance(prompt, PromptRecord)
@@ -176,7 +183,22 @@ async def classify_with_prompts(
                 for ref, prompt in zip(refs, found, strict=True)
             ]
         )
-    )
+
+    return await _write(answers, size)
+
+
+def _count(prompts: Iterable[PromptRecord], images: Sequence[bytes], question: Question) -> int:
+    """Predictions that are asked for.
+
+    Raises:
+        ValidationFailed: more of them than one answer holds.
+    """
+    classes = sum(min(question.top_k, len(prompt.classes)) for prompt in prompts)
+    size = classes * len(images) * (2 if question.zero_shot else 1)
+    if size > MAX_PREDICTIONS:
+        fault = f"an answer holds {MAX_PREDICTIONS} predictions (lower it, or send fewer images)"
+        raise ValidationFailed([("/top_k", fault)])
+    return size
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -282,5 +304,11 @@ def _error(error: CoreError) -> ErrorPublic:
     return ErrorPublic(code=error.code, message=error.detail)
 
 
-def _json(answer: BaseModel) -> Response:
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+async def _write(answer: Callable[[], BaseModel], size: int) -> Response:
+    """The answer as JSON; if it is large, another thread makes it."""
+
+    def write() -> Response:
+        text = answer().model_dump_json(exclude_none=True)
+        return Response(text, media_type="application/json")
+
+    return write() if size <= INLINE_PREDICTIONS else await run_in_threadpool(write)
