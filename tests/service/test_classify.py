@@ -330,6 +330,9 @@ def test_a_pinned_prompt_is_in_memory_from_the_start(
     assert pinned["pinned"]
     assert pinned["residency"]["resident"]
     assert metric(client, "sharpzo_prompts_pinned") == 1
+    again = client.put("/v1/prompts/kept/pin").json()
+    assert again["residency"] == pinned["residency"]  # keeping is no use
+    assert metric(client, "sharpzo_prompt_lookups_total", found="yes") == 0
 
     restarted = make_client(settings)
     eventually(lambda: metric(restarted, "sharpzo_prompts_resident") == 1)
