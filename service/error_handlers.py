@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 _INVALID = 422
-_MAX_FAULTS = 50
+_MAX_FAULTS = 50  # told of one request
 
 
 def install(app: FastAPI) -> None:
@@ -39,7 +39,7 @@ def _core_error(request: Request, error: Exception) -> Response:
         code=error.code,
         title=error.title,
         detail=error.detail,
-        errors=error.errors if isinstance(error, ValidationFailed) else (),
+        errors=error.errors[:_MAX_FAULTS] if isinstance(error, ValidationFailed) else (),
         headers=_headers(error),
     )
 
@@ -70,7 +70,7 @@ def config_faults(error: ConfigError) -> list[tuple[str, str]]:
 
 def _request_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - how the handler is registered
-    faults = [_fault(item) for item in error.errors()[:_MAX_FAULTS]]
+    faults = [_fault(item) for item in error.errors()]
     return _core_error(request, ValidationFailed(faults))
 
 

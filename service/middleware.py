@@ -26,6 +26,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNMATCHED = "unmatched"  # label of requests that no route takes
 _FIRST_ERROR = 400
 _CLIENT_CLOSED = 499  # counted only; nobody is left to answer
+_ENDS = "the service ends and has not finished this (send it again)"
+_COME_BACK = {"Retry-After": "1", "Connection": "close"}
 
 
 class RequestLayer:
@@ -51,6 +53,12 @@ class RequestLayer:
             await self._app(scope, _Body(receive, self._idle_seconds).receive, answer.send)
         except ClientDisconnect:
             answer.status = _CLIENT_CLOSED
+        except asyncio.CancelledError:  # the server ends and has waited for this long enough
+            if answer.started:
+                raise
+            await problem(scope, 503, code="shutting_down", detail=_ENDS, headers=_COME_BACK)(
+                scope, receive, answer.send
+            )
         except Exception:
             # The last resort: whatever reaches this line is a defect, and still a proper answer.
             logger.exception(

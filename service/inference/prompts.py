@@ -64,6 +64,8 @@ class PromptLoader:
         """Load these prompts, and let none of them go; one that cannot be loaded is logged."""
         self._resident.pin(frozenset(prompt.id for prompt in pinned))
         for prompt in pinned:
+            if self._resident.used_at(PromptKey.of(prompt)) is not None:
+                continue  # nobody asked for it just now: that must not count as use
             try:
                 await self.ready(prompt)
             except CoreError as error:

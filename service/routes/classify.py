@@ -5,12 +5,12 @@ import base64
 import binascii
 import io
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
@@ -21,7 +21,7 @@ from service.inference.host import Outcome, Question
 from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
-from sharpzo_core.errors import CoreError, UnsupportedMedia
+from sharpzo_core.errors import CoreError, UnsupportedMedia, ValidationFailed
 from sharpzo_core.prompt_store import PromptStore
 from sharpzo_core.prompts import PromptRecord
 from sharpzo_core.schemas import (
@@ -43,6 +43,8 @@ MAX_TOP_K = 1000
 MAX_PROMPTS = 32
 MAX_REF = 200  # characters
 MAX_TIMEOUT_MS = 600_000
+MAX_PREDICTIONS = 200_000  # in one answer
+INLINE_PREDICTIONS = 1000  # written on the event loop: some milliseconds
 
 T = TypeVar("T")
 
@@ -60,7 +62,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-Images = Annotated[list[str], Field(min_length=1, description="Images as base64 text.")]
+def _few(images: object) -> object:
+    """Counted before they are looked at."""
+    if isinstance(images, list) and len(images) > MAX_IMAGES:
+        raise TooManyFiles(f"at most {MAX_IMAGES} images are allowed")
+    return images
+
+
+Images = Annotated[
+    list[str], Field(min_length=1, description="Images as base64 text."), BeforeValidator(_few)
+]
 Ref = Annotated[str, Field(min_length=1, max_length=MAX_REF)]
 Refs = Annotated[list[Ref], Field(min_length=1, max_length=MAX_PROMPTS)]
 
@@ -122,17 +133,20 @@ async def classify(
     # The version is fixed here: a newer one that appears meanwhile does not mix in.
     prompt = await run_in_threadpool(prompts.get, ref)
     images = await _read_images(request)
+    size = _count([prompt], images, question)
     (outcomes,) = await _while_connected(request, inference.classify([prompt], images, question))
     if isinstance(outcomes, CoreError):
         raise outcomes
-    return _json(
-        ClassifyAnswer(
+
+    def answer() -> ClassifyAnswer:
+        return ClassifyAnswer(
             prompt_id=prompt.id,
             name=prompt.name,
             version=prompt.version,
             results=[_result(outcome) for outcome in outcomes],
         )
-    )
+
+    return await _write(answer, size)
 
 
 @router.post(
@@ -155,11 +169,13 @@ async def classify_with_prompts(
     """
     refs, images = await _read_prompts_and_images(request)
     found = await run_in_threadpool(_get_each, prompts, refs)
+    size = _count((p for p in found if isinstance(p, PromptRecord)), images, question)
     usable = list({p.id: p for p in found if isinstance(p, PromptRecord)}.values())
     answered = await _while_connected(request, inference.classify(usable, images, question))
     outcomes = {prompt.id: outcome for prompt, outcome in zip(usable, answered, strict=True)}
-    return _json(
-        ClassifyAnswers(
+
+    def answers() -> ClassifyAnswers:
+        return ClassifyAnswers(
             answers=[
                 _answer(ref, prompt, outcomes[prompt.id])
                 if isinstance(prompt, PromptRecord)
@@ -167,7 +183,22 @@ async def classify_with_prompts(
                 for ref, prompt in zip(refs, found, strict=True)
             ]
         )
-    )
+
+    return await _write(answers, size)
+
+
+def _count(prompts: Iterable[PromptRecord], images: Sequence[bytes], question: Question) -> int:
+    """Predictions that are asked for.
+
+    Raises:
+        ValidationFailed: more of them than one answer holds.
+    """
+    classes = sum(min(question.top_k, len(prompt.classes)) for prompt in prompts)
+    size = classes * len(images) * (2 if question.zero_shot else 1)
+    if size > MAX_PREDICTIONS:
+        fault = f"an answer holds {MAX_PREDICTIONS} predictions (lower it, or send fewer images)"
+        raise ValidationFailed([("/top_k", fault)])
+    return size
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -229,8 +260,6 @@ def _require_form(request: Request) -> None:
 
 async def _decode(texts: list[str]) -> list[bytes]:
     """The images' bytes; text that is no base64 becomes empty bytes, which no decoder takes."""
-    if len(texts) > MAX_IMAGES:
-        raise TooManyFiles(f"at most {MAX_IMAGES} images are allowed")
     return await run_in_threadpool(lambda: [_from_base64(text) for text in texts])
 
 
@@ -275,5 +304,11 @@ def _error(error: CoreError) -> ErrorPublic:
     return ErrorPublic(code=error.code, message=error.detail)
 
 
-def _json(answer: BaseModel) -> Response:
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+async def _write(answer: Callable[[], BaseModel], size: int) -> Response:
+    """The answer as JSON; if it is large, another thread makes it."""
+
+    def write() -> Response:
+        text = answer().model_dump_json(exclude_none=True)
+        return Response(text, media_type="application/json")
+
+    return write() if size <= INLINE_PREDICTIONS else await run_in_threadpool(write)

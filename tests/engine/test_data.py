@@ -195,6 +195,29 @@ def test_exif_orientation_is_applied() -> None:
     assert decode_image(data).size == (4, 8)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("tag", "of_other_type"),
+    [
+        (b"\x01\x0e\x00\x02", b"\x01\x1c\x00\x02"),  # text in the place of a number
+        (b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02"),  # text in the place of a fraction
+    ],
+)
+def test_exif_of_another_type_is_a_fault_of_the_image(
+    kind: str, tag: bytes, of_other_type: bytes
+) -> None:
+    exif = Image.Exif()
+    exif.endian = ">"
+    exif[0x0112], exif[0x010E], exif[0x011A] = 6, "a description", 72.5
+    original = exif.tobytes()
+    assert tag in original
+    exif_bytes = original.replace(tag, of_other_type)
+    data = encoded(Image.new("RGB", (8, 4)), kind, exif=exif_bytes)
+    with pytest.raises(ImageError) as caught:
+        decode_image(data)
+    assert caught.value.code == "image_undecodable"
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [

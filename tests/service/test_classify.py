@@ -220,6 +220,26 @@ def test_bad_forms_of_several_prompts(
     assert body["errors"][0]["pointer"] == pointer
 
 
+def test_an_answer_is_bounded(client: TestClient, backbone: Backbone) -> None:
+    names = tuple(f"class {i}" for i in range(1000))
+    rows = np.eye(1000, backbone.embed_dim, dtype=np.float32)
+    context = np.zeros((4, backbone.text_width), np.float32)
+    metadata = {"backbone": backbone.describe()}
+    import_(client, TunedPrompt(names, rows, context, 20.0, metadata).to_bytes(), "many")
+    images = files(*[png()] * 64)
+    whole = client.post("/v1/prompts/many/classify?top_k=1000", files=images)
+    assert {len(result["predictions"]) for result in whole.json()["results"]} == {1000}
+    four = {"prompts": "many,many:1,many,many"}
+    refused = client.post("/v1/classify?top_k=1000", data=four, files=images)
+    fault = assert_problem(refused, 422, "validation_error")["errors"][0]
+    assert fault["pointer"] == "/top_k"
+    answered = client.post("/v1/classify?top_k=700", data=four, files=images).json()["answers"]
+    for answer in answered:
+        assert (
+            answer["results"][5]["predictions"] == whole.json()["results"][5]["predictions"][:700]
+        )
+
+
 def test_mixed_prompts_at_once_answer_as_one_by_one(
     client: TestClient, backbone: Backbone, services: Services
 ) -> None:
@@ -310,6 +330,9 @@ def test_a_pinned_prompt_is_in_memory_from_the_start(
     assert pinned["pinned"]
     assert pinned["residency"]["resident"]
     assert metric(client, "sharpzo_prompts_pinned") == 1
+    again = client.put("/v1/prompts/kept/pin").json()
+    assert again["residency"] == pinned["residency"]  # keeping is no use
+    assert metric(client, "sharpzo_prompt_lookups_total", found="yes") == 0
 
     restarted = make_client(settings)
     eventually(lambda: metric(restarted, "sharpzo_prompts_resident") == 1)

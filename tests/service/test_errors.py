@@ -44,6 +44,8 @@ def test_unknown_routes_and_methods(client: TestClient) -> None:
         b"\xef\xbb\xbf{}",
         b"[" * 100_000 + b"]" * 100_000,
         b'{"a":' * 100 + b"1" + b"}" * 100,
+        b"[" + b"1," * 20_000 + b"1]",
+        b"[" + b"[[[]]]," * 7_000 + b"1]",
     ],
     ids=[
         "empty",
@@ -56,6 +58,8 @@ def test_unknown_routes_and_methods(client: TestClient) -> None:
         "BOM",
         "100000 deep",
         "100 deep",
+        "20001 numbers",
+        "28000 lists",
     ],
 )
 def test_malformed_json(client: TestClient, body: bytes) -> None:
@@ -84,6 +88,13 @@ def test_malformed_json(client: TestClient, body: bytes) -> None:
 def test_values_that_no_field_can_hold(client: TestClient, body: bytes, pointer: str) -> None:
     problem = assert_problem(post_raw(client, body), 422, "validation_error")
     assert problem["errors"][0]["pointer"] == pointer
+
+
+def test_no_more_faults_are_told_than_anybody_reads(client: TestClient) -> None:
+    body = json.dumps({f"unknown {i}": 1 for i in range(2000)}).encode()
+    for url in (JOBS, "/v1/classify"):
+        response = client.post(url, content=body, headers={"content-type": "application/json"})
+        assert len(assert_problem(response, 422, "validation_error")["errors"]) == 50
 
 
 def test_the_input_is_never_repeated(client: TestClient) -> None:

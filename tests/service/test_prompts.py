@@ -205,6 +205,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Ite
         ({"json": {"images": [5]}}, 422, "validation_error"),
         ({"json": {"image_url": "http://169.254.169.254/"}}, 422, "validation_error"),
         ({"json": {"images": [""] * 65}}, 413, "too_many_files"),
+        ({"json": {"images": [5] * 65}}, 413, "too_many_files"),
         ({"files": files(*[b"x"] * 65)}, 413, "too_many_files"),
         ({"files": [("other", ("a", b"x"))]}, 422, "validation_error"),
         ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, None),
