@@ -95,8 +95,9 @@ class Settings(BaseSettings):
     inference_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 5.0
     """How long an image waits for others that are being decoded, to share a pass with them."""
 
-    inference_queue: Annotated[int, Field(ge=1, le=1_000_000)] = 512
-    """Images that may be waiting or under way at a time; more are refused with 429."""
+    inference_queue: Annotated[int, Field(ge=64, le=1_000_000)] = 512
+    """Images that may be waiting or under way at a time; more are refused with 429. One request may
+    carry 64."""
 
     inference_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the image encoder where images are classified; tuning always takes float32."""

@@ -162,10 +162,12 @@ class InferenceHost:
         self._waiting += len(images)
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(question.seconds_left):
+            async with asyncio.timeout(question.seconds_left) as limit:
                 return await self._classify(prompts, images, question)
         except TimeoutError:
-            raise DeadlineExceeded from None
+            if limit.expired():
+                raise DeadlineExceeded from None
+            raise
         finally:
             self._waiting -= len(images)
             self._metrics.observe_inference(time.perf_counter() - started)
