@@ -137,7 +137,7 @@ class ArtifactStore:
             return remove_leftovers(Path(path), older_than) if self._local else 0
 
     def names(self, prefix: str) -> list[str]:
-        """What there is directly below `prefix`.
+        """What there is directly below `prefix`, without files that are being written.
 
         Raises:
             StorageUnavailable: the store does not answer.
@@ -145,9 +145,10 @@ class ArtifactStore:
         path = self._path(prefix)
         try:
             with _translated(prefix):
-                return [Path(entry).name for entry in self._fs.ls(path, detail=False)]
+                entries = [Path(entry).name for entry in self._fs.ls(path, detail=False)]
         except NotFound:
             return []
+        return [name for name in entries if not name.startswith(".")]
 
     def idle_seconds(self, key: str) -> float:
         """Seconds since anything at or below `key` was written.

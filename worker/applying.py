@@ -131,7 +131,7 @@ def _backbone(prompt: TunedPrompt, deps: RunnerDeps) -> Backbone:
 
 
 def _tidy(job: Job, folder: str, deps: RunnerDeps) -> None:
-    """Remove what nobody will ask for; what cannot be removed now goes with the job."""
+    """Remove what nobody will ask for; what cannot be removed now is the housekeeper's."""
     others = results_prefix(job.id)
     try:
         if job.status is not JobStatus.SUCCEEDED:  # it may be resumed, and then needs its parts

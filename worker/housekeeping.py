@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import sqlalchemy as sa
+
+from sharpzo_core.checkpoints import checkpoint_prefix
 from sharpzo_core.db import reading
 from sharpzo_core.errors import NotFound
+from sharpzo_core.jobs import TERMINAL, JobStatus
 from sharpzo_core.listing import known_ids
+from sharpzo_core.results import parts_prefix, results_prefix
 from sharpzo_core.tables import datasets, jobs, prompts
 from sharpzo_engine.files import remove_leftovers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
-
-    import sqlalchemy as sa
 
     from sharpzo_core.artifact_store import ArtifactStore
 
@@ -51,17 +55,33 @@ class Housekeeper:
         removed = remove_leftovers(self._cache_dir)
         for home, table in _HOMES.items():
             removed += self._artifacts.remove_leftovers(home)
-            removed += sum(
-                self._remove_stray(f"{home}/{name}") for name in self._strays(home, table)
-            )
-        return removed
+            removed += sum(map(self._remove_stray, self._strays(home, table)))
+        return removed + sum(map(self._remove_stray, self._claims()))
 
     def _strays(self, home: str, table: sa.Table) -> list[str]:
-        """Names of entries without a row."""
+        """Keys of entries without a row."""
         ids = {name: name.partition(".")[0] for name in self._artifacts.names(home)}
         with reading(self._database) as connection:
             known = known_ids(connection, table, set(ids.values()))
-        return [name for name, row_id in ids.items() if row_id not in known]
+        return [f"{home}/{name}" for name, row_id in ids.items() if row_id not in known]
+
+    def _claims(self) -> Iterator[str]:
+        """Keys of what an ended job has and its row does not name: left by claims that were killed.
+
+        Parts are of use until a job has succeeded; one that failed or was cancelled may go on.
+        """
+        columns = (jobs.c.id, jobs.c.status, jobs.c.result_folder, jobs.c.checkpoint_folder)
+        with reading(self._database) as connection:
+            ended = connection.execute(sa.select(*columns).where(jobs.c.status.in_(TERMINAL))).all()
+        for job_id, status, result, checkpoint in ended:
+            for prefix, named in (
+                (results_prefix(job_id), result),
+                (checkpoint_prefix(job_id), checkpoint),
+            ):
+                names = self._artifacts.names(prefix)
+                yield from (f"{prefix}/{name}" for name in names if name != named)
+            if status == JobStatus.SUCCEEDED:
+                yield parts_prefix(job_id)
 
     def _remove_stray(self, key: str) -> bool:
         try:

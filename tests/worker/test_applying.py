@@ -781,11 +781,11 @@ def many_images(place: Workplace, count: int) -> DatasetRecord:
 
 
 @pytest.mark.slow
-def test_workers_that_are_killed_leave_the_same_results(
+def test_workers_that_are_killed_or_told_to_end_leave_the_same_results(
     make_workplace: Callable[..., Workplace], backbone: Backbone
 ) -> None:
     place = make_workplace(lease_seconds=2.0, heartbeat_seconds=0.5, sweep_seconds=0.5)
-    prompt, dataset = publish(place, a_prompt(backbone)), many_images(place, 9_000)
+    prompt, dataset = publish(place, a_prompt(backbone)), many_images(place, 12_000)
     job = classify(place, prompt, dataset, split="test")
     place.queue.ring(job.id)
 
@@ -793,20 +793,22 @@ def test_workers_that_are_killed_leave_the_same_results(
         return found.checkpoint is not None and found.checkpoint.step >= done + 512
 
     done = 0
-    for _ in range(2):
+    for strike in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         worker = place.start_worker()
         running = place.wait(job.id, half_done)
         assert running.status is JobStatus.RUNNING, "the job was too short for this test"
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait(30)
-        assert running.checkpoint is not None
-        done = running.checkpoint.step
+        os.killpg(worker.pid, strike)
+        assert worker.wait(30) == (0 if strike == signal.SIGTERM else -strike)
+        left = place.jobs.get(job.id)
+        assert strike != signal.SIGTERM or (left.status, left.attempt) == (JobStatus.QUEUED, 1)
+        assert left.checkpoint is not None
+        done = left.checkpoint.step
     place.start_worker()
     ended = place.wait_until_ended(job.id)
     assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, 3)
 
     found = results(place, job)
-    assert found.count(b"\n") == 9_000
+    assert found.count(b"\n") == 12_000
     again = classify(place, prompt, dataset, split="test")
     place.queue.ring(again.id)
     place.wait_until_ended(again.id)

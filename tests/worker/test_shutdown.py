@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from tests.helpers import Workplace
 
 ENDLESS = {"total_steps": 1_000_000, "change_point": 1_000_000}
 SECONDS = 30  # far more than a worker needs
+MOMENT = 2  # seconds in which a process that does nothing has surely begun to wait
 
 
 def to_parent(worker: subprocess.Popen[bytes]) -> None:
@@ -57,4 +59,42 @@ def test_an_idle_worker_ends_although_all_its_processes_are_told_to(
     ended = place.submit(total_steps=1)
     place.wait_until_ended(ended.id)  # so both slots are up
     to_all(worker)
+    assert worker.wait(SECONDS) == 0
+
+
+def idle_child(place: Workplace) -> int:
+    """The process id of the worker's child, which has run a job and waits for another."""
+    job = place.submit(**ENDLESS)
+    place.wait(job.id, lambda job: job.lease_process is not None)
+    (lease,) = place.leases.held()
+    place.jobs.request_cancel(job.id)
+    place.wait_until_ended(job.id)
+    time.sleep(MOMENT)
+    return int((lease.process or "").split("/")[2])
+
+
+@pytest.mark.parametrize("tell", [to_parent, to_all])
+def test_an_idle_worker_ends_although_its_child_gets_no_processor_for_a_while(
+    make_workplace: Callable[..., Workplace],
+    tell: Callable[[subprocess.Popen[bytes]], None],
+) -> None:
+    place = make_workplace(sweep_seconds=0.5)
+    worker = place.start_worker()
+    child = idle_child(place)
+    os.kill(child, signal.SIGSTOP)
+    tell(worker)
+    time.sleep(MOMENT)
+    os.kill(child, signal.SIGCONT)
+    assert worker.wait(SECONDS) == 0
+
+
+def test_a_child_that_is_killed_while_idle_takes_nothing_along(
+    make_workplace: Callable[..., Workplace],
+) -> None:
+    place = make_workplace(sweep_seconds=0.5)
+    worker = place.start_worker()
+    os.kill(idle_child(place), signal.SIGKILL)
+    following = place.submit(total_steps=1)
+    assert place.wait_until_ended(following.id).status is JobStatus.SUCCEEDED
+    to_parent(worker)
     assert worker.wait(SECONDS) == 0
