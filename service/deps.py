@@ -1,4 +1,7 @@
-"""What routes may ask for, by name."""
+"""What routes may ask for, by name.
+
+All of them are coroutines: the framework would call a plain function in another thread.
+"""
 
 from typing import Annotated
 
@@ -17,7 +20,7 @@ MAX_CURSOR = 100  # characters
 MAX_SEQ = 2**62
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -25,27 +28,27 @@ def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-def _settings(services: ServicesDep) -> Settings:
+async def _settings(services: ServicesDep) -> Settings:
     return services.settings
 
 
-def _jobs(services: ServicesDep) -> JobStore:
+async def _jobs(services: ServicesDep) -> JobStore:
     return services.jobs
 
 
-def _datasets(services: ServicesDep) -> DatasetStore:
+async def _datasets(services: ServicesDep) -> DatasetStore:
     return services.datasets
 
 
-def _prompts(services: ServicesDep) -> PromptStore:
+async def _prompts(services: ServicesDep) -> PromptStore:
     return services.prompts
 
 
-def _aliases(services: ServicesDep) -> AliasStore:
+async def _aliases(services: ServicesDep) -> AliasStore:
     return services.aliases
 
 
-def _inference(services: ServicesDep) -> InferenceHost:
+async def _inference(services: ServicesDep) -> InferenceHost:
     return services.inference
 
 
@@ -66,7 +69,7 @@ PromptNameFilter = Annotated[
 AcceptHeader = Annotated[str, Header(alias="accept", include_in_schema=False)]
 
 
-def reject_repeated_parameters(request: Request) -> None:
+async def reject_repeated_parameters(request: Request) -> None:
     """Refuse a query that gives a parameter twice; which one should count?
 
     Raises:

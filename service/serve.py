@@ -62,6 +62,7 @@ def main(
     app = create_app(settings, warm_up=True)
     config = uvicorn.Config(
         app,
+        http="h11",  # the quicker httptools takes header fields without end
         log_config=None,
         access_log=False,
         server_header=False,

@@ -93,7 +93,7 @@ class _PromptRefs(_Strict):
     prompts: Refs
 
 
-def _question(
+async def _question(
     top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description="Classes per image.")] = 5,
     calibrated: Annotated[
         bool, Query(description="Divide the logits by the temperature fitted on validation images.")

@@ -36,7 +36,7 @@ def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
 def server_thread(settings: Settings) -> Iterator[str]:
     """A real server on a real socket; gives its address."""
     app = create_app(settings)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, http="h11", log_config=None, access_log=False))
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -152,6 +152,21 @@ def test_an_idle_service_with_its_worker_ends_within_three_seconds(data_dir: Pat
     assert "Traceback" not in "".join(server.log)
 
 
+def test_header_fields_without_end_are_cut_off(data_dir: Path) -> None:
+    with server_process(Settings(data_dir=data_dir, device="cpu")) as server:
+        host, port = server.url().removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+            with pytest.raises(ConnectionError):
+                send_megabytes(connection, 16)
+        assert httpx2.get(f"http://{host}:{port}/livez").is_success
+
+
+def send_megabytes(connection: socket.socket, count: int) -> None:
+    for _ in range(16 * count):
+        connection.sendall(b"a" * (64 << 10))
+
+
 def crowding() -> float:
     """How much longer things take because the machine is busy with something else."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

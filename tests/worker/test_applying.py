@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 import torch
 
+from sharpzo_core import tables
 from sharpzo_core.applying import Desk
 from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.datasets import UNLABELLED, DatasetRecord, image_key, manifest_key
-from sharpzo_core.errors import StorageFull, StorageUnavailable
+from sharpzo_core.errors import NotFound, PromptInUse, StorageFull, StorageUnavailable
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import lease_of
 from sharpzo_core.jobs import EventType, Job, JobKind, JobStatus
@@ -571,10 +573,26 @@ def test_a_prompt_whose_file_is_of_no_use_fails_the_job(
     elif spoil == "damaged":
         data = workplace.artifacts.get_bytes(prompt_key(prompt.id))
         workplace.artifacts.put_bytes(prompt_key(prompt.id), flip(data))
-    else:
-        workplace.prompts.delete(prompt.id)
+    else:  # by hand, or by a version that does not know that jobs need it
+        with workplace.engine.begin() as connection:
+            connection.execute(sa.delete(tables.prompts))
     assert run_job(job.id, deps) is JobStatus.FAILED
     assert workplace.jobs.get(job.id).error_code == "artifact_corrupt"
+
+
+def test_a_prompt_is_not_deleted_under_its_job_nor_a_job_resumed_without_its_prompt(
+    workplace: Workplace, backbone: Backbone
+) -> None:
+    prompt = publish(workplace, a_prompt(backbone))
+    job = evaluate(workplace, prompt, workplace.add_dataset())
+    with pytest.raises(PromptInUse, match=job.id):
+        workplace.prompts.delete(prompt.id)
+    workplace.jobs.request_cancel(job.id)
+    workplace.prompts.delete(prompt.id)
+    with pytest.raises(NotFound, match="no such prompt"):
+        workplace.jobs.request_resume(job.id)
+    with pytest.raises(NotFound, match="no such prompt"):
+        evaluate(workplace, prompt, workplace.datasets.get(job.dataset_id))
 
 
 def test_another_backbone_fails_the_job(
