@@ -61,6 +61,11 @@ def numpy_on_one_thread() -> Iterator[None]:
         yield
 
 
+def keep_numpy_on_one_thread() -> None:
+    """The same for good, in every thread: for a process in which numpy only has small work."""
+    _numpy_libraries().limit(limits=1)
+
+
 @cache
 def _numpy_libraries() -> ThreadpoolController:
     return ThreadpoolController().select(internal_api="openblas")

@@ -49,6 +49,7 @@ class Backbones:
         """
         if spec.name not in self._loaded:
             from sharpzo_engine import load_backbone
+            from sharpzo_engine.parallel import keep_numpy_on_one_thread
 
             try:
                 backbone = load_backbone(spec.model, spec.pretrained, self._device, alias=spec.name)
@@ -60,6 +61,7 @@ class Backbones:
                 raise Unavailable(error.code, f"backbone {spec.name} cannot be loaded") from error
             logger.info("loaded backbone %s", spec.name, extra={"action": "backbone_loaded"})
             self._loaded[spec.name] = backbone
+            keep_numpy_on_one_thread()
             _spare_from_collection()
         return self._loaded[spec.name]
 
