@@ -202,7 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Soak, print, write, and return the exit code."""
     options = parse(arguments)
     plan = Plan(60 * options.minutes, options.prompts, options.visitors, options.interval)
-    settings = {"SHARPZO_BACKBONES": f"soak={options.backbone}", "SHARPZO_DEFAULT_BACKBONE": "soak"}
+    settings = {
+        "SHARPZO_BACKBONES": f"soak={options.backbone}",
+        "SHARPZO_DEFAULT_BACKBONE": "soak",
+        "SHARPZO_PROMPT_CACHE_MB": "1",  # so that prompts make room for others all the time
+    }
     with TemporaryDirectory(prefix="sharpzo-soak-") as folder:
         data, log = Path(folder) / "data", Path(folder) / "log"
         with running_process(data, log, settings, with_worker=False) as running:
