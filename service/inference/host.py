@@ -117,7 +117,9 @@ class InferenceHost:
         if not self._warm_up.done():
             return "is loading its backbone"
         fault = self._warm_up.exception()
-        return None if fault is None else str(fault)
+        if fault is None:
+            return None
+        return fault.detail if isinstance(fault, CoreError) else "its backbone does not work"
 
     def warm_up(self) -> None:
         """Load the default backbone before anybody waits for it, and put an image through it.

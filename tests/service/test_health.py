@@ -26,7 +26,7 @@ def test_readyz_names_what_is_missing(client: TestClient, services: Services) ->
     body = assert_problem(client.get("/readyz"), 503, "not_ready")
     assert body["detail"].startswith("worker: none was heard of")
     services.workers.beat("w1", "host", 1)
-    assert client.get("/readyz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ok", "backbones": []}
 
 
 def test_readyz_without_database_broker_and_thread(
@@ -111,17 +111,36 @@ def test_the_probe_understands_the_address_of_a_socket(tmp_path: Path) -> None:
     assert client.connection_pool.connection_kwargs["db"] == 3
 
 
-def test_readyz_waits_for_the_warm_up(client: TestClient, services: Services) -> None:
+def test_readyz_waits_for_the_warm_up_and_tells_what_is_loaded(
+    client: TestClient, services: Services
+) -> None:
     services.workers.beat("w1", "host", 1)
     release = threading.Event()
-    services.inference._models.submit(lambda: release.wait(10))
-    services.inference._backbones.load = lambda _: None  # type: ignore[method-assign,assignment]
+    services.inference._encoder.submit(lambda: release.wait(10))
     services.inference.warm_up()
     detail = assert_problem(client.get("/readyz"), 503, "not_ready")["detail"]
     assert detail == "inference: is loading its backbone"
     release.set()
-    services.inference._models.submit(lambda: None).result(10)
-    assert client.get("/readyz").status_code == 200
+    services.inference._encoder.submit(lambda: None).result(60)
+    assert client.get("/readyz").json() == {"status": "ok", "backbones": ["tiny"]}
+
+
+def test_readyz_tells_of_a_backbone_that_cannot_be_loaded(
+    make_client: MakeClient, data_dir: Path, tmp_path: Path
+) -> None:
+    settings = Settings(
+        data_dir=data_dir,
+        device="cpu",
+        backbones=f"gone=local-dir:{tmp_path / 'gone'}",
+        default_backbone="gone",
+    )
+    client = make_client(settings)
+    services: Services = client.app.state.services  # type: ignore[attr-defined]
+    services.workers.beat("w1", "host", 1)
+    services.inference.warm_up()
+    services.inference._encoder.submit(lambda: None).result(60)
+    detail = assert_problem(client.get("/readyz"), 503, "not_ready")["detail"]
+    assert detail == "inference: backbone gone cannot be loaded"
 
 
 def test_metrics_count_by_template(client: TestClient, services: Services) -> None:
