@@ -43,7 +43,7 @@ format: $(STAMP) ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## run every benchmark in its short form (at most 10 minutes on 2 cores)
+bench: $(STAMP) ## run every benchmark in its short form (about a quarter of an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
 bench-full: $(STAMP) ## measure the figures that the documentation states (hours)
