@@ -4,9 +4,9 @@
                          [--json FILE] [--markdown FILE] [--resume]
 
 The short form takes about a quarter of an hour on two cores: it shows that everything runs and
-roughly what comes out; what the documentation states is of `--full`, which takes hours. Without a
-dataset it is the photos and the model in the folder that SHARPZO_REAL_DATA names, else scikit-learn's
-handwritten digits on the bundled backbone.
+roughly what comes out; what the documentation states is of `--full`, which takes hours, but for
+serving. Without a dataset it is the photos and the model in the folder that SHARPZO_REAL_DATA
+names, else scikit-learn's handwritten digits on the bundled backbone.
 
 One JSON file holds all measurements and what machine they are of; `--markdown` renders the tables
 for docs/benchmarks.md. `--resume` goes on with a `--full` run that was broken off.
