@@ -1,17 +1,18 @@
-"""Prompt files as they were published, or not at all."""
+"""Prompt files as answers need them: what is wrong with one is 503 for its prompt alone."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 from service.errors import Unavailable
-from sharpzo_core.errors import NotFound
-from sharpzo_core.prompts import prompt_key
+from sharpzo_core.prompt_files import describe_file, read_prompt_file
+from sharpzo_engine.errors import ArtifactError
 
 if TYPE_CHECKING:
     from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.prompts import PromptRecord
+
+_CODE = "artifact_corrupt"
 
 
 def fetch_artifact(artifacts: ArtifactStore, prompt: PromptRecord) -> bytes:
@@ -22,15 +23,11 @@ def fetch_artifact(artifacts: ArtifactStore, prompt: PromptRecord) -> bytes:
         StorageUnavailable: the store does not answer.
     """
     try:
-        data = artifacts.get_bytes(prompt_key(prompt.id))
-    except NotFound:
-        raise corrupt(prompt, "is missing") from None
-    if hashlib.sha256(data).hexdigest() != prompt.sha256:
-        raise corrupt(prompt, "is damaged")
-    return data
+        return read_prompt_file(artifacts, prompt)
+    except ArtifactError as error:
+        raise Unavailable(_CODE, str(error)) from error
 
 
 def corrupt(prompt: PromptRecord, what: str) -> Unavailable:
     """The error of an artifact that cannot be used."""
-    detail = f"the artifact of {prompt.name}:{prompt.version} ({prompt.id}) {what}"
-    return Unavailable("artifact_corrupt", detail)
+    return Unavailable(_CODE, f"{describe_file(prompt)} {what}")

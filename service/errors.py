@@ -8,7 +8,6 @@ CoreError
  ├── ReportMissing         404  the job has no report, or not yet
  ├── ResultsMissing        404  the job is of a kind that has no results
  ├── RequestTimeout        408  the body makes no progress
- ├── BackboneConflict      409  a prompt needs a backbone that is not served here
  ├── NotCalibrated         409  a prompt has no temperature
  ├── NoZeroShot            409  a prompt's hand-written words cannot be encoded
  ├── TooManyFiles          413  more files than one request may carry
@@ -70,14 +69,6 @@ class RequestTimeout(CoreError):
     status = 408
     code = "request_timeout"
     title = "Request timeout"
-
-
-class BackboneConflict(CoreError):
-    """The prompt was tuned on a backbone that is not served here."""
-
-    status = 409
-    code = "backbone_mismatch"
-    title = "Backbone mismatch"
 
 
 class NotCalibrated(CoreError):

@@ -35,12 +35,7 @@ class PromptClassifier:
 
     def __init__(self, prompt: TunedPrompt, backbone: Backbone) -> None:
         """Raises BackboneMismatch where fingerprints differ: answers would be nonsense."""
-        if prompt.fingerprint != backbone.fingerprint:
-            tuned_on = prompt.metadata["backbone"].get("name", "another backbone")
-            raise BackboneMismatch(
-                f"the prompt was tuned on {tuned_on} with weights {prompt.fingerprint[:12]}, this "
-                f"is {backbone.name} with weights {backbone.fingerprint[:12]} (load that one)"
-            )
+        check_backbone(prompt, backbone)
         self.prompt = prompt
         self.backbone = backbone
         self._weights = torch.tensor(prompt.weights, device=backbone.device)
@@ -127,6 +122,20 @@ class PromptClassifier:
             metadata={"backbone": metadata["backbone"], "config": metadata.get("config")},
         )
         return PromptClassifier(prompt, backbone)
+
+
+def check_backbone(prompt: TunedPrompt, backbone: Backbone) -> None:
+    """Return if the prompt was tuned on this backbone.
+
+    Raises:
+        BackboneMismatch: on another one.
+    """
+    if prompt.fingerprint != backbone.fingerprint:
+        tuned_on = prompt.metadata["backbone"].get("name", "another backbone")
+        raise BackboneMismatch(
+            f"the prompt was tuned on {tuned_on} with weights {prompt.fingerprint[:12]}, this "
+            f"is {backbone.name} with weights {backbone.fingerprint[:12]} (load that one)"
+        )
 
 
 def top_predictions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from sharpzo_core.backbones import serving
 from sharpzo_core.errors import NotFound, StorageFull, StorageUnavailable
 from sharpzo_core.jobs import Job, JobKind, JobStatus, Lease
-from sharpzo_core.prompts import prompt_key
+from sharpzo_core.prompt_files import read_prompt_file
 from sharpzo_core.results import (
     ReportForm,
     ResultForm,
@@ -77,7 +76,9 @@ def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> 
         EngineError, CoreError, OSError: it has failed.
     """
     record = patiently(lambda: _prompt_record(job, deps), deps.sleep)
-    tuned = TunedPrompt.load(patiently(lambda: _prompt_file(record, deps), deps.sleep))
+    tuned = TunedPrompt.load(
+        patiently(lambda: read_prompt_file(deps.artifacts, record), deps.sleep)
+    )
     if job.config.get("calibrated"):
         tuned.require_temperature()  # before the work, not after it
     classifier = _classifier(tuned, deps)
@@ -97,17 +98,6 @@ def _prompt_record(job: Job, deps: RunnerDeps) -> PromptRecord:
         return deps.prompts.get(job.prompt_id or "")
     except NotFound:
         raise ArtifactError("the prompt was deleted (apply another one)") from None
-
-
-def _prompt_file(prompt: PromptRecord, deps: RunnerDeps) -> bytes:
-    """Its bytes, checked against the hash it was published with."""
-    try:
-        data = deps.artifacts.get_bytes(prompt_key(prompt.id))
-    except NotFound:
-        raise ArtifactError("the prompt's file is missing (import it again)") from None
-    if hashlib.sha256(data).hexdigest() != prompt.sha256:
-        raise ArtifactError("the prompt's file is damaged (import it again)")
-    return data
 
 
 def _classifier(prompt: TunedPrompt, deps: RunnerDeps) -> PromptClassifier:

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from service.errors import BackboneConflict, Unavailable
+from service.errors import Unavailable
 from sharpzo_core.backbones import BackboneSpec, serving
+from sharpzo_core.errors import BackboneNotServed
 from sharpzo_engine.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Backbones:
         """The backbone whose fingerprint a prompt records.
 
         Raises:
-            BackboneConflict: none of those that are served here.
+            BackboneNotServed: none of those that are served here.
             Unavailable: the one it names cannot be loaded.
         """
         fingerprint = described.get("fingerprint")
@@ -79,7 +80,7 @@ class Backbones:
             backbone = self.load(spec)
             if backbone.fingerprint == fingerprint:
                 return backbone
-        raise BackboneConflict
+        raise BackboneNotServed
 
 
 def _spare_from_collection() -> None:

@@ -151,7 +151,7 @@ class InferenceHost:
         """Classify every image with every prompt; each image is encoded once per backbone.
 
         Answers come in the order of `prompts`. In place of one stands why the prompt cannot be
-        used (BackboneConflict, NotCalibrated, NoZeroShot, Unavailable), in place of an image's
+        used (BackboneNotServed, NotCalibrated, NoZeroShot, Unavailable), in place of an image's
         classes why it cannot be decoded.
 
         Raises:

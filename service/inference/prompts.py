@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from starlette.concurrency import run_in_threadpool
 
 from service.artifacts import corrupt, fetch_artifact
-from service.errors import BackboneConflict
 from service.inference.resident import PromptKey, ReadyPrompt, ResidentPrompts
-from sharpzo_core.errors import CoreError
+from sharpzo_core.errors import BackboneNotServed, CoreError
 from sharpzo_engine.errors import ArtifactError, BackboneMismatch
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class PromptLoader:
         """The prompt, from memory or from its file.
 
         Raises:
-            BackboneConflict: its backbone is not served here.
+            BackboneNotServed: its backbone is not served here.
             Unavailable: its file is damaged or missing, or its backbone cannot be loaded.
         """
         key = PromptKey.of(prompt)
@@ -88,15 +87,16 @@ class PromptLoader:
 
 
 def _make_ready(prompt: PromptRecord, data: bytes, backbone: Backbone) -> ReadyPrompt:
-    from sharpzo_engine import PromptClassifier, TunedPrompt
+    from sharpzo_engine import TunedPrompt
+    from sharpzo_engine.classifier import check_backbone
 
     try:
         tuned = TunedPrompt.load(data)
         if tuned.weights.shape[1] != backbone.embed_dim:
             raise corrupt(prompt, "does not fit its backbone")
-        PromptClassifier(tuned, backbone)  # refuses a backbone that is not the prompt's
+        check_backbone(tuned, backbone)
     except BackboneMismatch as error:
-        raise BackboneConflict(str(error)) from error
+        raise BackboneNotServed(str(error)) from error
     except ArtifactError as error:
         raise corrupt(prompt, "is damaged") from error
     return ReadyPrompt.of(prompt, tuned, backbone)
