@@ -124,6 +124,7 @@ class MeteredStore(TenantStore):
 class Usage:
     """What a tenant has used."""
 
+    tenant: str
     month: str
     active_jobs: int
     storage_bytes: int
@@ -138,6 +139,7 @@ class UsageStore(TenantStore):
         now, tenant = self._clock(), self._owner
         with reading(self._engine) as connection:
             return Usage(
+                tenant=tenant,
                 month=month_of(now),
                 active_jobs=active_jobs(connection, tenant),
                 storage_bytes=stored_bytes(connection, tenant),

@@ -302,7 +302,7 @@ def test_a_store_that_is_away_for_a_while_loses_no_upload(
         raise StorageUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(services.datasets, "mark_ready", away)
+        patch.setattr(services.ingest._datasets, "mark_ready", away)
         dataset_id = upload(client, zip_of(dataset_members())).json()["id"]
         assert asked.wait(20)
     assert settle(client, dataset_id)["status"] == "ready"
