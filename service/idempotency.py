@@ -61,6 +61,11 @@ class Attempt:
         self._reservation = reservation
         self._answered = answered
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no request with this key was answered yet."""
+        return self._answered is None
+
     def replay(self, fingerprint: str) -> Response | None:
         """The answer that this request was given before; None if it is new.
 

@@ -89,6 +89,7 @@ class DatasetStore(MeteredStore):
         Raises:
             NotFound: it was deleted.
             StateConflict: it is not processing any more, or not leased by `owner`, if one is given.
+            QuotaExceeded: its images are more than its tenant may store.
         """
         return self._leave_processing(
             dataset_id,
@@ -150,6 +151,7 @@ class DatasetStore(MeteredStore):
                 if status is DatasetStatus.PROCESSING:
                     raise LeaseLost("another process unpacks the dataset now")
                 raise StateConflict(f"the dataset is {status}, no longer processing")
+            self._quotas.check_kept(connection, row.tenant, self._clock())
             return _read(row)
 
     def delete(self, dataset_id: str) -> None:

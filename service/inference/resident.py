@@ -71,6 +71,7 @@ class ReadyPrompt:
     own_temperature: float | None
     hand_written_context: str
     label: str  #: name:version, for people
+    tenant: str
 
     @classmethod
     def of(cls, record: PromptRecord, prompt: TunedPrompt, backbone: Backbone) -> ReadyPrompt:
@@ -82,6 +83,7 @@ class ReadyPrompt:
             own_temperature=prompt.temperature,
             hand_written_context=prompt.hand_written_context,
             label=f"{record.name}:{record.version}",
+            tenant=record.tenant,
         )
 
     @cached_property
