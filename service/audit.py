@@ -24,6 +24,7 @@ from sharpzo_core.audit import AuditEntry
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.errors import CoreError
 from sharpzo_core.ids import Prefix, new_id
+from sharpzo_core.keys import holds_key
 from sharpzo_core.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
@@ -170,4 +171,6 @@ def _object_of(scope: Scope) -> str | None:
     """What the request made, or was about; text that cannot name anything is left out."""
     named = [scope.get(_OBJECT), *scope.get("path_params", {}).values()]
     found = next((text for text in named if text is not None), None)
-    return found if found is not None and _OBJECT_ID.fullmatch(found) else None
+    if found is None or not _OBJECT_ID.fullmatch(found) or holds_key(found):
+        return None
+    return found

@@ -90,6 +90,11 @@ def is_key(text: str) -> bool:
     return text[-CHECKSUM_LENGTH:] == _checksum(text[:-CHECKSUM_LENGTH])
 
 
+def holds_key(text: str) -> bool:
+    """Whether something in this text looks like a key."""
+    return _KEY.search(text) is not None
+
+
 def prefix_of(text: str) -> str:
     """What lists show of a key."""
     return text[: len(BRAND) + 1 + ID_LENGTH]
