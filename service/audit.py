@@ -170,7 +170,7 @@ def note_object(scope: Scope, object_id: str) -> None:
 def _object_of(scope: Scope) -> str | None:
     """What the request made, or was about; text that cannot name anything is left out."""
     named = [scope.get(_OBJECT), *scope.get("path_params", {}).values()]
-    found = next((text for text in named if text is not None), None)
+    found: str | None = next((text for text in named if text is not None), None)
     if found is None or not _OBJECT_ID.fullmatch(found) or holds_key(found):
         return None
     return found

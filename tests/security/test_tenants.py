@@ -150,13 +150,7 @@ def named(world: World, name: str | None) -> list[tuple[str, str]]:
         None: [("", "")],
         "dataset_id": [(world.dataset_id, new_id(Prefix.DATASET))],
         "job_id": [(job_id, new_id(Prefix.JOB)) for job_id in world.jobs.values()],
-        "ref": list(
-            zip(
-                refs,
-                (new_id(Prefix.PROMPT), NOBODYS, f"{NOBODYS}:1", f"{NOBODYS}@live"),
-                strict=True,
-            )
-        ),
+        "ref": list(zip(refs, unknown, strict=True)),
         "alias": [("live", "dead"), ("colors@live", f"{NOBODYS}@live")],
         "key_id": [(world.key_id, new_id(Prefix.KEY))],
     }[name]
