@@ -101,6 +101,8 @@ class AuditLog:
         except CoreError as error:
             logger.warning("the audit log waits: %s", error, extra={"action": "audit_waits"})
             return False
+        except Exception:  # a defect of one entry must not hold up all others for ever
+            logger.exception("audit entries cannot be written", extra={"action": "audit_lost"})
         for _ in some:
             self._waiting.popleft()
         lost, self._lost = self._lost, 0

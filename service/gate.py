@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_POLICY_VIOLATION = 1008  # code of a WebSocket's end: there are none here
 _SAFE = ("GET", "HEAD", "OPTIONS", "TRACE")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
@@ -48,7 +49,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            raise RuntimeError("nothing but HTTP is served")
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+            return
         noting = _Noting(scope, send)
         try:
             noting.headers = await self._admit(scope)

@@ -97,8 +97,9 @@ def revoke(key: Ref, data_dir: DataDir = None, as_json: Json = False) -> None:
 def rotate(
     key: Ref,
     grace: Annotated[
-        str, typer.Option("--grace", metavar="1h", help="How long the old key is still valid.")
-    ] = "0s",
+        str | None,
+        typer.Option("--grace", metavar="1h", help="How long the old key is still valid."),
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -163,7 +164,7 @@ def _scopes(text: str) -> list[Scope]:
 
 def _duration(text: str | None) -> timedelta | None:
     """A time such as 45s, 30m, 12h or 90d."""
-    if text is None or text == "0s":
+    if text is None:
         return None
     match = _DURATION.fullmatch(text)
     found = None if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})

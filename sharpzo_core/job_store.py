@@ -165,12 +165,13 @@ class JobStore(MeteredStore):
         """Do as `REQUESTS` says; repeating a request changes nothing."""
         now = self._clock()
         with writing(self._engine) as connection:
+            # The key before the job, as where a key is revoked: so neither waits for the other.
+            _require_key(connection, key_id)
             job = get_job(connection, job_id, self._tenant, lock=True)
             target = REQUESTS[request].get(job.status)
             if target is None:
                 raise StateConflict(f"the job is {job.status}: there is nothing to {request}")
             if target is JobStatus.QUEUED and target is not job.status:
-                _require_key(connection, key_id)
                 self._require_room(connection, job)
                 return move(connection, job, target, now, key_id=key_id or job.key_id)
             return move(connection, job, target, now)

@@ -166,7 +166,7 @@ class KeyStore(TenantStore):
     def mark_used(self, used: Mapping[str, datetime]) -> None:
         """Note when keys, by id, were last used."""
         with writing(self._engine) as connection:
-            for key_id, moment in used.items():
+            for key_id, moment in sorted(used.items()):  # locked in one order everywhere
                 older = api_keys.c.last_used_at.is_(None) | (api_keys.c.last_used_at < moment)
                 this = sa.update(api_keys).where(api_keys.c.id == key_id, older)
                 connection.execute(this.values(last_used_at=moment))

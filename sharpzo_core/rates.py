@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import limits
 
 LONGEST = 40  # characters
 LARGEST = 10**9  # requests
 
 
+@lru_cache(256)
 def parse_rate(text: str) -> limits.RateLimitItem:
     """What the text says; a number alone is per minute.
 
