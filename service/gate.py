@@ -15,7 +15,7 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 
-from service.access import PUBLIC
+from service.access import PUBLIC, READING
 from service.callers import ANYBODY, admit
 from service.error_handlers import answer
 from service.errors import HostNotAllowed, OriginNotAllowed
@@ -108,7 +108,7 @@ def address_of(scope: Scope) -> str | None:
 
 def _is_public(scope: Scope) -> bool:
     # The path that the router goes by, never one that is put together from the Host header.
-    return scope["method"] in ("GET", "HEAD") and get_route_path(scope) in PUBLIC
+    return scope["method"] in READING and get_route_path(scope) in PUBLIC
 
 
 def _host(headers: Headers) -> str:

@@ -86,7 +86,7 @@ class JobLeases:
             engine,
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
-            max_passes=settings.tenant_max_forward_passes,
+            max_passes=settings.tenant_max_forward_passes or None,
         )
 
     def whose_turn(self, job_id: str) -> str:

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import limits
 
+NO_LIMIT = "none"
 LONGEST = 40  # characters
 LARGEST = 10**9  # requests
 
