@@ -11,6 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
+from sharpzo_core.audit import AuditStore
+from sharpzo_core.db import make_engine
 from sharpzo_core.keys import is_key
 from sharpzo_core.settings import Settings
 
@@ -115,6 +117,18 @@ def test_what_makes_no_sense_is_one_line_and_exit_2(
     assert ran.out == ""
     assert ran.error.startswith("error: ")
     assert message in ran.error
+
+
+def test_commands_are_in_the_audit_log_of_the_keys_tenant(sharpzo: Any, data_dir: Path) -> None:
+    key = made(sharpzo, data_dir, "--tenant", "a")
+    sharpzo("keys", "revoke", key["id"], "--data-dir", data_dir)
+    engine = make_engine(Settings(data_dir=data_dir))
+    noted = AuditStore(engine, tenant="a").list().items
+    engine.dispose()
+    actions = ("sharpzo keys revoke", "sharpzo keys create")
+    assert [(e.method, e.route, e.object_id) for e in noted] == [
+        ("CLI", action, key["id"]) for action in actions
+    ]
 
 
 def test_a_key_that_has_ended_is_not_replaced(sharpzo: Any, data_dir: Path) -> None:
