@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
@@ -135,8 +134,8 @@ def _check_origin(method: str, headers: Headers) -> None:
     if method in _SAFE:
         return
     origin = headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
-    if foreign or headers.get("sec-fetch-site") == "cross-site":
+    own = origin is None or origin.partition("://")[2] == headers.get("host")
+    if not own or headers.get("sec-fetch-site") == "cross-site":
         raise OriginNotAllowed
 
 

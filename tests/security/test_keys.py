@@ -435,6 +435,8 @@ def test_with_keys_any_host_name_will_do_unless_some_are_listed(
         {"Origin": "http://evil.example.org"},
         {"Origin": "http://localhost:3000"},
         {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Origin": "localhost"},
         {"Sec-Fetch-Site": "cross-site"},
     ],
 )
