@@ -67,7 +67,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         health,
     ):
         app.include_router(module.router)
-    app.add_middleware(RequestLayer, metrics=metrics, idle_seconds=settings.upload_idle_seconds)
+    app.add_middleware(RequestLayer, metrics=metrics, settings=settings)
     error_handlers.install(app)
     openapi.install(app)
     return app

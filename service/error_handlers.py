@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from service.errors import RequestTimeout
+from service.errors import RequestTimeout, TooManyBytesAtOnce
 from service.problems import problem
 from service.strict_json import json_pointer
 from sharpzo_core.errors import CoreError, ValidationFailed
@@ -48,7 +48,7 @@ def _headers(error: CoreError) -> dict[str, str]:
     headers = {}
     if retry_after := getattr(error, "retry_after", None):
         headers["Retry-After"] = str(retry_after)
-    if isinstance(error, RequestTimeout):
+    if isinstance(error, RequestTimeout | TooManyBytesAtOnce):
         headers["Connection"] = "close"  # the rest of the body is not waited for
     return headers
 

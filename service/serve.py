@@ -9,11 +9,13 @@ import ipaddress
 import logging
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from service.app import create_app
+from service.protocol import bounded_protocol
 from service.supervisor import Supervisor, worker_command
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.logging import configure_logging
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 GRACEFUL_SECONDS = 10  # for answers that are under way when the server is told to end
 _BACKLOG = 2048
+_OTHER_DESCRIPTORS = 256  # files, database, broker, child processes
 
 
 def main(
@@ -54,6 +57,7 @@ def main(
     configure_logging(settings)
     host = settings.host if host is None else host
     check_exposure(settings, host)
+    _allow_descriptors(settings.max_connections)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings)  # what is wrong with the database is told before anybody is let in
     listener = listen(host, settings.port if port is None else port)
@@ -62,7 +66,8 @@ def main(
     app = create_app(settings, warm_up=True)
     config = uvicorn.Config(
         app,
-        http="h11",  # the quicker httptools takes header fields without end
+        http=bounded_protocol(settings),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -72,6 +77,27 @@ def main(
         logger.info("listening on %s", _url(listener), extra={"action": "listening"})
         with contextlib.suppress(KeyboardInterrupt):
             _Server(config, app, end_worker).run(sockets=[listener])
+
+
+def _allow_descriptors(connections: int) -> None:
+    """Raise the process's limit of descriptors, where it has one, so that connections fit in."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            logger.warning(
+                "the limit of %d open files is too low for %d connections (lower %s)",
+                allowed,
+                connections,
+                "SHARPZO_MAX_CONNECTIONS",
+                extra={"action": "descriptors"},
+            )
 
 
 def check_exposure(settings: Settings, host: str) -> None:

@@ -39,7 +39,6 @@ HTML = "text/html"
 #: A report is one file: the browser is to run nothing and to fetch nothing on its behalf.
 _REPORT_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
-    "X-Content-Type-Options": "nosniff",
     "Vary": "Accept",
 }
 
