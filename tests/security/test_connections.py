@@ -65,6 +65,7 @@ MALFORMED = {
 }
 
 
+@pytest.mark.bad_input("P5")
 @pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_requests(url: str, request_bytes: bytes) -> None:
     answer = exchange(url, request_bytes)
@@ -79,6 +80,7 @@ def test_an_encoding_that_nobody_speaks(url: str) -> None:
     assert answer.problem["code"] == "malformed_request"
 
 
+@pytest.mark.bad_input("P5")
 def test_a_head_that_is_too_long(url: str) -> None:
     answer = exchange(url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * (70 << 10))
     assert answer.status == 431
@@ -116,6 +118,16 @@ def test_what_comes_after_an_early_answer_is_not_read_for_ever(
         assert b"payload_too_large" in head
         send_until_closed(connection, b"x")
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.bad_input("P4")
+def test_chunks_past_the_limit_are_answered_within_one_of_them(url: str) -> None:
+    with connect(url) as connection:
+        connection.sendall(post(JSON + b"Transfer-Encoding: chunked\r\n"))
+        chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+        for _ in range(17):  # 1 MiB is allowed; the last chunk never comes
+            connection.sendall(chunk)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413")
 
 
 def test_more_connections_than_allowed_are_told_to_come_again(tmp_path: Path) -> None:
