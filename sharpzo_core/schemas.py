@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from sharpzo_core.aliases import AliasAction, AliasHistory, AliasRecord, Expected, Gate
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus
-from sharpzo_core.ids import Prefix, is_id
+from sharpzo_core.ids import Prefix, id_pattern, is_id
 from sharpzo_core.jobs import CheckpointRef, Job, JobEvent, JobKind, JobStatus, JobStep, Phase
 from sharpzo_core.prompt_store import NAME_PATTERN
 
@@ -40,7 +40,9 @@ def _check_text(text: str) -> str:
     return text
 
 
-SafeText = Annotated[str, AfterValidator(_check_text)]
+# The pattern is for the document: surrogates, which no UTF-8 holds, need not be told there.
+_SAFE = {"pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
+SafeText = Annotated[str, AfterValidator(_check_text), Field(json_schema_extra=_SAFE)]
 Label = Annotated[SafeText, Field(min_length=1, max_length=MAX_LABEL)]
 Slug = Annotated[str, Field(pattern=NAME_PATTERN)]
 MetadataKey = Annotated[SafeText, Field(min_length=1, max_length=64)]
@@ -475,7 +477,8 @@ def _check_prompt_id(text: str) -> str:
     return text
 
 
-PromptId = Annotated[str, AfterValidator(_check_prompt_id)]
+_PROMPT_ID = {"pattern": id_pattern(Prefix.PROMPT)}
+PromptId = Annotated[str, AfterValidator(_check_prompt_id), Field(json_schema_extra=_PROMPT_ID)]
 Comment = Annotated[SafeText, Field(max_length=500)]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
@@ -47,6 +48,8 @@ MAX_PREDICTIONS = 200_000  # in one answer
 INLINE_PREDICTIONS = 1000  # written on the event loop: some milliseconds
 
 T = TypeVar("T")
+
+_PROMPT_LIST: dict[str, Any] = {"type": "string", "pattern": "[^ ,]", "required": True}
 
 router = APIRouter(
     prefix="/v1",
@@ -102,7 +105,7 @@ async def _question(
         bool, Query(description="Tell as well what the hand-written prompt answers.")
     ] = False,
     x_timeout_ms: Annotated[
-        float | None,
+        float | SkipJsonSchema[None],
         Header(gt=0, le=MAX_TIMEOUT_MS, description="Milliseconds after which 504 is answered."),
     ] = None,
 ) -> Question:
@@ -155,7 +158,7 @@ async def classify(
     max_body_size=MAX_CLASSIFY_BYTES,
     responses=problems(400, 408, 413, 415),
     openapi_extra=body(
-        multipart=form("images", many=True, prompts={"type": "string", "required": True}),
+        multipart=form("images", many=True, prompts=_PROMPT_LIST),
         json=ClassifyWithPrompts.model_json_schema(),
     ),
 )

@@ -39,7 +39,7 @@ router = APIRouter(
 )
 
 _label: TypeAdapter[str] = TypeAdapter(Label)
-_NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 200, "required": True}
+_NAME: dict[str, Any] = TypeAdapter(Label).json_schema() | {"required": True}
 _FLAGS = {"true": True, "false": False}
 _FLAG: dict[str, Any] = {"type": "string", "enum": list(_FLAGS), "default": "false"}
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse
+from pydantic.json_schema import SkipJsonSchema
 from starlette.concurrency import run_in_threadpool
 
 from service.deps import (
@@ -53,7 +54,7 @@ router = APIRouter(
 
 Step = Annotated[int, Query(ge=0, le=2**31)]
 Seq = Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events after this `seq`.")]
-LastEventId = Annotated[int | None, Header(ge=0, le=MAX_SEQ)]
+LastEventId = Annotated[int | SkipJsonSchema[None], Header(ge=0, le=MAX_SEQ)]
 _EVENTS: dict[str, Any] = {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}
 _METRICS: dict[str, Any] = {"content": {CSV: {"schema": {"type": "string"}}}}
 _REPORT: dict[str, Any] = {
