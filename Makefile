@@ -8,7 +8,7 @@ PIP_ARGS ?=
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test faults check format bench bench-full soak clean
+.PHONY: help install demo serve test faults fuzz check format bench bench-full soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: $(STAMP) ## run the whole test suite
 
 faults: $(STAMP) ## kill, starve and damage real processes; needs redis-server and PostgreSQL (half an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults
+
+fuzz: $(STAMP) ## odd requests and damaged files by the hundred thousand (half an hour on 2 cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz
 
 check: $(STAMP) ## format check, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -45,9 +45,13 @@ _SAFE = {"pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 SafeText = Annotated[str, AfterValidator(_check_text), Field(json_schema_extra=_SAFE)]
 Label = Annotated[SafeText, Field(min_length=1, max_length=MAX_LABEL)]
 Slug = Annotated[str, Field(pattern=NAME_PATTERN)]
-MetadataKey = Annotated[SafeText, Field(min_length=1, max_length=64)]
+MetadataKey = Annotated[str, AfterValidator(_check_text), Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[SafeText, Field(max_length=512)]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_KEYS)]
+_METADATA = {"propertyNames": {"minLength": 1, "maxLength": 64, **_SAFE}}
+Metadata = Annotated[
+    dict[MetadataKey, MetadataValue],
+    Field(max_length=MAX_METADATA_KEYS, json_schema_extra=_METADATA),
+]
 Split = Literal["train", "val", "test"]
 
 
@@ -487,6 +491,15 @@ class AliasGate(RequestModel):
 
     Of `loss` and `val_loss` less is better: at most `min`, and lower by `min_improvement`.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": [name], "properties": {name: {"type": "number"}}}
+                for name in ("min", "min_improvement")
+            ]
+        }
+    )
 
     metric: Annotated[SafeText, Field(min_length=1, max_length=100)]
     """One of the prompt's recorded `metrics`."""

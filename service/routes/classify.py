@@ -32,6 +32,7 @@ from sharpzo_core.schemas import (
     ErrorPublic,
     PredictionPublic,
     PromptAnswer,
+    SafeText,
 )
 from sharpzo_engine.errors import ImageError
 
@@ -49,7 +50,13 @@ INLINE_PREDICTIONS = 1000  # written on the event loop: some milliseconds
 
 T = TypeVar("T")
 
-_PROMPT_LIST: dict[str, Any] = {"type": "string", "pattern": "[^ ,]", "required": True}
+_ONE = "[A-Za-z0-9@:._-]+"
+_PROMPT_LIST: dict[str, Any] = {
+    "type": "string",
+    "pattern": f"^{_ONE}(,{_ONE}){{0,{MAX_PROMPTS - 1}}}$",
+    "required": True,
+}
+_BASE64 = {"contentEncoding": "base64", "pattern": "^[A-Za-z0-9+/]*={0,2}$"}
 
 router = APIRouter(
     prefix="/v1",
@@ -73,9 +80,11 @@ def _few(images: object) -> object:
 
 
 Images = Annotated[
-    list[str], Field(min_length=1, description="Images as base64 text."), BeforeValidator(_few)
+    list[Annotated[str, Field(json_schema_extra=_BASE64)]],
+    Field(min_length=1, description="Images as base64 text."),
+    BeforeValidator(_few),
 ]
-Ref = Annotated[str, Field(min_length=1, max_length=MAX_REF)]
+Ref = Annotated[SafeText, Field(min_length=1, max_length=MAX_REF)]
 Refs = Annotated[list[Ref], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
@@ -105,8 +114,8 @@ async def _question(
         bool, Query(description="Tell as well what the hand-written prompt answers.")
     ] = False,
     x_timeout_ms: Annotated[
-        float | SkipJsonSchema[None],
-        Header(gt=0, le=MAX_TIMEOUT_MS, description="Milliseconds after which 504 is answered."),
+        Annotated[float, Field(gt=0, le=MAX_TIMEOUT_MS)] | SkipJsonSchema[None],
+        Header(description="Milliseconds after which 504 is answered."),
     ] = None,
 ) -> Question:
     deadline = None if x_timeout_ms is None else time.monotonic() + x_timeout_ms / 1000

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.concurrency import run_in_threadpool
 
@@ -54,7 +55,8 @@ router = APIRouter(
 
 Step = Annotated[int, Query(ge=0, le=2**31)]
 Seq = Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events after this `seq`.")]
-LastEventId = Annotated[int | SkipJsonSchema[None], Header(ge=0, le=MAX_SEQ)]
+_Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
+LastEventId = Annotated[_Seq | SkipJsonSchema[None], Header()]
 _EVENTS: dict[str, Any] = {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}
 _METRICS: dict[str, Any] = {"content": {CSV: {"schema": {"type": "string"}}}}
 _REPORT: dict[str, Any] = {
