@@ -8,7 +8,7 @@ PIP_ARGS ?=
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test faults fuzz check format bench bench-full soak clean
+.PHONY: help install demo serve test faults fuzz check lock audit format bench bench-full soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,15 @@ check: $(STAMP) ## format check, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lock: $(STAMP) ## pin what the images install, with hashes (docker/requirements.lock)
+	$(BIN)/python -m pip install --quiet --group release
+	$(BIN)/python docker/lock.py
+
+audit: $(STAMP) ## look for known vulnerabilities in what the images install (needs the internet)
+	$(BIN)/python -m pip install --quiet --group release
+	$(BIN)/pip-audit --requirement docker/requirements.lock --require-hashes --disable-pip
+	$(BIN)/pip-audit --requirement docker/torch.txt --no-deps --disable-pip
 
 format: $(STAMP) ## format and mend what ruff can
 	$(BIN)/ruff format .
