@@ -1,7 +1,7 @@
 """`make lock`: pin what the images install, with a hash of every file that may be downloaded.
 
-Torch and what only it needs are left out: which build of it is right depends on the machine, and its
-own index says so. `torch.txt` pins its version, and the Dockerfile chooses the index.
+Torch and what only it needs are left out: which build is right depends on the machine. `torch.txt`
+pins its version, and the Dockerfile chooses the index that it comes from.
 """
 
 from __future__ import annotations
