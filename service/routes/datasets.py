@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service import archives, imports
 from service.access import Needs
+from service.bodies import SPOOLED
 from service.deps import After, DatasetsDep, Limit, ServicesDep, reject_repeated_parameters
 from service.idempotency import Attempt, Completion, IdempotencyKey
 from service.ingest import UPLOAD_FOLDER
@@ -40,7 +41,7 @@ router = APIRouter(
 )
 
 _label: TypeAdapter[str] = TypeAdapter(Label)
-_NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 200, "required": True}
+_NAME: dict[str, Any] = TypeAdapter(Label).json_schema() | {"required": True}
 _FLAGS = {"true": True, "false": False}
 _FLAG: dict[str, Any] = {"type": "string", "enum": list(_FLAGS), "default": "false"}
 
@@ -110,6 +111,7 @@ async def _receive(request: Request, services: TenantServices, dataset_id: str) 
     """Stream the upload to its file."""
     if media_type(request) != "multipart/form-data":
         raise UnsupportedMedia("send multipart/form-data with `file` and `name`")
+    request.scope[SPOOLED] = True
     with services.uploads.open(dataset_id) as file:
         fields = {"name": MAX_NAME_BYTES, UNLABELLED: MAX_FLAG_BYTES}
         rules = FormRules("file", lambda: file, text_fields=fields)
@@ -141,7 +143,7 @@ async def _import(
     request: Request, services: TenantServices, dataset_id: str, attempt: Attempt
 ) -> _Received:
     """Copy the archive from where the request says, unless that was done before."""
-    wanted = parse(DatasetImport, await read_json(request))
+    wanted = parse(DatasetImport, await read_json(request, MAX_JSON_BYTES))
     # What a request of earlier versions said, it still means.
     asked = wanted.model_dump(mode="json", exclude_defaults=True)
     received = _Received(wanted.name, wanted.unlabelled, fingerprint("datasets", asked))
