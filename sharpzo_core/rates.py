@@ -1,41 +1,35 @@
-"""Rates of requests as operators write them: `600/minute`, `5/second`, `1000 per 2 hours`."""
+"""Rates of requests as operators write them: `600/minute`, `5/second`; a number is per minute."""
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import limits
 
 NO_LIMIT = "none"
-LONGEST = 40  # characters
-LARGEST = 10**9  # requests
+#: What a rate looks like.
+RATE_PATTERN = r"^[1-9][0-9]{0,8}(/(second|minute|hour|day))?$"
+
+_RATE = re.compile(RATE_PATTERN)
 
 
 @lru_cache(256)
 def parse_rate(text: str) -> limits.RateLimitItem:
-    """What the text says; a number alone is per minute.
+    """What the text says.
 
     Raises:
         ValueError: it is no rate.
     """
-    text = text.strip()
-    try:
-        if len(text) > LONGEST:
-            raise ValueError
-        (rate,) = limits.parse_many(f"{text}/minute" if text.isdecimal() else text)
-    except ValueError:
-        raise ValueError("give a rate such as 600/minute or 10/second") from None
-    if not 1 <= rate.amount <= LARGEST or rate.get_expiry() < 1:
-        raise ValueError(f"give from 1 to {LARGEST} requests")
-    return rate
+    return limits.parse(write_rate(text))
 
 
 def write_rate(text: str) -> str:
-    """The same rate in the one form that is stored.
+    """The same rate with its unit.
 
     Raises:
         ValueError: it is no rate.
     """
-    rate = parse_rate(text)
-    multiples = "" if rate.multiples == 1 else f"{rate.multiples} "
-    return f"{rate.amount}/{multiples}{rate.GRANULARITY.name}"
+    if _RATE.fullmatch(text) is None:
+        raise ValueError("give a rate such as 600/minute or 10/second")
+    return text if "/" in text else f"{text}/minute"

@@ -13,7 +13,7 @@ from sharpzo_core.ids import Prefix, id_pattern, is_id
 from sharpzo_core.jobs import CheckpointRef, Job, JobEvent, JobKind, JobStatus, JobStep, Phase
 from sharpzo_core.keys import Scope
 from sharpzo_core.prompt_store import NAME_PATTERN
-from sharpzo_core.rates import write_rate
+from sharpzo_core.rates import RATE_PATTERN, write_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +59,7 @@ Metadata = Annotated[
     dict[MetadataKey, MetadataValue],
     Field(max_length=MAX_METADATA_KEYS, json_schema_extra=_METADATA),
 ]
+Rate = Annotated[str, Field(pattern=RATE_PATTERN), AfterValidator(write_rate)]
 KeyScope = Annotated[Scope, Field(strict=False)]  # text in JSON
 Split = Literal["train", "val", "test"]
 
@@ -694,10 +695,6 @@ def _error(code: str | None, message: str | None) -> ErrorPublic | None:
     return None if code is None else ErrorPublic(code=code, message=message or "")
 
 
-def _check_rate(text: str) -> str:
-    return write_rate(text)
-
-
 class KeyCreate(RequestModel):
     """Ask for an API key of the caller's tenant."""
 
@@ -710,7 +707,9 @@ class KeyCreate(RequestModel):
     expires_in_seconds: Annotated[int, Field(ge=1, le=MAX_KEY_SECONDS)] | None = None
     """How long it is valid; without it until it is revoked."""
 
-    rate_limit: Annotated[SafeText, Field(max_length=40), AfterValidator(_check_rate)] | None = None
+    rate_limit: Annotated[str, Field(pattern=RATE_PATTERN), AfterValidator(write_rate)] | None = (
+        None
+    )
     """Requests that it may send, such as `600/minute`; default: the service's own limit."""
 
 

@@ -16,6 +16,10 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from sharpzo_client import Client
+from sharpzo_core.db import make_engine
+from sharpzo_core.key_store import KeyStore
+from sharpzo_core.keys import Scope
+from sharpzo_core.migrations import migrate
 from sharpzo_core.settings import Settings
 from tests.fuzz.hooks import OBJECTS
 from tests.service.conftest import dataset_members, zip_of
@@ -41,28 +45,54 @@ class Seen:
     output: str  #: of schemathesis, with a command that repeats each failure
 
 
+@dataclass(frozen=True)
+class Target:
+    """A server, what it holds, and a key that opens all of it."""
+
+    url: str
+    objects: dict[str, list[str]]
+    key: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of a request that is let in."""
+        return {"Authorization": f"Bearer {self.key}"}
+
+
 @contextmanager
-def filled_server(folder: Path, backbone: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """A server without a worker, and what it holds: a dataset, jobs of each kind, prompts."""
+def filled_server(folder: Path, backbone: Path) -> Iterator[Target]:
+    """A server without a worker that holds a dataset, jobs of each kind, prompts and keys."""
     settings = Settings(
         data_dir=folder / "data",
         device="cpu",
         backbones=f"small=local-dir:{backbone}",
         default_backbone="small",
         max_queued_jobs=50,
+        rate_limit="none",
+        auth_failure_limit="none",
     )
+    key = _first_key(settings)
     with server_process(settings, with_worker=True) as server:
-        objects = _fill(server.url(), folder)
+        objects = _fill(server.url(), folder, key)
         server.process.terminate()
         server.process.wait(30)
     with server_process(settings) as server:
-        yield server.url(), objects
+        yield Target(server.url(), objects, key)
 
 
-def _fill(url: str, folder: Path) -> dict[str, list[str]]:
+def _first_key(settings: Settings) -> str:
+    """With a key from the start, requests that a fuzzer makes cannot close the service to it."""
+    migrate(settings)
+    engine = make_engine(settings)
+    made = KeyStore(engine).create("fuzz", [Scope.ADMIN])
+    engine.dispose()
+    return made.text
+
+
+def _fill(url: str, folder: Path, key: str) -> dict[str, list[str]]:
     archive = folder / "pets.zip"
     archive.write_bytes(zip_of(dataset_members(4)))
-    with Client(url) as client:
+    with Client(url, key) as client:
         dataset = client.datasets.upload(archive, name="pets")
         tuning = client.jobs.create(dataset_id=dataset.id, config=SMALL, name="pets")
         prompt_id = client.jobs.wait(tuning.id).prompt_id
@@ -74,23 +104,25 @@ def _fill(url: str, folder: Path) -> dict[str, list[str]]:
         jobs = [client.jobs.wait(job.id).id for job in (tuning, *others)]
         client.aliases.set("live", prompt_id)
         prompt = client.prompts.get(prompt_id)
+        spare = client.keys.create("spare", ["infer"])
     return {
         "dataset_id": [dataset.id],
         "job_id": jobs,
         "ref": [prompt.id, prompt.name, f"{prompt.name}:1", f"{prompt.name}@live"],
         "prompt_id": [prompt.id],
         "alias": ["live"],
+        "key_id": [spare.id],
         "prompts": [f"{prompt.name}@live"],
     }
 
 
-def attack(url: str, objects: dict[str, list[str]], examples: int, seed: int) -> Seen:
+def attack(target: Target, examples: int, seed: int) -> Seen:
     """Run every phase and check; `examples` per operation."""
     with tempfile.TemporaryDirectory(prefix="sharpzo-fuzz-") as folder:
         report = Path(folder, "report.json")
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG)),
-            *("run", f"{url}/openapi.json", "--no-color", "--continue-on-failure"),
+            *("run", f"{target.url}/openapi.json", "--no-color", "--continue-on-failure"),
             *("--max-examples", str(examples), "--seed", str(seed)),
             *("--report", "json", "--report-json-path", str(report)),
             *("--request-timeout", "30", "--warnings", "off"),
@@ -101,7 +133,8 @@ def attack(url: str, objects: dict[str, list[str]], examples: int, seed: int) ->
             env={
                 **os.environ,
                 "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks",
-                OBJECTS: json.dumps(objects),
+                OBJECTS: json.dumps(target.objects),
+                "SHARPZO_API_KEY": target.key,
             },
             cwd=CONFIG.parents[2],
             capture_output=True,
@@ -116,14 +149,14 @@ def attack(url: str, objects: dict[str, list[str]], examples: int, seed: int) ->
     return Seen(
         found["test_cases"]["generated"],
         tuple(json.dumps(failure)[:300] for failure in failures),
-        tuple(_server_errors(url)),
+        tuple(_server_errors(target)),
         output,
     )
 
 
-def _server_errors(url: str) -> Iterator[str]:
+def _server_errors(target: Target) -> Iterator[str]:
     """Every 5xx but that of `/readyz`, where no worker is part of the setup."""
-    text = httpx.get(f"{url}/metrics", trust_env=False).text
+    text = httpx.get(f"{target.url}/metrics", headers=target.headers, trust_env=False).text
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = sample.labels

@@ -62,10 +62,10 @@ def api(lab: Lab) -> Measured:
     """Rounds of schemathesis with seeds of their own, until there were as many cases as asked."""
     wanted, cases, rounds = lab.runs(CASES), 0, 0
     failures: list[str] = []
-    with filled_server(lab.folder, lab.folder / "backbone") as (url, objects):
+    with filled_server(lab.folder, lab.folder / "backbone") as target:
         while cases < wanted:
             examples = max(1, round((wanted - cases) * EXAMPLES_PER_CASE))
-            seen = attack(url, objects, examples, lab.seed + rounds)
+            seen = attack(target, examples, lab.seed + rounds)
             cases, rounds = cases + seen.cases, rounds + 1
             failures += seen.failures
             if seen.failures:

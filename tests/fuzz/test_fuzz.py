@@ -32,8 +32,8 @@ def test_mutants_raise_typed_errors_and_do_nothing_else(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_api_keeps_its_document(tmp_path: Path, small_backbone: Path) -> None:
-    with filled_server(tmp_path, small_backbone) as (url, objects):
-        seen = attack(url, objects, examples=30, seed=0)
+    with filled_server(tmp_path, small_backbone) as target:
+        seen = attack(target, examples=30, seed=0)
     assert seen.failures == (), seen.output[-5000:]
     assert seen.server_errors == ()
     assert seen.cases > 1500
