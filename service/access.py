@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request, params
 from fastapi.routing import iter_route_contexts
 
-from service.callers import caller_of
-from sharpzo_core.errors import ScopeForbidden
+from service.callers import known_caller
+from sharpzo_core.errors import AuthRequired, ScopeForbidden
 from sharpzo_core.keys import Scope
 
 if TYPE_CHECKING:
@@ -60,13 +60,16 @@ async def authorize(request: Request) -> None:
     """Refuse a caller without the scope that the route needs.
 
     Raises:
+        AuthRequired: nobody has come through the gate: it is open for reading alone.
         ScopeForbidden: the caller has none of them, or the route declares none.
     """
     route = request.scope["route"]
-    if route.path in PUBLIC:
+    if route.path in PUBLIC and request.method in READING:
         return
-    needed = scopes_of(route)
-    if needed is None or not caller_of(request.scope).may(needed):
+    caller, needed = known_caller(request.scope), scopes_of(route)
+    if caller is None:
+        raise AuthRequired
+    if needed is None or not caller.may(needed):
         names = " or ".join(sorted(needed or [Scope.ADMIN]))
         raise ScopeForbidden(f"a key with the scope {names} is needed")
 

@@ -14,7 +14,7 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 
-from service.access import PUBLIC, READING
+from service.access import PUBLIC
 from service.callers import ANYBODY, admit
 from service.error_handlers import answer
 from service.errors import HostNotAllowed, OriginNotAllowed
@@ -106,8 +106,9 @@ def address_of(scope: Scope) -> str | None:
 
 
 def _is_public(scope: Scope) -> bool:
-    # The path that the router goes by, never one that is put together from the Host header.
-    return scope["method"] in READING and get_route_path(scope) in PUBLIC
+    # The path that the router goes by, never one that is put together from the Host header. Other
+    # methods than reading ones are refused behind it.
+    return get_route_path(scope) in PUBLIC
 
 
 def _host(headers: Headers) -> str:

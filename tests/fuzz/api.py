@@ -18,10 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from sharpzo_client import Client
 from sharpzo_core.db import make_engine
 from sharpzo_core.key_store import KeyStore
-from sharpzo_core.keys import Scope
+from sharpzo_core.keys import NewKey, Scope
 from sharpzo_core.migrations import migrate
 from sharpzo_core.settings import Settings
-from tests.fuzz.hooks import OBJECTS
+from tests.fuzz.hooks import OBJECTS, OWN_KEY
 from tests.service.conftest import dataset_members, zip_of
 from tests.service.servers import server_process
 
@@ -51,12 +51,12 @@ class Target:
 
     url: str
     objects: dict[str, list[str]]
-    key: str
+    key: NewKey
 
     @property
     def headers(self) -> dict[str, str]:
         """Of a request that is let in."""
-        return {"Authorization": f"Bearer {self.key}"}
+        return {"Authorization": f"Bearer {self.key.text}"}
 
 
 @contextmanager
@@ -73,20 +73,20 @@ def filled_server(folder: Path, backbone: Path) -> Iterator[Target]:
     )
     key = _first_key(settings)
     with server_process(settings, with_worker=True) as server:
-        objects = _fill(server.url(), folder, key)
+        objects = _fill(server.url(), folder, key.text)
         server.process.terminate()
         server.process.wait(30)
     with server_process(settings) as server:
         yield Target(server.url(), objects, key)
 
 
-def _first_key(settings: Settings) -> str:
+def _first_key(settings: Settings) -> NewKey:
     """With a key from the start, requests that a fuzzer makes cannot close the service to it."""
     migrate(settings)
     engine = make_engine(settings)
     made = KeyStore(engine).create("fuzz", [Scope.ADMIN])
     engine.dispose()
-    return made.text
+    return made
 
 
 def _fill(url: str, folder: Path, key: str) -> dict[str, list[str]]:
@@ -134,7 +134,8 @@ def attack(target: Target, examples: int, seed: int) -> Seen:
                 **os.environ,
                 "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks",
                 OBJECTS: json.dumps(target.objects),
-                "SHARPZO_API_KEY": target.key,
+                OWN_KEY: f"{target.key.record.id} {target.key.record.prefix}",
+                "SHARPZO_API_KEY": target.key.text,
             },
             cwd=CONFIG.parents[2],
             capture_output=True,

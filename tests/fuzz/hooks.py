@@ -17,6 +17,9 @@ from tests.fuzz.readers import archives, pictures, prompt
 #: JSON: name of a path or body parameter -> values that exist.
 OBJECTS = "SHARPZO_FUZZ_OBJECTS"
 _CERTAIN = json.loads(os.environ.get(OBJECTS, "{}"))
+#: The id and the prefix of the key that all requests are sent with: it must not be revoked.
+OWN_KEY = "SHARPZO_FUZZ_OWN_KEY"
+_OWN_KEY = os.environ.get(OWN_KEY, "").split()
 _FILES = [*archives(), *pictures(), prompt().to_bytes()]
 
 _numbers = itertools.count()
@@ -36,6 +39,8 @@ def before_call(_: schemathesis.HookContext, case: schemathesis.Case, __: Any) -
     with suppress(KeyError, TypeError, ValueError):
         if 0 < float(case.headers["x-timeout-ms"]) < PATIENCE_MS:
             case.headers["x-timeout-ms"] = str(PATIENCE_MS)
+    if (case.path_parameters or {}).get("key_id") in _OWN_KEY:
+        case.path_parameters["key_id"] = _CERTAIN["key_id"][0]
     if case.meta is None or case.meta.generation.mode is not schemathesis.GenerationMode.POSITIVE:
         return
     if case.method.upper() != "DELETE":
