@@ -44,6 +44,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "images_left_out": ("warning", "images lie outside the folders of classes"),
     "unsupported_images": ("warning", "files look like images, but not JPEG, PNG or WebP"),
     "classnames_unused": ("warning", "`classnames.json` names folders that are not there"),
+    "unlike_published": ("warning", "a dataset of the catalogue has other sizes than published"),
     "several_split_files": ("warning", "there are several split files; the first one is read"),
 }
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from sharpzo_engine.errors import DatasetError
 from sharpzo_engine.findings import Finding, errors_among, finding
@@ -40,6 +40,7 @@ _OTHER_IMAGES = frozenset(
 _FORMS_EXPECTED = "give train/<class>/*.jpg, <class>/*.jpg, or a split_zhou_*.json"
 
 ReadText = Callable[[str], str]
+Part = Literal["all", "base", "new"]  #: of the classes
 
 
 class Form(StrEnum):
@@ -78,6 +79,29 @@ class Layout:
         """The images of all splits."""
         for split in SPLITS:
             yield from self.splits[split]
+
+
+def labels_of(classes: Part, count: int) -> range:
+    """The labels of a part of `count` classes: all, the first half (rounded up), or the rest."""
+    half = (count + 1) // 2
+    return {"all": range(count), "base": range(half), "new": range(half, count)}[classes]
+
+
+def part_of(layout: Layout, classes: Part) -> Layout:
+    """The layout of some classes alone, numbered from 0."""
+    labels = labels_of(classes, len(layout.class_names))
+    return replace(
+        layout,
+        class_names=layout.class_names[labels.start : labels.stop],
+        splits={
+            split: tuple(
+                Entry(entry.path, entry.label - labels.start)
+                for entry in entries
+                if entry.label in labels
+            )
+            for split, entries in layout.splits.items()
+        },
+    )
 
 
 def read_layout(paths: Iterable[str], read_text: ReadText, seed: int = 1) -> Layout:
@@ -290,7 +314,7 @@ def _from_folders(files: Sequence[str], names: Mapping[str, str], seed: int) -> 
     placed = [(PurePosixPath(f).parts, f) for f in files]
     if any(_split_name(p[0]) and is_image(f) for p, f in placed if len(p) > 2):
         found = _by_split(placed)
-        layout = _from_split_folders(found, names)
+        layout = from_split_folders(found, names)
         classes = [item for items in found.values() for item in items]
     else:
         classes = [(p[0], f) for p, f in placed if len(p) > 1 or f.endswith("/")]
@@ -316,11 +340,24 @@ def _by_split(
     return found
 
 
-def _from_split_folders(
-    found: Mapping[str, Sequence[tuple[str, str]]], names: Mapping[str, str]
+def from_split_folders(
+    found: Mapping[str, Sequence[tuple[str, str]]],
+    names: Mapping[str, str],
+    order: Sequence[str] = (),
 ) -> Layout:
+    """The layout of images whose split and folder are known.
+
+    Args:
+        found: split -> (folder of the class, file); what is no image only makes its class known.
+        names: folder -> class name.
+        order: folders in the order of their labels; others come behind, sorted.
+    """
     sources = [found["train"]] if found["train"] else [found[split] for split in SPLITS]
-    folders = sorted({folder for source in sources for folder, _ in source})
+    rank = {folder: place for place, folder in enumerate(order)}
+    folders = sorted(
+        {folder for source in sources for folder, _ in source},
+        key=lambda folder: (rank.get(folder, len(rank)), folder),
+    )
     index = {folder: label for label, folder in enumerate(folders)}
     return Layout(
         tuple(display_name(folder, names) for folder in folders),
