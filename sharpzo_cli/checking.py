@@ -199,6 +199,8 @@ def _size_lines(sizes: ImageSizes, total: int) -> Iterator[str]:
 
 
 def _spread(spread: Spread, show: Callable[[float], str]) -> str:
+    if spread.min == spread.max:
+        return f"{show(spread.min)} each"
     return f"{show(spread.min)} to {show(spread.max)}, median {show(spread.median)}"
 
 

@@ -476,10 +476,10 @@ def _unlike_published(known: KnownDataset, layout: Layout) -> Iterable[Finding]:
     sizes = tuple(len(layout.splits[split]) for split in SPLITS)
     if (len(layout.class_names), sizes) == (known.classes, known.sizes):
         return
-    published = f"{known.classes} classes and {_slashed(known.sizes)} images"
+    published = f"{known.classes:,} classes and {_slashed(known.sizes)} images"
     message = (
         f"{known.title} has {published} (train / val / test) where it was published, and "
-        f"{len(layout.class_names)} classes and {_slashed(sizes)} images here"
+        f"{len(layout.class_names):,} classes and {_slashed(sizes)} images here"
     )
     yield finding("unlike_published", message, "complete it before figures are compared")
 

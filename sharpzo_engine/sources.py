@@ -76,7 +76,8 @@ def _opened(
     read_by_name: Callable[[KnownDataset, Path], Layout],
     read_folder: Callable[[Path], Layout],
 ) -> Source:
-    path, known = Path(target), find(str(target))
+    path = Path(target)
+    known = find(str(target)) if len(path.parts) == 1 else None
     if root is None and path.is_dir():
         return Source(path.resolve().name, path, read_folder(path))
     if root is None and path.is_file() and is_split_file(path.name):
@@ -94,6 +95,10 @@ def _opened(
 
 def _unknown(target: str | Path, root: str | Path | None) -> DatasetError:
     names = ", ".join(known.key for known in CATALOGUE)
+    if root is None and Path(target).is_file():
+        return DatasetError(
+            f"{target} is a file, but no split_zhou_*.json (unpack an archive and give its folder)"
+        )
     if root is not None:
         return DatasetError(f"{target} is no dataset that is known by name (use one of: {names})")
     return DatasetError(
