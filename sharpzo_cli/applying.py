@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sharpzo_engine import Backbone, Dataset, Prediction, PromptClassifier, TunedPrompt
     from sharpzo_engine.evaluation_report import EvaluationReport
-    from sharpzo_engine.layout import Part
+    from sharpzo_engine.labelled import Part
 
     #: Key in the JSON -> per image its predictions, best first.
     Answers = Mapping[str, Sequence[Sequence[Prediction]]]

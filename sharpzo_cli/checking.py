@@ -16,7 +16,7 @@ from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import plain, print_json, writable
 from sharpzo_cli.subjects import Looked, Subject, look_into, open_subject
 from sharpzo_engine.contact_sheet import MAX_CLASSES, PER_CLASS, contact_sheet
-from sharpzo_engine.layout import SPLITS, Layout, Part, part_of
+from sharpzo_engine.labelled import SPLITS, Layout, Part, part_of
 from sharpzo_engine.preflight import MAX_NAME_TOKENS, Preflight, Spread, inspect
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ import typer
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import print_json, print_table, writable
 from sharpzo_engine.catalogue import CATALOGUE
-from sharpzo_engine.layout import SPLITS, is_split_file, usable
+from sharpzo_engine.file_names import is_split_file
+from sharpzo_engine.labelled import SPLITS
+from sharpzo_engine.layout import usable
 from sharpzo_engine.sources import ROOT_VARIABLE, open_unsplit
 from sharpzo_engine.split_file import Row, SplitFile, write_split_file
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sharpzo_engine.layout import Part
+from sharpzo_engine.labelled import Part
 
 DatasetName = Annotated[
     str,

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sharpzo_cli.errors import UsageProblem
+from sharpzo_engine.class_names import CLASS_NAMES_FILE
 from sharpzo_engine.contact_sheet import thumbnail
 from sharpzo_engine.errors import DatasetError, ImageError
-from sharpzo_engine.layout import CLASS_NAMES_FILE, Layout, is_split_file, survey_layout
+from sharpzo_engine.file_names import is_split_file
+from sharpzo_engine.layout import Layout, survey_layout
 from sharpzo_engine.preflight import ImageFacts, examine
 from sharpzo_engine.sources import open_source
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sharpzo_engine import Progress as EngineProgress
     from sharpzo_engine import StepRecord, TuneResult
-    from sharpzo_engine.layout import Part
+    from sharpzo_engine.labelled import Part
     from sharpzo_engine.progress import OnStep
 
 

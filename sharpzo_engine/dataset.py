@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sharpzo_engine.errors import DatasetError, TooFewImages
-from sharpzo_engine.layout import SPLITS, Part, labels_of, usable
+from sharpzo_engine.labelled import SPLITS, Part, labels_of
+from sharpzo_engine.layout import usable
 from sharpzo_engine.sources import open_source
 
 

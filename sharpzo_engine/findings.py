@@ -98,3 +98,9 @@ def finding(
 def errors_among(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Those that make a dataset unusable."""
     return tuple(item for item in findings if item.severity == "error")
+
+
+def said(error: Exception) -> tuple[str, str]:
+    """Message and mend of an error that ends in `(mend)`."""
+    message, _, mend = str(error).removesuffix(")").rpartition(" (")
+    return message, mend

@@ -19,7 +19,7 @@ from PIL import Image
 from sharpzo_engine.errors import ImageError
 from sharpzo_engine.findings import Finding, errors_among, finding
 from sharpzo_engine.images import MAX_IMAGE_PIXELS, decode_image
-from sharpzo_engine.layout import SPLITS, Entry, Form, Layout
+from sharpzo_engine.labelled import SPLITS, Entry, Form, Layout
 
 FORMAT = "sharpzo-preflight/1"
 USUAL_SHOTS = 16  # fewer training images of a class are worth a warning

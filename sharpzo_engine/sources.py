@@ -7,17 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sharpzo_engine.catalogue import CATALOGUE, KnownDataset, find, read_known, split_known
+from sharpzo_engine.catalogue import CATALOGUE, KnownDataset, find
 from sharpzo_engine.errors import DatasetError
+from sharpzo_engine.file_names import is_image, is_split_file
 from sharpzo_engine.folders import list_files, list_folder, read_text
-from sharpzo_engine.layout import (
-    Layout,
-    from_split_file,
-    is_image,
-    is_split_file,
-    survey_layout,
-    with_structure,
-)
+from sharpzo_engine.known import read_known, split_known
+from sharpzo_engine.layout import Layout, survey_layout, with_structure
+from sharpzo_engine.split_file import read_split
 
 ROOT_VARIABLE = "SHARPZO_DATASETS_ROOT"  # folder of the catalogue's datasets
 
@@ -109,7 +105,7 @@ def _unknown(target: str | Path, root: str | Path | None) -> DatasetError:
 
 def _of_split_file(path: Path) -> Layout:
     files = list_files(path.parent)
-    layout = from_split_file(read_text(path), files)
+    layout = read_split(path.name, lambda name: read_text(path.parent / name), files)
     return with_structure(layout, sum(map(is_image, files)))
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from sharpzo_engine.layout import Part
+    from sharpzo_engine.labelled import Part
 
 DOWNLOADS = 8  # at a time
 

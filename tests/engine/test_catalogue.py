@@ -11,11 +11,12 @@ import pytest
 
 from sharpzo_engine import PromptClassifier, TuningConfig, load_dataset, tune
 from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.catalogue import CATALOGUE, KnownDataset, find, read_known, split_known
+from sharpzo_engine.catalogue import CATALOGUE, KnownDataset, find
 from sharpzo_engine.config import PRESETS
 from sharpzo_engine.dataset import Dataset, Example, few_shot, select_classes
 from sharpzo_engine.errors import DatasetError, TooFewImages
-from sharpzo_engine.layout import SPLITS, Form
+from sharpzo_engine.known import read_known, split_known
+from sharpzo_engine.labelled import SPLITS, Form
 from sharpzo_engine.preflight import examine, inspect
 from sharpzo_engine.sources import ROOT_VARIABLE, open_source, open_unsplit
 from sharpzo_engine.split_file import Row, SplitFile, read_split_file, write_split_file

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from sharpzo_engine.catalogue import CATALOGUE, SPLIT_FILES_URL, VARIANTS, KnownDataset
+from sharpzo_engine.catalogue import CATALOGUE, SPLIT_FILES_URL, KnownDataset
 from sharpzo_engine.contact_sheet import MAX_CLASSES, PER_CLASS
 from sharpzo_engine.findings import CODES, EXAMPLES
-from sharpzo_engine.layout import Form, survey_layout
+from sharpzo_engine.known import VARIANTS
+from sharpzo_engine.labelled import Form
+from sharpzo_engine.layout import survey_layout
 from sharpzo_engine.preflight import FORMAT, LISTED_CLASSES, LISTED_UNREADABLE, inspect
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
