@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,10 +12,12 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from open_clip import IMAGENET_CLASSNAMES
 
 from sharpzo_engine import PromptClassifier, TuningConfig, load_dataset, tune
 from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.catalogue import CATALOGUE, KnownDataset, find
+from sharpzo_engine.class_names import judge_names
 from sharpzo_engine.config import PRESETS
 from sharpzo_engine.dataset import Dataset, Example, few_shot, select_classes
 from sharpzo_engine.errors import DatasetError, TooFewImages
@@ -196,6 +199,17 @@ def test_published_sizes_raise_no_doubt(root: Path) -> None:
     (found,) = (item for item in layout.findings if item.code == "unlike_published")
     assert "13,500 / 5,400 / 8,100" in found.message
     assert "40 / 20 / 20" in found.message
+
+
+def test_clips_names_of_imagenet_differ_once_two_are_renamed() -> None:
+    """CLIP's list of names is open_clip's too; its places are those of the sorted synsets."""
+    names = list(IMAGENET_CLASSNAMES)
+    twice = {
+        n: [i for i, m in enumerate(names) if m == n] for n, c in Counter(names).items() if c > 1
+    }
+    assert twice == {"missile": [657, 744], "sunglasses": [836, 837]}
+    names[744], names[836] = entry("imagenet").renamed.values()
+    assert list(judge_names(names)) == []
 
 
 # --- where they are looked for
