@@ -78,7 +78,7 @@ def _read_split_file(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
         if _has_class_folders(known, folder):
             mend += (
                 f"; or make one of the class folders with `sharpzo datasets split {known.key} "
-                f"--root {folder.parent}`, whose results compare with nobody's"
+                f"--root {folder.parent}`, which is not the published one"
             )
         raise _missing(known, split_file, "the split file", mend)
     files, prefix = _below(folder, known.images)
