@@ -79,7 +79,7 @@ def test_the_check_in_python_runs_as_it_stands(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (code,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "examine" in b)
+    (code,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "examine" in b)
     (tmp_path / "photos").symlink_to(pictures)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
