@@ -115,7 +115,7 @@ def test_no_process_unpickles_what_others_wrote(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(trap), str(ROOT)]))
     with filled_server(tmp_path, small_backbone) as (url, objects):
         address = f"{url}/v1/prompts/{objects['prompt_id'][0]}/classify"
-        answer = httpx2.post(address, files={"images": ("a.png", png())})
+        answer = httpx2.post(address, files={"images": ("a.png", png())}, timeout=60)
         assert answer.status_code == 200, answer.text
     lines = [line.split(" ", 2) for line in log.read_text().splitlines()]
     armed = {pid for pid, what, _ in lines if what == "armed"}
