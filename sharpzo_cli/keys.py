@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sharpzo_cli.errors import UsageProblem
+from sharpzo_cli.options import Json
 from sharpzo_cli.output import print_json
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ _DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 _HEADER = ("prefix", "tenant", "scopes", "state", "last used", "name")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of everything the service keeps.")
 ]

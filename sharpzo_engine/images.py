@@ -28,6 +28,8 @@ _DECODE_ERRORS = (
 def decode_image(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Decode JPEG, PNG or WebP bytes to an upright RGB image (the first frame of an animation).
 
+    The image's `format` says which of the three it was.
+
     Raises:
         ImageError: code `image_format_not_allowed`, `image_too_large` or `image_undecodable`.
     """
@@ -35,7 +37,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise _too_large(max_pixels)
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(ImageOps.exif_transpose(image), image.format)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(max_pixels) from None
     except UnidentifiedImageError:
@@ -44,7 +46,13 @@ def decode_image(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image
         raise ImageError("the image is damaged or incomplete (save it again)") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
+    rgb = _without_alpha(image)
+    rgb.format = kind  # which Pillow forgets when it converts
+    return rgb
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGB", rgba.size, "white")

@@ -80,6 +80,7 @@ def test_the_same_request_is_answered_as_the_first_time(
     assert send("other").json()["id"] != first.json()["id"]
 
 
+@pytest.mark.bad_input("P10")
 def test_a_key_belongs_to_one_endpoint(client: TestClient) -> None:
     send_job, _ = sender(client, "job")
     send_prompt, _ = sender(client, "prompt")
@@ -103,6 +104,7 @@ def test_an_import_is_fetched_once(
 
 
 @pytest.mark.parametrize("kind", ["job", "dataset", "prompt"])
+@pytest.mark.bad_input("P10")
 def test_a_key_whose_request_is_under_way_is_busy(
     client: TestClient, services: Services, kind: str
 ) -> None:
