@@ -1,0 +1,25 @@
+"""One file of an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+CHUNK = 256 << 10  # bytes of a member in memory at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file of an archive; it can be read once, until the walk moves on."""
+
+    path: str
+    chunks: Callable[[], Iterator[bytes]]
+    """Its bytes, at most `CHUNK` at a time.
+
+    Raises:
+        ArchiveError: it is damaged, or larger than allowed.
+    """
+
+    def read(self) -> bytes:
+        """All its bytes; for files that must be small."""
+        return b"".join(self.chunks())
