@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +56,7 @@ def load_dataset(
     root = Path(path)
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder (give the folder that holds the classes)")
-    files = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
+    files = list_folder(root)
     layout = read_layout(files, lambda f: (root / f).read_text(encoding="utf-8"), seed)
     train, val, test = (
         tuple(Example(root / entry.path, entry.label) for entry in layout.splits[split])
@@ -63,6 +64,25 @@ def load_dataset(
     )
     dataset = Dataset(name or root.resolve().name, layout.class_names, train, val, test)
     return dataset if shots is None else few_shot(dataset, shots, seed)
+
+
+def list_folder(root: Path) -> list[str]:
+    """The files below a folder, and its folders with a slash at their end; links are followed.
+
+    Posix paths, relative to the folder.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link back
+            folders.clear()
+            continue
+        seen.add(real)
+        below = Path(place).relative_to(root)
+        found += [f"{(below / name).as_posix()}/" for name in folders]
+        found += [(below / name).as_posix() for name in files]
+    return found
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:

@@ -45,11 +45,14 @@ class Inspection:
 def decode_image(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Decode JPEG, PNG or WebP bytes to an upright RGB image (the first frame of an animation).
 
+    The image's `format` says which of the three it was.
+
     Raises:
         ImageError: code `image_format_not_allowed`, `image_too_large` or `image_undecodable`.
     """
     with _translated(data, max_pixels):
-        return _to_rgb(ImageOps.exif_transpose(_open(data, max_pixels)))
+        image = _open(data, max_pixels)
+        return _to_rgb(ImageOps.exif_transpose(image), image.format)
 
 
 def inspect_image(
@@ -75,7 +78,7 @@ def inspect_image(
         orientation = image.getexif().get(_ORIENTATION)
         # Without need it would make a copy.
         upright = ImageOps.exif_transpose(image) if orientation in _UPRIGHT else image
-        small = _to_rgb(upright)
+        small = _without_alpha(upright)
         if thumbnail:
             small.thumbnail((thumbnail, thumbnail))
         width, height = reversed(size) if orientation in _TURNED else size
@@ -102,7 +105,13 @@ def _translated(data: bytes, max_pixels: int) -> Iterator[None]:
         raise ImageError("the image is damaged or incomplete (save it again)") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
+    rgb = _without_alpha(image)
+    rgb.format = kind  # which Pillow forgets when it converts
+    return rgb
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGB", rgba.size, "white")

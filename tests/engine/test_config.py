@@ -120,6 +120,7 @@ def test_torch_free_modules_load_no_torch() -> None:
     code = (
         "import sys, sharpzo_engine.config, sharpzo_engine.errors, sharpzo_engine.layout, "
         "sharpzo_engine.images, sharpzo_engine.dataset, sharpzo_engine.artifact, "
+        "sharpzo_engine.preflight, sharpzo_engine.contact_sheet, "
         "sharpzo_engine.export; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -71,9 +71,9 @@ def test_coop_split_files_are_read() -> None:
     assert layout.splits["test"][0].path == "root/images/a/2.jpg"
 
 
-def test_litter_is_ignored_and_other_files_are_counted() -> None:
+def test_litter_and_other_files_are_skipped_and_counted() -> None:
     litter = ["__MACOSX/train/cat/._1.jpg", "train/cat/.DS_Store", "train/Thumbs.db"]
-    assert layout_of([*SPLIT_FOLDERS, *litter, "train/readme.txt"]).skipped == 1
+    assert layout_of([*SPLIT_FOLDERS, *litter, "train/readme.txt"]).skipped == 4
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_classes_alone_are_split_and_display_names_used(client: TestClient) -> N
     dataset = settle(client, upload(client, zip_of(members)).json()["id"])
     assert dataset["classes"] == ["tabby cat", "c1"]
     assert dataset["splits"] == {"train": 12, "val": 4, "test": 4}
-    assert dataset["report"]["skipped"] == 1
+    assert dataset["report"]["skipped"] == 2
 
 
 def test_duplicates_across_splits_are_reported(client: TestClient) -> None:
