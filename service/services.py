@@ -20,6 +20,7 @@ from sharpzo_core.dataset_leases import DatasetLeases
 from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.db import make_engine
 from sharpzo_core.idempotency import IdempotencyStore
+from sharpzo_core.image_store import ImageStore
 from sharpzo_core.job_store import JobStore
 from sharpzo_core.migrations import migrate
 from sharpzo_core.prompt_store import PromptStore
@@ -49,6 +50,7 @@ class Services:
     aliases: AliasStore
     workers: WorkerStore
     artifacts: ArtifactStore
+    images: ImageStore
     queue: JobQueue
     broker: BrokerProbe
     ringer: ThreadPoolExecutor  #: Rings off the request, so that a dead broker delays nobody
@@ -84,6 +86,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
     migrate(settings)
     database = make_engine(settings)
     datasets, artifacts = DatasetStore(database), ArtifactStore(settings.artifacts)
+    images = ImageStore(database, artifacts)
     patience = STRAY_LEASES * settings.lease_seconds
     uploads = Uploads(settings.data_dir / "uploads", settings.max_upload_bytes, patience)
     owner = f"{uuid.uuid4().hex}@{socket.gethostname()}"
@@ -100,6 +103,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
         aliases=AliasStore(database),
         workers=WorkerStore(database),
         artifacts=artifacts,
+        images=images,
         queue=job_queue,
         broker=BrokerProbe(settings, job_queue),
         ringer=ThreadPoolExecutor(1, thread_name_prefix="ring"),
@@ -108,6 +112,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
             datasets=datasets,
             leases=leases,
             artifacts=artifacts,
+            images=images,
             uploads=uploads,
             settings=settings,
         ),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import re
 import shutil
+import tempfile
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,15 +21,55 @@ from sharpzo_engine.files import (
     LEFTOVER_SECONDS,
     remove_leftovers,
     replacing,
+    sync_path,
     sync_tree,
     write_atomically,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Draft:
+    """A file that is written bit by bit and has no key yet; one that nobody keeps is discarded."""
+
+    def __init__(self, folder: Path) -> None:
+        # Named like the files of killed writers, so that it is removed like them.
+        descriptor, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        self._stream = os.fdopen(descriptor, "wb", buffering=0)
+        self._hash = hashlib.sha256()
+        self.path = Path(name)
+        self.size = 0  #: Bytes written so far
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Append.
+
+        Raises:
+            StorageFull, StorageUnavailable: the disk did not take it.
+        """
+        self._hash.update(data)
+        self.size += len(data)
+        with _translated(self.path.name):
+            view = memoryview(data)
+            while view:
+                view = view[self._stream.write(view) :]
+
+    def close(self) -> None:
+        """Write no more."""
+        self._stream.close()
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self.close()
+        self.path.unlink(missing_ok=True)
 
 
 class ArtifactStore:
@@ -66,6 +109,58 @@ class ArtifactStore:
         if self._local:
             with _translated(prefix):
                 sync_tree(Path(path))
+
+    def draft(self, prefix: str, scratch: Path) -> Draft:
+        """A new file to be kept under a key below `prefix`.
+
+        A remote store takes files as a whole; drafts for it lie in the folder `scratch` meanwhile.
+
+        Raises:
+            StorageFull, StorageUnavailable: there can be none.
+        """
+        folder = Path(self._path(prefix)) if self._local else scratch
+        with _translated(prefix):
+            folder.mkdir(parents=True, exist_ok=True)
+            return Draft(folder)
+
+    def keep(self, draft: Draft, key: str) -> None:
+        """Give the draft its key, unless a file of this key and size is there; it is gone then.
+
+        For keys that name the content: files under one key are equal. It does not survive a loss of
+        power before `sync_files`.
+
+        Raises:
+            StorageFull, StorageUnavailable: the store did not take it.
+        """
+        path = self._path(key)
+        draft.close()
+        with _translated(key):
+            if self._size(path) == draft.size:
+                draft.discard()
+            elif self._local:
+                Path(path).parent.mkdir(exist_ok=True)
+                draft.path.replace(path)
+            else:
+                self._fs.put_file(str(draft.path), path)
+                draft.discard()
+
+    def sync_files(self, keys: Iterable[str]) -> None:
+        """Make these files and their names survive a loss of power.
+
+        Raises:
+            StorageUnavailable: the store could not.
+        """
+        if self._local:
+            paths = [Path(self._path(key)) for key in keys]
+            with _translated("files"):
+                for path in (*paths, *{path.parent for path in paths}):
+                    sync_path(path)
+
+    def _size(self, path: str) -> int | None:
+        try:
+            return Path(path).stat().st_size if self._local else int(self._fs.size(path))
+        except FileNotFoundError:
+            return None
 
     def put_file(self, key: str, source: Path) -> None:
         """Store a copy of a local file, as atomically as `put_bytes`.
@@ -163,6 +258,11 @@ class ArtifactStore:
         if not written:
             raise NotFound("artifact", key)
         return (datetime.now(UTC) - max(written)).total_seconds()
+
+    @property
+    def local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return self._local
 
     def local_path(self, key: str) -> Path | None:
         """The file itself, where the store is a local folder; else None."""

@@ -11,6 +11,7 @@ from sharpzo_core.datasets import DatasetRecord, DatasetStatus
 from sharpzo_core.db import reading, record, writing
 from sharpzo_core.errors import LeaseLost, NotFound, StateConflict
 from sharpzo_core.ids import Prefix, is_id, new_id
+from sharpzo_core.image_store import release
 from sharpzo_core.jobs import TERMINAL
 from sharpzo_core.listing import Listing, newest_first
 from sharpzo_core.tables import datasets, jobs
@@ -78,6 +79,7 @@ class DatasetStore:
         sha256: str,
         report: Mapping[str, Any] | None = None,
         owner: str | None = None,
+        shares_images: bool = False,
     ) -> DatasetRecord:
         """The dataset may be used; `counts` is split -> class name -> images.
 
@@ -93,6 +95,7 @@ class DatasetStore:
             counts={split: dict(images) for split, images in counts.items()},
             sha256=sha256,
             report=None if report is None else dict(report),
+            shares_images=shares_images,
         )
 
     def mark_failed(
@@ -103,7 +106,7 @@ class DatasetStore:
         report: Mapping[str, Any] | None = None,
         owner: str | None = None,
     ) -> DatasetRecord:
-        """The dataset cannot be used.
+        """The dataset cannot be used, and holds no images.
 
         Raises:
             NotFound: it was deleted.
@@ -139,10 +142,14 @@ class DatasetStore:
                 if status is DatasetStatus.PROCESSING:
                     raise LeaseLost("another process unpacks the dataset now")
                 raise StateConflict(f"the dataset is {status}, no longer processing")
+            if row.status == DatasetStatus.FAILED:
+                release(connection, dataset_id, self._clock)
             return _read(row)
 
     def delete(self, dataset_id: str) -> None:
-        """Forget the dataset. Finished jobs keep its id; its files are the caller's to remove.
+        """Forget the dataset, and what it holds of its tenant's images.
+
+        Finished jobs keep its id; its own files are the caller's to remove.
 
         Raises:
             NotFound: there is none with this id.
@@ -155,6 +162,7 @@ class DatasetStore:
             )
             if connection.execute(used.limit(1)).first() is not None:
                 raise StateConflict("a job that is not finished uses this dataset")
+            release(connection, dataset_id, self._clock)
             connection.execute(sa.delete(datasets).where(datasets.c.id == dataset_id))
 
     def processing_ids(self) -> set[str]:

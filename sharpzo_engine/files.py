@@ -47,7 +47,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
                 os.fsync(stream.fileno())
         temporary.replace(path)
         if sync:
-            _sync(path.parent)
+            sync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,8 +60,8 @@ def sync_tree(folder: Path) -> None:
     """
     for root, _, files in os.walk(folder):
         for name in files:
-            _sync(Path(root, name))
-        _sync(Path(root))
+            sync_path(Path(root, name))
+        sync_path(Path(root))
 
 
 def remove_leftovers(folder: Path, older_than: float = LEFTOVER_SECONDS) -> int:
@@ -88,10 +88,15 @@ def _make_folder(folder: Path) -> None:
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
-        _sync(place.parent)
+        sync_path(place.parent)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Make one file, or the names in one folder, survive a loss of power.
+
+    Raises:
+        OSError: they may not.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

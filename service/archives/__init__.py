@@ -81,6 +81,8 @@ def walk(
     kind: ArchiveKind,
     limits: Limits | None = None,
     tick: Callable[[], object] | None = None,
+    *,
+    folders: bool = False,
 ) -> Iterator[Member]:
     """Yield the regular files of an archive in order.
 
@@ -89,6 +91,7 @@ def walk(
         kind: What it is.
         limits: Bounds on what it may unpack to.
         tick: Called every few milliseconds; what it raises ends the walk.
+        folders: Whether to yield folders, too.
 
     Raises:
         ArchiveError: an unsafe member, a damaged archive, or more than `limits` allow.
@@ -96,7 +99,8 @@ def walk(
     account = Account(limits or Limits(), path.stat().st_size)
     if tick is not None:
         account.tick = tick
-    return _WALKS[kind](path, account)
+    members = _WALKS[kind](path, account)
+    return (member for member in members if folders or not member.folder)
 
 
 def check(path: Path, seconds: float = CHECK_SECONDS) -> None:

@@ -10,7 +10,9 @@ MAX_PATH = 1024  # characters
 MAX_COMPONENT = 255  # bytes
 MAX_DEPTH = 32  # folders within one another
 
-_BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_BIDI_CONTROLS = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 
 

@@ -10,12 +10,11 @@ import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from service.archives.limits import Account, corrupt, unsafe_entry
-from service.archives.member import CHUNK, Member
+from service.archives.member import CHUNK, Member, folder
 from service.archives.names import unsafe_path
 
 BLOCK = 512  # bytes
@@ -52,10 +51,10 @@ def walk_tar_gz(path: Path, account: Account) -> Iterator[Member]:
 
 def is_header(block: bytes) -> bool:
     """Whether a tar archive may begin like this."""
+    if block == _EMPTY:
+        return True  # an empty archive
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.EOFHeaderError:
-        return True  # an empty archive
     except tarfile.HeaderError:
         return False
     return True
@@ -163,14 +162,14 @@ class _Unpacked:
 
 def _members(stream: _Stream, account: Account) -> Iterator[Member]:
     while (header := _next_header(stream, account)) is not None:
-        folder = header.isdir()
-        name = account.admit(header.name, folder=folder)
+        name = account.admit(header.name, folder=header.isdir())
         _check_entry(header, name)
-        if folder:
+        if header.isdir():
+            yield folder(name)
             continue
         account.check_member(header.size)
         content = _Content(stream, header.size)
-        yield Member(name, partial(content.chunks))
+        yield Member(name, content.chunks)
         content.skip()
     stream.finish()
 

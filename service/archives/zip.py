@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from service.archives.limits import Account, corrupt, encrypted, unsafe_entry, unsupported
-from service.archives.member import CHUNK, Member
+from service.archives.member import CHUNK, Member, folder
 from service.archives.names import unsafe_path
 from service.errors import ArchiveError
 
@@ -80,8 +80,7 @@ def walk_zip(path: Path, account: Account) -> Iterator[Member]:
         for entry in _entries(directory, end):
             name = account.admit(_decode(entry), folder=entry.folder)
             _check_entry(entry, name)
-            if not entry.folder:
-                yield Member(name, partial(_chunks, file, entry, account))
+            yield folder(name) if entry.folder else _member(name, file, entry, account)
 
 
 def _find_end(file: BinaryIO, size: int) -> _End:
@@ -241,6 +240,10 @@ def _check_entry(entry: _Entry, name: str) -> None:
         raise corrupt()
 
 
+def _member(name: str, file: BinaryIO, entry: _Entry, account: Account) -> Member:
+    return Member(name, partial(_chunks, file, entry, account))
+
+
 def _chunks(file: BinaryIO, entry: _Entry, account: Account) -> Iterator[bytes]:
     """The member's bytes; its size and checksum must be those of the central directory."""
     _seek_to_data(file, entry)
@@ -286,12 +289,12 @@ def _inflated(packed: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in packed:
             if inflater.eof:
                 raise corrupt()
-            full = True
-            while full or chunk:
-                part = inflater.decompress(chunk, CHUNK)
+            left, part = chunk, b""
+            # A full part may not be all that this much input gives.
+            while left or len(part) == CHUNK:
+                part = inflater.decompress(left, CHUNK)
+                left = inflater.unconsumed_tail
                 yield part
-                # A full part may not be all that this much input gives.
-                chunk, full = inflater.unconsumed_tail, len(part) == CHUNK
     except zlib.error:
         raise corrupt() from None
     if not inflater.eof or inflater.unused_data:

@@ -1,6 +1,7 @@
 """A child process: bytes of images in, what they are out.
 
-    python -m service.decoding.child MAX_PIXELS MAX_BYTES SECONDS MEMORY
+Its arguments are numbers: pixels that an image may have, bytes of its file, seconds, and bytes of
+memory.
 """
 
 from __future__ import annotations

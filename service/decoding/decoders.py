@@ -38,7 +38,7 @@ _CODES = frozenset({"image_undecodable", "image_too_large", "image_format_not_al
 _MAX_MESSAGE = 200  # characters
 
 
-class DecodingLost(CoreError):
+class DecodingLost(CoreError):  # noqa: N818 - named for the fact
     """The images of this archive end one decoding process after the other (remove the bad ones)."""
 
     status = 422
@@ -139,7 +139,7 @@ class _Child:
     def __init__(self, rules: DecodeRules) -> None:
         self._rules = rules
         arguments = (rules.max_pixels, rules.max_bytes, round(rules.seconds + 0.5), rules.memory)
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - our own code
             # Of the environment it gets the way to the code, and no secrets.
             [sys.executable, "-P", "-m", "service.decoding.child", *map(str, arguments)],
             env=_environment(),

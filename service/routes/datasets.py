@@ -1,7 +1,6 @@
 """Datasets: archives in, checked images out."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -95,7 +94,7 @@ async def _take_in(
         if attempt.replay(received.meaning):
             services.uploads.discard(dataset_id)
         else:
-            await run_in_threadpool(_check_archive, services.uploads.path(dataset_id))
+            await run_in_threadpool(archives.check, services.uploads.path(dataset_id))
     except BaseException:  # also when the client goes away in the middle
         services.uploads.discard(dataset_id)
         raise
@@ -146,11 +145,6 @@ async def _import(
     return received
 
 
-def _check_archive(path: Path) -> None:
-    """The checks that need no unpacking."""
-    archives.check_not_empty(path, archives.sniff(path))
-
-
 def _store(
     services: Services,
     dataset_id: str,
@@ -197,4 +191,5 @@ def delete_dataset(dataset_id: str, services: ServicesDep) -> Response:
     services.datasets.delete(dataset_id)
     services.uploads.discard(dataset_id)
     services.artifacts.delete_prefix(dataset_prefix(dataset_id))
+    services.images.sweep()
     return Response(status_code=204)
