@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from service import error_handlers, openapi
+from service.access import authorize
+from service.gate import Gate
 from service.inference.pins import keeping_pins
 from service.metrics import Metrics
 from service.middleware import RequestLayer
@@ -54,6 +56,8 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        dependencies=[Depends(authorize)],
     )
     for module in (
         datasets,
@@ -67,6 +71,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         health,
     ):
         app.include_router(module.router)
+    app.add_middleware(Gate, settings=settings)
     app.add_middleware(RequestLayer, metrics=metrics, idle_seconds=settings.upload_idle_seconds)
     error_handlers.install(app)
     openapi.install(app)

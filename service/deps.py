@@ -7,8 +7,9 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
 
+from service.callers import Caller, caller_of
 from service.inference.host import InferenceHost
-from service.services import Services
+from service.services import Services, TenantServices
 from sharpzo_core.alias_store import AliasStore
 from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.errors import ValidationFailed
@@ -20,12 +21,25 @@ MAX_CURSOR = 100  # characters
 MAX_SEQ = 2**62
 
 
-async def _services(request: Request) -> Services:
+async def process(request: Request) -> Services:
+    """Everything that the process holds, of all tenants; for its own health and figures alone."""
     services: Services = request.app.state.services
     return services
 
 
-ServicesDep = Annotated[Services, Depends(_services)]
+async def _caller(request: Request) -> Caller:
+    return caller_of(request.scope)
+
+
+ProcessDep = Annotated[Services, Depends(process)]
+CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+async def _services(services: ProcessDep, caller: CallerDep) -> TenantServices:
+    return services.of(caller)
+
+
+ServicesDep = Annotated[TenantServices, Depends(_services)]
 
 
 async def _settings(services: ServicesDep) -> Settings:

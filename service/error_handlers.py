@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from service.errors import RequestTimeout
+from service.errors import RateLimited, RequestTimeout
 from service.problems import problem
 from service.strict_json import json_pointer
-from sharpzo_core.errors import CoreError, ValidationFailed
+from sharpzo_core.errors import AuthInvalid, AuthRequired, CoreError, ValidationFailed
 from sharpzo_engine.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -24,14 +24,15 @@ _MAX_FAULTS = 50  # told of one request
 
 def install(app: FastAPI) -> None:
     """Register the handlers."""
-    app.add_exception_handler(CoreError, _core_error)
+    app.add_exception_handler(CoreError, answer)
     app.add_exception_handler(EngineError, _engine_error)
     app.add_exception_handler(RequestValidationError, _request_invalid)
     # Starlette's class, not FastAPI's: unknown routes and wrong methods raise that one.
     app.add_exception_handler(HTTPException, _http_error)
 
 
-def _core_error(request: Request, error: Exception) -> Response:
+def answer(request: Request, error: Exception) -> Response:
+    """What a request gets that met one of our errors."""
     assert isinstance(error, CoreError)  # noqa: S101 - how the handler is registered
     return problem(
         request.scope,
@@ -48,6 +49,10 @@ def _headers(error: CoreError) -> dict[str, str]:
     headers = {}
     if retry_after := getattr(error, "retry_after", None):
         headers["Retry-After"] = str(retry_after)
+    if isinstance(error, AuthRequired | AuthInvalid):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RateLimited):
+        headers |= error.headers
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"  # the rest of the body is not waited for
     return headers
@@ -56,7 +61,7 @@ def _headers(error: CoreError) -> dict[str, str]:
 def _engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)  # noqa: S101 - how the handler is registered
     if isinstance(error, ConfigError):
-        return _core_error(request, ValidationFailed(config_faults(error)))
+        return answer(request, ValidationFailed(config_faults(error)))
     return problem(request.scope, _INVALID, code=error.code, detail=str(error))
 
 
@@ -71,7 +76,7 @@ def config_faults(error: ConfigError) -> list[tuple[str, str]]:
 def _request_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - how the handler is registered
     faults = [_fault(item) for item in error.errors()]
-    return _core_error(request, ValidationFailed(faults))
+    return answer(request, ValidationFailed(faults))
 
 
 def _fault(item: dict[str, Any]) -> tuple[str, str]:

@@ -4,6 +4,8 @@
 CoreError
  ├── MalformedJson         400  the body is not strict JSON
  ├── MalformedMultipart    400  the multipart framing is broken
+ ├── HostNotAllowed        400  the request calls the service by another name
+ ├── OriginNotAllowed      403  another site's page sends the request
  ├── ForbiddenLocation     403  a dataset URI outside what the operator allows
  ├── ReportMissing         404  the job has no report, or not yet
  ├── ResultsMissing        404  the job is of a kind that has no results
@@ -12,6 +14,7 @@ CoreError
  ├── NoZeroShot            409  a prompt's hand-written words cannot be encoded
  ├── TooManyFiles          413  more files than one request may carry
  ├── ArchiveError     413, 422  an archive that is damaged, unsafe or too large
+ ├── RateLimited           429  too many requests with this key, or wrong keys from this address
  ├── Busy                  429  the classification queue is full
  ├── Unavailable           503  a prompt's artifact or its backbone cannot be loaded
  ├── NotReady              503  something that serving needs is missing
@@ -20,7 +23,12 @@ CoreError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sharpzo_core.errors import CoreError, PayloadTooLarge
+
+if TYPE_CHECKING:
+    from service.rates import Allowance
 
 
 class MalformedJson(CoreError):
@@ -37,6 +45,22 @@ class MalformedMultipart(CoreError):
     status = 400
     code = "malformed_multipart"
     title = "Malformed multipart body"
+
+
+class HostNotAllowed(CoreError):
+    """The service has no such name (the operator sets SHARPZO_ALLOWED_HOSTS)."""
+
+    status = 400
+    code = "host_not_allowed"
+    title = "Host not allowed"
+
+
+class OriginNotAllowed(CoreError):
+    """A page of another site may not change anything here (the operator can require API keys)."""
+
+    status = 403
+    code = "origin_not_allowed"
+    title = "Origin not allowed"
 
 
 class ForbiddenLocation(CoreError):
@@ -111,6 +135,19 @@ class ArchiveError(CoreError):
         self.code = code
         if code == "archive_bomb":
             self.status = PayloadTooLarge.status
+
+
+class RateLimited(CoreError):
+    """There were too many requests."""
+
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests"
+
+    def __init__(self, detail: str, left: Allowance) -> None:
+        super().__init__(detail)
+        self.retry_after = left.reset  # seconds
+        self.headers = left.headers
 
 
 class Busy(CoreError):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
+from copy import copy
+from typing import TYPE_CHECKING, Annotated, Generic, Self, TypeVar
 
 import anyio
 from fastapi import Header, Response
@@ -126,6 +127,12 @@ class Idempotency:
             Periodic("idempotency renewal", RESERVED_SECONDS / 3, self._renew),
             Periodic("idempotency cleanup", _CLEANUP_SECONDS, store.forget_expired),
         )
+
+    def of(self, tenant: str) -> Self:
+        """The same keeper for the keys of one tenant."""
+        bound = copy(self)
+        bound._store = self._store.of(tenant)  # noqa: SLF001 - a copy of our own
+        return bound
 
     def start(self) -> None:
         """Begin to renew and to clean up."""

@@ -17,7 +17,7 @@ from sharpzo_core.errors import StorageUnavailable, ValidationFailed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from service.services import Services
+    from service.services import TenantServices
 
 _CHUNK = 1 << 20
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -26,7 +26,7 @@ _FILE = "file://"
 _DECEIVING = ("..", "%", "?", "#", "\\", "@", "::")
 
 
-def fetch(services: Services, uri: str, dataset_id: str) -> None:
+def fetch(services: TenantServices, uri: str, dataset_id: str) -> None:
     """Copy the archive at `uri` to the dataset's upload file.
 
     Raises:

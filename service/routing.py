@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from service.access import authorize
 from service.strict_json import json_pointer, loads
 from sharpzo_core.errors import UnsupportedMedia, ValidationFailed
 
@@ -33,15 +34,19 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """Parses a JSON body by `strict_json.loads`, whose errors reach the handlers unchanged."""
+    """Asks for the caller's scope before it reads anything, and parses a JSON body strictly.
+
+    The errors of `strict_json.loads` reach the handlers unchanged.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap the framework's handler if the route takes a body."""
+        """Wrap the framework's handler: rights come first, then the body if there is one."""
         handle = super().get_route_handler()
-        if self.body_field is None:
-            return handle
 
         async def strict(request: Request) -> Response:
+            await authorize(request)
+            if self.body_field is None:
+                return await handle(request)
             parsing = StrictRequest(request.scope, request.receive)
             parsing.parsed = await read_json(parsing)
             return await handle(parsing)

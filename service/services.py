@@ -13,6 +13,8 @@ from service.broker_probe import BrokerProbe
 from service.idempotency import Idempotency
 from service.inference.host import InferenceHost
 from service.ingest import Ingest
+from service.keyring import Keyring
+from service.rates import RateLimits
 from service.uploads import Uploads
 from sharpzo_core.alias_store import AliasStore
 from sharpzo_core.artifact_store import ArtifactStore
@@ -22,14 +24,19 @@ from sharpzo_core.db import make_engine
 from sharpzo_core.idempotency import IdempotencyStore
 from sharpzo_core.image_store import ImageStore
 from sharpzo_core.job_store import JobStore
+from sharpzo_core.key_store import KeyStore
 from sharpzo_core.migrations import migrate
 from sharpzo_core.prompt_store import PromptStore
 from sharpzo_core.queue import JobQueue, make_celery
+from sharpzo_core.quotas import Quotas, UsageStore
 from sharpzo_core.worker_store import WorkerStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import sqlalchemy as sa
 
+    from service.callers import Caller
     from service.metrics import Metrics
     from sharpzo_core.settings import Settings
 
@@ -48,6 +55,10 @@ class Services:
     dataset_leases: DatasetLeases
     prompts: PromptStore
     aliases: AliasStore
+    keys: KeyStore
+    usage: UsageStore
+    keyring: Keyring
+    rates: RateLimits
     workers: WorkerStore
     artifacts: ArtifactStore
     images: ImageStore
@@ -64,16 +75,63 @@ class Services:
         """Tell a worker that a job waits, some time soon; workers look by themselves as well."""
         self.ringer.submit(self.queue.ring, job_id)
 
+    def of(self, caller: Caller) -> TenantServices:
+        """What a request of this caller may use."""
+        return TenantServices(
+            caller=caller,
+            settings=self.settings,
+            jobs=self.jobs.of(caller.tenant),
+            datasets=self.datasets.of(caller.tenant),
+            prompts=self.prompts.of(caller.tenant),
+            aliases=self.aliases.of(caller.tenant),
+            idempotency=self.idempotency.of(caller.tenant),
+            keys=self.keys.of(caller.tenant),
+            usage=self.usage.of(caller.tenant),
+            dataset_leases=self.dataset_leases,
+            artifacts=self.artifacts,
+            uploads=self.uploads,
+            ingest=self.ingest,
+            inference=self.inference,
+            stopping=self.stopping,
+            ring=self.ring,
+        )
+
     def close(self) -> None:
         """Stop every thread and close every connection."""
         self.stopping.set()
         self.ringer.shutdown(wait=True, cancel_futures=True)
         self.ingest.close()
         self.idempotency.close()
+        self.keyring.close()
         self.inference.close()
         self.broker.close()
         self.queue.close()
         self.database.dispose()
+
+
+@dataclass(frozen=True)
+class TenantServices:
+    """What a request may use: stores that see its tenant alone, and what is nobody's.
+
+    Files have no tenant: their names are ids, and ids come from these stores.
+    """
+
+    caller: Caller
+    settings: Settings
+    jobs: JobStore
+    datasets: DatasetStore
+    prompts: PromptStore
+    aliases: AliasStore
+    idempotency: Idempotency
+    keys: KeyStore
+    usage: UsageStore
+    dataset_leases: DatasetLeases
+    artifacts: ArtifactStore
+    uploads: Uploads
+    ingest: Ingest
+    inference: InferenceHost
+    stopping: threading.Event
+    ring: Callable[[str], None]
 
 
 def open_services(settings: Settings, metrics: Metrics) -> Services:
@@ -85,7 +143,9 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings)
     database = make_engine(settings)
-    datasets, artifacts = DatasetStore(database), ArtifactStore(settings.artifacts)
+    quotas = Quotas.of(settings)
+    datasets = DatasetStore(database, quotas=quotas)
+    artifacts = ArtifactStore(settings.artifacts)
     images = ImageStore(database, artifacts)
     patience = STRAY_LEASES * settings.lease_seconds
     uploads = Uploads(settings.data_dir / "uploads", settings.max_upload_bytes, patience)
@@ -96,11 +156,15 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
         settings=settings,
         metrics=metrics,
         database=database,
-        jobs=JobStore(database),
+        jobs=JobStore(database, quotas=quotas),
         datasets=datasets,
         dataset_leases=leases,
-        prompts=PromptStore(database),
+        prompts=PromptStore(database, quotas=quotas),
         aliases=AliasStore(database),
+        keys=KeyStore(database),
+        usage=UsageStore(database),
+        keyring=Keyring(KeyStore(database)),
+        rates=RateLimits(settings),
         workers=WorkerStore(database),
         artifacts=artifacts,
         images=images,
@@ -109,7 +173,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
         ringer=ThreadPoolExecutor(1, thread_name_prefix="ring"),
         uploads=uploads,
         ingest=Ingest(
-            datasets=datasets,
+            datasets=datasets.of(None),
             leases=leases,
             artifacts=artifacts,
             images=images,
@@ -122,4 +186,5 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
     )
     services.ingest.start()
     services.idempotency.start()
+    services.keyring.start()
     return services

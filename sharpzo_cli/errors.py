@@ -25,7 +25,9 @@ EXTRAS = {
     **dict.fromkeys(("cma", "jinja2", "matplotlib", "numpy", "open_clip"), "engine"),
     **dict.fromkeys(("PIL", "safetensors", "torch", "yaml"), "engine"),
     **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "service"),
-    **dict.fromkeys(("alembic", "celery", "fsspec", "pydantic_settings", "sqlalchemy"), "service"),
+    **dict.fromkeys(
+        ("alembic", "celery", "fsspec", "limits", "pydantic_settings", "sqlalchemy"), "service"
+    ),
     "onnx": "export",
     "sklearn": "demo",
 }

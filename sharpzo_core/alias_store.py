@@ -24,15 +24,15 @@ from sharpzo_core.aliases import (
     Expected,
     Gate,
 )
-from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.db import reading, record, writing
 from sharpzo_core.errors import AliasAmbiguous, NotFound, NothingToRollBack, ValidationFailed
 from sharpzo_core.listing import Listing, check_limit
 from sharpzo_core.prompt_store import get_prompt, hold_prompt
 from sharpzo_core.tables import alias_changes, aliases, prompts
+from sharpzo_core.tenants import TenantStore, owned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from sharpzo_core.prompts import PromptRecord
@@ -45,12 +45,8 @@ _MISNAMED = (
 )
 
 
-class AliasStore:
+class AliasStore(TenantStore):
     """Aliases of prompts and their histories."""
-
-    def __init__(self, engine: sa.Engine, clock: Clock = utc_now) -> None:
-        self._engine = engine
-        self._clock = clock
 
     def set(
         self,
@@ -73,17 +69,17 @@ class AliasStore:
         if ref is None:
             raise ValidationFailed([("/alias", _MISNAMED)])
         with writing(self._engine) as connection:
-            name = get_prompt(connection, prompt_id).name
+            name = get_prompt(connection, prompt_id, self._tenant).name
             if ref.name not in (None, name):
                 message = f"is of {ref.name}, but the prompt is a version of {name}"
                 raise ValidationFailed([("/alias", message)])
-            place = _lock_or_insert(connection, name, ref.alias, self._clock())
-            prompt = hold_prompt(connection, prompt_id)
+            place = self._lock_or_insert(connection, name, ref.alias)
+            prompt = hold_prompt(connection, prompt_id, self._tenant)
             if place.prompt_id == prompt.id:
                 return _read(place)
             if expected is not None:
                 expected.check(place.prompt_id)
-            current = None if place.prompt_id is None else get_prompt(connection, place.prompt_id)
+            current = self._pointed(connection, place)
             move = _next(place, AliasAction.SET, prompt, self._clock(), comment)
             if gate is not None:
                 move = replace(move, gate=gate.check(prompt, current))
@@ -109,7 +105,7 @@ class AliasStore:
             NothingToRollBack: it pointed to no other prompt before.
         """
         with writing(self._engine) as connection:
-            place = _lock(connection, alias)
+            place = self._lock(connection, alias)
             if expected is not None:
                 expected.check(place.prompt_id)
             prompt, beneath = _find_beneath(connection, place)
@@ -127,7 +123,7 @@ class AliasStore:
             AliasAmbiguous: several names have it.
         """
         with writing(self._engine) as connection:
-            place = _lock(connection, alias)
+            place = self._lock(connection, alias)
             _append(connection, _next(place, AliasAction.DELETED, None, self._clock(), None))
 
     def list(
@@ -140,7 +136,7 @@ class AliasStore:
         """
         check_limit(limit)
         place = sa.tuple_(aliases.c.name, aliases.c.alias)
-        query = sa.select(aliases).where(aliases.c.prompt_id.is_not(None))
+        query = sa.select(aliases).where(aliases.c.prompt_id.is_not(None), self._own(aliases))
         if name is not None:
             query = query.where(aliases.c.name == name)
         if after is not None:
@@ -170,11 +166,12 @@ class AliasStore:
         """
         check_limit(limit)
         with reading(self._engine) as connection:
-            found = _find(connection, alias, at)
+            found = self._find(connection, alias, at)
             query = sa.select(alias_changes).where(
                 alias_changes.c.name == found.name,
                 alias_changes.c.alias == found.alias,
                 alias_changes.c.seq <= found.seq,
+                self._own(alias_changes),
             )
             if after is not None:
                 query = query.where(alias_changes.c.seq < _parse_cursor(after))
@@ -184,85 +181,101 @@ class AliasStore:
         page = Listing(changes[:limit], str(changes[limit - 1].seq) if more else None)
         return AliasHistory(found, page)
 
+    def _pointed(self, connection: sa.Connection, place: sa.Row[Any]) -> PromptRecord | None:
+        if place.prompt_id is None:
+            return None
+        return get_prompt(connection, place.prompt_id, self._tenant)
 
-def _find(connection: sa.Connection, text: str, at: datetime | None = None) -> AliasRecord:
-    """The one alias that this means, as it is or was.
+    def _find(
+        self, connection: sa.Connection, text: str, at: datetime | None = None
+    ) -> AliasRecord:
+        """The one alias that this means, as it is or was.
 
-    Raises:
-        NotFound: there is none.
-        AliasAmbiguous: several names have it.
-    """
-    ref = AliasRef.parse(text)
-    if ref is None:
-        raise NotFound("alias", text)
-    query = _in_force(ref) if at is None else _in_force_at(ref, at)
-    found = [_read(row) for row in connection.execute(query.order_by("name").limit(_NAMED + 1))]
-    if not found:
-        raise NotFound("alias", text)
-    if len(found) > 1:
-        refs = ", ".join(place.ref for place in found[:_NAMED])
-        more = ", …" if len(found) > _NAMED else ""
-        raise AliasAmbiguous(f"several names have the alias {ref.alias} (say which: {refs}{more})")
-    return found[0]
+        Raises:
+            NotFound: there is none.
+            AliasAmbiguous: several names have it.
+        """
+        ref = AliasRef.parse(text)
+        if ref is None:
+            raise NotFound("alias", text)
+        query = self._in_force(ref) if at is None else self._in_force_at(ref, at)
+        found = [_read(row) for row in connection.execute(query.order_by("name").limit(_NAMED + 1))]
+        if not found:
+            raise NotFound("alias", text)
+        if len(found) > 1:
+            raise _ambiguous(ref.alias, found)
+        return found[0]
 
-
-def _in_force(ref: AliasRef) -> sa.Select[Any]:
-    query = sa.select(aliases).where(aliases.c.alias == ref.alias, aliases.c.prompt_id.is_not(None))
-    return query if ref.name is None else query.where(aliases.c.name == ref.name)
-
-
-def _in_force_at(ref: AliasRef, at: datetime) -> sa.Select[Any]:
-    """The last entry of each name's history until then, as a row of `aliases`."""
-    names = sa.select(aliases.c.name).where(aliases.c.alias == ref.alias)
-    if ref.name is not None:
-        names = names.where(aliases.c.name == ref.name)
-    change = alias_changes.c
-    last = (
-        sa.select(change.name, sa.func.max(change.seq).label("seq"))
-        .where(change.name.in_(names), change.alias == ref.alias, change.created_at <= at)
-        .group_by(change.name)
-        .subquery()
-    )
-    return (
-        sa.select(
-            change.name,
-            change.alias,
-            change.prompt_id,
-            change.version,
-            change.seq.label("last_seq"),
-            change.created_at.label("updated_at"),
+    def _in_force(self, ref: AliasRef) -> sa.Select[Any]:
+        query = sa.select(aliases).where(
+            aliases.c.alias == ref.alias, aliases.c.prompt_id.is_not(None), self._own(aliases)
         )
-        .join(last, (change.name == last.c.name) & (change.seq == last.c.seq))
-        .where(change.alias == ref.alias, change.prompt_id.is_not(None))
-    )
+        return query if ref.name is None else query.where(aliases.c.name == ref.name)
 
+    def _in_force_at(self, ref: AliasRef, at: datetime) -> sa.Select[Any]:
+        """The last entry of each name's history until then, as a row of `aliases`."""
+        mine = self._own(alias_changes)
+        names = sa.select(aliases.c.name).where(aliases.c.alias == ref.alias, self._own(aliases))
+        if ref.name is not None:
+            names = names.where(aliases.c.name == ref.name)
+        change = alias_changes.c
+        last = (
+            sa.select(change.name, sa.func.max(change.seq).label("seq"))
+            .where(change.name.in_(names), change.alias == ref.alias, change.created_at <= at, mine)
+            .group_by(change.name)
+            .subquery()
+        )
+        return (
+            sa.select(
+                change.name,
+                change.alias,
+                change.prompt_id,
+                change.version,
+                change.seq.label("last_seq"),
+                change.created_at.label("updated_at"),
+            )
+            .join(last, (change.name == last.c.name) & (change.seq == last.c.seq))
+            .where(change.alias == ref.alias, change.prompt_id.is_not(None), mine)
+        )
 
-def _lock(connection: sa.Connection, text: str) -> sa.Row[Any]:
-    """The alias's row, which nobody else changes during this transaction."""
-    found = _find(connection, text)
-    place = connection.execute(_locked(found.name, found.alias)).one()
-    if place.prompt_id is None:  # deleted while the lock was waited for
-        raise NotFound("alias", text)
-    return place
-
-
-def _lock_or_insert(connection: sa.Connection, name: str, alias: str, now: datetime) -> sa.Row[Any]:
-    """The same, of an alias that may never have been set."""
-    place = connection.execute(_locked(name, alias)).one_or_none()
-    if place is not None:
+    def _lock(self, connection: sa.Connection, text: str) -> sa.Row[Any]:
+        """The alias's row, which nobody else changes during this transaction."""
+        found = self._find(connection, text)
+        place = connection.execute(self._locked(found.name, found.alias)).one()
+        if place.prompt_id is None:  # deleted while the lock was waited for
+            raise NotFound("alias", text)
         return place
-    first = {"name": name, "alias": alias, "last_seq": 0, "updated_at": now}
-    try:
-        with connection.begin_nested():
-            connection.execute(sa.insert(aliases).values(first))
-    except sa.exc.IntegrityError:  # another transaction was first with this alias
-        pass
-    return connection.execute(_locked(name, alias)).one()
+
+    def _lock_or_insert(self, connection: sa.Connection, name: str, alias: str) -> sa.Row[Any]:
+        """The same, of an alias that may never have been set."""
+        place = connection.execute(self._locked(name, alias)).one_or_none()
+        if place is not None:
+            return place
+        first = {
+            "tenant": self._owner,
+            "name": name,
+            "alias": alias,
+            "last_seq": 0,
+            "updated_at": self._clock(),
+        }
+        try:
+            with connection.begin_nested():
+                connection.execute(sa.insert(aliases).values(first))
+        except sa.exc.IntegrityError:  # another transaction was first with this alias
+            pass
+        return connection.execute(self._locked(name, alias)).one()
+
+    def _locked(self, name: str, alias: str) -> sa.Select[Any]:
+        query = sa.select(aliases).where(
+            aliases.c.name == name, aliases.c.alias == alias, self._own(aliases)
+        )
+        return query.with_for_update()
 
 
-def _locked(name: str, alias: str) -> sa.Select[Any]:
-    query = sa.select(aliases).where(aliases.c.name == name, aliases.c.alias == alias)
-    return query.with_for_update()
+def _ambiguous(alias: str, found: Sequence[AliasRecord]) -> AliasAmbiguous:
+    refs = ", ".join(place.ref for place in found[:_NAMED])
+    more = ", …" if len(found) > _NAMED else ""
+    return AliasAmbiguous(f"several names have the alias {alias} (say which: {refs}{more})")
 
 
 def _find_beneath(connection: sa.Connection, place: sa.Row[Any]) -> tuple[PromptRecord, int]:
@@ -274,7 +287,7 @@ def _find_beneath(connection: sa.Connection, place: sa.Row[Any]) -> tuple[Prompt
     query = _below(place)
     while (found := connection.execute(query).first()) is not None:
         try:
-            return hold_prompt(connection, found.prompt_id), found.beneath
+            return hold_prompt(connection, found.prompt_id, place.tenant), found.beneath
         except NotFound:  # deleted in this very moment: look again
             continue
     raise NothingToRollBack(
@@ -286,13 +299,14 @@ def _below(place: sa.Row[Any]) -> sa.Select[Any]:
     """The uppermost entry below the present one whose prompt exists and is another."""
     change = alias_changes.c
     of_alias = (change.name == place.name) & (change.alias == place.alias)
+    of_alias &= owned(alias_changes, place.tenant)
     columns = (change.seq, change.prompt_id, change.beneath)
     stack = sa.select(*columns).where(of_alias, change.seq == place.last_seq).cte(recursive=True)
     stack = stack.union_all(sa.select(*columns).where(of_alias, change.seq == stack.c.beneath))
     return (
         sa.select(stack.c.prompt_id, stack.c.beneath)
         .join(prompts, prompts.c.id == stack.c.prompt_id)
-        .where(prompts.c.id != place.prompt_id)
+        .where(prompts.c.id != place.prompt_id, owned(prompts, place.tenant))
         .order_by(stack.c.seq.desc())
         .limit(1)
     )
@@ -307,6 +321,7 @@ def _next(
 ) -> AliasChange:
     """The entry that follows; beneath it is the one before."""
     return AliasChange(
+        tenant=place.tenant,
         name=place.name,
         alias=place.alias,
         seq=place.last_seq + 1,
@@ -326,7 +341,11 @@ def _append(connection: sa.Connection, change: AliasChange) -> sa.Row[Any]:
     """Write the entry and point the alias as it says; returns its row, which the caller holds."""
     update = (
         sa.update(aliases)
-        .where(aliases.c.name == change.name, aliases.c.alias == change.alias)
+        .where(
+            aliases.c.name == change.name,
+            aliases.c.alias == change.alias,
+            owned(aliases, change.tenant),
+        )
         .values(
             prompt_id=change.prompt_id,
             version=change.version,

@@ -73,6 +73,7 @@ class AliasRecord:
 class AliasChange:
     """One line of an alias's history; `seq` counts from 1 without gaps."""
 
+    tenant: str
     name: str
     alias: str
     seq: int

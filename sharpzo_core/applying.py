@@ -32,6 +32,7 @@ class Desk:
     settings: Settings
     jobs: JobStore
     datasets: DatasetStore
+    key_id: str | None = None  #: The API key that asks
 
     def submit_evaluation(
         self,
@@ -46,7 +47,8 @@ class Desk:
             StateConflict: it is not ready.
             ValidationFailed: it has no labels, no images in the split, or other classes.
             BackboneNotServed: nothing that is offered can be the prompt's backbone.
-            TooManyJobs: the queue is full.
+            TooManyJobs: the tenant's queue is full.
+            QuotaExceeded: the tenant may not have this job now.
         """
         dataset = self._ready(request.dataset_id)
         if not dataset.labelled:
@@ -93,6 +95,7 @@ class Desk:
             prompt_id=prompt.id,
             name=request.name,
             metadata=request.metadata,
+            key_id=self.key_id,
             within=within,
         )
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus
 from sharpzo_core.db import reading, record, writing
 from sharpzo_core.errors import LeaseLost, NotFound, StateConflict
@@ -14,18 +13,15 @@ from sharpzo_core.ids import Prefix, is_id, new_id
 from sharpzo_core.image_store import release
 from sharpzo_core.jobs import TERMINAL
 from sharpzo_core.listing import Listing, newest_first
+from sharpzo_core.quotas import MeteredStore
 from sharpzo_core.tables import datasets, jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 
-class DatasetStore:
+class DatasetStore(MeteredStore):
     """Datasets and their states: processing, then ready or failed, for good."""
-
-    def __init__(self, engine: sa.Engine, clock: Clock = utc_now) -> None:
-        self._engine = engine
-        self._clock = clock
 
     def create(
         self,
@@ -33,20 +29,28 @@ class DatasetStore:
         source: Mapping[str, Any] | None = None,
         dataset_id: str | None = None,
         within: Callable[[sa.Connection, DatasetRecord], None] | None = None,
+        size: int = 0,
     ) -> DatasetRecord:
         """A new dataset in `processing`; `source` tells a restarted process how to go on.
 
-        What `within` writes is stored with it or not at all.
+        `size` is that of its archive in bytes. What `within` writes is stored with it or not at
+        all.
+
+        Raises:
+            QuotaExceeded: the tenant may not store so much.
         """
         dataset = DatasetRecord(
             id=dataset_id or new_id(Prefix.DATASET),
+            tenant=self._owner,
             name=name,
             status=DatasetStatus.PROCESSING,
             source=dict(source or {}),
+            bytes=size,
             created_at=self._clock(),
         )
         values = {column.name: getattr(dataset, column.name) for column in datasets.columns}
         with writing(self._engine) as connection:
+            self._quotas.check_storage(connection, dataset.tenant, size, dataset.created_at)
             connection.execute(sa.insert(datasets).values(values | {"classes": []}))
             if within is not None:
                 within(connection, dataset)
@@ -59,7 +63,7 @@ class DatasetStore:
             NotFound: there is none with this id.
         """
         with reading(self._engine) as connection:
-            return _get(connection, dataset_id)
+            return self._get(connection, dataset_id)
 
     def list(self, limit: int = 20, after: str | None = None) -> Listing[DatasetRecord]:
         """A page of datasets, newest first.
@@ -68,7 +72,8 @@ class DatasetStore:
             ValidationFailed: the cursor or the limit is wrong.
         """
         with reading(self._engine) as connection:
-            return newest_first(connection, datasets, Prefix.DATASET, limit, after, _read)
+            wanted = self._own(datasets)
+            return newest_first(connection, datasets, Prefix.DATASET, limit, after, _read, wanted)
 
     def mark_ready(
         self,
@@ -94,6 +99,7 @@ class DatasetStore:
             classes=list(classes),
             counts={split: dict(images) for split, images in counts.items()},
             sha256=sha256,
+            bytes=_stored_bytes(report),
             report=None if report is None else dict(report),
             shares_images=shares_images,
         )
@@ -118,6 +124,7 @@ class DatasetStore:
             status=DatasetStatus.FAILED,
             error_code=code,
             error_message=message,
+            bytes=0,
             report=None if report is None else dict(report),
         )
 
@@ -129,7 +136,11 @@ class DatasetStore:
     ) -> DatasetRecord:
         update = (
             sa.update(datasets)
-            .where(datasets.c.id == dataset_id, datasets.c.status == DatasetStatus.PROCESSING)
+            .where(
+                datasets.c.id == dataset_id,
+                datasets.c.status == DatasetStatus.PROCESSING,
+                self._own(datasets),
+            )
             .values(values | {"lease_owner": None, "lease_expires_at": None})
             .returning(datasets)
         )
@@ -138,7 +149,7 @@ class DatasetStore:
         with writing(self._engine) as connection:
             row = connection.execute(update).one_or_none()
             if row is None:
-                status = _get(connection, dataset_id).status
+                status = self._get(connection, dataset_id).status
                 if status is DatasetStatus.PROCESSING:
                     raise LeaseLost("another process unpacks the dataset now")
                 raise StateConflict(f"the dataset is {status}, no longer processing")
@@ -156,30 +167,40 @@ class DatasetStore:
             StateConflict: a job that is not finished uses it.
         """
         with writing(self._engine) as connection:
-            _get(connection, dataset_id, lock=True)
+            self._get(connection, dataset_id, lock=True)
             used = sa.select(jobs.c.id).where(
-                jobs.c.dataset_id == dataset_id, jobs.c.status.not_in(TERMINAL)
+                jobs.c.dataset_id == dataset_id,
+                jobs.c.status.not_in(TERMINAL),
+                self._own(jobs),
             )
             if connection.execute(used.limit(1)).first() is not None:
                 raise StateConflict("a job that is not finished uses this dataset")
             release(connection, dataset_id, self._clock)
-            connection.execute(sa.delete(datasets).where(datasets.c.id == dataset_id))
+            mine = (datasets.c.id == dataset_id) & self._own(datasets)
+            connection.execute(sa.delete(datasets).where(mine))
 
     def processing_ids(self) -> set[str]:
         """The datasets whose archive is still needed."""
-        query = sa.select(datasets.c.id).where(datasets.c.status == DatasetStatus.PROCESSING)
+        processing = datasets.c.status == DatasetStatus.PROCESSING
+        query = sa.select(datasets.c.id).where(processing, self._own(datasets))
         with reading(self._engine) as connection:
             return set(connection.execute(query).scalars())
 
+    def _get(
+        self, connection: sa.Connection, dataset_id: str, *, lock: bool = False
+    ) -> DatasetRecord:
+        row = None
+        if is_id(Prefix.DATASET, dataset_id):
+            query = sa.select(datasets).where(datasets.c.id == dataset_id, self._own(datasets))
+            row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+        if row is None:
+            raise NotFound("dataset", dataset_id)
+        return _read(row)
 
-def _get(connection: sa.Connection, dataset_id: str, *, lock: bool = False) -> DatasetRecord:
-    row = None
-    if is_id(Prefix.DATASET, dataset_id):
-        query = sa.select(datasets).where(datasets.c.id == dataset_id)
-        row = connection.execute(query.with_for_update() if lock else query).one_or_none()
-    if row is None:
-        raise NotFound("dataset", dataset_id)
-    return _read(row)
+
+def _stored_bytes(report: Mapping[str, Any] | None) -> int:
+    """What its images take, as the report of who unpacked them says."""
+    return int((report or {}).get("bytes", 0))
 
 
 def _read(row: sa.Row[Any]) -> DatasetRecord:

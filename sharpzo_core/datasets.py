@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from sharpzo_core.tenants import DEFAULT_TENANT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
@@ -30,12 +32,13 @@ class DatasetRecord:
     """One row of the table `datasets`."""
 
     id: str
-    tenant: str = "default"
+    tenant: str = DEFAULT_TENANT
     name: str
     status: DatasetStatus
     classes: tuple[str, ...] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Split -> class name -> images."""
+    bytes: int = 0  #: Of its archive while it is processed, of its images afterwards
     sha256: str | None = None  #: Of the manifest, hence of every image
     report: Mapping[str, Any] | None = None  #: What the check before tuning found
     error_code: str | None = None

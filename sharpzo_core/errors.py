@@ -20,7 +20,11 @@ CoreError
  ├── IdempotencyMismatch    422  the key was used for another request
  ├── PayloadTooLarge        413  more bytes than allowed
  ├── UnsupportedMedia       415  a kind of content that is not accepted
+ ├── AuthRequired           401  no API key was sent
+ ├── AuthInvalid            401  the API key is not valid
+ ├── ScopeForbidden         403  the API key may not do this
  ├── TooManyJobs            429  the queue is full
+ ├── QuotaExceeded          429  the tenant may not use more
  ├── StorageFull            507  no space is left
  └── StorageUnavailable     503  the database or the artifact store does not answer
       └── StorageBusy            others wrote for too long
@@ -203,6 +207,42 @@ class TooManyJobs(CoreError):
 
     def __init__(self, detail: str | None = None, retry_after: int = 60) -> None:
         self.retry_after = retry_after  # seconds
+        super().__init__(detail)
+
+
+class AuthRequired(CoreError):
+    """An API key is needed (send it as `Authorization: Bearer KEY`)."""
+
+    status = 401
+    code = "auth_required"
+    title = "API key required"
+
+
+class AuthInvalid(CoreError):
+    """The API key is not valid (ask the operator for a new one)."""
+
+    status = 401
+    code = "auth_invalid"
+    title = "API key not valid"
+
+
+class ScopeForbidden(CoreError):
+    """The API key may not do this."""
+
+    status = 403
+    code = "scope_forbidden"
+    title = "Not allowed with this API key"
+
+
+class QuotaExceeded(CoreError):
+    """The tenant may not use more."""
+
+    status = 429
+    code = "quota_exceeded"
+    title = "Quota exceeded"
+
+    def __init__(self, detail: str, retry_after: int | None = None) -> None:
+        self.retry_after = retry_after  # seconds; None where waiting does not help
         super().__init__(detail)
 
 

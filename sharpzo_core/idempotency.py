@@ -21,6 +21,7 @@ from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.db import writing
 from sharpzo_core.errors import IdempotencyInProgress
 from sharpzo_core.tables import idempotency_keys
+from sharpzo_core.tenants import DEFAULT_TENANT, TenantStore, owned
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -34,6 +35,7 @@ _RESERVED = timedelta(seconds=RESERVED_SECONDS)
 class Reservation:
     """The right to answer a key; `token` tells this attempt from any other."""
 
+    tenant: str
     key: str
     token: str
 
@@ -53,13 +55,18 @@ def fingerprint(endpoint: str, request: Mapping[str, object]) -> str:
     return hashlib.sha256(meaning.encode()).hexdigest()
 
 
-class IdempotencyStore:
-    """The only queries about keys."""
+class IdempotencyStore(TenantStore):
+    """The only queries about keys; two tenants may use the same one."""
 
-    def __init__(self, engine: sa.Engine, kept_hours: float, clock: Clock = utc_now) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engine: sa.Engine,
+        kept_hours: float,
+        clock: Clock = utc_now,
+        tenant: str | None = DEFAULT_TENANT,
+    ) -> None:
+        super().__init__(engine, clock, tenant)
         self._kept = timedelta(hours=kept_hours)
-        self._clock = clock
 
     def reserve(self, key: str) -> Reservation | StoredAnswer:
         """The right to answer this key, or what it was answered.
@@ -68,18 +75,19 @@ class IdempotencyStore:
             IdempotencyInProgress: another request with this key is being worked on.
         """
         now = self._clock()
-        reservation = Reservation(key, uuid.uuid4().hex)
+        reservation = Reservation(self._owner, key, uuid.uuid4().hex)
         with writing(self._engine) as connection:
-            connection.execute(sa.delete(idempotency_keys).where(_is(key), _expired(now)))
+            connection.execute(sa.delete(idempotency_keys).where(self._is(key), _expired(now)))
             if _insert(connection, reservation, now):
                 return reservation
-            row = connection.execute(sa.select(idempotency_keys).where(_is(key))).one_or_none()
+            query = sa.select(idempotency_keys).where(self._is(key))
+            row = connection.execute(query).one_or_none()
         if row is None or row.fingerprint is None:
             raise IdempotencyInProgress
         return StoredAnswer(row.fingerprint, row.status, row.body)
 
     def renew(self, reservations: Collection[Reservation]) -> None:
-        """Say that these requests are still worked on."""
+        """Say that these requests, whosever they are, are still worked on."""
         if not reservations:
             return
         tokens = [reservation.token for reservation in reservations]
@@ -116,13 +124,12 @@ class IdempotencyStore:
             connection.execute(sa.delete(idempotency_keys).where(_held(reservation)))
 
     def forget_expired(self) -> None:
-        """Remove keys whose time is over."""
+        """Remove the keys of all tenants whose time is over."""
         with writing(self._engine) as connection:
             connection.execute(sa.delete(idempotency_keys).where(_expired(self._clock())))
 
-
-def _is(key: str) -> sa.ColumnElement[bool]:
-    return idempotency_keys.c.key == key
+    def _is(self, key: str) -> sa.ColumnElement[bool]:
+        return (idempotency_keys.c.key == key) & self._own(idempotency_keys)
 
 
 def _expired(now: datetime) -> sa.ColumnElement[bool]:
@@ -133,7 +140,8 @@ def _held(reservation: Reservation) -> sa.ColumnElement[bool]:
     """The key's row, as long as it is reserved by this attempt and not completed."""
     columns = idempotency_keys.c
     return (
-        (columns.key == reservation.key)
+        owned(idempotency_keys, reservation.tenant)
+        & (columns.key == reservation.key)
         & (columns.token == reservation.token)
         & columns.fingerprint.is_(None)
     )
@@ -142,6 +150,7 @@ def _held(reservation: Reservation) -> sa.ColumnElement[bool]:
 def _insert(connection: sa.Connection, reservation: Reservation, now: datetime) -> bool:
     """Whether the key was free."""
     values = {
+        "tenant": reservation.tenant,
         "key": reservation.key,
         "token": reservation.token,
         "created_at": now,

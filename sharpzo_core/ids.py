@@ -11,10 +11,10 @@ import secrets
 import time
 from enum import StrEnum
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _LENGTH = 26
 _RANDOM_BITS = 80
-_BODY = re.compile(rf"[{_ALPHABET}]{{{_LENGTH}}}")
+_BODY = re.compile(rf"[{ALPHABET}]{{{_LENGTH}}}")
 
 
 class Prefix(StrEnum):
@@ -24,12 +24,14 @@ class Prefix(StrEnum):
     JOB = "job"  #: A tuning job
     PROMPT = "prm"  #: One version of a tuned prompt
     WORKER = "wrk"  #: A worker process
+    KEY = "key"  #: An API key
+    AUDIT = "aud"  #: An entry of the audit log
 
 
 def new_id(prefix: Prefix) -> str:
     """A fresh identifier, such as `job_01jdc3x0e8t5v6w7y9z2a4b6c8`."""
     number = time.time_ns() // 1_000_000 << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
-    characters = [_ALPHABET[number >> 5 * place & 31] for place in reversed(range(_LENGTH))]
+    characters = [ALPHABET[number >> 5 * place & 31] for place in reversed(range(_LENGTH))]
     return f"{prefix}_{''.join(characters)}"
 
 

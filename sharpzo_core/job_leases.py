@@ -30,6 +30,7 @@ from sharpzo_core.jobs import (
     Phase,
 )
 from sharpzo_core.prompt_store import insert_prompt
+from sharpzo_core.quotas import charge
 from sharpzo_core.tables import job_steps, jobs
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ WORKER_LOST = "worker_lost"
 _CLAIMABLE = (jobs.c.status == JobStatus.QUEUED) & (jobs.c.format <= JOB_FORMAT)
 _PAUSED = NewEvent(EventType.PAUSED, "put down until it is resumed")
 _RELEASED = NewEvent(EventType.RELEASED, "the worker shuts down; the job waits for another")
+_USED_UP = NewEvent(
+    EventType.PAUSING, "the tenant's forward passes of this month are used up", "warning"
+)
 _REQUEUED = NewEvent(EventType.QUEUED, "waits for another worker")
 
 
@@ -67,16 +71,40 @@ class JobLeases:
         lease_seconds: float,
         max_attempts: int,
         clock: Clock = utc_now,
+        max_passes: int | None = None,
     ) -> None:
         self._engine = engine
         self._duration = timedelta(seconds=lease_seconds)
         self._max_attempts = max_attempts
         self._clock = clock
+        self._max_passes = max_passes  # of a tenant in a month
 
     @classmethod
     def of(cls, engine: sa.Engine, settings: Settings) -> Self:
         """With the configured times."""
-        return cls(engine, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
+        return cls(
+            engine,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            max_passes=settings.tenant_max_forward_passes,
+        )
+
+    def whose_turn(self, job_id: str) -> str:
+        """The job to claim when `job_id` is rung for: that one, or another tenant's oldest.
+
+        The tenant that runs the fewest jobs comes first, and of those the one whose last start was
+        longest ago. So a tenant with a thousand waiting jobs keeps nobody's first one waiting for
+        more than its turn. The caller rings again for a job that has to let another go first.
+        """
+        with reading(self._engine) as connection:
+            waiting = _first_waiting(connection)
+            mine = connection.execute(
+                sa.select(jobs.c.tenant).where((jobs.c.id == job_id) & _CLAIMABLE)
+            ).scalar_one_or_none()
+            if mine is None or len(waiting) == 1:
+                return job_id
+            chosen = min(waiting, key=_turns(connection, list(waiting)).__getitem__)
+        return job_id if chosen == mine else waiting[chosen]
 
     def claim(
         self, job_id: str, owner: str, process: str | None = None, token: str | None = None
@@ -142,7 +170,7 @@ class JobLeases:
             "metrics": dict(metrics),
         }
         with writing(self._engine) as connection:
-            job = self._write(connection, lease, values)
+            job = self._charge(connection, lease, self._write(connection, lease, values))
             if steps:
                 stale = job_steps.c.step >= steps[0].step
                 connection.execute(sa.delete(job_steps).where(job_steps.c.job_id == job.id, stale))
@@ -199,7 +227,7 @@ class JobLeases:
             job = self._locked(connection, lease)
             if job.status is JobStatus.CANCELLING:
                 return self._cancel(connection, lease)
-            published = insert_prompt(connection, prompt, now)
+            published = insert_prompt(connection, prompt, job.tenant, now)
             event = NewEvent(
                 EventType.SUCCEEDED,
                 f"published as {published.name}:{published.version}",
@@ -285,6 +313,26 @@ class JobLeases:
         with reading(self._engine) as connection:
             return [read_job(row) for row in connection.execute(query)]
 
+    def _charge(self, connection: sa.Connection, lease: Lease, job: Job) -> Job:
+        """Count what the job has taken for the first time; work that is repeated is not charged.
+
+        A job whose tenant has used up its forward passes is asked to pause: it saves a checkpoint,
+        and can be resumed when there are new ones.
+        """
+        added = job.forward_passes - job.charged_passes
+        if added <= 0:
+            return job
+        update = sa.update(jobs).where(_holds(lease)).values(charged_passes=job.forward_passes)
+        connection.execute(update)
+        used = charge(connection, job.tenant, added, self._clock())
+        if (
+            self._max_passes is None
+            or used < self._max_passes
+            or job.status is not JobStatus.RUNNING
+        ):
+            return job
+        return self._change(connection, lease, _USED_UP, status=JobStatus.PAUSING)
+
     def _locked(self, connection: sa.Connection, lease: Lease) -> Job:
         """The job, which nobody else changes during this transaction.
 
@@ -336,6 +384,26 @@ class JobLeases:
         if row is None:
             raise LeaseLost
         return read_job(row)
+
+
+def _first_waiting(connection: sa.Connection) -> dict[str, str]:
+    """Tenant -> its oldest job that can be claimed."""
+    query = sa.select(jobs.c.tenant, sa.func.min(jobs.c.id)).where(_CLAIMABLE)
+    return {row[0]: row[1] for row in connection.execute(query.group_by(jobs.c.tenant))}
+
+
+def _turns(connection: sa.Connection, tenants: Sequence[str]) -> dict[str, tuple[int, str, str]]:
+    """Tenant -> what it has of the workers: jobs that run, then its last start."""
+    running = sa.func.count(sa.case((jobs.c.status.in_(LEASED), 1)))
+    query = (
+        sa.select(jobs.c.tenant, running, sa.func.max(jobs.c.started_at))
+        .where(jobs.c.tenant.in_(tenants))
+        .group_by(jobs.c.tenant)
+    )
+    return {
+        tenant: (count, "" if started is None else started.isoformat(), tenant)
+        for tenant, count, started in connection.execute(query)
+    }
 
 
 def new_token() -> str:

@@ -12,6 +12,7 @@ from sharpzo_core.errors import NotFound
 from sharpzo_core.ids import Prefix, is_id
 from sharpzo_core.jobs import CheckpointRef, EventType, Job, JobKind, JobStatus, Phase, sources
 from sharpzo_core.tables import job_events, jobs
+from sharpzo_core.tenants import owned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +38,45 @@ class NewEvent:
     message: str
     level: str = "info"
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: What a request tells, by the status it leads to.
+_MOVE_EVENTS: Mapping[JobStatus, NewEvent] = {
+    JobStatus.PAUSED: NewEvent(EventType.PAUSED, "paused before it was started"),
+    JobStatus.PAUSING: NewEvent(EventType.PAUSING, "asked to be put down"),
+    JobStatus.QUEUED: NewEvent(EventType.RESUMED, "waits for a worker again"),
+    JobStatus.RUNNING: NewEvent(EventType.RESUMED, "goes on; it was not put down yet"),
+    JobStatus.CANCELLED: NewEvent(EventType.CANCELLED, "cancelled while it waited"),
+    JobStatus.CANCELLING: NewEvent(EventType.CANCELLING, "asked to stop"),
+}
+#: What a job that is queued again has forgotten.
+_AFRESH: Mapping[str, Any] = {
+    "phase": None,
+    "losses": 0,
+    "error_code": None,
+    "error_message": None,
+    "finished_at": None,
+    "rings": 0,
+    "rung_at": None,
+}
+
+
+def move(
+    connection: sa.Connection,
+    job: Job,
+    target: JobStatus,
+    now: datetime,
+    **others: Any,  # noqa: ANN401 - columns of `jobs`
+) -> Job:
+    """Do to a job, which the caller has locked, what a request leads to; see `REQUESTS`."""
+    if target is job.status:
+        return job
+    values: dict[str, Any] = {"status": target, **others}
+    if target is JobStatus.CANCELLED:
+        values |= {"finished_at": now, **NO_LEASE}
+    elif target is JobStatus.QUEUED:
+        values |= _AFRESH
+    return change(connection, jobs.c.id == job.id, _MOVE_EVENTS[target], now, **values) or job
 
 
 def change(
@@ -86,15 +126,17 @@ def insert_event(
     )
 
 
-def get_job(connection: sa.Connection, job_id: str, *, lock: bool = False) -> Job:
-    """The job; with `lock` nobody else changes it during this transaction.
+def get_job(
+    connection: sa.Connection, job_id: str, tenant: str | None, *, lock: bool = False
+) -> Job:
+    """The tenant's job; with `lock` nobody else changes it during this transaction.
 
     Raises:
         NotFound: there is none with this id.
     """
     row = None
     if is_id(Prefix.JOB, job_id):
-        query = sa.select(jobs).where(jobs.c.id == job_id)
+        query = sa.select(jobs).where(jobs.c.id == job_id, owned(jobs, tenant))
         row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise NotFound("job", job_id)

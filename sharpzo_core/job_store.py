@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.datasets import DatasetStatus
 from sharpzo_core.db import reading, writing
-from sharpzo_core.errors import NotFound, StateConflict, ValidationFailed
+from sharpzo_core.errors import AuthInvalid, NotFound, StateConflict, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_rows import (
-    NO_LEASE,
-    NewEvent,
-    change,
-    get_job,
-    insert_event,
-    job_values,
-    read_job,
-)
+from sharpzo_core.job_rows import NewEvent, get_job, insert_event, job_values, move, read_job
 from sharpzo_core.jobs import (
     FORMATS,
     REQUESTS,
@@ -35,7 +27,8 @@ from sharpzo_core.jobs import (
 )
 from sharpzo_core.listing import MAX_PAGE, Listing, newest_first
 from sharpzo_core.prompt_store import hold_prompt
-from sharpzo_core.tables import datasets, job_events, job_steps, jobs
+from sharpzo_core.quotas import MeteredStore
+from sharpzo_core.tables import api_keys, datasets, job_events, job_steps, jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,12 +37,8 @@ MAX_STEPS = 10_000  # records in one answer
 _EVENT_TYPES = frozenset(EventType)
 
 
-class JobStore:
+class JobStore(MeteredStore):
     """Jobs, their events and their recorded steps."""
-
-    def __init__(self, engine: sa.Engine, clock: Clock = utc_now) -> None:
-        self._engine = engine
-        self._clock = clock
 
     def create(
         self,
@@ -63,20 +52,25 @@ class JobStore:
         metadata: Mapping[str, str] | None = None,
         job_id: str | None = None,
         origin: Job | None = None,
+        key_id: str | None = None,
         within: Callable[[sa.Connection, Job], None] | None = None,
     ) -> Job:
         """Accept a job; it is durable when this returns, and so is what `within` writes.
 
         `prompt_id` is the prompt that it is to apply; `origin` is a job whose checkpoint is already
-        copied to this one's.
+        copied to this one's; `key_id` is the API key that asks for it.
 
         Raises:
             NotFound: there is no such dataset or prompt.
             StateConflict: the dataset is not ready.
+            QuotaExceeded: the tenant may not have this job now.
+            AuthInvalid: the key was revoked meanwhile.
         """
         now = self._clock()
         job = Job(
             id=job_id or new_id(Prefix.JOB),
+            tenant=self._owner,
+            key_id=key_id,
             kind=kind,
             format=FORMATS[kind],
             name=name,
@@ -89,13 +83,16 @@ class JobStore:
             metadata=dict(metadata or {}),
             from_checkpoint=None if origin is None else origin.id,
             checkpoint=None if origin is None else origin.checkpoint,
+            charged_passes=0 if origin is None else origin.forward_passes,
             created_at=now,
             last_event=1,
         )
         with writing(self._engine) as connection:
-            _require_ready(connection, dataset_id)
+            _require_key(connection, key_id)
+            self._quotas.check_job(connection, job.tenant, now, _budget(job))
+            self._require_ready(connection, dataset_id)
             if prompt_id is not None:
-                hold_prompt(connection, prompt_id)
+                hold_prompt(connection, prompt_id, self._tenant)
             connection.execute(sa.insert(jobs).values(job_values(job)))
             accepted = NewEvent(EventType.QUEUED, "accepted", data={"status": job.status})
             insert_event(connection, job.id, 1, accepted, now)
@@ -110,7 +107,7 @@ class JobStore:
             NotFound: there is none with this id.
         """
         with reading(self._engine) as connection:
-            return get_job(connection, job_id)
+            return get_job(connection, job_id, self._tenant)
 
     def list(
         self, limit: int = 20, after: str | None = None, kind: JobKind | None = None
@@ -121,12 +118,15 @@ class JobStore:
             ValidationFailed: the cursor or the limit is wrong.
         """
         with reading(self._engine) as connection:
-            wanted = None if kind is None else jobs.c.kind == kind
+            wanted = self._own(jobs)
+            if kind is not None:
+                wanted &= jobs.c.kind == kind
             return newest_first(connection, jobs, Prefix.JOB, limit, after, read_job, wanted)
 
     def count_by_status(self) -> dict[JobStatus, int]:
         """How many jobs are in each status; every status is present."""
-        query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)
+        query = sa.select(jobs.c.status, sa.func.count()).where(self._own(jobs))
+        query = query.group_by(jobs.c.status)
         with reading(self._engine) as connection:
             found = {row.status: row[1] for row in connection.execute(query)}
         return {status: found.get(status, 0) for status in JobStatus}
@@ -140,16 +140,17 @@ class JobStore:
         """
         return self._request(job_id, Request.PAUSE)
 
-    def request_resume(self, job_id: str) -> Job:
+    def request_resume(self, job_id: str, key_id: str | None = None) -> Job:
         """Queue a paused, failed or cancelled job again; it goes on from its last checkpoint.
 
-        The caller rings for it.
+        The caller rings for it. From now on the job is that of the API key `key_id`, if any.
 
         Raises:
             NotFound: there is no such job, or its dataset or prompt has been deleted.
             StateConflict: the job is running, has succeeded, or is being cancelled.
+            QuotaExceeded: the tenant may not have it wait now.
         """
-        return self._request(job_id, Request.RESUME)
+        return self._request(job_id, Request.RESUME, key_id)
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a job that waits at once, ask a running one's worker to stop.
@@ -160,26 +161,40 @@ class JobStore:
         """
         return self._request(job_id, Request.CANCEL)
 
-    def _request(self, job_id: str, request: Request) -> Job:
+    def _request(self, job_id: str, request: Request, key_id: str | None = None) -> Job:
         """Do as `REQUESTS` says; repeating a request changes nothing."""
         now = self._clock()
         with writing(self._engine) as connection:
-            job = get_job(connection, job_id, lock=True)
+            job = get_job(connection, job_id, self._tenant, lock=True)
             target = REQUESTS[request].get(job.status)
             if target is None:
                 raise StateConflict(f"the job is {job.status}: there is nothing to {request}")
-            if target is job.status:
-                return job
-            values: dict[str, Any] = {"status": target}
-            if target is JobStatus.CANCELLED:
-                values |= {"finished_at": now, **NO_LEASE}
-            elif target is JobStatus.QUEUED:
-                _require_ready(connection, job.dataset_id)
-                if job.prompt_id is not None:
-                    hold_prompt(connection, job.prompt_id)
-                values |= _AFRESH
-            event = _REQUEST_EVENTS[target]
-            return change(connection, jobs.c.id == job_id, event, now, **values) or job
+            if target is JobStatus.QUEUED and target is not job.status:
+                _require_key(connection, key_id)
+                self._require_room(connection, job)
+                return move(connection, job, target, now, key_id=key_id or job.key_id)
+            return move(connection, job, target, now)
+
+    def _require_room(self, connection: sa.Connection, job: Job) -> None:
+        """A job that has been put by may wait again: what it needs is there."""
+        self._require_ready(connection, job.dataset_id)
+        if job.prompt_id is not None:
+            hold_prompt(connection, job.prompt_id, self._tenant)
+        if is_terminal(job.status):
+            self._quotas.check_job(connection, job.tenant, self._clock())
+        else:  # it counts as active already
+            passes_only = replace(self._quotas, max_active_jobs=None)
+            passes_only.check_job(connection, job.tenant, self._clock())
+
+    def _require_ready(self, connection: sa.Connection, dataset_id: str) -> None:
+        """The dataset is ready and stays so until this transaction ends."""
+        mine = (datasets.c.id == dataset_id) & self._own(datasets)
+        query = sa.select(datasets.c.status).where(mine)
+        status = connection.execute(query.with_for_update(read=True)).scalar_one_or_none()
+        if status is None:
+            raise NotFound("dataset", dataset_id)
+        if status != DatasetStatus.READY:
+            raise StateConflict(f"the dataset is {status}, not ready")
 
     def delete(self, job_id: str) -> None:
         """Forget a finished job, its events and its steps; its prompt stays.
@@ -189,16 +204,16 @@ class JobStore:
             StateConflict: the job is not finished.
         """
         with writing(self._engine) as connection:
-            job = get_job(connection, job_id, lock=True)
+            job = get_job(connection, job_id, self._tenant, lock=True)
             if not is_terminal(job.status):
                 raise StateConflict(f"the job is {job.status}; cancel it first")
             connection.execute(sa.delete(job_events).where(job_events.c.job_id == job_id))
             connection.execute(sa.delete(job_steps).where(job_steps.c.job_id == job_id))
-            connection.execute(sa.delete(jobs).where(jobs.c.id == job_id))
+            connection.execute(sa.delete(jobs).where(jobs.c.id == job_id, self._own(jobs)))
 
     def mark_rung(self, job_id: str) -> None:
         """Note that the job's message was sent."""
-        update = sa.update(jobs).where(jobs.c.id == job_id)
+        update = sa.update(jobs).where(jobs.c.id == job_id, self._own(jobs))
         with writing(self._engine) as connection:
             connection.execute(update.values(rung_at=self._clock(), rings=jobs.c.rings + 1))
 
@@ -218,7 +233,7 @@ class JobStore:
             .limit(limit)
         )
         with reading(self._engine) as connection:
-            get_job(connection, job_id)
+            get_job(connection, job_id, self._tenant)
             return [_read_event(row) for row in connection.execute(query)]
 
     def steps(
@@ -242,7 +257,7 @@ class JobStore:
         if to_step is not None:
             wanted &= job_steps.c.step <= to_step
         with reading(self._engine) as connection:
-            get_job(connection, job_id)
+            get_job(connection, job_id, self._tenant)
             count = sa.select(sa.func.count()).select_from(job_steps).where(wanted)
             total = connection.execute(count).scalar_one()
             stride = max(1, -(-total // resolution))
@@ -252,35 +267,23 @@ class JobStore:
             return [_read_step(row) for row in connection.execute(query.order_by("step"))]
 
 
-#: What a request tells, by the status it leads to.
-_REQUEST_EVENTS: Mapping[JobStatus, NewEvent] = {
-    JobStatus.PAUSED: NewEvent(EventType.PAUSED, "paused before it was started"),
-    JobStatus.PAUSING: NewEvent(EventType.PAUSING, "asked to be put down"),
-    JobStatus.QUEUED: NewEvent(EventType.RESUMED, "waits for a worker again"),
-    JobStatus.RUNNING: NewEvent(EventType.RESUMED, "goes on; it was not put down yet"),
-    JobStatus.CANCELLED: NewEvent(EventType.CANCELLED, "cancelled while it waited"),
-    JobStatus.CANCELLING: NewEvent(EventType.CANCELLING, "asked to stop"),
-}
-#: What a job that is queued again has forgotten.
-_AFRESH: Mapping[str, Any] = {
-    "phase": None,
-    "losses": 0,
-    "error_code": None,
-    "error_message": None,
-    "finished_at": None,
-    "rings": 0,
-    "rung_at": None,
-}
+def _require_key(connection: sa.Connection, key_id: str | None) -> None:
+    """The API key is not revoked, nor will it be before this transaction ends.
+
+    So a revocation finds every job that the key ever started.
+    """
+    if key_id is None:
+        return
+    query = sa.select(api_keys.c.revoked_at).where(api_keys.c.id == key_id)
+    row = connection.execute(query.with_for_update(read=True)).one_or_none()
+    if row is None or row.revoked_at is not None:
+        raise AuthInvalid
 
 
-def _require_ready(connection: sa.Connection, dataset_id: str) -> None:
-    """The dataset is ready and stays so until this transaction ends."""
-    query = sa.select(datasets.c.status).where(datasets.c.id == dataset_id)
-    status = connection.execute(query.with_for_update(read=True)).scalar_one_or_none()
-    if status is None:
-        raise NotFound("dataset", dataset_id)
-    if status != DatasetStatus.READY:
-        raise StateConflict(f"the dataset is {status}, not ready")
+def _budget(job: Job) -> int | None:
+    """Forward passes that a new job may take, if its request says so."""
+    budget = job.config.get("max_forward_passes") if job.kind is JobKind.TUNING else None
+    return None if budget is None else max(0, budget - job.charged_passes)
 
 
 def _read_event(row: sa.Row[Any]) -> JobEvent:

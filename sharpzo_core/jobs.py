@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from sharpzo_core.tenants import DEFAULT_TENANT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
@@ -168,6 +170,8 @@ class Job:
     """One row of the table `jobs`."""
 
     id: str
+    tenant: str = DEFAULT_TENANT
+    key_id: str | None = None  #: The API key that submitted it
     kind: JobKind = JobKind.TUNING
     name: str | None
     status: JobStatus
@@ -181,6 +185,7 @@ class Job:
     step: int = 0  #: Of the search, or images done
     total_steps: int = 0
     forward_passes: int = 0
+    charged_passes: int = 0  #: The most that it ever reported
     eta_seconds: float | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     prompt_id: str | None = None  #: The prompt that it published, or the one that it applies

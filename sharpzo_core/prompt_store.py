@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from sharpzo_core.aliases import is_alias
-from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.db import reading, record, writing
 from sharpzo_core.errors import NotFound, PromptInUse, StateConflict
 from sharpzo_core.ids import Prefix, is_id
 from sharpzo_core.jobs import TERMINAL
 from sharpzo_core.listing import Listing, newest_first
 from sharpzo_core.prompts import NewPrompt, PromptRecord
+from sharpzo_core.quotas import MeteredStore
 from sharpzo_core.tables import aliases, jobs, prompt_names, prompts
+from sharpzo_core.tenants import owned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,18 +33,14 @@ _REF = re.compile(
 #: The aliases that point to a prompt, as one text, for they hold no blanks.
 _ALIASES = (
     sa.select(sa.func.aggregate_strings(aliases.c.alias, " "))
-    .where(aliases.c.prompt_id == prompts.c.id)
+    .where(aliases.c.prompt_id == prompts.c.id, aliases.c.tenant == prompts.c.tenant)
     .scalar_subquery()
     .label("aliases")
 )
 
 
-class PromptStore:
+class PromptStore(MeteredStore):
     """Immutable versions of tuned prompts, counted per name."""
-
-    def __init__(self, engine: sa.Engine, clock: Clock = utc_now) -> None:
-        self._engine = engine
-        self._clock = clock
 
     def publish(
         self,
@@ -53,9 +50,14 @@ class PromptStore:
         """Store a prompt as the next version of its name; its file must already be stored.
 
         What `within` writes is stored with it or not at all.
+
+        Raises:
+            QuotaExceeded: the tenant may not store so much.
         """
         with writing(self._engine) as connection:
-            published = insert_prompt(connection, prompt, self._clock())
+            now = self._clock()
+            self._quotas.check_storage(connection, self._owner, prompt.bytes, now)
+            published = insert_prompt(connection, prompt, self._owner, now)
             if within is not None:
                 within(connection, published)
             return published
@@ -67,7 +69,7 @@ class PromptStore:
             NotFound: there is none.
         """
         with reading(self._engine) as connection:
-            return get_prompt(connection, ref)
+            return get_prompt(connection, ref, self._tenant)
 
     def list(
         self, limit: int = 20, after: str | None = None, name: str | None = None
@@ -77,7 +79,9 @@ class PromptStore:
         Raises:
             ValidationFailed: the cursor or the limit is wrong.
         """
-        wanted = None if name is None else prompts.c.name == name
+        wanted = self._own(prompts)
+        if name is not None:
+            wanted &= prompts.c.name == name
         with reading(self._engine) as connection:
             return newest_first(
                 connection, prompts, Prefix.PROMPT, limit, after, _read, wanted, (_ALIASES,)
@@ -90,14 +94,15 @@ class PromptStore:
             NotFound: there is none.
         """
         with writing(self._engine) as connection:
-            prompt = get_prompt(connection, ref)
-            update = sa.update(prompts).where(prompts.c.id == prompt.id).values(pinned=pinned)
-            connection.execute(update)
-            return get_prompt(connection, prompt.id)
+            prompt = get_prompt(connection, ref, self._tenant)
+            update = sa.update(prompts).where(prompts.c.id == prompt.id, self._own(prompts))
+            connection.execute(update.values(pinned=pinned))
+            return get_prompt(connection, prompt.id, self._tenant)
 
     def pinned(self) -> Sequence[PromptRecord]:
         """The prompts to keep in memory, in the order of their ids."""
-        query = sa.select(prompts, _ALIASES).where(prompts.c.pinned).order_by(prompts.c.id)
+        query = sa.select(prompts, _ALIASES).where(prompts.c.pinned, self._own(prompts))
+        query = query.order_by(prompts.c.id)
         with reading(self._engine) as connection:
             return [_read(row) for row in connection.execute(query)]
 
@@ -111,25 +116,31 @@ class PromptStore:
             PromptInUse: an alias points to it, or a job that has not ended uses it.
         """
         with writing(self._engine) as connection:
-            prompt = get_prompt(connection, ref)
-            if ref == prompt.name and _versions(connection, ref) > 1:
+            prompt = get_prompt(connection, ref, self._tenant)
+            if ref == prompt.name and self._versions(connection, ref) > 1:
                 raise StateConflict(
                     f"{ref} has several versions (say which: {ref}:{prompt.version}, or the id)"
                 )
-            prompt = hold_prompt(connection, prompt.id, exclusively=True)
+            prompt = hold_prompt(connection, prompt.id, self._tenant, exclusively=True)
             _require_no_alias(prompt)
             _require_no_job(connection, prompt)
-            connection.execute(sa.delete(prompts).where(prompts.c.id == prompt.id))
+            mine = (prompts.c.id == prompt.id) & self._own(prompts)
+            connection.execute(sa.delete(prompts).where(mine))
             return prompt
 
+    def _versions(self, connection: sa.Connection, name: str) -> int:
+        query = sa.select(sa.func.count()).select_from(prompts)
+        mine = (prompts.c.name == name) & self._own(prompts)
+        return int(connection.execute(query.where(mine)).scalar_one())
 
-def get_prompt(connection: sa.Connection, ref: str) -> PromptRecord:
-    """The prompt of this ref.
+
+def get_prompt(connection: sa.Connection, ref: str, tenant: str | None) -> PromptRecord:
+    """The tenant's prompt of this ref; among the prompts of all it must be an id.
 
     Raises:
         NotFound: there is none.
     """
-    query = _query(ref)
+    query = _query(ref, tenant)
     row = None if query is None else connection.execute(query).one_or_none()
     if row is None:
         raise NotFound("prompt", ref)
@@ -137,24 +148,27 @@ def get_prompt(connection: sa.Connection, ref: str) -> PromptRecord:
 
 
 def hold_prompt(
-    connection: sa.Connection, prompt_id: str, *, exclusively: bool = False
+    connection: sa.Connection, prompt_id: str, tenant: str | None, *, exclusively: bool = False
 ) -> PromptRecord:
     """The prompt, which stays until this transaction ends: whoever makes a row that needs it asks.
 
     Raises:
         NotFound: there is none with this id.
     """
-    lock = sa.select(prompts.c.id).where(prompts.c.id == prompt_id)
+    lock = sa.select(prompts.c.id).where(prompts.c.id == prompt_id, owned(prompts, tenant))
     connection.execute(lock.with_for_update(read=not exclusively))
     # Read once the lock is held: what was written while it was waited for is seen.
-    return get_prompt(connection, prompt_id)
+    return get_prompt(connection, prompt_id, tenant)
 
 
-def insert_prompt(connection: sa.Connection, prompt: NewPrompt, now: datetime) -> PromptRecord:
-    """Publish inside the caller's transaction."""
-    version = _next_version(connection, prompt.name)
-    lineage = _with_parent(connection, prompt.lineage)
+def insert_prompt(
+    connection: sa.Connection, prompt: NewPrompt, tenant: str, now: datetime
+) -> PromptRecord:
+    """Publish for a tenant inside the caller's transaction."""
+    version = _next_version(connection, prompt.name, tenant)
+    lineage = _with_parent(connection, prompt.lineage, tenant)
     values = vars(prompt) | {"lineage": lineage, "version": version, "created_at": now}
+    values["tenant"] = tenant
     row = values | {
         "classes": list(prompt.classes),
         "backbone": dict(prompt.backbone),
@@ -164,20 +178,22 @@ def insert_prompt(connection: sa.Connection, prompt: NewPrompt, now: datetime) -
     return PromptRecord(**values)
 
 
-def _with_parent(connection: sa.Connection, lineage: Mapping[str, Any]) -> dict[str, Any]:
+def _with_parent(
+    connection: sa.Connection, lineage: Mapping[str, Any], tenant: str
+) -> dict[str, Any]:
     """Add the prompt that the job of the first checkpoint has published, if it has by now."""
     origin = lineage.get("from_checkpoint")
     if origin is None:
         return dict(lineage)
-    query = sa.select(jobs.c.prompt_id).where(jobs.c.id == origin)
+    query = sa.select(jobs.c.prompt_id).where(jobs.c.id == origin, owned(jobs, tenant))
     return {**lineage, "parent": connection.execute(query).scalar_one_or_none()}
 
 
-def _next_version(connection: sa.Connection, name: str) -> int:
-    """Count the name up; the row stays locked until the transaction ends."""
+def _next_version(connection: sa.Connection, name: str, tenant: str) -> int:
+    """Count the tenant's name up; the row stays locked until the transaction ends."""
     count_up = (
         sa.update(prompt_names)
-        .where(prompt_names.c.name == name)
+        .where(prompt_names.c.name == name, owned(prompt_names, tenant))
         .values(last_version=prompt_names.c.last_version + 1)
         .returning(prompt_names.c.last_version)
     )
@@ -186,7 +202,8 @@ def _next_version(connection: sa.Connection, name: str) -> int:
         return int(version)
     try:
         with connection.begin_nested():
-            connection.execute(sa.insert(prompt_names).values(name=name, last_version=1))
+            first = {"tenant": tenant, "name": name, "last_version": 1}
+            connection.execute(sa.insert(prompt_names).values(first))
     except sa.exc.IntegrityError:  # another transaction was first with this name
         return int(connection.execute(count_up).scalar_one())
     return 1
@@ -200,29 +217,26 @@ def _require_no_alias(prompt: PromptRecord) -> None:
 
 def _require_no_job(connection: sa.Connection, prompt: PromptRecord) -> None:
     using = sa.select(jobs.c.id).where(
-        jobs.c.prompt_id == prompt.id, jobs.c.status.not_in(TERMINAL)
+        jobs.c.prompt_id == prompt.id,
+        jobs.c.status.not_in(TERMINAL),
+        owned(jobs, prompt.tenant),
     )
     job_id = connection.execute(using.order_by(jobs.c.id).limit(1)).scalar_one_or_none()
     if job_id is not None:
         raise PromptInUse(f"{job_id} uses this prompt (cancel that job or let it end first)")
 
 
-def _versions(connection: sa.Connection, name: str) -> int:
-    query = sa.select(sa.func.count()).select_from(prompts).where(prompts.c.name == name)
-    return int(connection.execute(query).scalar_one())
-
-
-def _query(ref: str) -> sa.Select[Any] | None:
-    query = sa.select(prompts, _ALIASES)
+def _query(ref: str, tenant: str | None) -> sa.Select[Any] | None:
+    query = sa.select(prompts, _ALIASES).where(owned(prompts, tenant))
     if is_id(Prefix.PROMPT, ref):
         return query.where(prompts.c.id == ref)
     match = _REF.fullmatch(ref)
-    if match is None:
+    if match is None or tenant is None:  # a name alone says nothing of whose it is
         return None
     name, version, alias = match["name"], match["version"], match["alias"]
     if alias is not None:
         pointed = sa.select(aliases.c.prompt_id).where(
-            aliases.c.name == name, aliases.c.alias == alias
+            aliases.c.name == name, aliases.c.alias == alias, owned(aliases, tenant)
         )
         return query.where(prompts.c.id == pointed.scalar_subquery()) if is_alias(alias) else None
     query = query.where(prompts.c.name == name)

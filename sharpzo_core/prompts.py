@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from sharpzo_core.tenants import DEFAULT_TENANT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
@@ -21,6 +23,7 @@ class NewPrompt:
     classes: tuple[str, ...]
     metrics: Mapping[str, float | None]
     sha256: str  #: Of the file
+    bytes: int = 0  #: Of the file; 0 in rows from before it was kept
     lineage: Mapping[str, Any] = field(default_factory=dict)
     """What is known of its origin, see `lineage.py`; {} in rows from before it was kept."""
 
@@ -29,6 +32,7 @@ class NewPrompt:
 class PromptRecord(NewPrompt):
     """One row of the table `prompts`: an immutable version."""
 
+    tenant: str = DEFAULT_TENANT
     version: int
     created_at: datetime
     pinned: bool = False  #: Every API process keeps it in memory

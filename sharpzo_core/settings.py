@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -19,6 +21,7 @@ from sharpzo_core.backbones import (
     parse_backbones,
 )
 from sharpzo_core.errors import SettingsError, ValidationFailed
+from sharpzo_core.rates import write_rate
 
 PREFIX = "SHARPZO_"
 MIB = 2**20
@@ -27,6 +30,7 @@ GIB = 2**30
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 
+_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _DATABASES = ("sqlite", "postgresql+psycopg")
 _BROKERS = ("redis://", "rediss://", "unix://", "redis+socket://")
 
@@ -71,8 +75,25 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
 
     allow_unauthenticated: bool = False
-    """Serve on other than loopback addresses although there is no authentication; for containers
-    whose port is published on loopback only."""
+    """Serve on other than loopback addresses although no API key was made; for containers whose
+    port is published on loopback only."""
+
+    allowed_hosts: str = ""
+    """Comma-separated names that requests may call the service by, such as `sharpzo.example.org`,
+    `*.example.org`, `*`; empty: loopback's names and HOST until there is an API key, then any."""
+
+    trusted_proxies: str = ""
+    """Comma-separated addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto
+    are believed; empty: nobody's."""
+
+    rate_limit: str = "6000/minute"
+    """Requests that an API key without a limit of its own may send; empty: any number."""
+
+    auth_failure_limit: str = "600/minute"
+    """Wrong API keys that may come from one address."""
+
+    audit_days: Annotated[int, Field(ge=1, le=36_600)] = 365
+    """How long entries of the audit log are kept."""
 
     lease_seconds: Seconds = 20.0
     """A job whose worker is silent for so long is given to another."""
@@ -124,6 +145,17 @@ class Settings(BaseSettings):
     """Less free space than this in the data folder makes the service say that it is not ready."""
 
     max_queued_jobs: Count = 1000
+    """Jobs of one tenant that may wait at a time."""
+
+    tenant_max_active_jobs: Count | None = None
+    """Jobs of one tenant that may wait, run or be paused; default: no limit of its own."""
+
+    tenant_max_storage_bytes: Count | None = None
+    """What the datasets and prompt files of one tenant may take; default: no limit."""
+
+    tenant_max_forward_passes: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    """Forward passes that jobs of one tenant may take in a month (UTC); default: no limit."""
+
     max_upload_bytes: Count = 2 * GIB
     max_image_pixels: Count = 50_000_000
     allowed_dataset_uris: str = ""
@@ -166,6 +198,27 @@ class Settings(BaseSettings):
     def _check_broker(cls, value: str) -> str:
         if value and not value.startswith(_BROKERS):
             raise ValueError("give redis://HOST:PORT/DB, or nothing for the embedded broker")
+        return value
+
+    @field_validator("rate_limit", "auth_failure_limit")
+    @classmethod
+    def _check_rate(cls, value: str) -> str:
+        return write_rate(value) if value else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: str) -> str:
+        for part in _parts(value):
+            if part != "*":
+                ipaddress.ip_network(part)
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: str) -> str:
+        for part in _parts(value):
+            if not _HOST.fullmatch(part):
+                raise ValueError(f"{part!r} is no host name (leave the port out)")
         return value
 
     @field_validator("backbones")
@@ -218,7 +271,7 @@ class Settings(BaseSettings):
     @cached_property
     def gpu_names(self) -> tuple[str, ...]:
         """The GPUs that a worker pins its jobs to; none leaves the choice to torch."""
-        return tuple(filter(None, (part.strip() for part in self.gpus.split(","))))
+        return _parts(self.gpus)
 
     @property
     def slots(self) -> int:
@@ -238,7 +291,12 @@ class Settings(BaseSettings):
     @cached_property
     def dataset_uri_prefixes(self) -> tuple[str, ...]:
         """Places that datasets may be imported from."""
-        return tuple(filter(None, (part.strip() for part in self.allowed_dataset_uris.split(","))))
+        return _parts(self.allowed_dataset_uris)
+
+    @cached_property
+    def allowed_host_names(self) -> frozenset[str]:
+        """Names that requests may call the service by; none if the operator chose none."""
+        return frozenset(part.lower() for part in _parts(self.allowed_hosts))
 
     def backbone(self, name: str | None) -> BackboneSpec:
         """The backbone a request asks for, or the default.
@@ -254,6 +312,11 @@ class Settings(BaseSettings):
             )
             raise ValidationFailed([("/backbone", f"not offered (choose one of: {offered})")])
         return spec
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
 def _describe(location: tuple[int | str, ...], message: str) -> str:

@@ -43,9 +43,12 @@ def submit_job(
     jobs: JobStore,
     datasets: DatasetStore,
     artifacts: ArtifactStore,
+    key_id: str | None = None,
     within: Callable[[sa.Connection, Job], None] | None = None,
 ) -> Job:
     """Check the request and store the job, with what `within` writes; the caller rings for it.
+
+    `key_id` is the API key that asks.
 
     Raises:
         ValidationFailed: the backbone is not offered, the configuration is wrong, the dataset has
@@ -53,7 +56,8 @@ def submit_job(
         NotFound: there is no such dataset, or no such job to begin with.
         StateConflict: the dataset is not ready, or the checkpoint is not to be had.
         ConfigMismatch: a run cannot go on from that checkpoint in this way.
-        TooManyJobs: the queue is full.
+        TooManyJobs: the tenant's queue is full.
+        QuotaExceeded: the tenant may not have this job now.
     """
     origin = None if request.from_checkpoint is None else jobs.get(request.from_checkpoint)
     if origin is not None and origin.kind is not JobKind.TUNING:
@@ -79,6 +83,7 @@ def submit_job(
             metadata=request.metadata,
             job_id=job_id,
             origin=origin,
+            key_id=key_id,
             within=within,
         )
     except StorageUnavailable:
@@ -89,10 +94,10 @@ def submit_job(
 
 
 def check_queue(jobs: JobStore, settings: Settings) -> None:
-    """There is room for one more job.
+    """There is room for one more job of the tenant.
 
     Raises:
-        TooManyJobs: the queue is full.
+        TooManyJobs: its queue is full.
     """
     if jobs.count_by_status()[JobStatus.QUEUED] >= settings.max_queued_jobs:
         raise TooManyJobs(f"{settings.max_queued_jobs} jobs are queued", RETRY_SECONDS)

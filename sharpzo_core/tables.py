@@ -18,6 +18,7 @@ metadata = sa.MetaData(
 
 ID = sa.String(40)
 NAME = sa.String(200)
+TENANT = sa.String(64)
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -41,6 +42,13 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+def _tenant(*, primary_key: bool = False) -> sa.Column[Any]:
+    """Whose row it is. Defaults in the database: an older version may still be inserting."""
+    return sa.Column(
+        "tenant", TENANT, nullable=False, server_default="default", primary_key=primary_key
+    )
+
+
 def _moment(name: str, *, nullable: bool = True) -> sa.Column[Any]:
     return sa.Column(name, UtcDateTime, nullable=nullable)
 
@@ -49,6 +57,7 @@ datasets = sa.Table(
     "datasets",
     metadata,
     sa.Column("id", ID, primary_key=True),
+    _tenant(),
     sa.Column("name", NAME, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("classes", sa.JSON, nullable=False),
@@ -58,18 +67,20 @@ datasets = sa.Table(
     sa.Column("error_code", sa.String(64)),
     sa.Column("error_message", sa.Text),
     sa.Column("source", sa.JSON, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False, server_default="0"),
     # Datasets of earlier versions keep their images in a folder of their own.
     sa.Column("shares_images", sa.Boolean, nullable=False, server_default=sa.false()),
     _moment("created_at", nullable=False),
     sa.Column("lease_owner", NAME),
     _moment("lease_expires_at"),
+    sa.Index(None, "tenant", "id"),
 )
 
 # One row per image of a tenant. `released_at` marks those that some dataset has given up.
 blobs = sa.Table(
     "blobs",
     metadata,
-    sa.Column("tenant", sa.String(64), primary_key=True),
+    _tenant(primary_key=True),
     sa.Column("sha256", sa.String(64), primary_key=True),
     sa.Column("bytes", sa.BigInteger, nullable=False),
     _moment("released_at"),
@@ -82,7 +93,7 @@ dataset_images = sa.Table(
     metadata,
     sa.Column("dataset_id", ID, primary_key=True),
     sa.Column("sha256", sa.String(64), primary_key=True),
-    sa.Column("tenant", sa.String(64), nullable=False),
+    _tenant(),
     sa.Index(None, "tenant", "sha256"),
 )
 
@@ -90,6 +101,8 @@ jobs = sa.Table(
     "jobs",
     metadata,
     sa.Column("id", ID, primary_key=True),
+    _tenant(),
+    sa.Column("key_id", ID),  # the API key that submitted it; null where there are none
     # Defaults in the database too: an older version of the service may still be inserting.
     sa.Column("kind", sa.String(16), nullable=False, server_default="tuning"),
     sa.Column("name", NAME),
@@ -104,6 +117,8 @@ jobs = sa.Table(
     sa.Column("step", sa.BigInteger, nullable=False),
     sa.Column("total_steps", sa.BigInteger, nullable=False),
     sa.Column("forward_passes", sa.BigInteger, nullable=False),
+    # The most that it ever reported, which is what its tenant was charged.
+    sa.Column("charged_passes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("eta_seconds", sa.Double),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("prompt_id", ID),
@@ -127,6 +142,8 @@ jobs = sa.Table(
     sa.Column("last_event", sa.BigInteger, nullable=False),
     sa.Index(None, "status", "id"),
     sa.Index(None, "kind", "id"),
+    sa.Index(None, "tenant", "id"),
+    sa.Index(None, "key_id"),
     sa.Index(None, "dataset_id"),
     sa.Index(None, "prompt_id"),
 )
@@ -162,6 +179,7 @@ prompts = sa.Table(
     "prompts",
     metadata,
     sa.Column("id", ID, primary_key=True),
+    _tenant(),
     sa.Column("job_id", ID),
     sa.Column("name", NAME, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
@@ -169,16 +187,19 @@ prompts = sa.Table(
     sa.Column("classes", sa.JSON, nullable=False),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("lineage", sa.JSON, nullable=False, server_default="{}"),
     sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.false()),
     _moment("created_at", nullable=False),
-    sa.UniqueConstraint("name", "version"),
+    sa.UniqueConstraint("tenant", "name", "version"),
+    sa.Index(None, "tenant", "id"),
 )
 
 # A version number is never given twice, not even after its prompt was deleted.
 prompt_names = sa.Table(
     "prompt_names",
     metadata,
+    _tenant(primary_key=True),
     sa.Column("name", NAME, primary_key=True),
     sa.Column("last_version", sa.Integer, nullable=False),
 )
@@ -187,13 +208,14 @@ prompt_names = sa.Table(
 aliases = sa.Table(
     "aliases",
     metadata,
+    _tenant(primary_key=True),
     sa.Column("name", NAME, primary_key=True),
     sa.Column("alias", sa.String(100), primary_key=True),
     sa.Column("prompt_id", ID),
     sa.Column("version", sa.Integer),
     sa.Column("last_seq", sa.BigInteger, nullable=False),
     _moment("updated_at", nullable=False),
-    sa.Index(None, "alias"),
+    sa.Index(None, "tenant", "alias"),
     sa.Index(None, "prompt_id"),
 )
 
@@ -201,6 +223,7 @@ aliases = sa.Table(
 alias_changes = sa.Table(
     "alias_changes",
     metadata,
+    _tenant(primary_key=True),
     sa.Column("name", NAME, primary_key=True),
     sa.Column("alias", sa.String(100), primary_key=True),
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
@@ -212,7 +235,9 @@ alias_changes = sa.Table(
     sa.Column("comment", sa.Text),
     sa.Column("gate", sa.JSON(none_as_null=True)),
     _moment("created_at", nullable=False),
-    sa.ForeignKeyConstraint(["name", "alias"], ["aliases.name", "aliases.alias"]),
+    sa.ForeignKeyConstraint(
+        ["tenant", "name", "alias"], ["aliases.tenant", "aliases.name", "aliases.alias"]
+    ),
 )
 
 workers = sa.Table(
@@ -229,6 +254,7 @@ workers = sa.Table(
 idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,
+    _tenant(primary_key=True),
     sa.Column("key", sa.String(255), primary_key=True),
     sa.Column("token", sa.String(64), nullable=False),
     sa.Column("fingerprint", sa.String(64)),
@@ -237,4 +263,52 @@ idempotency_keys = sa.Table(
     _moment("created_at", nullable=False),
     _moment("expires_at", nullable=False),
     sa.Index(None, "expires_at"),
+)
+
+# Only the hash of a key is kept. Revoked and expired keys keep their rows: as long as there is one,
+# nobody is let in without a key.
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", ID, primary_key=True),
+    _tenant(),
+    sa.Column("name", NAME, nullable=False),
+    sa.Column("prefix", sa.String(16), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("rate_limit", sa.String(40)),
+    _moment("created_at", nullable=False),
+    _moment("expires_at"),
+    _moment("revoked_at"),
+    _moment("last_used_at"),
+    sa.UniqueConstraint("prefix"),
+    sa.Index(None, "tenant", "id"),
+)
+
+# What a tenant has used up in a month of UTC.
+tenant_usage = sa.Table(
+    "tenant_usage",
+    metadata,
+    sa.Column("tenant", TENANT, primary_key=True),
+    sa.Column("month", sa.String(7), primary_key=True),  # such as 2026-01
+    sa.Column("forward_passes", sa.BigInteger, nullable=False),
+)
+
+# Who asked for what, and how it went; rows are added, and removed when their time is over.
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("id", ID, primary_key=True),
+    _tenant(),
+    _moment("at", nullable=False),
+    sa.Column("key_id", ID),
+    sa.Column("method", sa.String(16), nullable=False),
+    sa.Column("route", sa.String(200)),
+    sa.Column("object_id", sa.String(320)),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("code", sa.String(64)),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("address", sa.String(64)),
+    sa.Index(None, "tenant", "id"),
+    sa.Index(None, "at"),
 )

@@ -82,7 +82,7 @@ def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> 
     if job.config.get("calibrated"):
         tuned.require_temperature()  # before the work, not after it
     classifier = _classifier(tuned, deps)
-    dataset = patiently(lambda: deps.datasets.get(job.dataset_id), deps.sleep)
+    dataset = patiently(lambda: deps.datasets.of(job.tenant).get(job.dataset_id), deps.sleep)
     parts = JobParts(job, dataset, classifier.backbone, lease=lease, report=report, deps=deps)
     parts.embed()
     zero_shot = classifier.zero_shot() if job.config["zero_shot"] else None
@@ -95,7 +95,7 @@ def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> 
 
 def _prompt_record(job: Job, deps: RunnerDeps) -> PromptRecord:
     try:
-        return deps.prompts.get(job.prompt_id or "")
+        return deps.prompts.of(job.tenant).get(job.prompt_id or "")
     except NotFound:
         raise ArtifactError("the prompt was deleted (apply another one)") from None
 

@@ -102,7 +102,7 @@ def _helpers(settings: Settings, app: Celery, name: str, parent_pid: int | None)
         owner=name,
         settings=settings,
         leases=JobLeases.of(engine, settings),
-        jobs=JobStore(engine),
+        jobs=JobStore(engine).of(None),
         workers=workers,
         queue=JobQueue(app),
     )

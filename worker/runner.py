@@ -92,13 +92,12 @@ class RunnerDeps:
 def run_job(job_id: str, deps: RunnerDeps) -> JobStatus | None:
     """Claim the job and run it; returns its status afterwards, or None if it is another's.
 
+    Where another tenant has waited for longer, its job is run instead; see `JobLeases.whose_turn`.
+
     Raises:
         StorageUnavailable: the database stayed away; the lease will expire.
     """
-    token = new_token()
-    job = patiently(
-        lambda: deps.leases.claim(job_id, deps.owner, process_identity(), token), deps.sleep
-    )
+    job = _claim(job_id, deps)
     if job is None:
         logger.info("job %s is not to be had", job_id, extra=_extra("claim_lost", job_id))
         return None
@@ -114,6 +113,18 @@ def run_job(job_id: str, deps: RunnerDeps) -> JobStatus | None:
     if ended.status is JobStatus.QUEUED:
         deps.queue.ring(ended.id)
     return ended.status
+
+
+def _claim(job_id: str, deps: RunnerDeps) -> Job | None:
+    """Claim the job, or another tenant's whose turn it is; then the job is rung for again."""
+    chosen = patiently(lambda: deps.leases.whose_turn(job_id), deps.sleep)
+    token = new_token()
+    job = patiently(
+        lambda: deps.leases.claim(chosen, deps.owner, process_identity(), token), deps.sleep
+    )
+    if chosen != job_id:
+        deps.queue.ring(job_id)
+    return job
 
 
 def _run(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> Job:
@@ -138,7 +149,7 @@ def _tune(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> TuneRes
     settings = deps.settings
     config = TuningConfig.model_validate(job.config)
     backbone = deps.load_backbone(_offered(job.backbone, settings))
-    record = deps.datasets.get(job.dataset_id)
+    record = deps.datasets.of(job.tenant).get(job.dataset_id)
     dataset = deps.materials.dataset(record, config.shots, config.seed)
     with ClaimFolder(deps.artifacts, settings.cache_dir, job, lease) as folder:
         checkpoints = CheckpointKeeper(folder, lease, deps.leases)
@@ -170,7 +181,7 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
     """Store the files, then make them known in one transaction."""
     data = result.prompt.to_bytes()
     metrics = finite_numbers(result.metrics)
-    dataset = patiently(lambda: deps.datasets.get(job.dataset_id), deps.sleep)
+    dataset = patiently(lambda: deps.datasets.of(job.tenant).get(job.dataset_id), deps.sleep)
     prompt = NewPrompt(
         id=new_id(Prefix.PROMPT),
         name=job.name or job.id,
@@ -179,6 +190,7 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
         classes=tuple(result.prompt.class_names),
         metrics=metrics,
         sha256=hashlib.sha256(data).hexdigest(),
+        bytes=len(data),
         lineage=tuned_lineage(job, dataset, result.prompt.metadata.get("engine_version")),
     )
     patiently(lambda: deps.artifacts.put_bytes(prompt_key(prompt.id), data), deps.sleep)

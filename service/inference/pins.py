@@ -35,12 +35,12 @@ async def keeping_pins(prompts: PromptStore, inference: InferenceHost) -> AsyncI
 
 
 async def keep_pins(prompts: PromptStore, inference: InferenceHost) -> None:
-    """Look once.
+    """Look once, at what all tenants have pinned.
 
     Raises:
         StorageUnavailable: the database does not answer.
     """
-    await inference.keep(await run_in_threadpool(prompts.pinned))
+    await inference.keep(await run_in_threadpool(prompts.of(None).pinned))
 
 
 async def _keep_looking(prompts: PromptStore, inference: InferenceHost) -> None:

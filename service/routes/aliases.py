@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AwareDatetime, BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
+from service.access import Needs
 from service.deps import (
     After,
     AliasesDep,
@@ -20,6 +21,7 @@ from service.idempotency import IdempotencyKey
 from service.openapi import body, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
 from sharpzo_core.idempotency import fingerprint
+from sharpzo_core.keys import Scope
 from sharpzo_core.schemas import AliasHistoryPublic, AliasPublic, AliasRollback, AliasSet, Page
 
 router = APIRouter(
@@ -27,7 +29,7 @@ router = APIRouter(
     tags=["aliases"],
     route_class=StrictRoute,
     max_body_size=MAX_JSON_BYTES,
-    dependencies=[Depends(reject_repeated_parameters)],
+    dependencies=[Needs(Scope.PROMPTS), Depends(reject_repeated_parameters)],
     responses=problems(422, 500, 503),
 )
 

@@ -8,17 +8,19 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from service.access import Needs
 from service.deps import AcceptHeader, ServicesDep, reject_repeated_parameters
 from service.errors import ResultsMissing
 from service.idempotency import IdempotencyKey
 from service.openapi import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
-from service.services import Services
+from service.services import TenantServices
 from sharpzo_core.applying import Desk
 from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.errors import StateConflict
 from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.jobs import Job, JobKind, JobStatus
+from sharpzo_core.keys import Scope
 from sharpzo_core.prompts import PromptRecord
 from sharpzo_core.results import ResultForm, results_key
 from sharpzo_core.schemas import ApplyRequest, BatchCreate, EvaluationCreate, JobPublic
@@ -33,7 +35,7 @@ router = APIRouter(
     tags=["evaluation and batches"],
     route_class=StrictRoute,
     max_body_size=MAX_JSON_BYTES,
-    dependencies=[Depends(reject_repeated_parameters)],
+    dependencies=[Needs(Scope.JOBS), Depends(reject_repeated_parameters)],
     responses=problems(422, 500, 503),
 )
 
@@ -81,7 +83,7 @@ async def _accept(
     ref: str,
     request: ApplyRequest,
     submit: Callable[[PromptRecord, Within], Job],
-    services: Services,
+    services: TenantServices,
     idempotency_key: str | None,
 ) -> Response:
     asked = request.model_dump(mode="json", exclude_unset=True)
@@ -97,8 +99,8 @@ async def _accept(
     return completion.response()
 
 
-def _desk(services: Services) -> Desk:
-    return Desk(services.settings, services.jobs, services.datasets)
+def _desk(services: TenantServices) -> Desk:
+    return Desk(services.settings, services.jobs, services.datasets, services.caller.key_id)
 
 
 @router.get(

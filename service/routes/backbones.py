@@ -2,15 +2,18 @@
 
 from fastapi import APIRouter, Depends
 
+from service.access import ANY_SCOPE, Needs
 from service.deps import InferenceDep, SettingsDep, reject_repeated_parameters
 from service.openapi import problems
+from service.routing import StrictRoute
 from sharpzo_core.backbones import ANY_PRETRAINED
 from sharpzo_core.schemas import BackbonePublic, Page
 
 router = APIRouter(
     prefix="/v1/backbones",
     tags=["backbones"],
-    dependencies=[Depends(reject_repeated_parameters)],
+    route_class=StrictRoute,
+    dependencies=[Needs(*ANY_SCOPE), Depends(reject_repeated_parameters)],
     responses=problems(422, 500),
 )
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from service.access import Needs
 from service.deps import InferenceDep, PromptsDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import TooManyFiles
@@ -22,6 +23,7 @@ from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from sharpzo_core.errors import CoreError, UnsupportedMedia, ValidationFailed
+from sharpzo_core.keys import Scope
 from sharpzo_core.prompt_store import PromptStore
 from sharpzo_core.prompts import PromptRecord
 from sharpzo_core.schemas import (
@@ -53,7 +55,7 @@ router = APIRouter(
     tags=["classification"],
     route_class=StrictRoute,
     max_body_size=MAX_JSON_BYTES,
-    dependencies=[Depends(no_repeats)],
+    dependencies=[Needs(Scope.INFER), Depends(no_repeats)],
     responses=problems(422, 429, 500, 503, 504),
 )
 

@@ -10,17 +10,19 @@ from pydantic import ValidationError as PydanticError
 from starlette.concurrency import run_in_threadpool
 
 from service import archives, imports
+from service.access import Needs
 from service.deps import After, DatasetsDep, Limit, ServicesDep, reject_repeated_parameters
 from service.idempotency import Attempt, Completion, IdempotencyKey
 from service.ingest import UPLOAD_FOLDER
 from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
-from service.services import Services
+from service.services import TenantServices
 from sharpzo_core.datasets import UNLABELLED, DatasetRecord, dataset_prefix
 from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia, ValidationFailed
 from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.ids import Prefix, new_id
+from sharpzo_core.keys import Scope
 from sharpzo_core.schemas import DatasetImport, DatasetPublic, Label, Page
 
 MAX_REQUEST_BYTES = 1 << 40  # the archive itself is bounded while it is written
@@ -32,7 +34,7 @@ router = APIRouter(
     tags=["datasets"],
     route_class=StrictRoute,
     max_body_size=MAX_JSON_BYTES,
-    dependencies=[Depends(reject_repeated_parameters)],
+    dependencies=[Needs(Scope.JOBS), Depends(reject_repeated_parameters)],
     responses=problems(422, 500, 503),
 )
 
@@ -83,7 +85,7 @@ async def create_dataset(
 
 
 async def _take_in(
-    request: Request, services: Services, dataset_id: str, attempt: Attempt
+    request: Request, services: TenantServices, dataset_id: str, attempt: Attempt
 ) -> _Received:
     """Bring the archive into its upload file; a file that is of no use is removed."""
     try:
@@ -101,7 +103,7 @@ async def _take_in(
     return received
 
 
-async def _receive(request: Request, services: Services, dataset_id: str) -> _Received:
+async def _receive(request: Request, services: TenantServices, dataset_id: str) -> _Received:
     """Stream the upload to its file."""
     if media_type(request) != "multipart/form-data":
         raise UnsupportedMedia("send multipart/form-data with `file` and `name`")
@@ -133,7 +135,7 @@ def _check_name(name: str | None) -> str:
 
 
 async def _import(
-    request: Request, services: Services, dataset_id: str, attempt: Attempt
+    request: Request, services: TenantServices, dataset_id: str, attempt: Attempt
 ) -> _Received:
     """Copy the archive from where the request says, unless that was done before."""
     wanted = parse(DatasetImport, await read_json(request))
@@ -146,7 +148,7 @@ async def _import(
 
 
 def _store(
-    services: Services,
+    services: TenantServices,
     dataset_id: str,
     received: _Received,
     completion: Completion[DatasetRecord],
@@ -161,7 +163,8 @@ def _store(
     if received.unlabelled:
         source[UNLABELLED] = True
     try:
-        services.datasets.create(received.name, source, dataset_id, within)
+        size = services.uploads.path(dataset_id).stat().st_size
+        services.datasets.create(received.name, source, dataset_id, within, size)
     except StorageUnavailable:
         raise  # the dataset may be stored all the same, and then needs its archive
     except BaseException:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
+from service.access import Needs
 from service.artifacts import corrupt, fetch_artifact
 from service.attachments import RESPONSES, IfNoneMatch, attachment, not_modified
 from service.deps import ServicesDep
@@ -12,6 +13,7 @@ from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import NotCalibrated, Unavailable
 from service.openapi import problems
 from service.routing import StrictRoute
+from sharpzo_core.keys import Scope
 from sharpzo_core.prompts import PromptRecord
 from sharpzo_engine.artifact import TunedPrompt
 from sharpzo_engine.errors import ArtifactError, MissingPackage
@@ -22,7 +24,7 @@ router = APIRouter(
     prefix="/v1/prompts",
     tags=["prompts"],
     route_class=StrictRoute,
-    dependencies=[Depends(no_repeats)],
+    dependencies=[Needs(Scope.PROMPTS), Depends(no_repeats)],
     responses=problems(422, 500, 503),
 )
 

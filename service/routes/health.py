@@ -9,17 +9,20 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from service.deps import ServicesDep
+from service.access import Needs
+from service.deps import ProcessDep
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST
 from service.openapi import problems
+from service.routing import StrictRoute
 from service.services import Services
 from sharpzo_core.db import ping
 from sharpzo_core.errors import CoreError
+from sharpzo_core.keys import Scope
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter(tags=["health"], responses=problems(500))
+router = APIRouter(tags=["health"], route_class=StrictRoute, responses=problems(500))
 
 
 class Health(BaseModel):
@@ -42,7 +45,7 @@ async def livez() -> Health:
 
 
 @router.get("/readyz", responses=problems(503))
-async def readyz(services: ServicesDep) -> Readiness:
+async def readyz(services: ProcessDep) -> Readiness:
     """Whether everything that serving needs is there; 503 says what is not."""
     reasons = []
     for name, check in _CHECKS.items():
@@ -98,8 +101,13 @@ _CHECKS: dict[str, Callable[[Services], str | None]] = {
 }
 
 
-@router.get("/metrics", response_class=Response, include_in_schema=False)
-def metrics(services: ServicesDep) -> Response:
+@router.get(
+    "/metrics",
+    dependencies=[Needs(Scope.ADMIN)],
+    response_class=Response,
+    include_in_schema=False,
+)
+def metrics(services: ProcessDep) -> Response:
     """Prometheus's exposition format."""
     try:
         jobs = {str(status): n for status, n in services.jobs.count_by_status().items()}

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
+from service.access import Needs
 from service.deps import (
     MAX_SEQ,
     AcceptHeader,
@@ -28,6 +29,7 @@ from sharpzo_core.errors import NotFound
 from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.job_store import MAX_STEPS
 from sharpzo_core.jobs import Job, JobKind, JobStatus
+from sharpzo_core.keys import Scope
 from sharpzo_core.prompts import report_key
 from sharpzo_core.results import evaluation_key
 from sharpzo_core.schemas import EventPublic, JobCreate, JobPublic, Page, StepPublic
@@ -48,7 +50,7 @@ router = APIRouter(
     tags=["jobs"],
     route_class=StrictRoute,
     max_body_size=MAX_JSON_BYTES,
-    dependencies=[Depends(reject_repeated_parameters)],
+    dependencies=[Needs(Scope.JOBS), Depends(reject_repeated_parameters)],
     responses=problems(422, 500, 503),
 )
 
@@ -91,6 +93,7 @@ async def create_job(
             jobs=services.jobs,
             datasets=services.datasets,
             artifacts=services.artifacts,
+            key_id=services.caller.key_id,
             within=completion,
         )
     services.ring(job.id)
@@ -130,7 +133,7 @@ def pause_job(job_id: str, jobs: JobsDep) -> JobPublic:
 @router.post("/{job_id}/resume", status_code=202, responses=problems(404, 409))
 def resume_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Go on with a paused, failed or cancelled job, from its last checkpoint."""
-    job = services.jobs.request_resume(job_id)
+    job = services.jobs.request_resume(job_id, services.caller.key_id)
     if job.status is JobStatus.QUEUED:
         services.ring(job.id)
     return JobPublic.of(job)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 
+from service.access import Needs
 from service.artifacts import fetch_artifact
 from service.attachments import RESPONSES, IfNoneMatch, attachment, not_modified
 from service.deps import After, InferenceDep, Limit, PromptNameFilter, PromptsDep, ServicesDep
@@ -18,10 +19,11 @@ from service.inference.pins import keep_pins
 from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse
-from service.services import Services
+from service.services import TenantServices
 from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia
 from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.ids import Prefix, is_id, new_id
+from sharpzo_core.keys import Scope
 from sharpzo_core.prompts import NewPrompt, PromptRecord, prompt_key
 from sharpzo_core.schemas import (
     Page,
@@ -38,9 +40,13 @@ router = APIRouter(
     tags=["prompts"],
     route_class=StrictRoute,
     max_body_size=MAX_JSON_BYTES,
-    dependencies=[Depends(no_repeats)],
+    dependencies=[Needs(Scope.PROMPTS), Depends(no_repeats)],
     responses=problems(422, 500, 503),
 )
+
+
+#: Who classifies may see with what.
+_READ = Needs(Scope.PROMPTS, Scope.INFER)
 
 
 class PromptName(BaseModel):
@@ -51,7 +57,7 @@ class PromptName(BaseModel):
     name: Slug | None = None
 
 
-@router.get("")
+@router.get("", dependencies=[_READ])
 def list_prompts(
     prompts: PromptsDep, limit: Limit = 20, after: After = None, name: PromptNameFilter = None
 ) -> Page[PromptPublic]:
@@ -94,7 +100,7 @@ async def import_prompt(
 
 
 def _publish(
-    services: Services,
+    services: TenantServices,
     name: str | None,
     data: bytes,
     imported: ImportedPrompt,
@@ -110,6 +116,7 @@ def _publish(
         classes=imported.classes,
         metrics=imported.metrics,
         sha256=imported.sha256,
+        bytes=len(data),
         lineage=imported.lineage,
     )
     try:
@@ -122,7 +129,7 @@ def _publish(
         raise
 
 
-@router.get("/{ref}", responses=problems(404))
+@router.get("/{ref}", dependencies=[_READ], responses=problems(404))
 def get_prompt(ref: str, prompts: PromptsDep, inference: InferenceDep) -> PromptPublic:
     """One prompt, by id, `name` (its newest version), `name:version` or `name@alias`."""
     return _with_residency(prompts.get(ref), inference)

@@ -28,6 +28,7 @@ from sharpzo_core.jobs import TERMINAL, JobStatus
 from sharpzo_core.prompt_store import hold_prompt
 from sharpzo_core.prompts import NewPrompt, PromptRecord
 from sharpzo_core.tables import jobs
+from sharpzo_core.tenants import DEFAULT_TENANT
 from tests.core.conftest import Stores
 
 SET, ROLLBACK, DELETED = AliasAction.SET, AliasAction.ROLLBACK, AliasAction.DELETED
@@ -551,7 +552,7 @@ def test_a_prompt_that_is_held_stays_until_the_end(stores: Stores) -> None:
     job = stores.job()
     with ThreadPoolExecutor(1) as pool:
         with writing(stores.engine) as connection:
-            assert hold_prompt(connection, prompt.id) == prompt
+            assert hold_prompt(connection, prompt.id, DEFAULT_TENANT) == prompt
             deletion = pool.submit(stores.prompts.delete, prompt.id)
             update = sa.update(jobs).where(jobs.c.id == job.id)
             connection.execute(update.values(prompt_id=prompt.id))

@@ -99,7 +99,7 @@ def assert_problem(response: Any, status: int, code: str) -> dict[str, Any]:
 
 def open_client(settings: Settings) -> TestClient:
     """A client of a new application; entering it starts the application."""
-    return TestClient(create_app(settings), raise_server_exceptions=False)
+    return TestClient(create_app(settings), "http://localhost", raise_server_exceptions=False)
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ class World:
 def a_world(folder: Path) -> Iterator[World]:
     chosen = Settings.load(data_dir=folder)
     app = create_app(chosen)
-    with TestClient(app) as client:
+    with TestClient(app, "http://localhost") as client:
         original: Services = app.state.services
         dataset = original.datasets.create("shapes")
         counts = {"train": {"cat": 4, "dog": 4}}

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0007"
-down_revision = "0005"
+down_revision = "0006"
 
 
 def upgrade() -> None:
@@ -22,7 +22,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "blobs",
-        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("tenant", sa.String(length=64), server_default="default", nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("released_at", sa.DateTime(timezone=True), nullable=True),
@@ -33,7 +33,7 @@ def upgrade() -> None:
         "dataset_images",
         sa.Column("dataset_id", sa.String(length=40), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("tenant", sa.String(length=64), server_default="default", nullable=False),
         sa.PrimaryKeyConstraint("dataset_id", "sha256", name="pk_dataset_images"),
     )
     op.create_index("ix_dataset_images_tenant_sha256", "dataset_images", ["tenant", "sha256"])

@@ -1,0 +1,145 @@
+"""The gate: who may come in at all. It stands before the routes and looks at no body.
+
+In this order: the `Host` that the request names; where it comes from, as long as no key is needed;
+its key; how many requests that key has sent. What a key may do is asked by `access`, route by
+route.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette._utils import get_route_path
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+
+from service.access import PUBLIC
+from service.callers import ANYBODY, admit
+from service.error_handlers import answer
+from service.errors import HostNotAllowed, OriginNotAllowed
+from sharpzo_core.errors import AuthInvalid, CoreError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from service.services import Services
+    from sharpzo_core.settings import Settings
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_SAFE = ("GET", "HEAD", "OPTIONS", "TRACE")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+
+
+class Gate:
+    """Answers those that may not come in; for all others it notes who asks."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._listed = settings.allowed_host_names
+        host = settings.host.lower()
+        self._near = frozenset({*LOOPBACK, f"[{host}]" if ":" in host else host})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError("nothing but HTTP is served")
+        try:
+            headers = await self._admit(scope)
+        except CoreError as error:
+            await answer(Request(scope), error)(scope, receive, send)
+            return
+        await self._app(scope, receive, _with_headers(send, headers) if headers else send)
+
+    async def _admit(self, scope: Scope) -> dict[str, str]:
+        """Let the request in; returns headers for its answer.
+
+        Raises:
+            CoreError: it may not come in.
+        """
+        services: Services = scope["app"].state.services
+        headers = Headers(scope=scope)
+        host = _host(headers)
+        if _is_public(scope):  # answered without the database
+            self._check_host(host, keyed=services.keyring.was_required)
+            return {}
+        keyed = await services.keyring.required()
+        self._check_host(host, keyed=keyed)
+        if not keyed:
+            _check_origin(scope["method"], headers)
+            admit(scope, ANYBODY)
+            return {}
+        try:
+            caller = await services.keyring.identify(headers.getlist("authorization"))
+        except AuthInvalid:
+            await services.rates.fail(address_of(scope) or "")
+            raise
+        admit(scope, caller)
+        left = await services.rates.take(caller)
+        return {} if left is None else left.headers
+
+    def _check_host(self, host: str, *, keyed: bool) -> None:
+        """The name is one of the service's; where keys are needed any will do.
+
+        `*` stands for any name, `*.example.org` for what ends so.
+
+        Raises:
+            HostNotAllowed: it is not.
+        """
+        allowed = self._listed or (frozenset("*") if keyed else self._near)
+        parents = {f"*.{host.partition('.')[2]}"} if "." in host else set()
+        if allowed.isdisjoint({host, "*"} | parents):
+            raise HostNotAllowed
+
+
+def address_of(scope: Scope) -> str | None:
+    """Where the request comes from; a proxy's word counts only if the operator trusts it."""
+    client = scope.get("client")
+    return None if client is None else str(client[0])
+
+
+def _is_public(scope: Scope) -> bool:
+    # The path that the router goes by, never one that is put together from the Host header.
+    return scope["method"] in ("GET", "HEAD") and get_route_path(scope) in PUBLIC
+
+
+def _host(headers: Headers) -> str:
+    """The name that the request calls this service by.
+
+    Raises:
+        HostNotAllowed: it names none, several, or something that is no name.
+    """
+    found = headers.getlist("host")
+    match = _HOST.fullmatch(found[0]) if len(found) == 1 else None
+    if match is None:
+        raise HostNotAllowed("the Host header is not one host name")
+    return match[1].lower().rstrip(".")
+
+
+def _check_origin(method: str, headers: Headers) -> None:
+    """A request that changes something does not come from another site's page.
+
+    Nobody is asked for a key, so a browser on this machine must not be led to send it.
+
+    Raises:
+        OriginNotAllowed: it does.
+    """
+    if method in _SAFE:
+        return
+    origin = headers.get("origin")
+    foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
+    if foreign or headers.get("sec-fetch-site") == "cross-site":
+        raise OriginNotAllowed
+
+
+def _with_headers(send: Send, headers: dict[str, str]) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(raw=message.setdefault("headers", [])).update(headers)
+        await send(message)
+
+    return sending

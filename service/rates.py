@@ -1,0 +1,123 @@
+"""How many requests a key may send, and an address with wrong keys.
+
+Counted in the broker's Redis if there is one, so that all API processes count together, and in this
+process otherwise, or as long as Redis does not answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import redis
+from limits.errors import StorageError
+from limits.storage import MemoryStorage, RedisStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+from starlette.concurrency import run_in_threadpool
+
+from service.errors import RateLimited
+from sharpzo_core.rates import parse_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from limits import RateLimitItem
+
+    from service.callers import Caller
+    from sharpzo_core.settings import Settings
+
+ANSWER_SECONDS = 0.25  # how long a request waits for Redis
+AWAY_SECONDS = 5.0  # until one that did not answer is asked again
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What is left of a rate."""
+
+    limit: int  #: requests
+    window: int  #: seconds
+    remaining: int
+    reset: int  #: seconds until there is more
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """As draft-ietf-httpapi-ratelimit-headers has it."""
+        return {
+            "RateLimit-Policy": f'"key";q={self.limit};w={self.window}',
+            "RateLimit": f'"key";r={self.remaining};t={self.reset}',
+        }
+
+
+class RateLimits:
+    """Counts on the event loop; Redis is asked in another thread."""
+
+    def __init__(self, settings: Settings, ticks: Callable[[], float] = time.monotonic) -> None:
+        self._per_key = settings.rate_limit
+        self._failures = parse_rate(settings.auth_failure_limit)
+        self._ticks = ticks
+        self._here = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._shared = _shared(settings.broker_url)
+        self._away_until = -math.inf
+
+    async def take(self, caller: Caller) -> Allowance | None:
+        """Count a request of this caller's key; None if it may send any number.
+
+        Raises:
+            RateLimited: there were too many.
+        """
+        key = caller.key
+        rate = None if key is None else key.rate_limit or self._per_key
+        if key is None or not rate:
+            return None
+        return await self._take(parse_rate(rate), "key", key.id)
+
+    async def fail(self, address: str) -> None:
+        """Count a wrong key that came from this address.
+
+        Raises:
+            RateLimited: there were too many.
+        """
+        await self._take(self._failures, "address", address)
+
+    async def _take(self, rate: RateLimitItem, kind: str, name: str) -> Allowance:
+        if self._shared is not None and self._ticks() >= self._away_until:
+            try:
+                return await run_in_threadpool(_take, self._shared, rate, kind, name)
+            except (StorageError, redis.RedisError, OSError) as error:
+                self._away_until = self._ticks() + AWAY_SECONDS
+                logger.warning(
+                    "requests are counted in this process for now: %s",
+                    error,
+                    extra={"action": "rates_local"},
+                )
+        return _take(self._here, rate, kind, name)
+
+
+def _take(
+    counter: SlidingWindowCounterRateLimiter, rate: RateLimitItem, kind: str, name: str
+) -> Allowance:
+    allowed = counter.hit(rate, kind, name)
+    stats = counter.get_window_stats(rate, kind, name)
+    reset = max(1, math.ceil(stats.reset_time - time.time()))
+    left = Allowance(rate.amount, rate.get_expiry(), stats.remaining if allowed else 0, reset)
+    if not allowed:
+        raise RateLimited(f"at most {rate} (wait, or ask for a higher limit)", left)
+    return left
+
+
+def _shared(broker_url: str) -> SlidingWindowCounterRateLimiter | None:
+    if not broker_url:
+        return None
+    url = broker_url.replace("redis+socket://", "unix://", 1)
+    pool = redis.ConnectionPool.from_url(
+        url,
+        socket_timeout=ANSWER_SECONDS,
+        socket_connect_timeout=ANSWER_SECONDS,
+        retry=None,
+    )
+    return SlidingWindowCounterRateLimiter(RedisStorage(url, connection_pool=pool))

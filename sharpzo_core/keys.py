@@ -1,0 +1,110 @@
+"""API keys: what one looks like, what it may do, and what is kept of it.
+
+A key is `szo_<8 characters>_<secret>`. The first two parts are its prefix, which is shown in lists
+and finds its row. The secret ends with a checksum, so that a mistyped key, and any text that only
+looks like one, is told from a key without a database; it proves nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import zlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from sharpzo_core.ids import ALPHABET
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+BRAND = "szo"
+ID_LENGTH = 8
+SECRET_LENGTH = 52  # 260 bits
+CHECKSUM_LENGTH = 7  # 35 bits for the 32 of a CRC
+MAX_KEY = len(BRAND) + ID_LENGTH + SECRET_LENGTH + CHECKSUM_LENGTH + 2  # characters
+#: A whole key, wherever it stands in a text.
+KEY_PATTERN = (
+    rf"{BRAND}_[{ALPHABET}]{{{ID_LENGTH}}}_[{ALPHABET}]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}"
+)
+#: What lists show of one.
+PREFIX_PATTERN = rf"^{BRAND}_[{ALPHABET}]{{{ID_LENGTH}}}$"
+
+_KEY = re.compile(KEY_PATTERN)
+
+
+class Scope(StrEnum):
+    """What a key may do, within its tenant."""
+
+    JOBS = "jobs"  #: Datasets, jobs, evaluations and batches
+    PROMPTS = "prompts"  #: Prompts, their files, aliases and pins
+    INFER = "infer"  #: Classification
+    ADMIN = "admin"  #: All of that, keys, the audit log and figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """One row of the table `api_keys`: everything but the key itself."""
+
+    id: str
+    tenant: str
+    name: str
+    prefix: str
+    sha256: str  #: Of the whole key
+    scopes: frozenset[Scope]
+    rate_limit: str | None = None  #: Such as `600/minute`; None: the service's own
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None  #: To the minute or so
+
+    def is_valid(self, now: datetime) -> bool:
+        """Whether it opens anything."""
+        expired = self.expires_at is not None and self.expires_at <= now
+        return self.revoked_at is None and not expired
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key that was just made; its text is nowhere else."""
+
+    record: ApiKey
+    text: str
+
+    def __repr__(self) -> str:
+        return f"NewKey({self.record.prefix})"  # a log must not tell the secret
+
+
+def make_key() -> str:
+    """The text of a fresh key."""
+    prefix = f"{BRAND}_{_random(ID_LENGTH)}"
+    body = f"{prefix}_{_random(SECRET_LENGTH)}"
+    return body + _checksum(body)
+
+
+def is_key(text: str) -> bool:
+    """Whether this is the text of some key: its form and its checksum."""
+    if len(text) != MAX_KEY or _KEY.fullmatch(text) is None:
+        return False
+    return text[-CHECKSUM_LENGTH:] == _checksum(text[:-CHECKSUM_LENGTH])
+
+
+def prefix_of(text: str) -> str:
+    """What lists show of a key."""
+    return text[: len(BRAND) + 1 + ID_LENGTH]
+
+
+def digest_of(text: str) -> str:
+    """What is kept of a key. A plain hash will do: nobody can guess 260 random bits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def _checksum(body: str) -> str:
+    number = zlib.crc32(body.encode())
+    return "".join(ALPHABET[number >> 5 * place & 31] for place in reversed(range(CHECKSUM_LENGTH)))
