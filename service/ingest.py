@@ -89,6 +89,15 @@ class Ingest:
         self._held.add(dataset_id)
         self._pool.submit(self._process, dataset_id)
 
+    def forget(self, dataset_id: str) -> None:
+        """Remove the files of a dataset that was deleted.
+
+        Of a large one, some of the images go later.
+        """
+        self._uploads.discard(dataset_id)
+        self._remove_files(dataset_id)
+        self._images.sweep()
+
     def close(self) -> None:
         """Stop; what is unfinished stays `processing`, for another process or the next one."""
         self._stopping.set()

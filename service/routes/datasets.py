@@ -18,7 +18,7 @@ from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from service.services import TenantServices
-from sharpzo_core.datasets import UNLABELLED, DatasetRecord, dataset_prefix
+from sharpzo_core.datasets import UNLABELLED, DatasetRecord
 from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia, ValidationFailed
 from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.ids import Prefix, new_id
@@ -192,7 +192,5 @@ def get_dataset(dataset_id: str, datasets: DatasetsDep) -> DatasetPublic:
 def delete_dataset(dataset_id: str, services: ServicesDep) -> Response:
     """Delete a dataset and its files; refused while a job needs it."""
     services.datasets.delete(dataset_id)
-    services.uploads.discard(dataset_id)
-    services.artifacts.delete_prefix(dataset_prefix(dataset_id))
-    services.images.sweep()
+    services.ingest.forget(dataset_id)
     return Response(status_code=204)

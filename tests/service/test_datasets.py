@@ -136,7 +136,7 @@ def test_what_is_no_archive_is_refused_at_once(
         ({"train/cat/1.png": png()}, "dataset_layout_invalid", "only one class"),
         ({"readme.txt": b"nothing here"}, "dataset_layout_invalid", "no training images"),
         (
-            {**dataset_members(), "train/dog/bad.jpg": png()[:-40]},
+            {**dataset_members(), "train/dog/bad.jpg": png(size=64)[:-40]},
             "image_undecodable",
             "train/dog/bad.jpg",
         ),
@@ -329,7 +329,7 @@ def test_a_store_that_is_away_for_a_while_loses_no_upload(
         raise StorageUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(services.datasets, "mark_ready", away)
+        patch.setattr(services.ingest._datasets, "mark_ready", away)
         dataset_id = upload(client, zip_of(dataset_members())).json()["id"]
         assert asked.wait(20)
     assert settle(client, dataset_id)["status"] == "ready"
