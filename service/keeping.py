@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from sharpzo_core.datasets import blob_key, images_prefix
@@ -21,8 +20,7 @@ BATCH_BYTES = 32 << 20  # and how much of a disk they may take until then
 class ImageKeeper:
     """Collects drafts, has rows written for them, and only then gives them their keys.
 
-    Files are synced in the background while others are read. Drafts that were not kept are gone at
-    the end of the `with` block.
+    Drafts that were not kept are gone at the end of the `with` block.
     """
 
     def __init__(
@@ -41,14 +39,12 @@ class ImageKeeper:
         self._drafts: dict[str, Draft] = {}  # by SHA-256
         self._bytes = 0
         self._open: set[Draft] = set()
-        self._syncing: list[Future[None]] = []
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        self._kept: list[str] = []  # keys
 
     def __enter__(self) -> ImageKeeper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
         for draft in (*self._open, *self._drafts.values()):
             draft.discard()
 
@@ -92,14 +88,12 @@ class ImageKeeper:
         self._images.hold(self._dataset, self._owner, sizes)
         for draft in self._drafts.values():
             self._images.keep(self._dataset, draft)
-        keys = [blob_key(self._dataset.tenant, sha256) for sha256 in sizes]
-        self._syncing.append(self._pool.submit(self._artifacts.sync_files, keys))
+        self._kept += [blob_key(self._dataset.tenant, sha256) for sha256 in sizes]
         self._drafts.clear()
         self._bytes = 0
 
     def finish(self) -> None:
         """Return when everything kept survives a loss of power; raises as `keep` does."""
         self.flush()
-        for future in self._syncing:
-            future.result()
-        self._syncing.clear()
+        # Last of all: a disk that is being synced delays whoever makes files.
+        self._artifacts.sync_files(self._kept)

@@ -11,7 +11,7 @@ import tempfile
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -21,27 +21,31 @@ from sharpzo_engine.files import (
     LEFTOVER_SECONDS,
     remove_leftovers,
     replacing,
+    sync_file_system,
     sync_path,
     sync_tree,
     write_atomically,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_MANY = 64  # files that are not synced one by one
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Draft:
     """A file that is written bit by bit and has no key yet; one that nobody keeps is discarded."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str) -> None:
         # Named like the files of killed writers, so that it is removed like them.
         descriptor, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
         self._stream = os.fdopen(descriptor, "wb", buffering=0)
         self._hash = hashlib.sha256()
-        self.path = Path(name)
+        self.path = name  # no `Path`, here and below: it takes longer than the calls themselves
         self.size = 0  #: Bytes written so far
 
     @property
@@ -57,7 +61,7 @@ class Draft:
         """
         self._hash.update(data)
         self.size += len(data)
-        with _translated(self.path.name):
+        with _translated(self.path):
             view = memoryview(data)
             while view:
                 view = view[self._stream.write(view) :]
@@ -69,7 +73,8 @@ class Draft:
     def discard(self) -> None:
         """Remove the file."""
         self.close()
-        self.path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)  # noqa: PTH108
 
 
 class ArtifactStore:
@@ -118,10 +123,9 @@ class ArtifactStore:
         Raises:
             StorageFull, StorageUnavailable: there can be none.
         """
-        folder = Path(self._path(prefix)) if self._local else scratch
+        folder = self._path(prefix) if self._local else str(scratch)
         with _translated(prefix):
-            folder.mkdir(parents=True, exist_ok=True)
-            return Draft(folder)
+            return _making_folder(folder, lambda: Draft(folder))
 
     def keep(self, draft: Draft, key: str) -> None:
         """Give the draft its key, unless a file of this key and size is there; it is gone then.
@@ -138,10 +142,10 @@ class ArtifactStore:
             if self._size(path) == draft.size:
                 draft.discard()
             elif self._local:
-                Path(path).parent.mkdir(exist_ok=True)
-                draft.path.replace(path)
+                folder = path.rpartition("/")[0]
+                _making_folder(folder, lambda: os.replace(draft.path, path))  # noqa: PTH105
             else:
-                self._fs.put_file(str(draft.path), path)
+                self._fs.put_file(draft.path, path)
                 draft.discard()
 
     def sync_files(self, keys: Iterable[str]) -> None:
@@ -150,15 +154,19 @@ class ArtifactStore:
         Raises:
             StorageUnavailable: the store could not.
         """
-        if self._local:
-            paths = [Path(self._path(key)) for key in keys]
-            with _translated("files"):
+        if not self._local:
+            return
+        paths = [Path(self._path(key)) for key in keys]
+        with _translated("files"):
+            if len(paths) < _MANY or not sync_file_system(Path(self._root)):
                 for path in (*paths, *{path.parent for path in paths}):
                     sync_path(path)
 
     def _size(self, path: str) -> int | None:
         try:
-            return Path(path).stat().st_size if self._local else int(self._fs.size(path))
+            if self._local:
+                return os.stat(path).st_size  # noqa: PTH116
+            return int(self._fs.size(path))
         except FileNotFoundError:
             return None
 
@@ -272,6 +280,15 @@ class ArtifactStore:
         if not _KEY.fullmatch(key):
             raise ValueError(f"not a key: {key!r}")
         return f"{self._root}/{key}"
+
+
+def _making_folder(folder: str, call: Callable[[], T]) -> T:
+    """Do something in a folder, which is made if that fails without it."""
+    try:
+        return call()
+    except FileNotFoundError:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return call()
 
 
 @contextmanager

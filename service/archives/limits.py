@@ -71,7 +71,7 @@ class Account:
 
     def _check_unique(self, path: str) -> None:
         """On some system names that differ in case or in composed characters are one file."""
-        same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+        same = path.lower() if path.isascii() else _folded(path)
         key = hashlib.blake2b(same.encode(), digest_size=16).digest()
         if key in self._seen:
             raise unsafe_path("two members have the same name (case does not count)")
@@ -104,6 +104,10 @@ class Account:
         self.extension_bytes += count
         if self.extension_bytes > self.limits.extension_bytes:
             raise corrupt()
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
 def corrupt() -> ArchiveError:
