@@ -7,8 +7,8 @@ dataset is ready. The yardstick is the least that any reader does: the standard 
 over all members of the same archive, and the SHA-256 of each. The service does that, too, and
 decodes every image, stores it and syncs it to the disk.
 
-Photos are drawn: noise of all scales, as coarse as in nature, and grain, at JPEG's quality 90. There are a few
-of each size; a comment makes the files differ, so that each is stored and none is decoded twice.
+Photos are drawn: noise of all scales, as coarse as in nature, and grain, at JPEG's quality 90.
+There are a few of each size; a comment makes the files differ, so that each is stored.
 
 Memory is the sum of the resident sets of the API process and its children, libraries that they
 share counted in each, above what it was before the upload. Linux only: figures come from /proc.

@@ -68,6 +68,7 @@ class Ingest:
         self._artifacts = artifacts
         self._uploads = uploads
         self._images = images
+        self._scratch = settings.cache_dir / "drafts"
         self._rules = DecodeRules(
             settings.decode_processes or default_processes(),
             settings.decode_seconds,
@@ -197,8 +198,8 @@ class Ingest:
         )
 
     def _keeper(self, dataset: DatasetRecord) -> ImageKeeper:
-        scratch = self._uploads.folder
-        return ImageKeeper(dataset, self._leases.owner, self._images, self._artifacts, scratch)
+        owner = self._leases.owner
+        return ImageKeeper(dataset, owner, self._images, self._artifacts, self._scratch)
 
     def _walk(self, dataset_id: str) -> Walk:
         """The members of the upload, as long as the service runs and holds the lease."""

@@ -33,7 +33,7 @@ class Uploads:
         patience: float,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder = folder
+        self._folder = folder
         self._max_bytes = max_bytes
         self._patience = patience
         self._ticks = ticks
@@ -45,7 +45,7 @@ class Uploads:
 
     def path(self, dataset_id: str) -> Path:
         """Where the archive of a dataset is kept."""
-        return self.folder / dataset_id
+        return self._folder / dataset_id
 
     @contextmanager
     def open(self, dataset_id: str) -> Iterator[CappedFile]:
@@ -85,7 +85,7 @@ class Uploads:
                 self.discard(name)
 
     def _files(self) -> Iterator[tuple[str, int]]:
-        for entry in os.scandir(self.folder):
+        for entry in os.scandir(self._folder):
             with suppress(FileNotFoundError):  # removed meanwhile
                 yield entry.name, entry.stat().st_mtime_ns
 

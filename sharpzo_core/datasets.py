@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+TENANTS = "tenants"  # what the keys of shared files begin with
 SPLITS = ("train", "val", "test")
 #: Where images without labels are counted and listed, instead of a split. In `source`, it says that
 #: a dataset has no others.
@@ -68,7 +69,7 @@ class DatasetRecord:
 
 def tenant_prefix(tenant: str) -> str:
     """What the keys of everything that a tenant's datasets share begin with."""
-    return f"tenants/{hashlib.sha256(tenant.encode()).hexdigest()[:32]}"
+    return f"{TENANTS}/{hashlib.sha256(tenant.encode()).hexdigest()[:32]}"
 
 
 def images_prefix(tenant: str) -> str:

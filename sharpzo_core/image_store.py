@@ -23,12 +23,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus, blob_key
-from sharpzo_core.db import writing
+from sharpzo_core.db import reading, writing
 from sharpzo_core.errors import LeaseLost
 from sharpzo_core.tables import blobs, dataset_images, datasets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from sharpzo_core.artifact_store import ArtifactStore, Draft
 
@@ -87,9 +87,22 @@ class ImageStore:
                 connection.execute(update.values(released_at=None))
         return len(marked)
 
-    def adopt(self, tenant: str, sha256: str, size: int) -> None:
+    def tenants(self) -> set[str]:
+        """Whoever has datasets, or images that are to be removed."""
+        query = sa.union(sa.select(datasets.c.tenant), sa.select(blobs.c.tenant))
+        with reading(self._engine) as connection:
+            return set(connection.execute(query).scalars())
+
+    def unknown(self, tenant: str, hashes: Collection[str]) -> set[str]:
+        """Those of the tenant's images that no row names."""
+        wanted = (blobs.c.tenant == tenant) & blobs.c.sha256.in_(hashes)
+        with reading(self._engine) as connection:
+            known = connection.execute(sa.select(blobs.c.sha256).where(wanted)).scalars()
+            return set(hashes).difference(known)
+
+    def adopt(self, tenant: str, sha256: str) -> None:
         """Give a file that no row names one, so that `sweep` removes it, unless it is held then."""
-        row = {"tenant": tenant, "sha256": sha256, "bytes": size, "released_at": self._clock()}
+        row = {"tenant": tenant, "sha256": sha256, "bytes": 0, "released_at": self._clock()}
         with writing(self._engine) as connection:
             insert = _inserting(connection)(blobs).values(row)
             connection.execute(insert.on_conflict_do_nothing())
@@ -135,11 +148,10 @@ def _lock(connection: sa.Connection, dataset: DatasetRecord, owner: str) -> None
 
 def _insert(connection: sa.Connection, dataset_id: str, rows: list[dict[str, Any]]) -> None:
     insert = _inserting(connection)
+    blob = insert(blobs)
+    again = {"released_at": None, "bytes": blob.excluded.bytes}
     connection.execute(
-        insert(blobs).on_conflict_do_update(
-            index_elements=[blobs.c.tenant, blobs.c.sha256], set_={"released_at": None}
-        ),
-        rows,
+        blob.on_conflict_do_update(index_elements=["tenant", "sha256"], set_=again), rows
     )
     held = [
         {"dataset_id": dataset_id, "tenant": row["tenant"], "sha256": row["sha256"]} for row in rows
