@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service import error_handlers, openapi
 from service.access import authorize
+from service.audit import Auditor
 from service.gate import Gate
 from service.inference.pins import keeping_pins
 from service.metrics import Metrics
@@ -23,6 +24,7 @@ from service.routes import (
     exports,
     health,
     jobs,
+    keys,
     prompts,
 )
 from service.services import open_services
@@ -68,9 +70,11 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         classify,
         applying,
         backbones,
+        keys,
         health,
     ):
         app.include_router(module.router)
+    app.state.auditor = Auditor(app)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(RequestLayer, metrics=metrics, idle_seconds=settings.upload_idle_seconds)
     error_handlers.install(app)

@@ -3,10 +3,12 @@
 All of them are coroutines: the framework would call a plain function in another thread.
 """
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
 
+from service.audit import note_object
 from service.callers import Caller, caller_of
 from service.inference.host import InferenceHost
 from service.services import Services, TenantServices
@@ -35,8 +37,8 @@ ProcessDep = Annotated[Services, Depends(process)]
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
-async def _services(services: ProcessDep, caller: CallerDep) -> TenantServices:
-    return services.of(caller)
+async def _services(services: ProcessDep, caller: CallerDep, request: Request) -> TenantServices:
+    return services.of(caller, partial(note_object, request.scope))
 
 
 ServicesDep = Annotated[TenantServices, Depends(_services)]

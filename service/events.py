@@ -16,7 +16,7 @@ from sharpzo_core.schemas import EventPublic
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sharpzo_core.job_store import JobStore
 
@@ -29,12 +29,19 @@ _BATCH = 100  # events read at a time
 
 
 async def stream_events(
-    jobs: JobStore, job_id: str, after: int, stopping: threading.Event
+    jobs: JobStore,
+    job_id: str,
+    after: int,
+    stopping: threading.Event,
+    admitted: Callable[[], Awaitable[bool]],
 ) -> AsyncIterator[bytes]:
-    """Every event with `seq` above `after`, until the job's last one or the server's end."""
+    """Every event with `seq` above `after`, until the job's last one or the server's end.
+
+    It ends as well when the caller is not `admitted` any more.
+    """
     spoke = time.monotonic()
     try:
-        while not stopping.is_set():
+        while not stopping.is_set() and await admitted():
             events, ended = await run_in_threadpool(_look, jobs, job_id, after)
             for event in events:
                 yield _encode(event)

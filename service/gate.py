@@ -19,6 +19,7 @@ from service.access import PUBLIC
 from service.callers import ANYBODY, admit
 from service.error_handlers import answer
 from service.errors import HostNotAllowed, OriginNotAllowed
+from service.idempotency import REPLAYED_HEADER
 from sharpzo_core.errors import AuthInvalid, CoreError
 
 if TYPE_CHECKING:
@@ -48,12 +49,13 @@ class Gate:
             return
         if scope["type"] != "http":
             raise RuntimeError("nothing but HTTP is served")
+        noting = _Noting(scope, send)
         try:
-            headers = await self._admit(scope)
+            noting.headers = await self._admit(scope)
         except CoreError as error:
-            await answer(Request(scope), error)(scope, receive, send)
+            await answer(Request(scope), error)(scope, receive, noting.send)
             return
-        await self._app(scope, receive, _with_headers(send, headers) if headers else send)
+        await self._app(scope, receive, noting.send)
 
     async def _admit(self, scope: Scope) -> dict[str, str]:
         """Let the request in; returns headers for its answer.
@@ -136,10 +138,23 @@ def _check_origin(method: str, headers: Headers) -> None:
         raise OriginNotAllowed
 
 
-def _with_headers(send: Send, headers: dict[str, str]) -> Send:
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            MutableHeaders(raw=message.setdefault("headers", [])).update(headers)
-        await send(message)
+class _Noting:
+    """Adds headers to an answer, and has it noted in the audit log if it is to be."""
 
-    return sending
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self.headers: dict[str, str] = {}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            headers.update(self.headers)
+            self._note(message["status"], replayed=REPLAYED_HEADER in headers)
+        await self._send(message)
+
+    def _note(self, status: int, *, replayed: bool) -> None:
+        state = self._scope["app"].state
+        entry = state.auditor.entry(self._scope, status, address_of(self._scope), replayed=replayed)
+        if entry is not None:
+            state.services.audit.note(entry)

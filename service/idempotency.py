@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Generic, Self, TypeVar
 
 import anyio
@@ -51,12 +52,19 @@ class Attempt:
     def __init__(
         self,
         store: IdempotencyStore,
+        made: Callable[[str], None],
         reservation: Reservation | None = None,
         answered: StoredAnswer | None = None,
     ) -> None:
         self._store = store
+        self._made = made
         self._reservation = reservation
         self._answered = answered
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no request with this key was answered yet."""
+        return self._answered is None
 
     def replay(self, fingerprint: str) -> Response | None:
         """The answer that this request was given before; None if it is new.
@@ -74,7 +82,8 @@ class Attempt:
         self, fingerprint: str, status: int, public: Callable[[T], BaseModel]
     ) -> Completion[T]:
         """What the creating transaction is to write."""
-        return Completion(self._store, self._reservation, fingerprint, status, public)
+        answer = StoredAnswer(fingerprint, status, "")
+        return Completion(self._store, self._reservation, answer, public, self._made)
 
 
 class Completion(Generic[T]):
@@ -84,15 +93,15 @@ class Completion(Generic[T]):
         self,
         store: IdempotencyStore,
         reservation: Reservation | None,
-        fingerprint: str,
-        status: int,
+        blank: StoredAnswer,
         public: Callable[[T], BaseModel],
+        made: Callable[[str], None],
     ) -> None:
         self._store = store
         self._reservation = reservation
-        self._fingerprint = fingerprint
-        self._status = status
+        self._blank = blank
         self._public = public
+        self._made = made
         self._answer: StoredAnswer | None = None
 
     def __call__(self, connection: sa.Connection, created: T) -> None:
@@ -101,16 +110,22 @@ class Completion(Generic[T]):
         Raises:
             IdempotencyInProgress: another request has taken the key meanwhile.
         """
-        body = self._public(created).model_dump_json()
-        self._answer = StoredAnswer(self._fingerprint, self._status, body)
+        public = self._public(created)
+        self._answer = replace(self._blank, body=public.model_dump_json())
         if self._reservation is not None:
             self._store.complete(connection, self._reservation, self._answer)
+        if (object_id := getattr(public, "id", None)) is not None:
+            self._made(object_id)
 
     def response(self) -> Response:
         """The answer, once the transaction has been committed."""
         if self._answer is None:
             raise RuntimeError("nothing was created")
         return _response(self._answer, {})
+
+
+def _forget(object_id: str) -> None:
+    """Nobody wants to know what was created."""
 
 
 def _response(answer: StoredAnswer, headers: dict[str, str]) -> Response:
@@ -122,16 +137,18 @@ class Idempotency:
 
     def __init__(self, store: IdempotencyStore) -> None:
         self._store = store
+        self._made: Callable[[str], None] = _forget
         self._held: set[Reservation] = set()
         self._threads = (
             Periodic("idempotency renewal", RESERVED_SECONDS / 3, self._renew),
             Periodic("idempotency cleanup", _CLEANUP_SECONDS, store.forget_expired),
         )
 
-    def of(self, tenant: str) -> Self:
-        """The same keeper for the keys of one tenant."""
+    def of(self, tenant: str, made: Callable[[str], None]) -> Self:
+        """The same keeper for the keys of one tenant; `made` is told the id of what is created."""
         bound = copy(self)
         bound._store = self._store.of(tenant)  # noqa: SLF001 - a copy of our own
+        bound._made = made  # noqa: SLF001
         return bound
 
     def start(self) -> None:
@@ -152,15 +169,15 @@ class Idempotency:
             IdempotencyInProgress: another request with this key is being worked on.
         """
         if key is None:
-            yield Attempt(self._store)
+            yield Attempt(self._store, self._made)
             return
         found = await run_in_threadpool(self._store.reserve, key)
         if isinstance(found, StoredAnswer):
-            yield Attempt(self._store, answered=found)
+            yield Attempt(self._store, self._made, answered=found)
             return
         self._held.add(found)
         try:
-            yield Attempt(self._store, found)
+            yield Attempt(self._store, self._made, found)
         except BaseException:
             # Shielded: the request may have been cancelled because its client went away.
             with anyio.CancelScope(shield=True):

@@ -10,11 +10,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from sharpzo_core.logging import dropped_records
+from sharpzo_core.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from prometheus_client import Metric
+    from prometheus_client.samples import Sample
 
     from service.inference.resident import ResidentPrompts
 
@@ -97,7 +99,6 @@ class Metrics:
             buckets=_LATENCY_BUCKETS,
             registry=self.registry,
         )
-        self._jobs = Gauge("sharpzo_jobs", "Jobs by status.", ("status",), registry=self.registry)
         self._workers = Gauge(
             "sharpzo_workers_alive", "Workers heard of lately.", registry=self.registry
         )
@@ -160,7 +161,7 @@ class Metrics:
         self._inference["total"].observe(seconds)
 
     def count_images(self, prompt: str, classified: int, failed: int) -> None:
-        """Count a prompt's answers; on the event loop."""
+        """Count a prompt's answers, by what `prompt_series` calls it; on the event loop."""
         if len(self._prompt_labels) < MAX_PROMPT_LABELS:
             self._prompt_labels.add(prompt)
         label = prompt if prompt in self._prompt_labels else OTHER_PROMPTS
@@ -175,9 +176,43 @@ class Metrics:
         """Count images that found the queue full."""
         self._refused.inc(images)
 
-    def render(self, jobs: Mapping[str, int], workers: int) -> bytes:
-        """The exposition text, with gauges that are read when asked for."""
-        for status, count in jobs.items():
-            self._jobs.labels(status).set(count)
+    def render(self, jobs: Mapping[str, int], workers: int, tenant: str | None = None) -> bytes:
+        """The exposition text, with gauges that are read when asked for.
+
+        `jobs` are those of the `tenant`, if one is given: of the prompts, too, only its own are
+        named then.
+        """
         self._workers.set(workers)
-        return generate_latest(self.registry)
+        return generate_latest(_View(self.registry, jobs, tenant))
+
+
+class _View(CollectorRegistry):
+    """What one reader may see of a registry, and the jobs that are counted for it."""
+
+    def __init__(
+        self, registry: CollectorRegistry, jobs: Mapping[str, int], tenant: str | None
+    ) -> None:
+        super().__init__()
+        self._all = registry
+        self._jobs = jobs
+        self._tenant = tenant
+
+    def collect(self) -> Iterator[Metric]:
+        """Every series but those that name another tenant's prompt."""
+        for metric in self._all.collect():
+            if self._tenant is not None:
+                metric.samples = [sample for sample in metric.samples if self._may_see(sample)]
+            yield metric
+        jobs = GaugeMetricFamily("sharpzo_jobs", "Jobs by status.", labels=["status"])
+        for status, count in self._jobs.items():
+            jobs.add_metric([status], count)
+        yield jobs
+
+    def _may_see(self, sample: Sample) -> bool:
+        prompt = sample.labels.get("prompt", OTHER_PROMPTS)
+        return prompt == OTHER_PROMPTS or prompt.startswith(f"{self._tenant}/")
+
+
+def prompt_series(tenant: str, label: str) -> str:
+    """What the series of a prompt is called: `name:version`, after its tenant if it has another."""
+    return label if tenant == DEFAULT_TENANT else f"{tenant}/{label}"

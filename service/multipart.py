@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 _BATCH_BYTES = 1 << 20  # handed to the parser (and to the disk) at a time, in a worker thread
+_OVERHEAD_BYTES = 64 << 10  # of a form around its files, at most
 _INLINE_BYTES = 256 << 10  # parsed where they are: a thread would cost more
 
 
@@ -52,6 +53,12 @@ class Form(Generic[S]):
 
     fields: dict[str, str] = field(default_factory=dict)
     files: list[S] = field(default_factory=list)
+
+
+def announced_bytes(request: Request) -> int:
+    """What the files of a request take at least, as far as its header tells; 0 if it does not."""
+    announced = request.headers.get("content-length", "")
+    return max(0, int(announced) - _OVERHEAD_BYTES) if announced.isdecimal() else 0
 
 
 async def read_form(request: Request, rules: FormRules[S]) -> Form[S]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from service.access import PUBLIC, declared
 from service.problems import MEDIA_TYPE
 from sharpzo_core.schemas import Problem
 
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _REF = "#/components/schemas/{model}"
+_SCHEME = "key"
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "szo_...",
+    "description": "An API key (`sharpzo keys create`); not needed before the first is made.",
+}
+_ANYWHERE = (400,)  # the request calls the service by another name
+_WITH_KEY = (401, 403, 429)
 _UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own form of a 422
 
 
@@ -44,16 +54,53 @@ def form(file_field: str, *, many: bool = False, **texts: dict[str, Any]) -> dic
 
 
 def install(app: FastAPI) -> None:
-    """Add the schema of a problem to the document, and drop FastAPI's."""
+    """Add the schema of a problem and the API key to the document, and drop FastAPI's problems."""
     derive = app.openapi
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schemas = derive().setdefault("components", {}).setdefault("schemas", {})
+            components = derive().setdefault("components", {})
+            schemas = components.setdefault("schemas", {})
             for name in _UNUSED:
                 schemas.pop(name, None)
             schema = Problem.model_json_schema(ref_template=_REF)
             schemas |= schema.pop("$defs", {}) | {"Problem": schema}
-        return derive()
+            components["securitySchemes"] = {_SCHEME: _BEARER}
+            _declare_keys(derive()["paths"], app)
+        return derive() if _keyed(app) else _without_keys(derive())
 
     app.openapi = document  # type: ignore[method-assign] # how FastAPI is extended
+
+
+def _keyed(app: FastAPI) -> bool:
+    """Whether a key is needed now; a document made without a running service says that it is."""
+    services = getattr(app.state, "services", None)
+    return services is None or services.keyring.was_required
+
+
+def _without_keys(document: dict[str, Any]) -> dict[str, Any]:
+    """The same document where keys may be left out."""
+    return {
+        **document,
+        "paths": {
+            path: {
+                method: {**operation, "security": [{}, *operation["security"]]}
+                if "security" in operation
+                else operation
+                for method, operation in operations.items()
+            }
+            for path, operations in document["paths"].items()
+        },
+    }
+
+
+def _declare_keys(paths: dict[str, Any], app: FastAPI) -> None:
+    """Say of every route what a key must be able to do, and what is answered without one."""
+    for method, path, scopes in declared(app):
+        operation = paths.get(path, {}).get(method.lower())
+        if operation is None:
+            continue
+        operation["responses"] |= {str(k): v for k, v in problems(*_ANYWHERE).items()}
+        if path not in PUBLIC:
+            operation["security"] = [{_SCHEME: [scope]} for scope in scopes]
+            operation["responses"] |= {str(k): v for k, v in problems(*_WITH_KEY).items()}

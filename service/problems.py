@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID_HEADER = "X-Request-ID"
 REQUEST_ID_KEY = "sharpzo.request_id"  # in the ASGI scope
+_CODE_KEY = "sharpzo.code"  # in the ASGI scope
 _TYPE_PREFIX = "urn:sharpzo:problem:"
 
 #: Status -> code, for errors that the framework raises.
@@ -46,6 +47,7 @@ def problem(
     """Build a problem answer; `errors` lists `(JSON pointer, message)`."""
     code = code or CODES.get(status, f"http_{status}")
     title = title or HTTPStatus(status).phrase
+    scope[_CODE_KEY] = code
     request_id = scope.get(REQUEST_ID_KEY, "")
     content: dict[str, Any] = {
         "type": f"{_TYPE_PREFIX}{code}",
@@ -64,3 +66,8 @@ def problem(
         headers={**(headers or {}), REQUEST_ID_HEADER: request_id},
         media_type=MEDIA_TYPE,
     )
+
+
+def problem_code(scope: Scope) -> str | None:
+    """The code of the problem that a request was answered with, if it was."""
+    return scope.get(_CODE_KEY)

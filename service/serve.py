@@ -15,7 +15,9 @@ import uvicorn
 
 from service.app import create_app
 from service.supervisor import Supervisor, worker_command
+from sharpzo_core.db import make_engine
 from sharpzo_core.errors import SettingsError
+from sharpzo_core.key_store import KeyStore
 from sharpzo_core.logging import configure_logging
 from sharpzo_core.migrations import migrate
 
@@ -53,9 +55,10 @@ def main(
     """
     configure_logging(settings)
     host = settings.host if host is None else host
-    check_exposure(settings, host)
+    settings = settings.model_copy(update={"host": host})
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings)  # what is wrong with the database is told before anybody is let in
+    check_exposure(settings, host, keyed=_keys_exist(settings))
     listener = listen(host, settings.port if port is None else port)
     # The interpreter would spend seconds on looking for cycles in what torch has made.
     atexit.register(gc.freeze)
@@ -65,6 +68,9 @@ def main(
         http="h11",  # the quicker httptools takes header fields without end
         log_config=None,
         access_log=False,
+        # Uvicorn's own default believes everybody on this machine.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies or None,
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
@@ -74,18 +80,27 @@ def main(
             _Server(config, app, end_worker).run(sockets=[listener])
 
 
-def check_exposure(settings: Settings, host: str) -> None:
-    """Refuse to be reachable from elsewhere without authentication.
+def check_exposure(settings: Settings, host: str, *, keyed: bool = False) -> None:
+    """Refuse to be reachable from elsewhere without authentication; `keyed`: keys are needed.
 
     Raises:
         SettingsError: `host` is not a loopback address.
     """
-    if settings.allow_unauthenticated or _is_loopback(host):
+    if keyed or settings.allow_unauthenticated or _is_loopback(host):
         return
     raise SettingsError(
-        f"will not listen on {host} without authentication (use 127.0.0.1, or set "
-        "SHARPZO_ALLOW_UNAUTHENTICATED=true where something else keeps strangers out)"
+        f"will not listen on {host} without authentication (make an API key first with `sharpzo "
+        "keys create`, use 127.0.0.1, or set SHARPZO_ALLOW_UNAUTHENTICATED=true where something "
+        "else keeps strangers out)"
     )
+
+
+def _keys_exist(settings: Settings) -> bool:
+    database = make_engine(settings)
+    try:
+        return KeyStore(database).any()
+    finally:
+        database.dispose()
 
 
 def _is_loopback(host: str) -> bool:

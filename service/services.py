@@ -7,8 +7,10 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from service.audit import AuditLog
 from service.broker_probe import BrokerProbe
 from service.idempotency import Idempotency
 from service.inference.host import InferenceHost
@@ -18,6 +20,7 @@ from service.rates import RateLimits
 from service.uploads import Uploads
 from sharpzo_core.alias_store import AliasStore
 from sharpzo_core.artifact_store import ArtifactStore
+from sharpzo_core.audit import AuditStore
 from sharpzo_core.dataset_leases import DatasetLeases
 from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.db import make_engine
@@ -32,7 +35,7 @@ from sharpzo_core.quotas import Quotas, UsageStore
 from sharpzo_core.worker_store import WorkerStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     import sqlalchemy as sa
 
@@ -57,6 +60,8 @@ class Services:
     aliases: AliasStore
     keys: KeyStore
     usage: UsageStore
+    audited: AuditStore
+    audit: AuditLog
     keyring: Keyring
     rates: RateLimits
     workers: WorkerStore
@@ -75,8 +80,8 @@ class Services:
         """Tell a worker that a job waits, some time soon; workers look by themselves as well."""
         self.ringer.submit(self.queue.ring, job_id)
 
-    def of(self, caller: Caller) -> TenantServices:
-        """What a request of this caller may use."""
+    def of(self, caller: Caller, made: Callable[[str], None]) -> TenantServices:
+        """What a request of this caller may use; `made` is told the id of what it creates."""
         return TenantServices(
             caller=caller,
             settings=self.settings,
@@ -84,9 +89,10 @@ class Services:
             datasets=self.datasets.of(caller.tenant),
             prompts=self.prompts.of(caller.tenant),
             aliases=self.aliases.of(caller.tenant),
-            idempotency=self.idempotency.of(caller.tenant),
+            idempotency=self.idempotency.of(caller.tenant, made),
             keys=self.keys.of(caller.tenant),
             usage=self.usage.of(caller.tenant),
+            audit=self.audited.of(caller.tenant),
             dataset_leases=self.dataset_leases,
             artifacts=self.artifacts,
             uploads=self.uploads,
@@ -94,6 +100,7 @@ class Services:
             inference=self.inference,
             stopping=self.stopping,
             ring=self.ring,
+            still_admitted=partial(self.keyring.still_admits, caller),
         )
 
     def close(self) -> None:
@@ -103,6 +110,7 @@ class Services:
         self.ingest.close()
         self.idempotency.close()
         self.keyring.close()
+        self.audit.close()
         self.inference.close()
         self.broker.close()
         self.queue.close()
@@ -125,6 +133,7 @@ class TenantServices:
     idempotency: Idempotency
     keys: KeyStore
     usage: UsageStore
+    audit: AuditStore
     dataset_leases: DatasetLeases
     artifacts: ArtifactStore
     uploads: Uploads
@@ -132,6 +141,7 @@ class TenantServices:
     inference: InferenceHost
     stopping: threading.Event
     ring: Callable[[str], None]
+    still_admitted: Callable[[], Awaitable[bool]]  #: Whether the caller would be let in now
 
 
 def open_services(settings: Settings, metrics: Metrics) -> Services:
@@ -163,6 +173,8 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
         aliases=AliasStore(database),
         keys=KeyStore(database),
         usage=UsageStore(database),
+        audited=AuditStore(database),
+        audit=AuditLog(AuditStore(database), settings.audit_days),
         keyring=Keyring(KeyStore(database)),
         rates=RateLimits(settings),
         workers=WorkerStore(database),
@@ -187,4 +199,5 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
     services.ingest.start()
     services.idempotency.start()
     services.keyring.start()
+    services.audit.start()
     return services

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sharpzo_cli import keys
+
 app = typer.Typer(
     name="sharpzo",
     help="Adapt CLIP to your own classes with forward passes only.",
@@ -15,6 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(keys.app)
 
 DatasetPath = Annotated[
     Path, typer.Argument(metavar="DATASET", help="Folder with train/<class>/* or <class>/*.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 DEFAULT_BASE_URL = "http://localhost:8000"
+API_KEY_VARIABLE = "SHARPZO_API_KEY"  # of the environment; used if a client is given no key
 DEFAULT_TIMEOUT = 60.0  # seconds without a byte, and for a connection from the pool
 CONNECT_TIMEOUT = 5.0  # seconds
 STREAM_TIMEOUT = 60.0  # seconds without a byte; the service sends a keep-alive every 15 s

@@ -47,6 +47,8 @@ from sharpzo_client.errors import (
 from sharpzo_client.models import (
     Alias,
     AliasChange,
+    ApiKey,
+    AuditEntry,
     Backbone,
     Classification,
     Dataset,
@@ -54,11 +56,13 @@ from sharpzo_client.models import (
     Job,
     JobEvent,
     Model,
+    NewApiKey,
     Page,
     Prompt,
     PromptAnswer,
     PromptAnswers,
     StepRecord,
+    Usage,
 )
 
 if TYPE_CHECKING:
@@ -596,6 +600,54 @@ def _moment(at: datetime | str | None) -> str | None:
     if at.tzinfo is None:
         raise InputError(f"{at} has no time zone (datetime.now(UTC), or at.astimezone())")
     return at.isoformat()
+
+
+# Keys
+
+
+def create_key(
+    name: str, scopes: Sequence[str], expires_in: int | None, rate_limit: str | None
+) -> Operation[NewApiKey]:
+    """Make a key. A repeated call makes no second one, but cannot tell the first one again."""
+    body = {"name": name, "scopes": list(scopes)}
+    return Operation(
+        method="POST",
+        path="/v1/keys",
+        json=body | _given(expires_in_seconds=expires_in, rate_limit=rate_limit),
+        headers=idempotency(None),
+        read=reads(NewApiKey),
+    )
+
+
+def list_keys(page_size: int) -> Operation[Page[ApiKey]]:
+    """First page of the keys."""
+    return _list("/v1/keys", ApiKey, page_size)
+
+
+def revoke_key(key_id: str) -> Operation[None]:
+    """End a key."""
+    return Operation(method="DELETE", path=_path("keys", key_id), read=reads_nothing)
+
+
+def rotate_key(key_id: str, grace: int) -> Operation[NewApiKey]:
+    """Replace a key."""
+    return Operation(
+        method="POST",
+        path=_path("keys", key_id, "rotate"),
+        json={"grace_seconds": grace},
+        headers=idempotency(None),
+        read=reads(NewApiKey),
+    )
+
+
+def list_audit(key_id: str | None, page_size: int) -> Operation[Page[AuditEntry]]:
+    """First page of the audit log."""
+    return _list("/v1/audit", AuditEntry, page_size, _given(key_id=key_id))
+
+
+def get_usage() -> Operation[Usage]:
+    """What the tenant has used."""
+    return Operation(method="GET", path="/v1/usage", read=reads(Usage))
 
 
 # The rest

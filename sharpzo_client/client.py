@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -10,6 +11,7 @@ import httpx
 
 from sharpzo_client import _operations as ops
 from sharpzo_client._constants import (
+    API_KEY_VARIABLE,
     CONNECT_TIMEOUT,
     DEFAULT_BASE_URL,
     DEFAULT_MAX_RETRIES,
@@ -17,9 +19,11 @@ from sharpzo_client._constants import (
     DEFAULT_TOP_K,
 )
 from sharpzo_client._transport import AsyncTransport, SyncTransport, translated
+from sharpzo_client.errors import InputError
 from sharpzo_client.resources.aliases import Aliases, AsyncAliases
 from sharpzo_client.resources.datasets import AsyncDatasets, Datasets
 from sharpzo_client.resources.jobs import AsyncJobs, Jobs
+from sharpzo_client.resources.keys import AsyncKeys, Keys
 from sharpzo_client.resources.prompts import AsyncPrompts, Prompts
 from sharpzo_client.resources.service import (
     AsyncBackbones,
@@ -33,17 +37,18 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sharpzo_client._files import ImageInput
-    from sharpzo_client.models import PromptAnswer
+    from sharpzo_client.models import PromptAnswer, Usage
 
 
 class Client:
     """A connection to a SharpZO service.
 
+    `api_key` is by default what the variable SHARPZO_API_KEY holds; an empty text is no key.
     `timeout` is in seconds without a byte; `transport` replaces the network, `sleep` the clock. Use
     it as a context manager, or close it.
 
     Raises:
-        InputError: `base_url` is not an address.
+        InputError: `base_url` is not an address, or `api_key` no key.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Client:
         self.jobs = Jobs(self._transport)
         self.prompts = Prompts(self._transport)
         self.aliases = Aliases(self._transport)
+        self.keys = Keys(self._transport)
         self.backbones = Backbones(self._transport)
         self.health = HealthChecks(self._transport)
 
@@ -98,6 +104,10 @@ class Client:
         """
         question = ops.Question(top_k, calibrated, zero_shot, deadline)
         return self._transport.run(ops.classify_with_prompts(prompts, images, question))
+
+    def usage(self) -> Usage:
+        """What one's tenant has used, and its quotas."""
+        return self._transport.send(ops.get_usage())
 
     def close(self) -> None:
         """Close the connections."""
@@ -141,6 +151,7 @@ class AsyncClient:
         self.jobs = AsyncJobs(self._transport)
         self.prompts = AsyncPrompts(self._transport)
         self.aliases = AsyncAliases(self._transport)
+        self.keys = AsyncKeys(self._transport)
         self.backbones = AsyncBackbones(self._transport)
         self.health = AsyncHealthChecks(self._transport)
 
@@ -163,6 +174,10 @@ class AsyncClient:
         question = ops.Question(top_k, calibrated, zero_shot, deadline)
         return await self._transport.run(ops.classify_with_prompts(prompts, images, question))
 
+    async def usage(self) -> Usage:
+        """What one's tenant has used, and its quotas."""
+        return await self._transport.send(ops.get_usage())
+
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
@@ -180,7 +195,10 @@ class AsyncClient:
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
-    bearer = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    key = (os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key).strip()
+    if not (key.isascii() and key.isprintable()):  # an error further on would show it
+        raise InputError("the API key holds characters that no key has")
+    bearer = {"Authorization": f"Bearer {key}"} if key else {}
     return {"User-Agent": "sharpzo-client", "Accept": "application/json", **bearer}
 
 

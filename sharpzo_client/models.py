@@ -281,6 +281,62 @@ class Alias(Model):
         return Page[AliasChange](data=self.history, has_more=self.has_more, next=self.next)
 
 
+class ApiKey(Model):
+    """An API key without the key itself."""
+
+    id: str
+    name: str
+    tenant: str
+    prefix: str
+    """what the key begins with"""
+    scopes: tuple[str, ...] = ()
+    rate_limit: str | None = None
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+class NewApiKey(ApiKey):
+    """A key that was just made."""
+
+    key: str | None = Field(default=None, repr=False)
+    """told once; not part of `repr`, which may end up in a log"""
+
+
+class AuditEntry(Model):
+    """A request that was refused or changed something."""
+
+    id: str
+    at: datetime
+    method: str
+    status: int
+    route: str | None = None
+    object_id: str | None = None
+    key_id: str | None = None
+    code: str | None = None
+    request_id: str | None = None
+    address: str | None = None
+
+
+class Quota(Model):
+    """How much of something is used; without a limit `limit` is None."""
+
+    used: int
+    limit: int | None = None
+
+
+class Usage(Model):
+    """What a tenant has used."""
+
+    tenant: str
+    month: str
+    """in UTC, that forward passes are counted in"""
+    active_jobs: Quota
+    storage_bytes: Quota
+    forward_passes: Quota
+
+
 class Prediction(Model):
     """One label for one image; scores of all labels add up to 1."""
 

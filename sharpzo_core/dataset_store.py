@@ -91,6 +91,7 @@ class DatasetStore(MeteredStore):
         Raises:
             NotFound: it was deleted.
             StateConflict: it is not processing any more, or not leased by `owner`, if one is given.
+            QuotaExceeded: its images are more than its tenant may store.
         """
         return self._leave_processing(
             dataset_id,
@@ -155,6 +156,7 @@ class DatasetStore(MeteredStore):
                 raise StateConflict(f"the dataset is {status}, no longer processing")
             if row.status == DatasetStatus.FAILED:
                 release(connection, dataset_id, self._clock)
+            self._quotas.check_kept(connection, row.tenant, self._clock())
             return _read(row)
 
     def delete(self, dataset_id: str) -> None:

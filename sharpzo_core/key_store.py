@@ -10,16 +10,16 @@ import sqlalchemy as sa
 
 from sharpzo_core.db import reading, record, writing
 from sharpzo_core.errors import NotFound, StateConflict
-from sharpzo_core.ids import Prefix, new_id
+from sharpzo_core.ids import Prefix, is_id, new_id
 from sharpzo_core.job_rows import move, read_job
 from sharpzo_core.jobs import REQUESTS, TERMINAL, Request
-from sharpzo_core.keys import ApiKey, NewKey, Scope, digest_of, make_key, prefix_of
+from sharpzo_core.keys import ApiKey, NewKey, Scope, digest_of, is_prefix, make_key, prefix_of
 from sharpzo_core.listing import Listing, newest_first
 from sharpzo_core.tables import api_keys, jobs
 from sharpzo_core.tenants import TenantStore
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from datetime import datetime
 
 #: Compared with where there is no such key, so that this takes no less time.
@@ -36,10 +36,17 @@ class KeyStore(TenantStore):
         *,
         expires_at: datetime | None = None,
         rate_limit: str | None = None,
+        within: Callable[[sa.Connection, NewKey], None] | None = None,
     ) -> NewKey:
-        """Make a key; its text is told this once."""
+        """Make a key; its text is told this once.
+
+        What `within` writes is stored with it or not at all.
+        """
         with writing(self._engine) as connection:
-            return self._insert(connection, self._owner, name, scopes, expires_at, rate_limit)
+            new = self._insert(connection, self._owner, name, scopes, expires_at, rate_limit)
+            if within is not None:
+                within(connection, new)
+            return new
 
     def _insert(
         self,
@@ -122,21 +129,28 @@ class KeyStore(TenantStore):
         for job in [read_job(row) for row in connection.execute(query.with_for_update())]:
             move(connection, job, REQUESTS[Request.CANCEL][job.status], now)
 
-    def rotate(self, ref: str, grace: timedelta = timedelta(0)) -> NewKey:
+    def rotate(
+        self,
+        ref: str,
+        grace: timedelta = timedelta(0),
+        within: Callable[[sa.Connection, NewKey], None] | None = None,
+    ) -> NewKey:
         """Make a key with the same rights, and let the old one expire after the grace.
 
         The new one lasts as long as the old one was made to. Jobs that the old one started are the
-        new one's from now on.
+        new one's from now on. What `within` writes is stored with all that or not at all.
 
         Raises:
-            NotFound: there is no such key.
-            StateConflict: it has expired or was revoked.
+            NotFound: there is no such key, or it was revoked.
+            StateConflict: it has expired.
         """
         now = self._clock()
         with writing(self._engine) as connection:
             old = self._get(connection, ref, lock=True)
+            if old.revoked_at is not None:
+                raise NotFound("key", ref)
             if not old.is_valid(now):
-                raise StateConflict("the key has expired or was revoked (create a new one)")
+                raise StateConflict("the key has expired (create a new one)")
             lifetime = None if old.expires_at is None else old.expires_at - old.created_at
             until = None if lifetime is None else now + lifetime
             new = self._insert(connection, old.tenant, old.name, old.scopes, until, old.rate_limit)
@@ -145,6 +159,8 @@ class KeyStore(TenantStore):
             connection.execute(this.values(expires_at=end))
             started = (jobs.c.key_id == old.id) & (jobs.c.tenant == old.tenant)
             connection.execute(sa.update(jobs).where(started).values(key_id=new.record.id))
+            if within is not None:
+                within(connection, new)
             return new
 
     def mark_used(self, used: Mapping[str, datetime]) -> None:
@@ -156,9 +172,11 @@ class KeyStore(TenantStore):
                 connection.execute(this.values(last_used_at=moment))
 
     def _get(self, connection: sa.Connection, ref: str, *, lock: bool = False) -> ApiKey:
-        named = sa.or_(api_keys.c.id == ref, api_keys.c.prefix == ref)
-        query = sa.select(api_keys).where(named, self._own(api_keys))
-        row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+        row = None
+        if is_id(Prefix.KEY, ref) or is_prefix(ref):
+            named = sa.or_(api_keys.c.id == ref, api_keys.c.prefix == ref)
+            query = sa.select(api_keys).where(named, self._own(api_keys))
+            row = connection.execute(query.with_for_update() if lock else query).one_or_none()
         if row is None:
             raise NotFound("key", ref)
         return _read(row)

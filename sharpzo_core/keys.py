@@ -29,10 +29,9 @@ MAX_KEY = len(BRAND) + ID_LENGTH + SECRET_LENGTH + CHECKSUM_LENGTH + 2  # charac
 KEY_PATTERN = (
     rf"{BRAND}_[{ALPHABET}]{{{ID_LENGTH}}}_[{ALPHABET}]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}"
 )
-#: What lists show of one.
-PREFIX_PATTERN = rf"^{BRAND}_[{ALPHABET}]{{{ID_LENGTH}}}$"
 
 _KEY = re.compile(KEY_PATTERN)
+_PREFIX = re.compile(rf"{BRAND}_[{ALPHABET}]{{{ID_LENGTH}}}")
 
 
 class Scope(StrEnum):
@@ -91,9 +90,19 @@ def is_key(text: str) -> bool:
     return text[-CHECKSUM_LENGTH:] == _checksum(text[:-CHECKSUM_LENGTH])
 
 
+def holds_key(text: str) -> bool:
+    """Whether something in this text looks like a key."""
+    return _KEY.search(text) is not None
+
+
 def prefix_of(text: str) -> str:
     """What lists show of a key."""
     return text[: len(BRAND) + 1 + ID_LENGTH]
+
+
+def is_prefix(text: str) -> bool:
+    """Whether this is what some key begins with."""
+    return _PREFIX.fullmatch(text) is not None
 
 
 def digest_of(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import sqlalchemy as sa
 
 from sharpzo_core.clock import Clock, utc_now
-from sharpzo_core.db import reading
+from sharpzo_core.db import reading, writing
 from sharpzo_core.errors import QuotaExceeded
 from sharpzo_core.jobs import TERMINAL
 from sharpzo_core.tables import datasets, jobs, prompts, tenant_usage
@@ -70,6 +70,21 @@ class Quotas:
             _hold(connection, tenant, now)
             self._check_stored(stored_bytes(connection, tenant), added)
 
+    def check_kept(self, connection: sa.Connection, tenant: str, now: datetime) -> None:
+        """What the tenant stores, written in this transaction or before, is not too much.
+
+        Raises:
+            QuotaExceeded: it is.
+        """
+        if self.max_storage_bytes is not None:
+            _hold(connection, tenant, now)
+            stored = stored_bytes(connection, tenant)
+            if stored > self.max_storage_bytes:
+                raise QuotaExceeded(
+                    f"storage: this would make {stored} of {self.max_storage_bytes} bytes "
+                    "(delete datasets or prompts)"
+                )
+
     def _check_active(self, active: int) -> None:
         if self.max_active_jobs is not None and active >= self.max_active_jobs:
             raise QuotaExceeded(
@@ -119,11 +134,22 @@ class MeteredStore(TenantStore):
         super().__init__(engine, clock, tenant)
         self._quotas = quotas
 
+    def require_room(self, added: int = 0) -> None:
+        """The tenant may store so many bytes more, as it seems before anything is received.
+
+        Raises:
+            QuotaExceeded: it may not.
+        """
+        if self._quotas.max_storage_bytes is not None:
+            with writing(self._engine) as connection:
+                self._quotas.check_storage(connection, self._owner, added, self._clock())
+
 
 @dataclass(frozen=True)
 class Usage:
     """What a tenant has used."""
 
+    tenant: str
     month: str
     active_jobs: int
     storage_bytes: int
@@ -138,6 +164,7 @@ class UsageStore(TenantStore):
         now, tenant = self._clock(), self._owner
         with reading(self._engine) as connection:
             return Usage(
+                tenant=tenant,
                 month=month_of(now),
                 active_jobs=active_jobs(connection, tenant),
                 storage_bytes=stored_bytes(connection, tenant),

@@ -11,16 +11,23 @@ from sharpzo_core.aliases import AliasAction, AliasHistory, AliasRecord, Expecte
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus
 from sharpzo_core.ids import Prefix, is_id
 from sharpzo_core.jobs import CheckpointRef, Job, JobEvent, JobKind, JobStatus, JobStep, Phase
+from sharpzo_core.keys import Scope
 from sharpzo_core.prompt_store import NAME_PATTERN
+from sharpzo_core.rates import write_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sharpzo_core.aliases import AliasChange
+    from sharpzo_core.audit import AuditEntry
+    from sharpzo_core.keys import ApiKey, NewKey
     from sharpzo_core.prompts import PromptRecord
+    from sharpzo_core.quotas import Quotas, Usage
 
 T = TypeVar("T")
 
+MAX_KEY_SECONDS = 10 * 366 * 86_400
+MAX_GRACE_SECONDS = 30 * 86_400
 MAX_METADATA_KEYS = 16
 MAX_LABEL = 200  # characters of a free text name
 MAX_TOP_K = 1000  # classes per image
@@ -46,6 +53,7 @@ Slug = Annotated[str, Field(pattern=NAME_PATTERN)]
 MetadataKey = Annotated[SafeText, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[SafeText, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_KEYS)]
+KeyScope = Annotated[Scope, Field(strict=False)]  # text in JSON
 Split = Literal["train", "val", "test"]
 
 
@@ -668,3 +676,126 @@ def _checkpoint(checkpoint: CheckpointRef | None) -> CheckpointPublic | None:
 
 def _error(code: str | None, message: str | None) -> ErrorPublic | None:
     return None if code is None else ErrorPublic(code=code, message=message or "")
+
+
+def _check_rate(text: str) -> str:
+    return write_rate(text)
+
+
+class KeyCreate(RequestModel):
+    """Ask for an API key of the caller's tenant."""
+
+    name: Label
+    """What it is for."""
+
+    scopes: Annotated[list[KeyScope], Field(min_length=1, max_length=len(Scope))]
+    """What it may do."""
+
+    expires_in_seconds: Annotated[int, Field(ge=1, le=MAX_KEY_SECONDS)] | None = None
+    """How long it is valid; without it until it is revoked."""
+
+    rate_limit: Annotated[SafeText, Field(max_length=40), AfterValidator(_check_rate)] | None = None
+    """Requests that it may send, such as `600/minute`; default: the service's own limit."""
+
+
+class KeyRotate(RequestModel):
+    """Ask for a key to be replaced."""
+
+    grace_seconds: Annotated[int, Field(ge=0, le=MAX_GRACE_SECONDS)] = 0
+    """How long the old key is still valid."""
+
+
+class KeyPublic(PublicModel):
+    """An API key without the key itself."""
+
+    id: str
+    name: str
+    tenant: str
+    prefix: str
+    """What the key begins with."""
+
+    scopes: list[Scope]
+    rate_limit: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    """To the minute or so."""
+
+    @classmethod
+    def of(cls, key: ApiKey) -> Self:
+        """What an admin sees of the record."""
+        return cls(**_public_key(key))
+
+
+class KeyCreated(KeyPublic):
+    """A new API key."""
+
+    key: str | None
+    """The key, told once; null where the answer is repeated."""
+
+    @classmethod
+    def told(cls, made: NewKey) -> KeyCreated:
+        """The answer to whoever asked for it."""
+        return cls(**_public_key(made.record), key=made.text)
+
+    @classmethod
+    def stored(cls, made: NewKey) -> KeyCreated:
+        """The answer as it may be kept."""
+        return cls(**_public_key(made.record), key=None)
+
+
+def _public_key(key: ApiKey) -> dict[str, Any]:
+    hidden = ("sha256",)
+    values = {name: value for name, value in vars(key).items() if name not in hidden}
+    return values | {"scopes": sorted(key.scopes)}
+
+
+class AuditPublic(PublicModel):
+    """A request that was refused or changed something."""
+
+    id: str
+    at: datetime
+    key_id: str | None
+    method: str
+    route: str | None
+    object_id: str | None
+    status: int
+    code: str | None
+    request_id: str
+    address: str | None
+
+    @classmethod
+    def of(cls, entry: AuditEntry) -> AuditPublic:
+        """What an admin sees of the record."""
+        return cls(**{name: value for name, value in vars(entry).items() if name != "tenant"})
+
+
+class QuotaPublic(PublicModel):
+    """How much of something is used; `limit` is null if there is none."""
+
+    used: int
+    limit: int | None
+
+
+class UsagePublic(PublicModel):
+    """What a tenant has used."""
+
+    tenant: str
+    month: str
+    """The month in UTC that forward passes are counted in, such as 2026-01."""
+
+    active_jobs: QuotaPublic
+    storage_bytes: QuotaPublic
+    forward_passes: QuotaPublic
+
+    @classmethod
+    def of(cls, usage: Usage, quotas: Quotas) -> UsagePublic:
+        """What a client sees."""
+        return cls(
+            tenant=usage.tenant,
+            month=usage.month,
+            active_jobs=QuotaPublic(used=usage.active_jobs, limit=quotas.max_active_jobs),
+            storage_bytes=QuotaPublic(used=usage.storage_bytes, limit=quotas.max_storage_bytes),
+            forward_passes=QuotaPublic(used=usage.forward_passes, limit=quotas.max_forward_passes),
+        )

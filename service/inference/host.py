@@ -24,6 +24,7 @@ from service.inference.backbones import Backbones
 from service.inference.encoder import ImageEncoder
 from service.inference.prompts import PromptLoader
 from service.inference.resident import PromptKey, ReadyPrompt, ResidentPrompts
+from service.metrics import prompt_series
 from sharpzo_core.errors import CoreError, ValidationFailed
 from sharpzo_core.lineage import claimed_lineage
 from sharpzo_core.schemas import PromptBackbone, is_safe_text
@@ -229,7 +230,8 @@ class InferenceHost:
     ) -> list[Outcome]:
         """Multiply, and put the errors back in their places."""
         good = [item for item in embedded if not isinstance(item, ImageError)]
-        self._metrics.count_images(ready.label, len(good), len(embedded) - len(good))
+        series = prompt_series(ready.tenant, ready.label)
+        self._metrics.count_images(series, len(good), len(embedded) - len(good))
         work = partial(_scores, ready, good, question)
         small = len(good) * ready.tuned.weights.size <= INLINE_PRODUCTS
         scored = iter(work() if small else await run_in_threadpool(work))

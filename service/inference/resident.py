@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 class PromptKey(NamedTuple):
     """What identifies a ready prompt: a changed file or backbone is another key.
 
-    An id is given once, to one version of one owner's prompt.
+    An id is given once, to one version of one tenant's prompt.
     """
 
+    tenant: str
     prompt_id: str
     sha256: str
     fingerprint: str | None
@@ -38,7 +39,7 @@ class PromptKey(NamedTuple):
     @classmethod
     def of(cls, prompt: PromptRecord) -> PromptKey:
         """The key of a published prompt."""
-        return cls(prompt.id, prompt.sha256, prompt.backbone.get("fingerprint"))
+        return cls(prompt.tenant, prompt.id, prompt.sha256, prompt.backbone.get("fingerprint"))
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class ReadyPrompt:
     own_temperature: float | None
     hand_written_context: str
     label: str  #: name:version, for people
+    tenant: str
 
     @classmethod
     def of(cls, record: PromptRecord, prompt: TunedPrompt, backbone: Backbone) -> ReadyPrompt:
@@ -81,6 +83,7 @@ class ReadyPrompt:
             own_temperature=prompt.temperature,
             hand_written_context=prompt.hand_written_context,
             label=f"{record.name}:{record.version}",
+            tenant=record.tenant,
         )
 
     @cached_property

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Depends
 
 from service.access import ANY_SCOPE, Needs
-from service.deps import InferenceDep, SettingsDep, reject_repeated_parameters
+from service.deps import CallerDep, InferenceDep, SettingsDep, reject_repeated_parameters
 from service.openapi import problems
 from service.routing import StrictRoute
 from sharpzo_core.backbones import ANY_PRETRAINED
@@ -19,11 +19,15 @@ router = APIRouter(
 
 
 @router.get("")
-async def list_backbones(settings: SettingsDep, inference: InferenceDep) -> Page[BackbonePublic]:
+async def list_backbones(
+    settings: SettingsDep, inference: InferenceDep, caller: CallerDep
+) -> Page[BackbonePublic]:
     """Backbones by name; `MODEL:TAG` stands for every pretrained model of open_clip."""
     loaded = set(inference.loaded)
     configured = [name for name in settings.backbone_specs if name != ANY_PRETRAINED]
-    names = configured + sorted(loaded - set(configured))
+    # What else is loaded tells of some tenant's prompts.
+    others = loaded - set(configured) if caller.is_operator else set()
+    names = configured + sorted(others)
     if ANY_PRETRAINED in settings.backbone_specs:
         names.append("MODEL:TAG")
     data = [

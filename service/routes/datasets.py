@@ -15,7 +15,7 @@ from service.deps import After, DatasetsDep, Limit, ServicesDep, reject_repeated
 from service.errors import ContactSheetMissing
 from service.idempotency import Attempt, Completion, IdempotencyKey
 from service.ingest import UPLOAD_FOLDER
-from service.multipart import FormRules, read_form
+from service.multipart import FormRules, announced_bytes, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from service.services import TenantServices
@@ -70,7 +70,7 @@ class _Received:
     status_code=202,
     response_model=DatasetPublic,
     max_body_size=MAX_REQUEST_BYTES,
-    responses=problems(400, 403, 408, 409, 413, 415, 507),
+    responses=problems(400, 403, 408, 409, 413, 415, 429, 507),
     openapi_extra=body(
         multipart=form("file", name=_NAME, unlabelled=_FLAG),
         json=DatasetImport.model_json_schema(),
@@ -86,6 +86,8 @@ async def create_dataset(
     """
     dataset_id = new_id(Prefix.DATASET)
     async with services.idempotency.attempt(idempotency_key) as attempt:
+        if attempt.is_new:
+            await run_in_threadpool(services.datasets.require_room, announced_bytes(request))
         with services.uploads.receiving(dataset_id):
             received = await _take_in(request, services, dataset_id, attempt)
             if replayed := attempt.replay(received.meaning):

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from service.access import Needs
-from service.deps import ProcessDep
+from service.deps import CallerDep, ProcessDep
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST
 from service.openapi import problems
@@ -35,7 +35,7 @@ class Readiness(Health):
     """Everything that serving needs is there."""
 
     backbones: list[str]
-    """What is loaded in this process."""
+    """What is loaded in this process, of those that the operator lists by name."""
 
 
 @router.get("/livez")
@@ -54,7 +54,9 @@ async def readyz(services: ProcessDep) -> Readiness:
             reasons.append(f"{name}: {reason}")
     if reasons:
         raise NotReady("; ".join(reasons))
-    return Readiness(backbones=services.inference.loaded)
+    loaded = services.inference.loaded
+    # Others were loaded for some tenant's prompt, which is nobody else's business.
+    return Readiness(backbones=[n for n in loaded if n in services.settings.backbone_specs])
 
 
 def _reason(check: Callable[[Services], str | None], services: Services) -> str | None:
@@ -107,13 +109,15 @@ _CHECKS: dict[str, Callable[[Services], str | None]] = {
     response_class=Response,
     include_in_schema=False,
 )
-def metrics(services: ProcessDep) -> Response:
-    """Prometheus's exposition format."""
+def metrics(services: ProcessDep, caller: CallerDep) -> Response:
+    """Prometheus's exposition format; of all tenants only for admins of the default one."""
+    tenant = None if caller.is_operator else caller.tenant
     try:
-        jobs = {str(status): n for status, n in services.jobs.count_by_status().items()}
+        counts = services.jobs.of(tenant).count_by_status()
+        jobs = {str(status): count for status, count in counts.items()}
         workers = len(services.workers.alive(services.settings.lease_seconds))
     except CoreError:
         # What this process counts by itself is worth most while the database is away.
         logger.warning("the database does not answer", extra={"action": "metrics_partial"})
         jobs, workers = {}, 0
-    return Response(services.metrics.render(jobs, workers), media_type=CONTENT_TYPE_LATEST)
+    return Response(services.metrics.render(jobs, workers, tenant), media_type=CONTENT_TYPE_LATEST)

@@ -168,7 +168,7 @@ async def get_events(
     begin = after if last_event_id is None else last_event_id
     await run_in_threadpool(services.jobs.get, job_id)  # a 404 must come before the stream
     return EventSourceResponse(
-        stream_events(services.jobs, job_id, begin, services.stopping),
+        stream_events(services.jobs, job_id, begin, services.stopping, services.still_admitted),
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )
 

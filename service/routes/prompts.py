@@ -16,7 +16,7 @@ from service.deps import reject_repeated_parameters as no_repeats
 from service.idempotency import Completion, IdempotencyKey
 from service.inference.host import ImportedPrompt
 from service.inference.pins import keep_pins
-from service.multipart import FormRules, read_form
+from service.multipart import FormRules, announced_bytes, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse
 from service.services import TenantServices
@@ -72,7 +72,7 @@ def list_prompts(
     status_code=201,
     response_model=PromptPublic,
     max_body_size=MAX_ARTIFACT_BYTES,
-    responses=problems(400, 408, 409, 413, 415, 507),
+    responses=problems(400, 408, 409, 413, 415, 429, 507),
     openapi_extra=body(multipart=form("file", name={"type": "string"})),
 )
 async def import_prompt(
@@ -86,6 +86,8 @@ async def import_prompt(
         raise UnsupportedMedia("send multipart/form-data with `file`, and `name` if you like")
     rules = FormRules("file", io.BytesIO, text_fields={"name": MAX_NAME_BYTES})
     async with services.idempotency.attempt(idempotency_key) as attempt:
+        if attempt.is_new:
+            await run_in_threadpool(services.prompts.require_room, announced_bytes(request))
         received = await read_form(request, rules)
         name = parse(PromptName, received.fields).name
         data = received.files[0].getvalue()

@@ -164,7 +164,7 @@ def begin_upload(url: str) -> socket.socket:
     assert address.port is not None
     connection = socket.create_connection((address.host, address.port))
     head = (
-        "POST /v1/datasets HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n"
+        "POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
         '--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nPK\x03\x04'
     )

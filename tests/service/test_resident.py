@@ -12,7 +12,7 @@ SIZE = 2 * CLASSES * WIDTH * 4 + CLASSES * 4  # bytes of a prompt's matrices and
 
 
 def key(name: str) -> PromptKey:
-    return PromptKey(name, "hash", "fingerprint")
+    return PromptKey("default", name, "hash", "fingerprint")
 
 
 def ready(classes: int = CLASSES) -> ReadyPrompt:
@@ -69,7 +69,7 @@ def test_a_prompt_put_twice_counts_once(prompts: ResidentPrompts) -> None:
 
 def test_a_deleted_prompt_is_forgotten_with_all_its_files(prompts: ResidentPrompts) -> None:
     prompts.put(key("a"), ready())
-    prompts.put(PromptKey("a", "other", None), ready())
+    prompts.put(PromptKey("default", "a", "other", None), ready())
     prompts.put(key("b"), ready())
     prompts.discard("a")
     assert names(prompts) == "b"

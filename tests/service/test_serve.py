@@ -156,7 +156,7 @@ def test_header_fields_without_end_are_cut_off(data_dir: Path) -> None:
     with server_process(Settings(data_dir=data_dir, device="cpu")) as server:
         host, port = server.url().removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ")
             with pytest.raises(ConnectionError):
                 send_megabytes(connection, 16)
         assert httpx2.get(f"http://{host}:{port}/livez").is_success

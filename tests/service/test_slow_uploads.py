@@ -37,7 +37,7 @@ def begin(url: httpx2.URL, path: str, length: int, body: bytes) -> socket.socket
     assert url.port is not None
     connection = socket.create_connection((url.host, url.port), timeout=20)
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {TYPES[path]}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {TYPES[path]}\r\n"
         f"Idempotency-Key: k\r\nContent-Length: {length}\r\n\r\n"
     )
     connection.sendall(head.encode() + body)

@@ -1,0 +1,176 @@
+"""Writing the audit log beside the requests: nobody waits for it, and an orderly stop writes all.
+
+Entries wait in memory for a fraction of a second, and for the database if it is away. If too many
+wait, the oldest are kept, the others are counted in the log and are lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections import deque
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from fastapi.routing import iter_route_contexts
+from starlette._utils import get_route_path
+
+from service.access import changes_state
+from service.callers import known_caller
+from service.problems import REQUEST_ID_KEY, problem_code
+from sharpzo_core.audit import AuditEntry
+from sharpzo_core.clock import Clock, utc_now
+from sharpzo_core.errors import CoreError
+from sharpzo_core.ids import Prefix, new_id
+from sharpzo_core.keys import holds_key
+from sharpzo_core.tenants import DEFAULT_TENANT
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from fastapi.routing import RouteContext
+    from starlette.types import Scope
+
+    from sharpzo_core.audit import AuditStore
+
+MAX_WAITING = 10_000  # entries
+BATCH = 500  # entries in one transaction
+GATHER_SECONDS = 0.2  # between two transactions
+AGAIN_SECONDS = 1.0  # until the database is tried again
+STOP_SECONDS = 5.0  # how long an orderly stop tries
+RETENTION_SECONDS = 3600.0  # between two looks for entries whose time is over
+REFUSED = frozenset({401, 403, 429})
+_FIRST_ERROR = 400
+_OBJECT = "sharpzo.object"  # in the ASGI scope
+_OBJECT_ID = re.compile(r"[A-Za-z0-9._:@-]{1,320}")
+
+logger = logging.getLogger(__name__)
+
+
+class AuditLog:
+    """A buffer and the thread that empties it."""
+
+    def __init__(self, store: AuditStore, days: int, clock: Clock = utc_now) -> None:
+        self._store = store
+        self._kept = timedelta(days=days)
+        self._clock = clock
+        self._waiting: deque[AuditEntry] = deque()
+        self._lost = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what waits, and stop."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * STOP_SECONDS)
+
+    def note(self, entry: AuditEntry) -> None:
+        """Keep an entry, soon."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._lost += 1
+            return
+        self._waiting.append(entry)
+
+    def _run(self) -> None:
+        tidied = -RETENTION_SECONDS
+        while not self._stopping.wait(GATHER_SECONDS):
+            if not self._write_some():
+                self._stopping.wait(AGAIN_SECONDS)
+            elif time.monotonic() - tidied >= RETENTION_SECONDS:
+                tidied = time.monotonic()
+                self._attempt_to_tidy()
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._waiting and time.monotonic() < deadline:
+            if not self._write_some():
+                time.sleep(GATHER_SECONDS)
+        self._tell_lost(self._lost + len(self._waiting))
+
+    def _write_some(self) -> bool:
+        """Write the oldest entries; False if that failed, and they wait on."""
+        some = [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
+        if not some:
+            return True
+        try:
+            self._store.append(some)
+        except CoreError as error:
+            logger.warning("the audit log waits: %s", error, extra={"action": "audit_waits"})
+            return False
+        for _ in some:
+            self._waiting.popleft()
+        lost, self._lost = self._lost, 0
+        self._tell_lost(lost)
+        return True
+
+    def _tell_lost(self, entries: int) -> None:
+        if entries:
+            logger.error("%d audit entries are lost", entries, extra={"action": "audit_lost"})
+
+    def _attempt_to_tidy(self) -> None:
+        try:
+            self._store.forget_before(self._clock() - self._kept)
+        except CoreError as error:
+            logger.info("old audit entries stay: %s", error, extra={"action": "audit_kept"})
+
+
+class Auditor:
+    """Tells which requests are to be noted, and what of them."""
+
+    def __init__(self, app: FastAPI, clock: Clock = utc_now) -> None:
+        self._routes = list(iter_route_contexts(app.routes))
+        self._clock = clock
+
+    def entry(
+        self, scope: Scope, status: int, address: str | None, *, replayed: bool
+    ) -> AuditEntry | None:
+        """What to note of an answered request, or None."""
+        route = self._route(scope)
+        original = None if route is None else route.original_route
+        changed = (
+            status < _FIRST_ERROR and not replayed and changes_state(scope["method"], original)
+        )
+        if not changed and status not in REFUSED:
+            return None
+        caller = known_caller(scope)
+        return AuditEntry(
+            id=new_id(Prefix.AUDIT),
+            tenant=DEFAULT_TENANT if caller is None else caller.tenant,
+            at=self._clock(),
+            key_id=None if caller is None else caller.key_id,
+            method=scope["method"] if route is not None else "?",
+            route=None if route is None else route.path,
+            object_id=None if caller is None else _object_of(scope),
+            status=status,
+            code=problem_code(scope),
+            request_id=scope[REQUEST_ID_KEY],
+            address=address,
+        )
+
+    def _route(self, scope: Scope) -> RouteContext | None:
+        """The route that took the request, or would have."""
+        path, partial = get_route_path(scope), None
+        for context in self._routes:
+            if context.path_regex.match(path):
+                if scope["method"] in (context.methods or ()):
+                    return context
+                partial = partial or context
+        return partial
+
+
+def note_object(scope: Scope, object_id: str) -> None:
+    """Say what a request has made."""
+    scope[_OBJECT] = object_id
+
+
+def _object_of(scope: Scope) -> str | None:
+    """What the request made, or was about; text that cannot name anything is left out."""
+    named = [scope.get(_OBJECT), *scope.get("path_params", {}).values()]
+    found: str | None = next((text for text in named if text is not None), None)
+    if found is None or not _OBJECT_ID.fullmatch(found) or holds_key(found):
+        return None
+    return found

@@ -1,0 +1,127 @@
+"""API keys of the caller's tenant, its audit log and what it has used."""
+
+from datetime import timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from service.access import ANY_SCOPE, Needs
+from service.deps import After, Limit, ServicesDep
+from service.deps import reject_repeated_parameters as no_repeats
+from service.idempotency import Completion, IdempotencyKey
+from service.openapi import body, problems
+from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
+from sharpzo_core.clock import utc_now
+from sharpzo_core.errors import NotFound
+from sharpzo_core.idempotency import fingerprint
+from sharpzo_core.keys import NewKey, Scope
+from sharpzo_core.quotas import Quotas
+from sharpzo_core.schemas import (
+    AuditPublic,
+    KeyCreate,
+    KeyCreated,
+    KeyPublic,
+    KeyRotate,
+    Page,
+    UsagePublic,
+)
+
+router = APIRouter(
+    prefix="/v1",
+    tags=["keys"],
+    route_class=StrictRoute,
+    max_body_size=MAX_JSON_BYTES,
+    dependencies=[Needs(Scope.ADMIN), Depends(no_repeats)],
+    responses=problems(422, 500, 503),
+)
+
+KeyFilter = Annotated[
+    str | None, Query(pattern="^key_[0-9a-z]{26}$", description="Only what this key was used for.")
+]
+
+
+@router.get("/keys")
+def list_keys(services: ServicesDep, limit: Limit = 20, after: After = None) -> Page[KeyPublic]:
+    """A page of keys, newest first, those included that are revoked or have expired."""
+    page = services.keys.list(limit, after)
+    data = [KeyPublic.of(key) for key in page.items]
+    return Page(data=data, has_more=page.has_more, next=page.next)
+
+
+@router.post(
+    "/keys", status_code=201, response_model=KeyCreated, responses=problems(400, 408, 409, 413, 415)
+)
+async def create_key(
+    request: KeyCreate, services: ServicesDep, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Make a key. `key` is told this once: the answer to a repeated request has null there."""
+    meaning = fingerprint("keys", request.model_dump(mode="json", exclude_unset=True))
+    async with services.idempotency.attempt(idempotency_key) as attempt:
+        if replayed := attempt.replay(meaning):
+            return replayed
+        completion: Completion[NewKey] = attempt.completion(meaning, 201, KeyCreated.stored)
+        seconds = request.expires_in_seconds
+        made = await run_in_threadpool(
+            services.keys.create,
+            request.name,
+            request.scopes,
+            expires_at=None if seconds is None else utc_now() + timedelta(seconds=seconds),
+            rate_limit=request.rate_limit,
+            within=completion,
+        )
+    return _told(made)
+
+
+@router.delete("/keys/{key_id}", status_code=204, responses=problems(404))
+def revoke_key(key_id: str, services: ServicesDep) -> Response:
+    """Revoke a key. It opens nothing any more, and the jobs that it started are cancelled."""
+    if services.keys.get(key_id).revoked_at is not None:
+        raise NotFound("key", key_id)
+    services.keys.revoke(key_id)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/keys/{key_id}/rotate",
+    status_code=201,
+    response_model=KeyCreated,
+    responses=problems(400, 404, 408, 409, 413, 415),
+    openapi_extra=body(required=False, json=KeyRotate.model_json_schema()),
+)
+async def rotate_key(
+    key_id: str, request: Request, services: ServicesDep, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Make a key with the same rights; the old one expires after `grace_seconds`."""
+    wanted = parse(KeyRotate, await read_json(request)) if await request.body() else KeyRotate()
+    asked = {"key": key_id, **wanted.model_dump(mode="json", exclude_unset=True)}
+    meaning = fingerprint("rotations", asked)
+    async with services.idempotency.attempt(idempotency_key) as attempt:
+        if replayed := attempt.replay(meaning):
+            return replayed
+        completion: Completion[NewKey] = attempt.completion(meaning, 201, KeyCreated.stored)
+        grace = timedelta(seconds=wanted.grace_seconds)
+        made = await run_in_threadpool(services.keys.rotate, key_id, grace, within=completion)
+    return _told(made)
+
+
+def _told(made: NewKey) -> Response:
+    """The one answer that holds a key; it is stored nowhere."""
+    text = KeyCreated.told(made).model_dump_json()
+    return Response(text, 201, {"Cache-Control": "no-store"}, media_type="application/json")
+
+
+@router.get("/audit", tags=["audit"])
+def list_audit(
+    services: ServicesDep, limit: Limit = 20, after: After = None, key_id: KeyFilter = None
+) -> Page[AuditPublic]:
+    """A page of what was refused and what was changed, newest first; written within a second."""
+    page = services.audit.list(limit, after, key_id)
+    data = [AuditPublic.of(entry) for entry in page.items]
+    return Page(data=data, has_more=page.has_more, next=page.next)
+
+
+@router.get("/usage", tags=["usage"], dependencies=[Needs(*ANY_SCOPE)])
+def get_usage(services: ServicesDep) -> UsagePublic:
+    """What the tenant has used, and its quotas."""
+    return UsagePublic.of(services.usage.get(), Quotas.of(services.settings))

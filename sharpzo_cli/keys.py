@@ -1,0 +1,229 @@
+"""`sharpzo keys`: API keys, made and ended in the service's database; no server is needed."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sharpzo_cli.errors import UsageProblem
+from sharpzo_cli.output import print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from sharpzo_core.key_store import KeyStore
+    from sharpzo_core.keys import ApiKey, NewKey, Scope
+
+app = typer.Typer(
+    name="keys",
+    help="Make, list, replace and revoke API keys.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+PAGE = 1000
+MAX_DAYS = 3660
+_DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])")
+_HEADER = ("prefix", "tenant", "scopes", "state", "last used", "name")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of everything the service keeps.")
+]
+Ref = Annotated[str, typer.Argument(metavar="KEY", help="Id or prefix of the key.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Option("--name", help="What the key is for.")],
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose objects it opens.")] = "default",
+    scopes: Annotated[
+        str, typer.Option("--scopes", help="Comma-separated: jobs, prompts, infer, admin.")
+    ] = "jobs,prompts,infer",
+    expires: Annotated[
+        str | None, typer.Option("--expires", metavar="90d", help="How long it is valid.")
+    ] = None,
+    rate_limit: Annotated[
+        str | None,
+        typer.Option("--rate-limit", metavar="600/minute", help="Requests; N is N per minute."),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key and print it, this once. From then on the service asks everybody for one."""
+    _check_names(name, tenant)
+    granted, lifetime, rate = _scopes(scopes), _duration(expires), _rate(rate_limit)
+    with _store(data_dir) as store:
+        until = None if lifetime is None else _now() + lifetime
+        made = store.of(tenant).create(name, granted, expires_at=until, rate_limit=rate)
+    _tell(made, as_json=as_json)
+
+
+@app.command("list")
+def list_keys(
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant's.")] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List keys, newest first, also those that open nothing any more."""
+    with _store(data_dir) as store:
+        found = list(_all(store.of(tenant)))
+    if as_json:
+        print_json({"keys": [_public(key) for key in found]})
+        return
+    for line in _aligned([_HEADER, *map(_row, found)]):
+        typer.echo(line)
+
+
+@app.command()
+def revoke(key: Ref, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """End a key at once, and cancel the jobs that it started."""
+    with _store(data_dir) as store:
+        revoked = store.revoke(key)
+    if as_json:
+        print_json(_public(revoked))
+    else:
+        typer.echo(f"{revoked.prefix} ({revoked.name}) is revoked")
+
+
+@app.command()
+def rotate(
+    key: Ref,
+    grace: Annotated[
+        str, typer.Option("--grace", metavar="1h", help="How long the old key is still valid.")
+    ] = "0s",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Replace a key by one with the same rights, and print that, this once."""
+    wait = _duration(grace) or timedelta(0)
+    with _store(data_dir) as store:
+        made = store.rotate(key, wait)
+    _tell(made, as_json=as_json)
+
+
+@contextmanager
+def _store(data_dir: Path | None) -> Iterator[KeyStore]:
+    """The keys of all tenants, in the database that `serve` would use."""
+    from sharpzo_cli.processes import load_settings, run_migrations
+    from sharpzo_core.db import make_engine
+    from sharpzo_core.errors import NotFound
+    from sharpzo_core.key_store import KeyStore
+
+    run_migrations(data_dir)
+    engine = make_engine(load_settings(data_dir=data_dir))
+    try:
+        yield KeyStore(engine).of(None)
+    except NotFound as error:
+        raise UsageProblem(str(error), "see `sharpzo keys list`") from error
+    finally:
+        engine.dispose()
+
+
+def _all(store: KeyStore) -> Iterator[ApiKey]:
+    after = None
+    while True:
+        page = store.list(PAGE, after)
+        yield from page.items
+        if page.next is None:
+            return
+        after = page.next
+
+
+def _check_names(name: str, tenant: str) -> None:
+    from sharpzo_core.schemas import MAX_LABEL, is_safe_text
+    from sharpzo_core.tenants import is_tenant
+
+    if not 1 <= len(name) <= MAX_LABEL or not is_safe_text(name):
+        fix = f"give --name 1 to {MAX_LABEL} characters without control characters"
+        raise UsageProblem("the name is not usable", fix)
+    if not is_tenant(tenant):
+        fix = "use letters, digits, dots, dashes and underscores, at most 64"
+        raise UsageProblem(f"no tenant can be called {tenant!r}", fix)
+
+
+def _scopes(text: str) -> list[Scope]:
+    from sharpzo_core.keys import Scope
+
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    known = ", ".join(Scope)
+    unknown = [name for name in names if name not in set(Scope)]
+    if unknown or not names:
+        what = f"there is no scope {unknown[0]!r}" if unknown else "a key needs a scope"
+        raise UsageProblem(what, f"choose of: {known}")
+    return [Scope(name) for name in names]
+
+
+def _duration(text: str | None) -> timedelta | None:
+    """A time such as 45s, 30m, 12h or 90d."""
+    if text is None or text == "0s":
+        return None
+    match = _DURATION.fullmatch(text)
+    found = None if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if found is None or found > timedelta(days=MAX_DAYS):
+        raise UsageProblem(f"{text!r} is no time", f"give 45s, 30m, 12h or 90d, up to {MAX_DAYS}d")
+    return found
+
+
+def _rate(text: str | None) -> str | None:
+    from sharpzo_core.rates import write_rate
+
+    try:
+        return None if text is None else write_rate(text)
+    except ValueError as error:
+        raise UsageProblem(f"{text!r} is no rate", str(error)) from error
+
+
+def _now() -> datetime:
+    from sharpzo_core.clock import utc_now
+
+    return utc_now()
+
+
+def _tell(made: NewKey, *, as_json: bool) -> None:
+    """The key on standard output and nothing else, so that a script can take it."""
+    key = made.record
+    if as_json:
+        print_json({**_public(key), "key": made.text})
+        return
+    until = "until it is revoked" if key.expires_at is None else f"until {key.expires_at:%F %T} UTC"
+    typer.echo(
+        f"{key.id} of tenant {key.tenant}, for {', '.join(sorted(key.scopes))}, {until}; "
+        "keep it, it is not shown again:",
+        err=True,
+    )
+    typer.echo(made.text)
+
+
+def _public(key: ApiKey) -> dict[str, object]:
+    from sharpzo_core.schemas import KeyPublic
+
+    return KeyPublic.of(key).model_dump(mode="json")
+
+
+def _row(key: ApiKey) -> tuple[str, ...]:
+    used = "never" if key.last_used_at is None else f"{key.last_used_at:%F %R}"
+    scopes = ",".join(sorted(key.scopes))
+    return (key.prefix, key.tenant, scopes, _state(key), used, key.name)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of text; a prefix is never cut off, however narrow the terminal is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return f"revoked {key.revoked_at:%F %R}"
+    if key.expires_at is None:
+        return "valid"
+    return f"{'expires' if key.is_valid(_now()) else 'expired'} {key.expires_at:%F %R}"
