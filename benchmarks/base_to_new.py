@@ -10,7 +10,6 @@ seen. A head has no answer for a class without images, so there is none here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,31 +17,18 @@ import torch
 from benchmarks.output import RESULTS, Row, Table
 from benchmarks.results import Results
 from benchmarks.setting import Setting, make_parser, setting_of
-from sharpzo_engine import Dataset, Example, evaluate, tune
+from sharpzo_engine import evaluate, tune
+from sharpzo_engine.dataset import select_classes
 
 SEEDS, PASSES = (1, 2, 3), 10_000
-
-
-def subset(dataset: Dataset, labels: Sequence[int]) -> Dataset:
-    """The dataset of some classes alone, numbered from 0."""
-    number = {label: index for index, label in enumerate(labels)}
-
-    def chosen(examples: Sequence[Example]) -> tuple[Example, ...]:
-        return tuple(replace(e, label=number[e.label]) for e in examples if e.label in number)
-
-    names = tuple(dataset.class_names[label] for label in labels)
-    splits = {name: chosen(dataset.split(name)) for name in ("train", "val", "test")}
-    return replace(dataset, class_names=names, **splits)
 
 
 def run(setting: Setting, seed: int) -> list[Row]:
     """Accuracies (fractions) on base and new classes, of the hand-written prompt and the tuned."""
     dataset = setting.dataset(seed)
-    classes = range(len(dataset.class_names))
-    half = (len(classes) + 1) // 2
-    base, new = subset(dataset, classes[:half]), subset(dataset, classes[half:])
-    config = setting.config(seed, {"head": "none"})
-    result = tune(base, setting.backbone, config, cache_dir=setting.cache)
+    new = select_classes(dataset, "new")
+    config = setting.config(seed, {"head": "none", "classes": "base"})
+    result = tune(dataset, setting.backbone, config, cache_dir=setting.cache)
     tokens = setting.backbone.tokenize(config.prompt.context, new.class_names)
     encoder = setting.backbone.text_encoder(tokens)
     contexts = [

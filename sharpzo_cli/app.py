@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from sharpzo_cli import keys
+from sharpzo_cli.datasets import app as datasets
+from sharpzo_cli.options import Classes, DatasetName, DatasetsRoot, Json
 
 app = typer.Typer(
     name="sharpzo",
@@ -19,10 +21,8 @@ app = typer.Typer(
 )
 
 app.add_typer(keys.app)
+app.add_typer(datasets, name="datasets")
 
-DatasetPath = Annotated[
-    Path, typer.Argument(metavar="DATASET", help="Folder with train/<class>/* or <class>/*.")
-]
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="Prompt file (safetensors).")
 ]
@@ -33,7 +33,6 @@ Calibrated = Annotated[
     bool, typer.Option("--calibrated", help="Divide the logits by the prompt's temperature.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 OtherBackbone = Annotated[
     str | None, typer.Option("--backbone", help="Instead of the one the artifact names.")
 ]
@@ -98,7 +97,9 @@ def migrate(data_dir: DataDir = None) -> None:
 
 @app.command()
 def tune(
-    dataset: DatasetPath,
+    dataset: DatasetName,
+    root: DatasetsRoot = None,
+    classes: Classes = None,
     backbone: Annotated[
         str, typer.Option("--backbone", help="tiny, an open_clip model, or local-dir:PATH.")
     ] = "tiny",
@@ -145,6 +146,8 @@ def tune(
 
     request = TuneRequest(
         dataset=dataset,
+        root=root,
+        classes=classes,
         backbone=backbone,
         pretrained=pretrained,
         preset=preset,
@@ -184,17 +187,24 @@ def classify(
 @app.command()
 def evaluate(
     artifact: ArtifactPath,
-    dataset: DatasetPath,
+    dataset: DatasetName,
+    root: DatasetsRoot = None,
+    classes: Classes = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     backbone: OtherBackbone = None,
     pretrained: OtherPretrained = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a tuned prompt on a dataset: accuracy, per class, confusion matrix."""
-    from sharpzo_cli.applying import Model, evaluate_dataset
+    """Measure a tuned prompt on a dataset: accuracy, per class, confusion matrix.
 
-    evaluate_dataset(Model(artifact, backbone, pretrained, device), dataset, split, as_json=as_json)
+    With --classes, images are told apart among those classes alone, and names that are new to the
+    prompt get its tuned context.
+    """
+    from sharpzo_cli.applying import Model, Subject, evaluate_dataset
+
+    subject = Subject(dataset, root, split, classes)
+    evaluate_dataset(Model(artifact, backbone, pretrained, device), subject, as_json=as_json)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import typer
 
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import percent, print_json, print_table
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from sharpzo_engine import Backbone, Prediction, TunedPrompt
+    from sharpzo_engine import Backbone, Dataset, Prediction, PromptClassifier, TunedPrompt
     from sharpzo_engine.evaluation_report import EvaluationReport
+    from sharpzo_engine.labelled import Part
 
     #: Key in the JSON -> per image its predictions, best first.
     Answers = Mapping[str, Sequence[Sequence[Prediction]]]
@@ -66,6 +68,16 @@ class Shown:
     as_json: bool
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What `evaluate` measures a prompt on."""
+
+    dataset: str  #: a path, or a name of the catalogue
+    root: Path | None
+    split: str
+    classes: Part | None  #: None for all, none of which may be new to the prompt
+
+
 def classify_images(model: Model, images: Sequence[Path], shown: Shown) -> None:
     """Label images and print the labels, beside those of the hand-written prompt if wanted.
 
@@ -90,22 +102,24 @@ def classify_images(model: Model, images: Sequence[Path], shown: Shown) -> None:
         _print_answers(images, answers)
 
 
-def evaluate_dataset(model: Model, dataset: Path, split: str, *, as_json: bool) -> None:
+def evaluate_dataset(model: Model, subject: Subject, *, as_json: bool) -> None:
     """Measure a prompt, and the hand-written one beside it, on one split and print the figures.
 
     Raises:
         UsageProblem: the split is empty, or it has classes that the prompt does not know.
     """
-    data = load_dataset(dataset)
-    examples = data.split(split)
+    data = load_dataset(subject.dataset, root=subject.root, classes=subject.classes or "all")
+    examples = data.split(subject.split)
     if not examples:
-        raise UsageProblem(f"{dataset} has no {split} images", "choose another --split")
-    prompt, backbone = model.load()
-    index = {name: place for place, name in enumerate(prompt.class_names)}
-    if not set(data.class_names) <= set(index):
         raise UsageProblem(
-            f"the classes of {dataset} are not those of {model.artifact}",
-            f"the prompt knows: {', '.join(prompt.class_names)}",
+            f"{subject.dataset} has no {subject.split} images", "choose another --split"
+        )
+    prompt, backbone = model.load()
+    if subject.classes is None and not set(data.class_names) <= set(prompt.class_names):
+        raise UsageProblem(
+            f"the classes of {subject.dataset} are not those of {model.artifact}",
+            f"the prompt knows: {', '.join(prompt.class_names)}; --classes all applies its "
+            "context to other names",
         )
     from sharpzo_engine import PromptClassifier
     from sharpzo_engine.evaluation import Tally
@@ -113,16 +127,43 @@ def evaluate_dataset(model: Model, dataset: Path, split: str, *, as_json: bool) 
     from sharpzo_engine.features import extract_features
 
     classifier = PromptClassifier(prompt, backbone)  # refuses a backbone that is not the prompt's
+    classifier = _for_classes(classifier, data, narrow=subject.classes is not None)
+    names = classifier.prompt.class_names
+    index = {name: place for place, name in enumerate(names)}
     features = extract_features(examples, backbone)
     labels = np.array([index[data.class_names[example.label]] for example in examples], np.int64)
-    tuned, plain = Tally(prompt.class_names, prompt.temperature), Tally(prompt.class_names)
+    tuned, plain = Tally(names, classifier.prompt.temperature), Tally(names)
     for measured, tally in ((classifier, tuned), (classifier.zero_shot(), plain)):
         tally.add(measured.logits(features.images).cpu().numpy(), labels)
-    report = EvaluationReport(tuned.result(), plain.result(), split, prompt)
+    report = EvaluationReport(tuned.result(), plain.result(), subject.split, classifier.prompt)
+    transferred = not set(names) <= set(prompt.class_names)
     if as_json:
-        print_json(_figures(report))
+        print_json({**_figures(report), "dataset": data.name, "transferred": transferred})
     else:
         _print_evaluation(report)
+        if transferred:
+            typer.echo(_TRANSFERRED)
+
+
+_TRANSFERRED = (
+    "Some classes are new to the prompt: its tuned context stands before their names. A head and a "
+    "temperature know the old classes alone, and were left out."
+)
+
+
+def _for_classes(classifier: PromptClassifier, data: Dataset, *, narrow: bool) -> PromptClassifier:
+    """The classifier of the classes that the dataset's images are to be told apart among.
+
+    Those are the prompt's own, but for sets that are only tested on, whose classes are fewer than
+    their prompt's (ImageNet-A and -R), and where a `narrow` choice was asked for.
+    """
+    from sharpzo_engine import PromptClassifier
+
+    if not set(data.class_names) <= set(classifier.prompt.class_names):
+        return classifier.with_classes(data.class_names)
+    if narrow or data.test_only:
+        return PromptClassifier(classifier.prompt.among(data.class_names), classifier.backbone)
+    return classifier
 
 
 def _results(images: Sequence[Path], answers: Answers) -> list[dict[str, object]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sharpzo_cli.errors import UsageProblem
 
@@ -19,17 +20,24 @@ if TYPE_CHECKING:
 Row = Sequence[str]
 
 
-def print_table(title: str, header: Row, rows: Sequence[Row], *, err: bool = False) -> None:
-    """A table; the first column is text, the others are figures."""
-    table = Table()
+def print_table(
+    title: str, header: Row, rows: Sequence[Row], *, err: bool = False, compact: bool = False
+) -> None:
+    """A table; the first column is text, the others are figures. A compact one has no lines."""
+    table = Table(box=None, padding=(0, 1, 0, 0)) if compact else Table()
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     console = Console(stderr=err)
     if title:
-        console.print(title)
+        console.print(plain(title))
     console.print(table)
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text that is shown as it is: no markup, and no characters that move the terminal's cursor."""
+    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), style)
 
 
 def print_json(value: object) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sharpzo_engine import Progress as EngineProgress
     from sharpzo_engine import StepRecord, TuneResult
+    from sharpzo_engine.labelled import Part
     from sharpzo_engine.progress import OnStep
 
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 class TuneRequest:
     """What the command line asks for."""
 
-    dataset: Path
+    dataset: str  #: a path, or a name of the catalogue
+    root: Path | None
+    classes: Part | None  #: over the config's own
     backbone: str
     pretrained: str | None
     preset: str
@@ -77,12 +80,14 @@ def run_tuning(request: TuneRequest, *, as_json: bool) -> None:
 
 
 def _tune(request: TuneRequest) -> Tuned:
-    config = tuning_config(request.preset, request.config, request.values)
+    chosen = (f"classes={request.classes}",) if request.classes else ()
+    config = tuning_config(request.preset, request.config, (*request.values, *chosen))
     if request.resume and request.checkpoint_dir is None:
         raise UsageProblem("--resume needs a checkpoint", "name its folder with --checkpoint-dir")
     out = writable(request.out)
     page = _page(request)
-    dataset = load_dataset(request.dataset)  # before torch is loaded: a wrong path fails at once
+    # Before torch is loaded: a wrong path fails at once.
+    dataset = load_dataset(request.dataset, root=request.root)
     from sharpzo_engine import load_backbone, tune
 
     began = time.monotonic()

@@ -23,6 +23,7 @@ from sharpzo_core.json_values import unsafe_paths
 from sharpzo_core.schemas import JobCreate
 from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, differing, merge
 from sharpzo_engine.errors import ConfigError
+from sharpzo_engine.labelled import Part, labels_of
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -67,7 +68,7 @@ def submit_job(
     backbone = settings.backbone(name).name
     config = _parse(request, origin)
     dataset = datasets.get(request.dataset_id)
-    check_dataset(dataset, config.shots)
+    check_dataset(dataset, config.shots, config.classes)
     if origin is not None:
         _check_continues(origin, dataset.id, backbone, config)
     check_queue(jobs, settings)
@@ -159,20 +160,26 @@ def parse_config(values: Mapping[str, Any], preset: str) -> TuningConfig:
         raise ValidationFailed(faults or [("/config", str(error))]) from error
 
 
-def check_dataset(dataset: DatasetRecord, shots: int) -> None:
-    """The dataset can be tuned on with so many images per class.
+def check_dataset(dataset: DatasetRecord, shots: int, classes: Part = "all") -> None:
+    """The dataset can be tuned on with so many images of each of these classes.
 
     Raises:
         StateConflict: it is not ready.
-        ValidationFailed: it has no labels, or a class has fewer training images.
+        ValidationFailed: it has no labels, fewer than two such classes, or a class has fewer
+            training images.
     """
     if dataset.status is not DatasetStatus.READY:
         raise StateConflict(f"the dataset is {dataset.status}, not ready")
     if not dataset.labelled:
         message = "the dataset has no labels to tune on (upload it with a folder per class)"
         raise ValidationFailed([("/dataset_id", message)])
+    labels = labels_of(classes, len(dataset.classes))
+    if classes != "all" and len(labels) < 2:
+        message = f"the dataset has {len(labels)} {classes} classes (a classifier needs two)"
+        raise ValidationFailed([("/config/classes", message)])
     train = dataset.counts.get("train", {})
-    short = [name for name in dataset.classes if train.get(name, 0) < shots]
+    wanted = (dataset.classes[label] for label in labels)
+    short = [name for name in wanted if train.get(name, 0) < shots]
     if short:
         raise ValidationFailed(
             [("/config/shots", _too_few(name, train.get(name, 0), shots)) for name in short]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,25 @@ class TunedPrompt:
         if self.stacked:
             return self.stacked.bias
         return np.zeros(len(self.class_names), dtype=np.float32)
+
+    def among(self, class_names: Sequence[str]) -> TunedPrompt:
+        """The same prompt, head included, that tells only these of its classes apart.
+
+        Raises:
+            ArtifactError: it does not know one of them, or they are fewer than two.
+        """
+        places = {name: place for place, name in enumerate(self.class_names)}
+        unknown = [name for name in class_names if name not in places]
+        if unknown:
+            raise ArtifactError(f"the prompt was not tuned on the class {unknown[0]!r}")
+        rows = [places[name] for name in class_names]
+        stacked = self.stacked
+        return replace(
+            self,
+            class_names=tuple(class_names),
+            class_embeddings=self.class_embeddings[rows],
+            stacked=None if stacked is None else Stacked(*(array[rows] for array in stacked)),
+        )
 
     @property
     def temperature(self) -> float | None:

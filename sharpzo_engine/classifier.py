@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sharpzo_engine.artifact import TunedPrompt
 from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.errors import BackboneMismatch, ImageError
+from sharpzo_engine.errors import ArtifactError, BackboneMismatch, ImageError
 from sharpzo_engine.features import BATCH_SIZE
 from sharpzo_engine.images import decode_image
 
@@ -110,16 +111,40 @@ class PromptClassifier:
             ConfigError: the artifact's words are unusable.
             DatasetError: a class name is too long for the text tower.
         """
-        backbone, names = self.backbone, self.prompt.class_names
-        words, metadata = self.prompt.hand_written_context, self.prompt.metadata
-        weights = zero_shot_weights(backbone, words, names)
-        context = backbone.token_embeddings(backbone.tokenize(words, names).context)
+        words, names = self.prompt.hand_written_context, self.prompt.class_names
+        tokens = self.backbone.tokenize(words, names)
+        context = self.backbone.token_embeddings(tokens.context).cpu().numpy()
+        return self._with_context(context, names, {})
+
+    def with_classes(self, class_names: Sequence[str]) -> PromptClassifier:
+        """The tuned context before other class names, which it may never have seen.
+
+        A head and a temperature were fitted to images of the prompt's own classes, and are left
+        behind.
+
+        Raises:
+            ArtifactError: the artifact's words are not those of its vectors.
+            ConfigError: they are unusable.
+            DatasetError: a class name is too long for the text tower.
+        """
+        metadata = {**self.prompt.metadata, "head": {"kind": "none"}}
+        return self._with_context(self.prompt.context, class_names, metadata)
+
+    def _with_context(
+        self, context: NDArray[np.float32], names: Sequence[str], metadata: Mapping[str, Any]
+    ) -> PromptClassifier:
+        """A classifier from context vectors [M, W] and class names."""
+        backbone, own = self.backbone, self.prompt.metadata
+        tokens = backbone.tokenize(self.prompt.hand_written_context, names)
+        if context.shape[0] != len(tokens.context):
+            raise ArtifactError("the prompt file is inconsistent: its words and vectors differ")
+        vectors = torch.tensor(context, device=backbone.device)
         prompt = TunedPrompt(
-            class_names=names,
-            class_embeddings=weights / np.float32(backbone.logit_scale),
-            context=context.cpu().numpy(),
+            class_names=tuple(names),
+            class_embeddings=backbone.text_encoder(tokens).encode(vectors[None])[0].cpu().numpy(),
+            context=context,
             logit_scale=backbone.logit_scale,
-            metadata={"backbone": metadata["backbone"], "config": metadata.get("config")},
+            metadata={"backbone": own["backbone"], "config": own.get("config"), **metadata},
         )
         return PromptClassifier(prompt, backbone)
 

@@ -178,6 +178,10 @@ class TuningConfig(_Section):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
     """Seed of the few-shot sample, the projection and the search."""
 
+    classes: Literal["all", "base", "new"] = "all"
+    """Classes to tune on: all of the dataset's, the first half (rounded up), or the others. Shots
+    are sampled before the others are left out, as CoOp does."""
+
     validation: Literal["auto", "holdout", "official"] = "auto"
     """Images that selection and the change point may look at: `official` the dataset's own
     validation split (at most `shots` per class); `holdout` a quarter of the shots, at most 4 per

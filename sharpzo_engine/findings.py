@@ -44,6 +44,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "images_left_out": ("warning", "images lie outside the folders of classes"),
     "unsupported_images": ("warning", "files look like images, but not JPEG, PNG or WebP"),
     "classnames_unused": ("warning", "`classnames.json` names folders that are not there"),
+    "unlike_published": ("warning", "a dataset of the catalogue has other sizes than published"),
     "several_split_files": ("warning", "there are several split files; the first one is read"),
 }
 
@@ -97,3 +98,9 @@ def finding(
 def errors_among(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Those that make a dataset unusable."""
     return tuple(item for item in findings if item.severity == "error")
+
+
+def said(error: Exception) -> tuple[str, str]:
+    """Message and mend of an error that ends in `(mend)`."""
+    message, _, mend = str(error).removesuffix(")").rpartition(" (")
+    return message, mend

@@ -19,7 +19,7 @@ from PIL import Image
 from sharpzo_engine.errors import ImageError
 from sharpzo_engine.findings import Finding, errors_among, finding
 from sharpzo_engine.images import MAX_IMAGE_PIXELS, decode_image
-from sharpzo_engine.layout import SPLITS, Entry, Form, Layout
+from sharpzo_engine.labelled import SPLITS, Entry, Form, Layout
 
 FORMAT = "sharpzo-preflight/1"
 USUAL_SHOTS = 16  # fewer training images of a class are worth a warning
@@ -299,7 +299,8 @@ def _duplicates(layout: Layout, known: Mapping[str, ImageFacts]) -> Iterator[Fin
     for split in SPLITS:
         for entry in layout.splits[split]:
             facts = known.get(entry.path)
-            groups[facts.sha256 if facts else entry.path].append((split, entry))
+            # A file that cannot even be read has no hash.
+            groups[(facts and facts.sha256) or entry.path].append((split, entry))
     twice = [group for group in groups.values() if len(group) > 1]
     across = [group for group in twice if len({split for split, _ in group}) > 1]
     within = [group for group in twice if len({split for split, _ in group}) < len(group)]

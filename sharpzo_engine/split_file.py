@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sharpzo_engine.errors import DatasetError
 from sharpzo_engine.files import write_atomically
-
-_SPLITS = ("train", "val", "test")
+from sharpzo_engine.findings import Finding, finding, said
+from sharpzo_engine.labelled import SPLITS, Entry, Form, Layout
 
 
 class Row(NamedTuple):
@@ -31,7 +31,7 @@ class SplitFile:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The name of each label, from 0."""
-        names = {row.label: row.class_name for split in _SPLITS for row in self.splits[split]}
+        names = {row.label: row.class_name for split in SPLITS for row in self.splits[split]}
         return tuple(names[label] for label in range(len(names)))
 
 
@@ -54,7 +54,7 @@ def write_split_file(path: Path, split_file: SplitFile) -> None:
     Raises:
         OSError: the write failed.
     """
-    content = {split: [list(row) for row in split_file.splits[split]] for split in _SPLITS}
+    content = {split: [list(row) for row in split_file.splits[split]] for split in SPLITS}
     text = json.dumps(content, ensure_ascii=False, indent=1)
     write_atomically(path, text.encode())
 
@@ -70,14 +70,78 @@ def parse_split_file(text: str) -> SplitFile:
     except (ValueError, RecursionError):
         raise DatasetError("the split file is not valid JSON (mend the file)") from None
     try:
-        splits = {split: tuple(_row(item) for item in content[split]) for split in _SPLITS}
+        splits = {split: tuple(_row(item) for item in content[split]) for split in SPLITS}
     except (KeyError, TypeError, ValueError):
         raise DatasetError(
             "the split file must hold train, val and test, each a list of [path, label, class "
             "name] (make it with `sharpzo datasets split`)"
         ) from None
-    _check_labels(row for split in _SPLITS for row in splits[split])
+    _check_labels(row for split in SPLITS for row in splits[split])
     return SplitFile(splits)
+
+
+def read_split(
+    path: str, read_text: Callable[[str], str], files: Sequence[str], folder: str | None = None
+) -> Layout:
+    """What a split file says of these files; what is wrong with it is in the layout's findings.
+
+    Args:
+        path: of the split file.
+        read_text: gives its text; may raise DatasetError.
+        files: that there are, relative to the root.
+        folder: that the listed paths are relative to, with its slash; none looks for it.
+    """
+    nothing = Layout((), dict.fromkeys(SPLITS, ()), Form.SPLIT_FILE)
+    try:
+        split_file = parse_split_file(read_text(path))
+    except DatasetError as error:
+        return replace(nothing, findings=(finding("split_file_invalid", *said(error)),))
+    names = tuple(name.replace("_", " ").strip() for name in split_file.class_names)
+    known = set(files)
+    if folder is None:
+        folder = _image_folder(files, split_file)
+    if folder is None:
+        message = "none of the folders holds the images that the split file lists"
+        missing = finding("split_file_images_missing", message, "put them beside the split file")
+        return replace(nothing, class_names=names, findings=(missing,))
+    rows = {
+        split: [(folder + row.path, row.label) for row in split_file.splits[split]]
+        for split in SPLITS
+    }
+    lost = [path for split in SPLITS for path, _ in rows[split] if path not in known]
+    return Layout(
+        names,
+        {
+            split: tuple(Entry(path, label) for path, label in rows[split] if path in known)
+            for split in SPLITS
+        },
+        Form.SPLIT_FILE,
+        findings=missing_images(lost, "of the split file"),
+    )
+
+
+def missing_images(paths: Sequence[str], listed_where: str) -> tuple[Finding, ...]:
+    """That images are listed but not there, if there are any."""
+    if not paths:
+        return ()
+    message = f"{len(paths)} images {listed_where} are missing"
+    mend = "get them, or take them out of the list"
+    shown = [f"e.g. {paths[0]!r}"]
+    return (finding("split_file_images_missing", message, mend, shown, count=len(paths)),)
+
+
+def _image_folder(files: Sequence[str], split_file: SplitFile) -> str | None:
+    """The folder that a split file's paths are relative to: the root or one below."""
+    for split in SPLITS:
+        for row in split_file.splits[split]:
+            holding = [
+                f.removesuffix(row.path)
+                for f in files
+                if f == row.path or f.endswith("/" + row.path)
+            ]
+            if holding:
+                return min(holding, key=len)
+    return None if any(split_file.splits.values()) else ""
 
 
 def _row(item: Sequence[Any]) -> Row:

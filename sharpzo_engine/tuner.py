@@ -17,7 +17,7 @@ from sharpzo_engine.checkpoint import (
     OnCheckpoint,
 )
 from sharpzo_engine.config import EXTENDABLE, TuningConfig
-from sharpzo_engine.dataset import Dataset, Example, few_shot, group_by_label
+from sharpzo_engine.dataset import Dataset, Example, few_shot, group_by_label, select_classes
 from sharpzo_engine.errors import DatasetError
 from sharpzo_engine.features import OnProgress, extract_features, hash_file
 from sharpzo_engine.history import StepRecord
@@ -71,6 +71,7 @@ def tune(
     config = config or TuningConfig()
     report = _Reporter(config, on_step)
     cache = Path(cache_dir) if cache_dir else None
+    dataset = _sampled(dataset, config)
     train, validation, source = split_validation(dataset, config)
     embed = partial(extract_features, backbone=backbone, cache_dir=cache)
     view_seed = config.seed if config.training_view == "random" else None
@@ -113,8 +114,7 @@ def split_validation(
         DatasetError: `official` was asked for, and the dataset has no validation split.
         TooFewImages: a class has fewer images than shots.
     """
-    if dataset.shots is None:
-        dataset = few_shot(dataset, config.shots, config.seed)
+    dataset = _sampled(dataset, config)
     shots = dataset.shots or config.shots
     if config.validation == "official" and not dataset.val:
         raise DatasetError("validation is 'official', but the dataset has no val split")
@@ -126,6 +126,13 @@ def split_validation(
     validation = _at_most(dataset.train, held_out)
     kept = set(validation)
     return tuple(e for e in dataset.train if e not in kept), validation, "holdout"
+
+
+def _sampled(dataset: Dataset, config: TuningConfig) -> Dataset:
+    """The few-shot sample of the classes that the config names, of which it may be already."""
+    if dataset.shots is None:
+        return few_shot(dataset, config.shots, config.seed, config.classes)
+    return select_classes(dataset, config.classes)
 
 
 def _at_most(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:

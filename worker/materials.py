@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from sharpzo_engine.labelled import Part
+
 DOWNLOADS = 8  # at a time
 
 
@@ -45,11 +47,14 @@ class Materials:
     artifacts: ArtifactStore
     cache_dir: Path
 
-    def dataset(self, record: DatasetRecord, shots: int, seed: int) -> Dataset:
+    def dataset(
+        self, record: DatasetRecord, shots: int, seed: int, classes: Part = "all"
+    ) -> Dataset:
         """The dataset with its few-shot sample drawn; every file it names exists afterwards.
 
         Raises:
             NotFound: its files are gone.
+            DatasetError: fewer than two of its classes are wanted.
             TooFewImages: a class has fewer images than shots.
         """
         manifest = self._manifest(record)
@@ -57,8 +62,9 @@ class Materials:
         train, val, test = (
             tuple(self._example(record, item) for item in splits[name]) for name in SPLITS
         )
-        classes = tuple(manifest["class_names"])
-        dataset = few_shot(Dataset(record.name, classes, train, val, test), shots, seed)
+        names = tuple(manifest["class_names"])
+        whole = Dataset(record.name, names, train, val, test)
+        dataset = few_shot(whole, shots, seed, classes)
         self.fetch(
             record, (example.path for example in (*dataset.train, *dataset.val, *dataset.test))
         )

@@ -150,7 +150,7 @@ def _tune(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> TuneRes
     config = TuningConfig.model_validate(job.config)
     backbone = deps.load_backbone(_offered(job.backbone, settings))
     record = deps.datasets.of(job.tenant).get(job.dataset_id)
-    dataset = deps.materials.dataset(record, config.shots, config.seed)
+    dataset = deps.materials.dataset(record, config.shots, config.seed, config.classes)
     with ClaimFolder(deps.artifacts, settings.cache_dir, job, lease) as folder:
         checkpoints = CheckpointKeeper(folder, lease, deps.leases)
         patiently(checkpoints.begin, deps.sleep)

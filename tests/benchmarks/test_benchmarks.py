@@ -26,7 +26,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, count in IMAGES.items():
-        for label in ("cat", "dog", "bird"):
+        for label in ("cat", "dog", "bird", "fish"):
             (folder / split / label).mkdir(parents=True)
             for i in range(count):
                 pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)

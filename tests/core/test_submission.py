@@ -66,6 +66,8 @@ def test_a_job_carries_its_whole_configuration(stores: Stores, settings: Setting
         ({"config": {"shots": "5"}}, "/config/shots"),
         ({"config": {"seed": 2**63}}, "/config/seed"),
         ({"config": {"unheard": 1}}, "/config/unheard"),
+        ({"config": {"classes": "half"}}, "/config/classes"),
+        ({"config": {"classes": "base"}}, "/config/classes"),  # of two classes: one
         ({"config": {"cma": {"sigma": float("nan")}}}, "/config/cma/sigma"),
         ({"config": {"prompt": {"context": "a\ud800"}}}, "/config/prompt/context"),
         ({"config": {"prompt": {"context": "a\x00"}}}, "/config/prompt/context"),

@@ -69,6 +69,23 @@ def test_each_layout_error_has_its_code() -> None:
     assert only(look([f for f in FINE if "cat" in f]), "one_class").count == 1
 
 
+def test_a_folder_of_notes_is_no_class_beside_class_folders() -> None:
+    folders = [f.removeprefix("train/") for f in FINE if f.startswith("train/")]
+    layout = survey([*folders, "annotations/cat.xml", "annotations/"])
+    assert layout.class_names == ("cat", "dog")
+    assert survey([*folders, "bird/"]).class_names == ("bird", "cat", "dog")
+    assert survey([*folders, "bird/x.gif", "bird/"]).class_names == ("bird", "cat", "dog")
+
+
+def test_files_that_are_not_text_are_findings() -> None:
+    def not_text(path: str) -> str:
+        raise DatasetError(f"{path} is not UTF-8 (save it as UTF-8)")
+
+    for name in ("classnames.json", "split_zhou_X.json"):
+        found = survey_layout([*FINE, name], not_text).findings
+        assert f"{name} is not UTF-8" in [item.message for item in found]
+
+
 @pytest.mark.parametrize("empty", ["train/bird/notes.txt", "train/bird/"])
 def test_a_class_folder_without_images_is_an_error(empty: str) -> None:
     assert only(look([*FINE, empty]), "empty_class").examples == ("'bird'",)

@@ -72,9 +72,7 @@ def zip_with(*entries: Entry, zip64: bool = False) -> bytes:
     return body.getvalue() + central + ending(len(entries), len(central), body.tell(), zip64=zip64)
 
 
-def ending(
-    count: int, size: int, offset: int, *, zip64: bool = False, **wrong: int
-) -> bytes:
+def ending(count: int, size: int, offset: int, *, zip64: bool = False, **wrong: int) -> bytes:
     """What ends a zip, and what of it is wrong."""
     if not zip64:
         return END.pack(b"PK\x05\x06", 0, 0, count, count, size, offset, 0)
@@ -121,8 +119,8 @@ def with_checksum(block: bytes) -> bytes:
 def pax(records: dict[str, str], name: str = "a", size: int = 0) -> bytes:
     """An extended header, and the header of a file that it describes."""
     lines = b"".join(map(_record, records.items()))
-    padding = bytes(-len(lines) % 512)
-    return tar_header("x", tarfile.XHDTYPE, len(lines)) + lines + padding + tar_header(name, size=size)
+    extension = tar_header("x", tarfile.XHDTYPE, len(lines)) + lines + bytes(-len(lines) % 512)
+    return extension + tar_header(name, size=size)
 
 
 def _record(item: tuple[str, str]) -> bytes:

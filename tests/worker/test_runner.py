@@ -509,6 +509,19 @@ def test_remote_images_are_fetched_once(
     assert materials.dataset(record, shots=2, seed=1) == dataset
 
 
+def test_half_of_the_classes_are_tuned_on(
+    workplace: Workplace, deps: RunnerDeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "child_settings", lambda: workplace.settings)
+    real = replace(deps, load_backbone=child.load_backbone, tune=child.tune)
+    job = workplace.submit(ring=False, classes="base", total_steps=2, change_point=1)
+    assert run_job(job.id, real) is JobStatus.SUCCEEDED
+    done = workplace.jobs.get(job.id)
+    assert workplace.prompts.get(str(done.prompt_id)).classes == ("cat", "dog")
+    assert done.metrics["test_images"] == 4
+    child.load_backbone.cache_clear()
+
+
 def test_the_real_engine_tunes_a_stored_dataset(
     workplace: Workplace, deps: RunnerDeps, monkeypatch: pytest.MonkeyPatch
 ) -> None:

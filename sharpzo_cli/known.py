@@ -1,0 +1,102 @@
+"""`sharpzo datasets list` and `split`: datasets by name, and split files for those without one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from sharpzo_cli.errors import UsageProblem
+from sharpzo_cli.output import print_json, print_table, writable
+from sharpzo_engine.catalogue import CATALOGUE
+from sharpzo_engine.file_names import is_split_file
+from sharpzo_engine.labelled import SPLITS
+from sharpzo_engine.layout import usable
+from sharpzo_engine.sources import ROOT_VARIABLE, open_unsplit
+from sharpzo_engine.split_file import Row, SplitFile, write_split_file
+
+if TYPE_CHECKING:
+    from sharpzo_engine.sources import Source
+
+
+def list_datasets(root: Path | None, *, as_json: bool) -> None:
+    """Print what is known by name, and whether its folder is below the root."""
+    place = root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
+    here = {known.key: place is not None and (place / known.folder).is_dir() for known in CATALOGUE}
+    if as_json:
+        listed = [
+            {
+                "name": known.key,
+                "title": known.title,
+                "folder": known.folder,
+                "form": str(known.form),
+                "classes": known.classes,
+                **dict(zip(SPLITS, known.sizes, strict=True)),
+                "template": known.template,
+                "url": known.url,
+                "here": here[known.key],
+            }
+            for known in CATALOGUE
+        ]
+        print_json({"root": place and str(place), "datasets": listed})
+        return
+    rows = [
+        (
+            known.key,
+            f"{known.classes:,}",
+            *(f"{size:,}" if size else "" for size in known.sizes),
+            known.folder,
+            "yes" if here[known.key] else "",
+        )
+        for known in CATALOGUE
+    ]
+    title = (
+        f"Below {place}" if place else f"Name the folder that holds them: --root or {ROOT_VARIABLE}"
+    )
+    print_table(title, ("name", "classes", *SPLITS, "folder", "here"), rows, compact=True)
+
+
+def write_split(
+    dataset: str, root: Path | None, out: Path | None, seed: int, *, force: bool
+) -> None:
+    """Write a split file.
+
+    Raises:
+        UsageProblem: it would replace one, or `datasets check` would not find it.
+        DatasetError: there is no such dataset, or nothing that can be split.
+    """
+    source = open_unsplit(dataset, root, seed)
+    usable(source.layout)
+    target = out or source.folder / _file_name(source)
+    if not is_split_file(target.name):
+        raise UsageProblem(f"{target.name} would not be found", "call it split_zhou_NAME.json")
+    if target.exists() and not force:
+        raise UsageProblem(f"{target} is there already", "keep it, or replace it with --force")
+    split_file = as_split_file(source)
+    write_split_file(writable(target), split_file)
+    counts = ", ".join(f"{len(split_file.splits[split]):,} {split}" for split in SPLITS)
+    typer.echo(f"{target}: {len(split_file.class_names)} classes, {counts}")
+
+
+def as_split_file(source: Source) -> SplitFile:
+    """The splits of a dataset, with paths relative to its image folder."""
+    known = source.known
+    prefix = f"{known.images}/" if known and known.images else ""
+    names = source.layout.class_names
+    return SplitFile(
+        {
+            split: tuple(
+                Row(entry.path.removeprefix(prefix), entry.label, names[entry.label])
+                for entry in source.layout.splits[split]
+            )
+            for split in SPLITS
+        }
+    )
+
+
+def _file_name(source: Source) -> str:
+    if source.known is not None:
+        return source.known.split_file
+    return f"split_zhou_{source.name}.json"
