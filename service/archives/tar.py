@@ -53,6 +53,8 @@ def is_header(block: bytes) -> bool:
     """Whether a tar archive may begin like this."""
     if block == _EMPTY:
         return True  # an empty archive
+    if block[257:262] == b"ustar":
+        return True  # if anything is wrong with it, it is a damaged one
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:

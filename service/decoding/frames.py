@@ -52,7 +52,7 @@ def read_file(read: Read, max_bytes: int) -> tuple[int, bytes | None] | None:
         BrokenFrame: the request is cut, or larger than allowed.
     """
     head = read(SIDE.size)
-    if not head:
+    if len(head) < SIDE.size:
         return None
     (side,) = SIDE.unpack(head)
     data = bytearray()
