@@ -27,6 +27,9 @@ _DECODE_ERRORS = (
     struct.error,
 )
 
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # of JPEG and PNG files
+_DAMAGED = "the image is damaged or incomplete (save it again)"
+
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = frozenset({2, 3, 4, 5, 6, 7, 8})  # orientations that something must be done about
 _TURNED = frozenset({5, 6, 7, 8})  # those of them that exchange width and height
@@ -102,7 +105,7 @@ def _translated(data: bytes, max_pixels: int) -> Iterator[None]:
     except UnidentifiedImageError:
         raise _not_an_allowed_format(data) from None
     except _DECODE_ERRORS:
-        raise ImageError("the image is damaged or incomplete (save it again)") from None
+        raise ImageError(_DAMAGED) from None
 
 
 def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
@@ -131,5 +134,7 @@ def _too_large(max_pixels: int) -> ImageError:
 def _not_an_allowed_format(data: bytes) -> ImageError:
     if not data:
         return ImageError("the image is empty (0 bytes)")
+    if data.startswith(_BEGINNINGS) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP"):
+        return ImageError(_DAMAGED)
     message = "the image is not JPEG, PNG or WebP (convert it)"
     return ImageError(message, "image_format_not_allowed")
