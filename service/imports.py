@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _LOCAL = ("file://", "local://")
+_HTTP = ("http://", "https://")
+_NO_REDIRECTS = {"allow_redirects": False}  # they would lead anywhere
 #: What makes a remote address mean another place than the one it begins with.
 _DECEIVING = ("..", "%", "?", "#", "\\", "@", "::", "//")
 _NO_COMPONENT = ("", ".", "..")
@@ -70,7 +72,8 @@ def _open(uri: str, prefixes: Sequence[str]) -> IO[bytes]:
     elif not any(part in uri.partition("://")[2] for part in _DECEIVING):
         places = [prefix.rstrip("/") + "/" for prefix in prefixes if _local_path(prefix) is None]
         if any(uri.startswith(place) for place in places):
-            stream: IO[bytes] = fsspec.open(uri, "rb").open()
+            options = _NO_REDIRECTS if uri.startswith(_HTTP) else {}
+            stream: IO[bytes] = fsspec.open(uri, "rb", **options).open()
             return stream
     raise ForbiddenLocation
 

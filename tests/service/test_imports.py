@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import threading
 from collections.abc import Iterator
@@ -157,6 +158,38 @@ def test_without_a_list_nothing_is_allowed(make_client: MakeClient, data_dir: Pa
     for uri in ("/etc/passwd", "memory://bucket/x.zip", "file:///etc/passwd"):
         answer = client.post("/v1/datasets", json={"name": "a", "uri": uri})
         assert_problem(answer, 403, "path_not_allowed")
+
+
+class Elsewhere(http.server.BaseHTTPRequestHandler):
+    """Sends everybody on to what nobody asked for."""
+
+    def do_GET(self) -> None:
+        if self.path == "/secret.zip":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(ARCHIVE)))
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else ARCHIVE)
+        else:
+            self.send_response(302)
+            self.send_header("Location", "/secret.zip")
+            self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815 - the library asks for this name
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_redirects_are_not_followed(make_client: MakeClient, data_dir: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec's HTTP needs it")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever).start()
+        place = f"http://127.0.0.1:{server.server_port}/datasets"
+        client = make_client(Settings(data_dir=data_dir, allowed_dataset_uris=place))
+        answer = client.post("/v1/datasets", json={"name": "a", "uri": f"{place}/pets.zip"})
+        server.shutdown()
+    assert_problem(answer, 422, "archive_corrupt")
+    assert files_below(data_dir / "uploads") == []
 
 
 @contextmanager
