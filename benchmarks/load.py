@@ -191,7 +191,7 @@ class Load:
         """Ask whether the process lives, again and again."""
         self._probed: list[float] = []
         connection = Connection(*self._address)
-        request = b"GET /livez HTTP/1.1\r\nHost: benchmark\r\n\r\n"
+        request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
         try:
             while True:
                 started = time.perf_counter()
@@ -213,7 +213,7 @@ def head(ref: str, length: int) -> bytes:
     """The request line and fields."""
     lines = (
         f"POST /v1/prompts/{ref}/classify HTTP/1.1",
-        "Host: benchmark",
+        "Host: localhost",
         f"Content-Type: multipart/form-data; boundary={BOUNDARY}",
         f"Content-Length: {length}",
     )

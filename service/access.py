@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Paths that everybody may read. Nothing else is answered without a key once there is one.
 PUBLIC = frozenset({"/", "/docs", "/livez", "/openapi.json", "/readyz"})
+#: Methods that change nothing.
+READING = frozenset({"GET", "HEAD"})
 #: Any key will do.
 ANY_SCOPE = tuple(Scope)
 
@@ -78,4 +80,4 @@ def declared(app: FastAPI) -> Iterator[tuple[str, str, Sequence[Scope]]]:
 
 def changes_state(method: str, route: BaseRoute | None) -> bool:
     """Whether a request that succeeds has changed something; classifying changes nothing."""
-    return method not in ("GET", "HEAD") and scopes_of(route) != (Scope.INFER,)
+    return method not in READING and scopes_of(route) != (Scope.INFER,)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from fastapi.routing import iter_route_contexts
 from starlette._utils import get_route_path
 
-from service.access import changes_state
+from service.access import READING, changes_state
 from service.callers import known_caller
 from service.problems import REQUEST_ID_KEY, problem_code
 from sharpzo_core.audit import AuditEntry
@@ -101,6 +101,8 @@ class AuditLog:
         except CoreError as error:
             logger.warning("the audit log waits: %s", error, extra={"action": "audit_waits"})
             return False
+        except Exception:  # a defect of one entry must not hold up all others for ever
+            logger.exception("audit entries cannot be written", extra={"action": "audit_lost"})
         for _ in some:
             self._waiting.popleft()
         lost, self._lost = self._lost, 0
@@ -129,12 +131,11 @@ class Auditor:
         self, scope: Scope, status: int, address: str | None, *, replayed: bool
     ) -> AuditEntry | None:
         """What to note of an answered request, or None."""
+        if not (status in REFUSED or _may_have_changed(scope, status, replayed=replayed)):
+            return None
         route = self._route(scope)
         original = None if route is None else route.original_route
-        changed = (
-            status < _FIRST_ERROR and not replayed and changes_state(scope["method"], original)
-        )
-        if not changed and status not in REFUSED:
+        if status not in REFUSED and not changes_state(scope["method"], original):
             return None
         caller = known_caller(scope)
         return AuditEntry(
@@ -160,6 +161,11 @@ class Auditor:
                     return context
                 partial = partial or context
         return partial
+
+
+def _may_have_changed(scope: Scope, status: int, *, replayed: bool) -> bool:
+    """Whether the route has to be looked at: most requests only read."""
+    return status < _FIRST_ERROR and not replayed and scope["method"] not in READING
 
 
 def note_object(scope: Scope, object_id: str) -> None:

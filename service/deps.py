@@ -19,6 +19,7 @@ from sharpzo_core.job_store import JobStore
 from sharpzo_core.prompt_store import NAME_PATTERN, PromptStore
 from sharpzo_core.settings import Settings
 
+_TENANTS = "sharpzo.services"  # in the ASGI scope
 MAX_CURSOR = 100  # characters
 MAX_SEQ = 2**62
 
@@ -33,41 +34,50 @@ async def _caller(request: Request) -> Caller:
     return caller_of(request.scope)
 
 
+async def _services(request: Request) -> TenantServices:
+    return _tenants(request)
+
+
+async def _settings(request: Request) -> Settings:
+    return _tenants(request).settings
+
+
+async def _jobs(request: Request) -> JobStore:
+    return _tenants(request).jobs
+
+
+async def _datasets(request: Request) -> DatasetStore:
+    return _tenants(request).datasets
+
+
+async def _prompts(request: Request) -> PromptStore:
+    return _tenants(request).prompts
+
+
+async def _aliases(request: Request) -> AliasStore:
+    return _tenants(request).aliases
+
+
+async def _inference(request: Request) -> InferenceHost:
+    return _tenants(request).inference
+
+
+def _tenants(request: Request) -> TenantServices:
+    """What the caller may use, made once for a request.
+
+    Nested dependencies would say the same, but the framework takes its time over each of them.
+    """
+    found: TenantServices | None = request.scope.get(_TENANTS)
+    if found is None:
+        services: Services = request.app.state.services
+        made = partial(note_object, request.scope)
+        found = request.scope[_TENANTS] = services.of(caller_of(request.scope), made)
+    return found
+
+
 ProcessDep = Annotated[Services, Depends(process)]
 CallerDep = Annotated[Caller, Depends(_caller)]
-
-
-async def _services(services: ProcessDep, caller: CallerDep, request: Request) -> TenantServices:
-    return services.of(caller, partial(note_object, request.scope))
-
-
 ServicesDep = Annotated[TenantServices, Depends(_services)]
-
-
-async def _settings(services: ServicesDep) -> Settings:
-    return services.settings
-
-
-async def _jobs(services: ServicesDep) -> JobStore:
-    return services.jobs
-
-
-async def _datasets(services: ServicesDep) -> DatasetStore:
-    return services.datasets
-
-
-async def _prompts(services: ServicesDep) -> PromptStore:
-    return services.prompts
-
-
-async def _aliases(services: ServicesDep) -> AliasStore:
-    return services.aliases
-
-
-async def _inference(services: ServicesDep) -> InferenceHost:
-    return services.inference
-
-
 SettingsDep = Annotated[Settings, Depends(_settings)]
 JobsDep = Annotated[JobStore, Depends(_jobs)]
 DatasetsDep = Annotated[DatasetStore, Depends(_datasets)]

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 
-from service.access import PUBLIC
+from service.access import PUBLIC, READING
 from service.callers import ANYBODY, admit
 from service.error_handlers import answer
 from service.errors import HostNotAllowed, OriginNotAllowed
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_POLICY_VIOLATION = 1008  # code of a WebSocket's end: there are none here
 _SAFE = ("GET", "HEAD", "OPTIONS", "TRACE")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
@@ -48,7 +48,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            raise RuntimeError("nothing but HTTP is served")
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+            return
         noting = _Noting(scope, send)
         try:
             noting.headers = await self._admit(scope)
@@ -106,7 +107,7 @@ def address_of(scope: Scope) -> str | None:
 
 def _is_public(scope: Scope) -> bool:
     # The path that the router goes by, never one that is put together from the Host header.
-    return scope["method"] in ("GET", "HEAD") and get_route_path(scope) in PUBLIC
+    return scope["method"] in READING and get_route_path(scope) in PUBLIC
 
 
 def _host(headers: Headers) -> str:
@@ -133,8 +134,8 @@ def _check_origin(method: str, headers: Headers) -> None:
     if method in _SAFE:
         return
     origin = headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
-    if foreign or headers.get("sec-fetch-site") == "cross-site":
+    own = origin is None or origin.partition("://")[2] == headers.get("host")
+    if not own or headers.get("sec-fetch-site") == "cross-site":
         raise OriginNotAllowed
 
 

@@ -19,7 +19,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.concurrency import run_in_threadpool
 
 from service.errors import RateLimited
-from sharpzo_core.rates import parse_rate
+from sharpzo_core.rates import NO_LIMIT, parse_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ class RateLimits:
 
     def __init__(self, settings: Settings, ticks: Callable[[], float] = time.monotonic) -> None:
         self._per_key = settings.rate_limit
-        self._failures = parse_rate(settings.auth_failure_limit)
+        self._failures = settings.auth_failure_limit
         self._ticks = ticks
         self._here = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = _shared(settings.broker_url)
@@ -71,8 +71,8 @@ class RateLimits:
             RateLimited: there were too many.
         """
         key = caller.key
-        rate = None if key is None else key.rate_limit or self._per_key
-        if key is None or not rate:
+        rate = NO_LIMIT if key is None else key.rate_limit or self._per_key
+        if key is None or rate == NO_LIMIT:
             return None
         return await self._take(parse_rate(rate), "key", key.id)
 
@@ -82,7 +82,8 @@ class RateLimits:
         Raises:
             RateLimited: there were too many.
         """
-        await self._take(self._failures, "address", address)
+        if self._failures != NO_LIMIT:
+            await self._take(parse_rate(self._failures), "address", address)
 
     async def _take(self, rate: RateLimitItem, kind: str, name: str) -> Allowance:
         if self._shared is not None and self._ticks() >= self._away_until:

@@ -15,9 +15,8 @@ import uvicorn
 
 from service.app import create_app
 from service.supervisor import Supervisor, worker_command
-from sharpzo_core.db import make_engine
 from sharpzo_core.errors import SettingsError
-from sharpzo_core.key_store import KeyStore
+from sharpzo_core.key_store import keys_exist
 from sharpzo_core.logging import configure_logging
 from sharpzo_core.migrations import migrate
 
@@ -56,9 +55,9 @@ def main(
     configure_logging(settings)
     host = settings.host if host is None else host
     settings = settings.model_copy(update={"host": host})
+    check_exposure(settings, host, keyed=keys_exist(settings))
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings)  # what is wrong with the database is told before anybody is let in
-    check_exposure(settings, host, keyed=_keys_exist(settings))
     listener = listen(host, settings.port if port is None else port)
     # The interpreter would spend seconds on looking for cycles in what torch has made.
     atexit.register(gc.freeze)
@@ -93,14 +92,6 @@ def check_exposure(settings: Settings, host: str, *, keyed: bool = False) -> Non
         "keys create`, use 127.0.0.1, or set SHARPZO_ALLOW_UNAUTHENTICATED=true where something "
         "else keeps strangers out)"
     )
-
-
-def _keys_exist(settings: Settings) -> bool:
-    database = make_engine(settings)
-    try:
-        return KeyStore(database).any()
-    finally:
-        database.dispose()
 
 
 def _is_loopback(host: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
+    from sharpzo_core.audit import AuditStore
     from sharpzo_core.key_store import KeyStore
     from sharpzo_core.keys import ApiKey, NewKey, Scope
 
@@ -29,6 +31,7 @@ app = typer.Typer(
 
 PAGE = 1000
 MAX_DAYS = 3660
+_DONE = 200  # in the audit log, whose other entries are of requests
 _DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 _HEADER = ("prefix", "tenant", "scopes", "state", "last used", "name")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -62,7 +65,8 @@ def create(
     granted, lifetime, rate = _scopes(scopes), _duration(expires), _rate(rate_limit)
     with _store(data_dir) as store:
         until = None if lifetime is None else _now() + lifetime
-        made = store.of(tenant).create(name, granted, expires_at=until, rate_limit=rate)
+        made = store.keys.of(tenant).create(name, granted, expires_at=until, rate_limit=rate)
+        store.note("create", made.record)
     _tell(made, as_json=as_json)
 
 
@@ -74,7 +78,7 @@ def list_keys(
 ) -> None:
     """List keys, newest first, also those that open nothing any more."""
     with _store(data_dir) as store:
-        found = list(_all(store.of(tenant)))
+        found = list(_all(store.keys.of(tenant)))
     if as_json:
         print_json({"keys": [_public(key) for key in found]})
         return
@@ -86,7 +90,8 @@ def list_keys(
 def revoke(key: Ref, data_dir: DataDir = None, as_json: Json = False) -> None:
     """End a key at once, and cancel the jobs that it started."""
     with _store(data_dir) as store:
-        revoked = store.revoke(key)
+        revoked = store.keys.revoke(key)
+        store.note("revoke", revoked)
     if as_json:
         print_json(_public(revoked))
     else:
@@ -97,22 +102,53 @@ def revoke(key: Ref, data_dir: DataDir = None, as_json: Json = False) -> None:
 def rotate(
     key: Ref,
     grace: Annotated[
-        str, typer.Option("--grace", metavar="1h", help="How long the old key is still valid.")
-    ] = "0s",
+        str | None,
+        typer.Option("--grace", metavar="1h", help="How long the old key is still valid."),
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Replace a key by one with the same rights, and print that, this once."""
     wait = _duration(grace) or timedelta(0)
     with _store(data_dir) as store:
-        made = store.rotate(key, wait)
+        made = store.keys.rotate(key, wait)
+        store.note("rotate", made.record)
     _tell(made, as_json=as_json)
 
 
+@dataclass(frozen=True)
+class _Stores:
+    """The keys of all tenants, and the log of what is done to them."""
+
+    keys: KeyStore
+    audit: AuditStore
+
+    def note(self, action: str, key: ApiKey) -> None:
+        """Write to the log of the key's tenant that this command has changed something."""
+        from sharpzo_core.audit import AuditEntry
+        from sharpzo_core.ids import Prefix, new_id
+
+        entry = AuditEntry(
+            id=new_id(Prefix.AUDIT),
+            tenant=key.tenant,
+            at=_now(),
+            key_id=None,
+            method="CLI",
+            route=f"sharpzo keys {action}",
+            object_id=key.id,
+            status=_DONE,
+            code=None,
+            request_id=new_id(Prefix.AUDIT),
+            address=None,
+        )
+        self.audit.append([entry])
+
+
 @contextmanager
-def _store(data_dir: Path | None) -> Iterator[KeyStore]:
-    """The keys of all tenants, in the database that `serve` would use."""
+def _store(data_dir: Path | None) -> Iterator[_Stores]:
+    """What is in the database that `serve` would use."""
     from sharpzo_cli.processes import load_settings, run_migrations
+    from sharpzo_core.audit import AuditStore
     from sharpzo_core.db import make_engine
     from sharpzo_core.errors import NotFound
     from sharpzo_core.key_store import KeyStore
@@ -120,7 +156,7 @@ def _store(data_dir: Path | None) -> Iterator[KeyStore]:
     run_migrations(data_dir)
     engine = make_engine(load_settings(data_dir=data_dir))
     try:
-        yield KeyStore(engine).of(None)
+        yield _Stores(KeyStore(engine).of(None), AuditStore(engine))
     except NotFound as error:
         raise UsageProblem(str(error), "see `sharpzo keys list`") from error
     finally:
@@ -163,7 +199,7 @@ def _scopes(text: str) -> list[Scope]:
 
 def _duration(text: str | None) -> timedelta | None:
     """A time such as 45s, 30m, 12h or 90d."""
-    if text is None or text == "0s":
+    if text is None:
         return None
     match = _DURATION.fullmatch(text)
     found = None if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})

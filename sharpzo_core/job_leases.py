@@ -86,7 +86,7 @@ class JobLeases:
             engine,
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
-            max_passes=settings.tenant_max_forward_passes,
+            max_passes=settings.tenant_max_forward_passes or None,
         )
 
     def whose_turn(self, job_id: str) -> str:
@@ -97,14 +97,13 @@ class JobLeases:
         more than its turn. The caller rings again for a job that has to let another go first.
         """
         with reading(self._engine) as connection:
-            waiting = _first_waiting(connection)
-            mine = connection.execute(
-                sa.select(jobs.c.tenant).where((jobs.c.id == job_id) & _CLAIMABLE)
-            ).scalar_one_or_none()
-            if mine is None or len(waiting) == 1:
-                return job_id
-            chosen = min(waiting, key=_turns(connection, list(waiting)).__getitem__)
-        return job_id if chosen == mine else waiting[chosen]
+            rung = sa.select(jobs.c.tenant).where((jobs.c.id == job_id) & _CLAIMABLE)
+            mine = connection.execute(rung).scalar_one_or_none()
+            turns = sorted(connection.execute(_TURNS).all(), key=_turn)
+        if mine is None or not turns or turns[0].tenant == mine:
+            return job_id
+        first: str = turns[0].first
+        return first
 
     def claim(
         self, job_id: str, owner: str, process: str | None = None, token: str | None = None
@@ -386,24 +385,31 @@ class JobLeases:
         return read_job(row)
 
 
-def _first_waiting(connection: sa.Connection) -> dict[str, str]:
-    """Tenant -> its oldest job that can be claimed."""
-    query = sa.select(jobs.c.tenant, sa.func.min(jobs.c.id)).where(_CLAIMABLE)
-    return {row[0]: row[1] for row in connection.execute(query.group_by(jobs.c.tenant))}
-
-
-def _turns(connection: sa.Connection, tenants: Sequence[str]) -> dict[str, tuple[int, str, str]]:
-    """Tenant -> what it has of the workers: jobs that run, then its last start."""
-    running = sa.func.count(sa.case((jobs.c.status.in_(LEASED), 1)))
-    query = (
-        sa.select(jobs.c.tenant, running, sa.func.max(jobs.c.started_at))
-        .where(jobs.c.tenant.in_(tenants))
+def _turns() -> sa.Select[Any]:
+    """Tenants with jobs to claim: the oldest of these, jobs that run, and when one last started."""
+    waiting = (
+        sa.select(jobs.c.tenant, sa.func.min(jobs.c.id).label("first"))
+        .where(_CLAIMABLE)
         .group_by(jobs.c.tenant)
+        .subquery()
     )
-    return {
-        tenant: (count, "" if started is None else started.isoformat(), tenant)
-        for tenant, count, started in connection.execute(query)
-    }
+    theirs = jobs.c.tenant == waiting.c.tenant
+    running = sa.select(sa.func.count()).where(theirs, jobs.c.status.in_(LEASED))
+    started = sa.select(sa.func.max(jobs.c.started_at)).where(theirs)
+    return sa.select(
+        waiting,
+        running.correlate(waiting).scalar_subquery().label("running"),
+        started.correlate(waiting).scalar_subquery().label("last_start"),
+    )
+
+
+_TURNS = _turns()
+
+
+def _turn(row: sa.Row[Any]) -> tuple[int, bool, float, str]:
+    """Who has least of the workers comes first; who never had any, before all others."""
+    last = row.last_start
+    return (row.running, last is not None, 0.0 if last is None else last.timestamp(), row.first)
 
 
 def new_token() -> str:

@@ -88,7 +88,7 @@ class JobStore(MeteredStore):
             last_event=1,
         )
         with writing(self._engine) as connection:
-            _require_key(connection, key_id)
+            self._require_key(connection, key_id)
             self._quotas.check_job(connection, job.tenant, now, _budget(job))
             self._require_ready(connection, dataset_id)
             if prompt_id is not None:
@@ -165,12 +165,13 @@ class JobStore(MeteredStore):
         """Do as `REQUESTS` says; repeating a request changes nothing."""
         now = self._clock()
         with writing(self._engine) as connection:
+            # The key before the job, as where a key is revoked: so neither waits for the other.
+            self._require_key(connection, key_id)
             job = get_job(connection, job_id, self._tenant, lock=True)
             target = REQUESTS[request].get(job.status)
             if target is None:
                 raise StateConflict(f"the job is {job.status}: there is nothing to {request}")
             if target is JobStatus.QUEUED and target is not job.status:
-                _require_key(connection, key_id)
                 self._require_room(connection, job)
                 return move(connection, job, target, now, key_id=key_id or job.key_id)
             return move(connection, job, target, now)
@@ -185,6 +186,19 @@ class JobStore(MeteredStore):
         else:  # it counts as active already
             passes_only = replace(self._quotas, max_active_jobs=None)
             passes_only.check_job(connection, job.tenant, self._clock())
+
+    def _require_key(self, connection: sa.Connection, key_id: str | None) -> None:
+        """The API key is not revoked, nor will it be before this transaction ends.
+
+        So a revocation finds every job that the key ever started.
+        """
+        if key_id is None:
+            return
+        mine = (api_keys.c.id == key_id) & self._own(api_keys)
+        query = sa.select(api_keys.c.revoked_at).where(mine)
+        row = connection.execute(query.with_for_update(read=True)).one_or_none()
+        if row is None or row.revoked_at is not None:
+            raise AuthInvalid
 
     def _require_ready(self, connection: sa.Connection, dataset_id: str) -> None:
         """The dataset is ready and stays so until this transaction ends."""
@@ -265,19 +279,6 @@ class JobStore(MeteredStore):
             numbered = sa.select(job_steps, place).where(wanted).subquery()
             query = sa.select(numbered).where((total - numbered.c.place) % stride == 0)
             return [_read_step(row) for row in connection.execute(query.order_by("step"))]
-
-
-def _require_key(connection: sa.Connection, key_id: str | None) -> None:
-    """The API key is not revoked, nor will it be before this transaction ends.
-
-    So a revocation finds every job that the key ever started.
-    """
-    if key_id is None:
-        return
-    query = sa.select(api_keys.c.revoked_at).where(api_keys.c.id == key_id)
-    row = connection.execute(query.with_for_update(read=True)).one_or_none()
-    if row is None or row.revoked_at is not None:
-        raise AuthInvalid
 
 
 def _budget(job: Job) -> int | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hmac
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
-from sharpzo_core.db import reading, record, writing
+from sharpzo_core.db import make_engine, reading, record, writing
 from sharpzo_core.errors import NotFound, StateConflict
 from sharpzo_core.ids import Prefix, is_id, new_id
 from sharpzo_core.job_rows import move, read_job
@@ -21,6 +23,8 @@ from sharpzo_core.tenants import TenantStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from datetime import datetime
+
+    from sharpzo_core.settings import Settings
 
 #: Compared with where there is no such key, so that this takes no less time.
 _NO_DIGEST = "0" * 64
@@ -166,7 +170,7 @@ class KeyStore(TenantStore):
     def mark_used(self, used: Mapping[str, datetime]) -> None:
         """Note when keys, by id, were last used."""
         with writing(self._engine) as connection:
-            for key_id, moment in used.items():
+            for key_id, moment in sorted(used.items()):  # locked in one order everywhere
                 older = api_keys.c.last_used_at.is_(None) | (api_keys.c.last_used_at < moment)
                 this = sa.update(api_keys).where(api_keys.c.id == key_id, older)
                 connection.execute(this.values(last_used_at=moment))
@@ -184,3 +188,21 @@ class KeyStore(TenantStore):
 
 def _read(row: sa.Row[Any]) -> ApiKey:
     return ApiKey(**record(row, scopes=frozenset(map(Scope, row.scopes))))
+
+
+def keys_exist(settings: Settings) -> bool:
+    """Whether a key was ever made; a database that is not there yet is not made for this.
+
+    Raises:
+        StorageUnavailable: the database does not answer.
+    """
+    url = make_url(settings.db_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return False
+    engine = make_engine(settings)
+    try:
+        with reading(engine) as connection:
+            made = sa.inspect(connection).has_table(api_keys.name)
+        return made and KeyStore(engine).any()
+    finally:
+        engine.dispose()

@@ -38,9 +38,9 @@ class Quotas:
     def of(cls, settings: Settings) -> Self:
         """As configured."""
         return cls(
-            settings.tenant_max_active_jobs,
-            settings.tenant_max_storage_bytes,
-            settings.tenant_max_forward_passes,
+            settings.tenant_max_active_jobs or None,
+            settings.tenant_max_storage_bytes or None,
+            settings.tenant_max_forward_passes or None,
         )
 
     def check_job(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import limits
 
+NO_LIMIT = "none"
 LONGEST = 40  # characters
 LARGEST = 10**9  # requests
 
 
+@lru_cache(256)
 def parse_rate(text: str) -> limits.RateLimitItem:
     """What the text says; a number alone is per minute.
 
@@ -18,7 +22,7 @@ def parse_rate(text: str) -> limits.RateLimitItem:
     try:
         if len(text) > LONGEST:
             raise ValueError
-        rate = limits.parse(f"{text}/minute" if text.isdecimal() else text)
+        (rate,) = limits.parse_many(f"{text}/minute" if text.isdecimal() else text)
     except ValueError:
         raise ValueError("give a rate such as 600/minute or 10/second") from None
     if not 1 <= rate.amount <= LARGEST or rate.get_expiry() < 1:

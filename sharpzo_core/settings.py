@@ -21,13 +21,14 @@ from sharpzo_core.backbones import (
     parse_backbones,
 )
 from sharpzo_core.errors import SettingsError, ValidationFailed
-from sharpzo_core.rates import write_rate
+from sharpzo_core.rates import NO_LIMIT, write_rate
 
 PREFIX = "SHARPZO_"
 MIB = 2**20
 GIB = 2**30
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Quota = Annotated[int, Field(ge=0, le=10**15)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 
 _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
@@ -87,10 +88,10 @@ class Settings(BaseSettings):
     are believed; empty: nobody's."""
 
     rate_limit: str = "6000/minute"
-    """Requests that an API key without a limit of its own may send; empty: any number."""
+    """Requests that an API key without a limit of its own may send; `none`: any number."""
 
     auth_failure_limit: str = "600/minute"
-    """Wrong API keys that may come from one address."""
+    """Wrong API keys that may come from one address; `none`: any number."""
 
     audit_days: Annotated[int, Field(ge=1, le=36_600)] = 365
     """How long entries of the audit log are kept."""
@@ -147,14 +148,14 @@ class Settings(BaseSettings):
     max_queued_jobs: Count = 1000
     """Jobs of one tenant that may wait at a time."""
 
-    tenant_max_active_jobs: Count | None = None
-    """Jobs of one tenant that may wait, run or be paused; default: no limit of its own."""
+    tenant_max_active_jobs: Quota = 0
+    """Jobs of one tenant that may wait, run or be paused; 0: no limit of its own."""
 
-    tenant_max_storage_bytes: Count | None = None
-    """What the datasets and prompt files of one tenant may take; default: no limit."""
+    tenant_max_storage_bytes: Quota = 0
+    """What the datasets and prompt files of one tenant may take; 0: any number."""
 
-    tenant_max_forward_passes: Annotated[int, Field(ge=1, le=10**15)] | None = None
-    """Forward passes that jobs of one tenant may take in a month (UTC); default: no limit."""
+    tenant_max_forward_passes: Quota = 0
+    """Forward passes that jobs of one tenant may take in a month (UTC); 0: any number."""
 
     max_upload_bytes: Count = 2 * GIB
     max_image_pixels: Count = 50_000_000
@@ -203,7 +204,7 @@ class Settings(BaseSettings):
     @field_validator("rate_limit", "auth_failure_limit")
     @classmethod
     def _check_rate(cls, value: str) -> str:
-        return write_rate(value) if value else value
+        return value if value == NO_LIMIT else write_rate(value)
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -143,6 +143,8 @@ jobs = sa.Table(
     sa.Index(None, "status", "id"),
     sa.Index(None, "kind", "id"),
     sa.Index(None, "tenant", "id"),
+    sa.Index(None, "tenant", "status"),
+    sa.Index(None, "tenant", "started_at"),
     sa.Index(None, "key_id"),
     sa.Index(None, "dataset_id"),
     sa.Index(None, "prompt_id"),

@@ -20,6 +20,7 @@ from service.access import PUBLIC, declared
 from service.app import create_app
 from sharpzo_core.clock import utc_now
 from sharpzo_core.errors import SettingsError, StorageUnavailable
+from sharpzo_core.key_store import keys_exist
 from sharpzo_core.keys import (
     CHECKSUM_LENGTH,
     MAX_KEY,
@@ -434,6 +435,8 @@ def test_with_keys_any_host_name_will_do_unless_some_are_listed(
         {"Origin": "http://evil.example.org"},
         {"Origin": "http://localhost:3000"},
         {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Origin": "localhost"},
         {"Sec-Fetch-Site": "cross-site"},
     ],
 )
@@ -455,10 +458,30 @@ def test_the_own_page_may_change_things(open_door: OpenDoor, settings: Settings)
 
 
 def test_elsewhere_than_on_loopback_keys_are_a_must(door: Door, settings: Settings) -> None:
-    assert serve._keys_exist(settings)
+    assert keys_exist(settings)
     serve.check_exposure(settings, "0.0.0.0", keyed=True)
     with pytest.raises(SettingsError, match="sharpzo keys create"):
         serve.check_exposure(settings, "0.0.0.0", keyed=False)
+
+
+def test_a_service_with_keys_listens_elsewhere(
+    open_door: OpenDoor, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the socket, which is not opened for the sake of this test's machine."""
+    listened: list[str] = []
+
+    def listen(host: str, port: int) -> None:
+        listened.append(host)
+        raise SettingsError("far enough")
+
+    monkeypatch.setattr(serve, "listen", listen)
+    with pytest.raises(SettingsError, match="without authentication"):
+        serve.main(settings, "0.0.0.0", 0)
+    assert not settings.data_dir.exists()  # nothing was made for it
+    open_door(settings).key()
+    with pytest.raises(SettingsError, match="far enough"):
+        serve.main(settings, "0.0.0.0", 0)
+    assert listened == ["0.0.0.0"]
 
 
 def test_no_proxy_is_believed_by_default(settings: Settings) -> None:

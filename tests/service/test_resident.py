@@ -18,7 +18,8 @@ def key(name: str) -> PromptKey:
 def ready(classes: int = CLASSES) -> ReadyPrompt:
     answers = Answers(np.zeros((classes, WIDTH), np.float32), np.zeros(classes, np.float32))
     names = tuple(str(i) for i in range(classes))
-    return ReadyPrompt(None, names, answers, None, "a photo of a", "p:1")  # type: ignore[arg-type]
+    texts = ("a photo of a", "p:1", "default")
+    return ReadyPrompt(None, names, answers, None, *texts)  # type: ignore[arg-type]
 
 
 @pytest.fixture

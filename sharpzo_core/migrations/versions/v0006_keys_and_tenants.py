@@ -21,6 +21,7 @@ _KEYED = {
     "alias_changes": ["name", "alias", "seq"],
     "idempotency_keys": ["key"],
 }
+_JOB_INDICES = (["key_id"], ["tenant", "status"], ["tenant", "started_at"])
 _LISTED = ("datasets", "jobs", "prompts")
 
 
@@ -33,7 +34,8 @@ def upgrade() -> None:
         op.add_column(table, _count("bytes"))
     op.add_column("jobs", _count("charged_passes"))
     op.add_column("jobs", sa.Column("key_id", sa.String(length=40), nullable=True))
-    op.create_index("ix_jobs_key_id", "jobs", ["key_id"])
+    for columns in _JOB_INDICES:
+        op.create_index(f"ix_jobs_{'_'.join(columns)}", "jobs", columns)
     # What was reported before usage was counted is not charged to anybody.
     op.execute("UPDATE jobs SET charged_passes = forward_passes")
     with op.batch_alter_table("prompts") as batch:
@@ -55,7 +57,8 @@ def downgrade() -> None:
     with op.batch_alter_table("prompts") as batch:
         batch.drop_constraint("uq_prompts_tenant_name_version", type_="unique")
         batch.create_unique_constraint("uq_prompts_name_version", ["name", "version"])
-    op.drop_index("ix_jobs_key_id", "jobs")
+    for columns in _JOB_INDICES:
+        op.drop_index(f"ix_jobs_{'_'.join(columns)}", "jobs")
     for column in ("key_id", "charged_passes"):
         op.drop_column("jobs", column)
     for table in ("datasets", "prompts"):
