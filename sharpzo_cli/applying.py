@@ -109,8 +109,7 @@ def evaluate_dataset(model: Model, subject: Subject, *, as_json: bool) -> None:
         UsageProblem: the split is empty, or it has classes that the prompt does not know.
     """
     data = load_dataset(subject.dataset, root=subject.root, classes=subject.classes or "all")
-    examples = data.split(subject.split)
-    if not examples:
+    if not data.split(subject.split):
         raise UsageProblem(
             f"{subject.dataset} has no {subject.split} images", "choose another --split"
         )
@@ -122,27 +121,33 @@ def evaluate_dataset(model: Model, subject: Subject, *, as_json: bool) -> None:
             "context to other names",
         )
     from sharpzo_engine import PromptClassifier
-    from sharpzo_engine.evaluation import Tally
-    from sharpzo_engine.evaluation_report import EvaluationReport
-    from sharpzo_engine.features import extract_features
 
     classifier = PromptClassifier(prompt, backbone)  # refuses a backbone that is not the prompt's
     classifier = _for_classes(classifier, data, narrow=subject.classes is not None)
-    names = classifier.prompt.class_names
-    index = {name: place for place, name in enumerate(names)}
-    features = extract_features(examples, backbone)
-    labels = np.array([index[data.class_names[example.label]] for example in examples], np.int64)
-    tuned, plain = Tally(names, classifier.prompt.temperature), Tally(names)
-    for measured, tally in ((classifier, tuned), (classifier.zero_shot(), plain)):
-        tally.add(measured.logits(features.images).cpu().numpy(), labels)
-    report = EvaluationReport(tuned.result(), plain.result(), subject.split, classifier.prompt)
-    transferred = not set(names) <= set(prompt.class_names)
+    report = _measure(classifier, data, subject.split)
+    transferred = not set(classifier.prompt.class_names) <= set(prompt.class_names)
     if as_json:
         print_json({**_figures(report), "dataset": data.name, "transferred": transferred})
     else:
         _print_evaluation(report)
         if transferred:
             typer.echo(_TRANSFERRED)
+
+
+def _measure(classifier: PromptClassifier, data: Dataset, split: str) -> EvaluationReport:
+    """The classifier and the hand-written prompt on one split of a dataset."""
+    from sharpzo_engine.evaluation import Tally
+    from sharpzo_engine.evaluation_report import EvaluationReport
+    from sharpzo_engine.features import extract_features
+
+    prompt, examples = classifier.prompt, data.split(split)
+    index = {name: place for place, name in enumerate(prompt.class_names)}
+    features = extract_features(examples, classifier.backbone)
+    labels = np.array([index[data.class_names[example.label]] for example in examples], np.int64)
+    tuned, plain = Tally(prompt.class_names, prompt.temperature), Tally(prompt.class_names)
+    for measured, tally in ((classifier, tuned), (classifier.zero_shot(), plain)):
+        tally.add(measured.logits(features.images).cpu().numpy(), labels)
+    return EvaluationReport(tuned.result(), plain.result(), split, prompt)
 
 
 _TRANSFERRED = (

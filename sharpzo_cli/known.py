@@ -18,6 +18,7 @@ from sharpzo_engine.sources import ROOT_VARIABLE, open_unsplit
 from sharpzo_engine.split_file import Row, SplitFile, write_split_file
 
 if TYPE_CHECKING:
+    from sharpzo_engine.catalogue import KnownDataset
     from sharpzo_engine.sources import Source
 
 
@@ -26,20 +27,7 @@ def list_datasets(root: Path | None, *, as_json: bool) -> None:
     place = root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
     here = {known.key: place is not None and (place / known.folder).is_dir() for known in CATALOGUE}
     if as_json:
-        listed = [
-            {
-                "name": known.key,
-                "title": known.title,
-                "folder": known.folder,
-                "form": str(known.form),
-                "classes": known.classes,
-                **dict(zip(SPLITS, known.sizes, strict=True)),
-                "template": known.template,
-                "url": known.url,
-                "here": here[known.key],
-            }
-            for known in CATALOGUE
-        ]
+        listed = [_facts(known) | {"here": here[known.key]} for known in CATALOGUE]
         print_json({"root": place and str(place), "datasets": listed})
         return
     rows = [
@@ -52,10 +40,21 @@ def list_datasets(root: Path | None, *, as_json: bool) -> None:
         )
         for known in CATALOGUE
     ]
-    title = (
-        f"Below {place}" if place else f"Name the folder that holds them: --root or {ROOT_VARIABLE}"
-    )
+    title = f"Below {place}" if place else f"Name their folder with --root or {ROOT_VARIABLE}"
     print_table(title, ("name", "classes", *SPLITS, "folder", "here"), rows, compact=True)
+
+
+def _facts(known: KnownDataset) -> dict[str, object]:
+    return {
+        "name": known.key,
+        "title": known.title,
+        "folder": known.folder,
+        "form": str(known.form),
+        "classes": known.classes,
+        **dict(zip(SPLITS, known.sizes, strict=True)),
+        "template": known.template,
+        "url": known.url,
+    }
 
 
 def write_split(

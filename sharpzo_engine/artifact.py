@@ -88,6 +88,8 @@ class TunedPrompt:
         Raises:
             ArtifactError: it does not know one of them, or they are fewer than two.
         """
+        if len(class_names) < 2:
+            raise ArtifactError("a classifier needs two classes or more")
         places = {name: place for place, name in enumerate(self.class_names)}
         unknown = [name for name in class_names if name not in places]
         if unknown:

@@ -54,12 +54,10 @@ def split_known(known: KnownDataset, root: Path, seed: int) -> Layout:
     return with_structure(layout, len(labelled))
 
 
-def _missing(known: KnownDataset, place: Path, what: str, mend: str = "") -> DatasetError:
+def _missing(known: KnownDataset, place: Path, what: str, mend: str | None = None) -> DatasetError:
     """That something of a dataset is not there, and where to get it."""
-    return DatasetError(
-        f"{known.title}: {what} {place} does not exist ({mend or f'get it from {known.url}'}, and "
-        f"see {SPLIT_FILES_URL} for how files are laid out)"
-    )
+    usual = f"get it from {known.url}; {SPLIT_FILES_URL} tells how files are laid out"
+    return DatasetError(f"{known.title}: {what} {place} does not exist ({mend or usual})")
 
 
 def _below(folder: Path, images: str) -> tuple[list[str], str]:
@@ -80,7 +78,7 @@ def _read_split_file(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
         if _has_class_folders(known, folder):
             mend += (
                 f"; or make one of the class folders with `sharpzo datasets split {known.key} "
-                f"--root {folder.parent}`, whose results compare with nobody's"
+                f"--root {folder.parent}`, which is not the published one"
             )
         raise _missing(known, split_file, "the split file", mend)
     files, prefix = _below(folder, known.images)
@@ -96,34 +94,35 @@ def _read_lists(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
     labels = {name: label for label, name in enumerate(names)}
     files, prefix = _below(folder, known.images)
     there = set(files)
-    splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
-    lost: list[str] = []
-    strange: list[str] = []
-    for split in SPLITS:
-        for line in _lines(known, folder / f"images_variant_{split}.txt"):
-            image, _, name = line.partition(" ")
-            path = f"{prefix}{image}.jpg"
-            if name not in labels:
-                strange.append(repr(line[:60]))
-            elif path not in there:
-                lost.append(path)
-            else:
-                splits[split].append(Entry(path, labels[name]))
-    findings = [*missing_images(lost, "of the lists"), *_strange_lines(strange)]
-    class_names = tuple(name.replace("_", " ") for name in names)
+    rows = {split: list(_variant_rows(known, folder, split, prefix)) for split in SPLITS}
+    every = [row for split in SPLITS for row in rows[split]]
+    lost = [path for path, _ in every if path not in there]
+    strange = [f"{path}: {name[:40]!r}" for path, name in every if name not in labels]
     layout = Layout(
-        class_names,
-        {split: tuple(entries) for split, entries in splits.items()},
+        tuple(name.replace("_", " ") for name in names),
+        {
+            split: tuple(Entry(p, labels[n]) for p, n in rows[split] if p in there and n in labels)
+            for split in SPLITS
+        },
         known.form,
-        findings=tuple(findings),
+        findings=(*missing_images(lost, "of the lists"), *_strange_variants(strange)),
     )
     return layout, sum(map(is_image, files))
 
 
-def _strange_lines(lines: Sequence[str]) -> Iterator[Finding]:
-    if lines:
-        message, mend = f"lines of the lists name a class that {VARIANTS} lacks", "correct them"
-        yield finding("metadata_invalid", message, mend, lines)
+def _variant_rows(
+    known: KnownDataset, folder: Path, split: str, prefix: str
+) -> Iterator[tuple[str, str]]:
+    """(image, variant) of each line of a list."""
+    for line in _lines(known, folder / f"images_variant_{split}.txt"):
+        image, _, name = line.partition(" ")
+        yield f"{prefix}{image}.jpg", name
+
+
+def _strange_variants(images: Sequence[str]) -> Iterator[Finding]:
+    if images:
+        message, mend = f"the lists name classes that {VARIANTS} lacks", "correct them"
+        yield finding("metadata_invalid", message, mend, images)
 
 
 def _read_synsets(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
@@ -183,7 +182,7 @@ def _in_folders(folder: Path, images: str) -> Iterator[tuple[str, str]]:
 
 
 def _class_folders(known: KnownDataset, folder: Path) -> Iterator[tuple[str, str]]:
-    for name, path in _in_folders(folder, known.images or "."):
+    for name, path in _in_folders(folder, known.images):
         if name not in known.left_out:
             yield name, path
 
@@ -216,7 +215,7 @@ def _unknown_synsets(unknown: Sequence[str]) -> Iterator[Finding]:
 def _lines(known: KnownDataset, path: Path) -> Sequence[str]:
     """The lines of a text file, stripped, without empty ones."""
     if not path.is_file():
-        mend = f"get it by way of {SPLIT_FILES_URL}" if path.name == CLASS_NAMES else ""
+        mend = f"get it by way of {SPLIT_FILES_URL}" if path.name == CLASS_NAMES else None
         raise _missing(known, path, "the file", mend)
     return [line for line in map(str.strip, read_text(path).splitlines()) if line]
 

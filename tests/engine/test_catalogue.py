@@ -4,22 +4,33 @@ import json
 import math
 import random
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from open_clip import IMAGENET_CLASSNAMES
 
 from sharpzo_engine import PromptClassifier, TuningConfig, load_dataset, tune
 from sharpzo_engine.backbone import Backbone
 from sharpzo_engine.catalogue import CATALOGUE, KnownDataset, find
+from sharpzo_engine.class_names import judge_names
 from sharpzo_engine.config import PRESETS
 from sharpzo_engine.dataset import Dataset, Example, few_shot, select_classes
 from sharpzo_engine.errors import DatasetError, TooFewImages
 from sharpzo_engine.known import read_known, split_known
-from sharpzo_engine.labelled import SPLITS, Form
+from sharpzo_engine.labelled import SPLITS, Form, Part, labels_of
 from sharpzo_engine.preflight import examine, inspect
 from sharpzo_engine.sources import ROOT_VARIABLE, open_source, open_unsplit
-from sharpzo_engine.split_file import Row, SplitFile, read_split_file, write_split_file
+from sharpzo_engine.split_file import (
+    Row,
+    SplitFile,
+    read_split_file,
+    write_split_file,
+)
 from tests.miniatures import (
     IMAGES,
     OF_200,
@@ -190,6 +201,17 @@ def test_published_sizes_raise_no_doubt(root: Path) -> None:
     assert "40 / 20 / 20" in found.message
 
 
+def test_clips_names_of_imagenet_differ_once_two_are_renamed() -> None:
+    """CLIP's list of names is open_clip's too; its places are those of the sorted synsets."""
+    names = list(IMAGENET_CLASSNAMES)
+    twice = {
+        n: [i for i, m in enumerate(names) if m == n] for n, c in Counter(names).items() if c > 1
+    }
+    assert twice == {"missile": [657, 744], "sunglasses": [836, 837]}
+    names[744], names[836] = entry("imagenet").renamed.values()
+    assert list(judge_names(names)) == []
+
+
 # --- where they are looked for
 
 
@@ -278,11 +300,39 @@ def test_lines_and_images_of_lists_are_checked(alone: Path) -> None:
     found = read_known(entry("fgvc"), alone)
     assert {item.code: item.examples for item in found.findings if item.severity == "error"} == {
         "split_file_images_missing": ("e.g. 'images/7777777.jpg'",),
-        "metadata_invalid": ("'0000000 747-100'",),
+        "metadata_invalid": ("images/0000000.jpg: '747-100'",),
     }
 
 
 # --- split files
+
+
+text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+
+
+@given(
+    st.lists(text, max_size=5).flatmap(
+        lambda names: st.lists(
+            st.tuples(st.sampled_from(SPLITS), text, st.sampled_from(range(len(names) or 1))),
+            max_size=20,
+        ).map(lambda rows: (names, rows))
+    )
+)
+def test_any_split_file_comes_back(drawn: tuple[list[str], list[tuple[str, str, int]]]) -> None:
+    names, rows = drawn
+    used = sorted({label for _, _, label in rows if names})
+    splits = {
+        split: tuple(
+            Row(path, used.index(label), names[label])
+            for s, path, label in rows
+            if names and s == split
+        )
+        for split in SPLITS
+    }
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "split_zhou_X.json"
+        write_split_file(path, SplitFile(splits))
+        assert read_split_file(path) == SplitFile(splits)
 
 
 def test_a_split_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -361,11 +411,16 @@ def coop_few_shot(items: Sequence[Example], shots: int, seed: int) -> list[Examp
     return chosen
 
 
-def coop_subsample(items: Sequence[Example], which: str) -> list[Example]:
-    """`OxfordPets.subsample_classes` of CoOp."""
-    labels = sorted({item.label for item in items})
-    half = math.ceil(len(labels) / 2)
-    selected = labels[:half] if which == "base" else labels[half:]
+def coop_subsample(
+    items: Sequence[Example], which: str, selected: Sequence[int] = ()
+) -> list[Example]:
+    """`OxfordPets.subsample_classes` of CoOp, whose labels are those of its training images."""
+    if which == "all":
+        return list(items)
+    if not selected:
+        labels = sorted({item.label for item in items})
+        half = math.ceil(len(labels) / 2)
+        selected = labels[:half] if which == "base" else labels[half:]
     relabeler = {label: new for new, label in enumerate(selected)}
     return [Example(i.path, relabeler[i.label]) for i in items if i.label in selected]
 
@@ -377,18 +432,25 @@ def shuffled(counts: Sequence[int], seed: int = 0) -> Dataset:
     return Dataset("made", names, tuple(examples), test=tuple(examples[::3]))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("which", ["all", "base", "new"])
-def test_samples_are_those_of_coop(which: str, seed: int) -> None:
-    dataset = shuffled([20, 17, 30, 16, 25], seed)
-    expected = coop_few_shot(dataset.train, 16, seed)
-    drawn = few_shot(dataset, 16, seed, which)  # type: ignore[arg-type]
-    if which == "all":
-        assert list(drawn.train) == expected
+@given(
+    counts=st.lists(st.integers(1, 20), min_size=4, max_size=9),
+    shots=st.integers(1, 20),
+    seed=st.integers(0, 2**31 - 1),
+    which=st.sampled_from(["all", "base", "new"]),
+)
+def test_samples_are_those_of_coop(counts: list[int], shots: int, seed: int, which: Part) -> None:
+    """Whatever the list, the shots and the seed; or a class that is wanted has too few images."""
+    dataset = shuffled(counts, seed)
+    expected = coop_subsample(coop_few_shot(dataset.train, shots, seed), which)
+    labels = labels_of(which, len(counts))
+    if min(counts[label] for label in labels) < shots:
+        with pytest.raises(TooFewImages):
+            few_shot(dataset, shots, seed, which)
         return
-    assert list(drawn.train) == coop_subsample(expected, which)
-    assert list(drawn.test) == coop_subsample(dataset.test, which)
-    assert len(drawn.class_names) == {"base": 3, "new": 2}[which]
+    drawn = few_shot(dataset, shots, seed, which)
+    assert list(drawn.train) == expected
+    assert list(drawn.test) == coop_subsample(dataset.test, which, labels)
+    assert drawn.class_names == dataset.class_names[labels.start : labels.stop]
 
 
 def test_a_class_that_is_left_out_may_be_short_and_moves_the_draw_as_in_coop() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from sharpzo_engine import PromptClassifier, TuneResult, TuningConfig, load_dataset, tune
 from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.errors import NotCalibrated
+from sharpzo_engine.errors import ArtifactError, NotCalibrated
 from sharpzo_engine.evaluation import evaluate
 from sharpzo_engine.features import extract_features
 
@@ -91,3 +91,31 @@ def test_the_hand_written_prompt_is_open_clips_own_forward(
         assert scores == pytest.approx(dict(enumerate(row.tolist())), abs=1e-5)
     again = classifier.zero_shot().prompt
     np.testing.assert_array_equal(again.class_embeddings, classifier.prompt.class_embeddings)
+
+
+def test_some_of_the_classes_are_told_apart_as_before(
+    result: TuneResult, clip: Backbone, images: list[Path]
+) -> None:
+    whole = PromptClassifier(result.prompt, clip)
+    some = PromptClassifier(result.prompt.among(["red", "deep blue"]), clip)
+    embeddings = whole.embed(images)
+    assert some.prompt.stacked is not None
+    assert some.prompt.temperature == result.prompt.temperature
+    columns = [result.prompt.class_names.index(name) for name in ("red", "deep blue")]
+    expected = whole.logits(embeddings)[:, columns]
+    torch.testing.assert_close(some.logits(embeddings), expected)
+    with pytest.raises(ArtifactError, match="not tuned on the class 'pink'"):
+        result.prompt.among(["red", "pink"])
+    with pytest.raises(ArtifactError, match="two classes"):
+        result.prompt.among(["red"])
+
+
+def test_the_context_stands_before_other_names(result: TuneResult, clip: Backbone) -> None:
+    moved = PromptClassifier(result.prompt, clip).with_classes(["cat", "red"])
+    own = result.prompt.class_embeddings[result.prompt.class_names.index("red")]
+    np.testing.assert_allclose(moved.prompt.class_embeddings[1], own, rtol=0, atol=1e-5)
+    assert not np.allclose(moved.prompt.class_embeddings[0], own, atol=1e-3)
+    assert moved.prompt.metadata["head"] == {"kind": "none"}
+    torn = replace(result.prompt, context=result.prompt.context[1:])
+    with pytest.raises(ArtifactError, match="words and vectors differ"):
+        PromptClassifier(torn, clip).with_classes(["cat", "dog"])

@@ -70,3 +70,19 @@ def test_numbers_on_the_page_are_those_of_the_code(page: str) -> None:
     assert "six images of each class, of at most 60 classes" in page
     assert f"the first {LISTED_CLASSES:,} with" in page
     assert f"the first {LISTED_UNREADABLE} with" in page
+
+
+def test_the_check_in_python_runs_as_it_stands(
+    page: str,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (code,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "examine" in b)
+    (tmp_path / "photos").symlink_to(pictures)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("False {")  # 6 images of a class are fewer than 16 shots
+    assert "too_few_images" in printed
