@@ -72,6 +72,7 @@ class Decoders:
         self._rules = rules
         self._children = [_Child(rules) for _ in range(rules.processes)]
         self._losses = 0
+        self._worked = False  # whether a child was ever ready
         self._watchdog = Periodic("decode watchdog", WATCH_SECONDS, self._end_late_ones)
         self._watchdog.start()
 
@@ -110,9 +111,12 @@ class Decoders:
         if idle is None:
             idle = _first_with_an_answer(self._children)
             self._settle(idle)
-        if not idle.alive:
+        while not (idle.alive and idle.is_ready()):
+            if idle.alive:  # it has died without an image, which can go to another
+                self._lose(idle)
             position = self._children.index(idle)
             idle = self._children[position] = _Child(self._rules)
+        self._worked = True
         return idle
 
     def _settle(self, child: _Child) -> None:
@@ -120,11 +124,17 @@ class Decoders:
             return
         done, child.done = child.done, None
         result = child.result()
-        if not child.alive:
-            self._losses += 1
         done(result)
-        if self._losses >= MAX_LOSSES:
+        if not child.alive:
+            self._lose(child)
+
+    def _lose(self, child: _Child) -> None:
+        child.end()
+        self._losses += 1
+        if self._losses >= MAX_LOSSES and self._worked:
             raise DecodingLost
+        if self._losses >= MAX_LOSSES:
+            raise RuntimeError("decoding processes end before they are ready")
 
     def _end_late_ones(self) -> None:
         now = time.monotonic()
@@ -158,9 +168,18 @@ class _Child:
         self.done: Done | None = None
         self.deadline: float | None = None
 
+    def is_ready(self) -> bool:
+        """Wait until it can be given an image; False if it ended instead."""
+        if not self._ready:
+            self.deadline = time.monotonic() + START_SECONDS
+            with suppress(BrokenFrame):
+                read_answer(self.stdout.read)
+                self._ready = True
+            self.deadline = None
+        return self._ready
+
     def begin(self, chunks: Iterable[bytes], thumbnail: int, done: Done) -> None:
         """Hand an image over."""
-        self._wait_until_ready()
         self._hurry()
         try:
             self._send(SIDE.pack(thumbnail))
@@ -181,9 +200,7 @@ class _Child:
         try:
             return _checked(*read_answer(self.stdout.read))
         except (BrokenFrame, OSError):
-            self.kill()
             self.alive = False
-            self.end()
             return ImageError("the image ends the process that decodes it (save it again)")
         finally:
             self.deadline = None
@@ -199,18 +216,6 @@ class _Child:
         for pipe in (self._stdin, self.stdout):
             with suppress(OSError):  # what could not be sent does not matter any more
                 pipe.close()
-
-    def _wait_until_ready(self) -> None:
-        if self._ready:
-            return
-        self.deadline = time.monotonic() + START_SECONDS
-        try:
-            read_answer(self.stdout.read)
-        except BrokenFrame:
-            self.end()
-            code = self._process.returncode
-            raise RuntimeError(f"a decoding process did not start (exit code {code})") from None
-        self._ready = True
 
     def _hurry(self) -> None:
         self.deadline = time.monotonic() + self._rules.seconds + WATCH_SECONDS

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.security.watched import ANSWER_SECONDS, GROWTH_MIB, Outcome, Watched, watched_server
-from tests.service.conftest import dataset_members
+from tests.service.conftest import dataset_members, zip_of
 from tests.service.crafted import Entry, tar_file, tar_with, zip_with
 
 MIB = 1 << 20
@@ -164,6 +168,46 @@ def test_unusual_images_are_taken(watched: Watched, make: Make) -> None:
     assert outcome.code == ""
     watched.forget(outcome)
     watched.assert_nothing_left()
+
+
+def test_a_server_whose_children_are_killed_goes_on(watched: Watched) -> None:
+    images = {f"train/{name}/{i}.png": large_png(i) for i in range(60) for name in ("a", "b")}
+    archive = zip_with(*(Entry(name.encode(), data) for name, data in images.items()))
+    stop = threading.Event()
+    killed: set[int] = set()
+
+    def kill() -> None:
+        """One child after the other, as long as an archive is read."""
+        while not stop.is_set() and len(killed) < 5:
+            for pid in watched.decoders() - killed:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+                stop.wait(0.3)
+            stop.wait(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        outcome = watched.upload(archive)
+    finally:
+        stop.set()
+        killer.join()
+    assert killed
+    if outcome.code:  # else they had no image at that moment
+        assert outcome.code == "image_undecodable"
+        listed = outcome.dataset["report"]["unreadable"]["listed"]
+        assert len(listed) <= len(killed)
+        assert all("ends the process" in item["reason"] for item in listed)
+    watched.forget(outcome)
+    watched.assert_nothing_left()
+    after = watched.upload(zip_of(dataset_members()))
+    assert after.code == ""
+    watched.forget(after)
+
+
+def large_png(seed: int) -> bytes:
+    return encoded(Image.effect_noise((600, 600), 10 + seed), "PNG")
 
 
 def test_one_dataset_may_have_all_kinds_of_bad_images(watched: Watched) -> None:

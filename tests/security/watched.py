@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,23 @@ class Watched:
         growth = self._memory("VmHWM") - before
         return Outcome(answer.status_code, code, seconds, growth, body)
 
+    def decoders(self) -> set[int]:
+        """Its children that decode images."""
+        paths = Path(f"/proc/{self.server.process.pid}/task").glob("*/children")
+        with suppress(FileNotFoundError):  # a thread or a child has ended meanwhile
+            pids = {int(pid) for path in paths for pid in path.read_text().split()}
+            return {
+                pid
+                for pid in pids
+                if b"service.decoding.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            }
+        return set()
+
     def assert_nothing_left(self) -> None:
         """No file of an archive, of an image or of a dataset."""
-        eventually(lambda: not self.left())
+        with suppress(AssertionError):
+            eventually(lambda: not self.left())
+        assert self.left() == []
 
     def left(self) -> list[str]:
         folders = ("uploads", "artifacts", "cache/drafts")

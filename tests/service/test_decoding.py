@@ -183,6 +183,27 @@ def test_archives_whose_images_kill_are_given_up(monkeypatch: pytest.MonkeyPatch
     assert len(found) == 3
 
 
+def test_a_child_that_is_killed_before_it_has_an_image_costs_none() -> None:
+    found: list[Found] = []
+    with Decoders(DecodeRules(2, 5, 10_000)) as decoders:
+        for child in decoders._children:
+            child.kill()
+        for _ in range(4):
+            decoders.decode([png()], 0, found.append)
+        decoders.finish()
+    assert [type(result) for result in found] == [Inspection] * 4
+
+
+def test_children_that_cannot_start_are_a_fault_of_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_LOSSES", 3)
+    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    match = "before they are ready"
+    with Decoders(DecodeRules(1, 5, 10_000)) as decoders, pytest.raises(RuntimeError, match=match):
+        decoders.decode([png()], 0, lambda _: None)
+
+
 def test_an_image_that_cannot_be_read_to_its_end_is_forgotten() -> None:
     def cut() -> Iterator[bytes]:
         yield png()[:20]
