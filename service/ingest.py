@@ -32,7 +32,7 @@ from sharpzo_engine.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from service.intake import Walk
+    from service.intake import Content, Walk
     from service.uploads import Uploads
     from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.dataset_leases import DatasetLeases
@@ -179,12 +179,13 @@ class Ingest:
 
     def _read(self, dataset_id: str) -> None:
         dataset = self._datasets.get(dataset_id)
-        with (
-            self._keeper(dataset) as keeper,
-            Decoders(self._rules) as decoders,
-        ):
-            intake = Intake(self._walk(dataset_id), decoders, keeper)
-            content = intake.read() if dataset.labelled else intake.read_unlabelled()
+        with self._keeper(dataset) as keeper:
+            with Decoders(self._rules) as decoders:
+                intake = Intake(self._walk(dataset_id), decoders, keeper)
+                content = intake.read() if dataset.labelled else intake.read_unlabelled()
+            self._publish(dataset_id, content)
+
+    def _publish(self, dataset_id: str, content: Content) -> None:
         self._artifacts.put_bytes(sheet_key(dataset_id), content.sheet)
         self._artifacts.put_bytes(manifest_key(dataset_id), content.manifest)
         self._datasets.mark_ready(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sharpzo_core.datasets import blob_key, images_prefix
+from sharpzo_core.errors import CoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +22,8 @@ BATCH_BYTES = 32 << 20  # and how much of a disk they may take until then
 class ImageKeeper:
     """Collects drafts, has rows written for them, and only then gives them their keys.
 
-    Drafts that were not kept are gone at the end of the `with` block.
+    Drafts that were not kept are gone at the end of the `with` block, which must hold what makes
+    the dataset ready as well.
     """
 
     def __init__(
@@ -39,14 +42,18 @@ class ImageKeeper:
         self._drafts: dict[str, Draft] = {}  # by SHA-256
         self._bytes = 0
         self._open: set[Draft] = set()
-        self._kept: list[str] = []  # keys
+        self._kept: list[str] = []  # SHA-256
 
     def __enter__(self) -> ImageKeeper:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for draft in (*self._open, *self._drafts.values()):
             draft.discard()
+        if kind is not None and self._kept:
+            # The dataset may have been deleted between its rows and its files.
+            with suppress(CoreError):  # if the database is away, the housekeeper looks
+                self._images.suspect(self._dataset.tenant, self._kept)
 
     def draft(self) -> Draft:
         """A file for the next image; it is given back by `keep` or `drop`.
@@ -86,9 +93,9 @@ class ImageKeeper:
         if not sizes:
             return
         self._images.hold(self._dataset, self._owner, sizes)
+        self._kept += sizes
         for draft in self._drafts.values():
             self._images.keep(self._dataset, draft)
-        self._kept += [blob_key(self._dataset.tenant, sha256) for sha256 in sizes]
         self._drafts.clear()
         self._bytes = 0
 
@@ -96,4 +103,4 @@ class ImageKeeper:
         """Return when everything kept survives a loss of power; raises as `keep` does."""
         self.flush()
         # Last of all: a disk that is being synced delays whoever makes files.
-        self._artifacts.sync_files(self._kept)
+        self._artifacts.sync_files(blob_key(self._dataset.tenant, name) for name in self._kept)

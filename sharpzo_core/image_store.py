@@ -100,12 +100,23 @@ class ImageStore:
             known = connection.execute(sa.select(blobs.c.sha256).where(wanted)).scalars()
             return set(hashes).difference(known)
 
-    def adopt(self, tenant: str, sha256: str) -> None:
-        """Give a file that no row names one, so that `sweep` removes it, unless it is held then."""
-        row = {"tenant": tenant, "sha256": sha256, "bytes": 0, "released_at": self._clock()}
+    def suspect(self, tenant: str, hashes: Collection[str]) -> None:
+        """Have `sweep` look at these: files that may have come when nobody held them any more.
+
+        That costs nothing if somebody does.
+        """
+        now = self._clock()
+        rows = [
+            {"tenant": tenant, "sha256": sha256, "bytes": 0, "released_at": now}
+            for sha256 in sorted(hashes)
+        ]
         with writing(self._engine) as connection:
-            insert = _inserting(connection)(blobs).values(row)
-            connection.execute(insert.on_conflict_do_nothing())
+            blob = _inserting(connection)(blobs)
+            marked = blob.on_conflict_do_update(
+                index_elements=["tenant", "sha256"], set_={"released_at": now}
+            )
+            for start in range(0, len(rows), _CHUNK):
+                connection.execute(marked, rows[start : start + _CHUNK])
 
     def release_orphans(self) -> int:
         """Give up what datasets held that are gone (versions without shared images delete so)."""

@@ -71,16 +71,17 @@ class Housekeeper:
         self._images.release_orphans()
         for tenant in self._images.tenants():
             for folder in self._artifacts.names(images_prefix(tenant)):
-                self._adopt_strays(tenant, f"{images_prefix(tenant)}/{folder}")
+                self._suspect_strays(tenant, f"{images_prefix(tenant)}/{folder}")
         while some := self._images.sweep():
             removed += some
         return removed
 
-    def _adopt_strays(self, tenant: str, prefix: str) -> None:
-        for sha256 in self._images.unknown(tenant, self._artifacts.names(prefix)):
-            if self._is_old(f"{prefix}/{sha256}"):
-                logger.warning("nobody needs %s", sha256, extra={"action": "stray_removed"})
-                self._images.adopt(tenant, sha256)
+    def _suspect_strays(self, tenant: str, prefix: str) -> None:
+        unknown = self._images.unknown(tenant, self._artifacts.names(prefix))
+        strays = [sha256 for sha256 in unknown if self._is_old(f"{prefix}/{sha256}")]
+        for sha256 in strays:
+            logger.warning("nobody needs %s", sha256, extra={"action": "stray_removed"})
+        self._images.suspect(tenant, strays)
 
     def _strays(self, home: str, table: sa.Table) -> list[str]:
         """Keys of entries without a row."""

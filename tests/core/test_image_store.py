@@ -151,6 +151,18 @@ def test_what_an_older_version_deleted_is_released(
     assert files(artifacts) == []
 
 
+def test_a_suspicion_harms_nobody(
+    engine: sa.Engine, artifacts: ArtifactStore, images: ImageStore
+) -> None:
+    dataset = add(engine, artifacts, [b"a"])
+    stray = hashlib.sha256(b"b").hexdigest()
+    artifacts.put_bytes(blob_key(dataset.tenant, stray), b"b")
+    images.suspect(dataset.tenant, [stray, hashlib.sha256(b"a").hexdigest()])
+    assert images.sweep() == 2
+    assert [path.read_bytes() for path in files(artifacts)] == [b"a"]
+    assert images.sweep() == 0
+
+
 def test_files_that_no_row_names_go_when_they_are_old(
     engine: sa.Engine, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,3 +189,26 @@ def test_a_store_that_is_away_in_the_middle_loses_nothing(
     assert left[0] < 0
     shared = data_dir / "artifacts" / TENANTS
     eventually(lambda: bytes_on_disk(shared) == dataset["report"]["bytes"])
+
+
+def test_a_dataset_deleted_between_its_rows_and_its_files_leaves_none(
+    client: TestClient, services: Services, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold, held = services.images.hold, threading.Event()
+    deleted = threading.Event()
+
+    def slow(*arguments: object) -> None:
+        hold(*arguments)  # type: ignore[arg-type]
+        held.set()
+        assert deleted.wait(20)
+
+    monkeypatch.setattr(services.images, "hold", slow)
+    dataset_id = upload(client, zip_of(dataset_members())).json()["id"]
+    assert held.wait(20)
+    assert client.delete(f"/v1/datasets/{dataset_id}").status_code == 204
+    deleted.set()
+    shared = data_dir / "artifacts" / TENANTS
+    eventually(lambda: services.ingest._held == set())
+    while services.images.sweep():
+        pass
+    assert files_below(shared) == []
