@@ -8,9 +8,13 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/sharpzo
 ENV PATH=/opt/sharpzo/bin:$PATH
-# Torch first, in a layer of its own: it is large and changes rarely.
-RUN pip install --index-url "${TORCH_INDEX}" torch torchvision
 WORKDIR /src
+# Torch first, in a layer of its own: it is large and changes rarely.
+COPY docker/torch.txt ./
+RUN pip install --index-url "${TORCH_INDEX}" --requirement torch.txt
+# Nothing is installed whose hash is not known.
+COPY docker/requirements.lock ./
+RUN pip install --require-hashes --no-deps --requirement requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY sharpzo_cli sharpzo_cli
@@ -18,7 +22,7 @@ COPY sharpzo_client sharpzo_client
 COPY sharpzo_core sharpzo_core
 COPY sharpzo_engine sharpzo_engine
 COPY worker worker
-RUN pip install ".[service,worker]"
+RUN pip install --no-deps --no-build-isolation . && pip check
 
 FROM ${PYTHON}
 RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/sharpzo sharpzo \

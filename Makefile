@@ -8,7 +8,7 @@ PIP_ARGS ?=
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test faults check format bench bench-full soak clean
+.PHONY: help install demo serve test faults fuzz check lock audit format bench bench-full soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,11 +33,23 @@ test: $(STAMP) ## run the whole test suite
 faults: $(STAMP) ## kill, starve and damage real processes; needs redis-server and PostgreSQL (half an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults
 
+fuzz: $(STAMP) ## odd requests and damaged files by the hundred thousand (half an hour on 2 cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz
+
 check: $(STAMP) ## format check, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lock: $(STAMP) ## pin what the images install, with hashes (docker/requirements.lock)
+	$(BIN)/python -m pip install --quiet --group release
+	$(BIN)/python docker/lock.py
+
+audit: $(STAMP) ## look for known vulnerabilities in what the images install (needs the internet)
+	$(BIN)/python -m pip install --quiet --group release
+	$(BIN)/pip-audit --requirement docker/requirements.lock --require-hashes --disable-pip
+	$(BIN)/pip-audit --requirement docker/torch.txt --no-deps --disable-pip
 
 format: $(STAMP) ## format and mend what ruff can
 	$(BIN)/ruff format .

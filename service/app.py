@@ -76,7 +76,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         app.include_router(module.router)
     app.state.auditor = Auditor(app)
     app.add_middleware(Gate, settings=settings)
-    app.add_middleware(RequestLayer, metrics=metrics, idle_seconds=settings.upload_idle_seconds)
+    app.add_middleware(RequestLayer, metrics=metrics, settings=settings)
     error_handlers.install(app)
     openapi.install(app)
     return app

@@ -26,7 +26,6 @@ def attachment(data: bytes, filename: str, sha256: str) -> Response:
     headers = {
         **_headers(sha256),
         "Content-Disposition": f'attachment; filename="{filename}"',
-        "X-Content-Type-Options": "nosniff",
     }
     return Response(data, media_type=MEDIA_TYPE, headers=headers)
 

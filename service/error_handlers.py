@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from service.errors import RateLimited, RequestTimeout
+from service.errors import RateLimited, RequestTimeout, TooManyBytesAtOnce
 from service.problems import problem
 from service.strict_json import json_pointer
 from sharpzo_core.errors import AuthInvalid, AuthRequired, CoreError, ValidationFailed
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 _INVALID = 422
+_METHOD_NOT_ALLOWED = 405
 _MAX_FAULTS = 50  # told of one request
 
 
@@ -53,7 +56,7 @@ def _headers(error: CoreError) -> dict[str, str]:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RateLimited):
         headers |= error.headers
-    if isinstance(error, RequestTimeout):
+    if isinstance(error, RequestTimeout | TooManyBytesAtOnce):
         headers["Connection"] = "close"  # the rest of the body is not waited for
     return headers
 
@@ -87,4 +90,17 @@ def _fault(item: dict[str, Any]) -> tuple[str, str]:
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - how the handler is registered
-    return problem(request.scope, error.status_code, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == _METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(allowed_methods(request))
+    return problem(request.scope, error.status_code, headers=headers)
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """Every method of the path; the framework tells those of the first route that has it."""
+    methods: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            methods |= set(route.methods or ())
+    return sorted(methods)

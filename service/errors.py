@@ -17,6 +17,7 @@ CoreError
  ├── ArchiveError     413, 422  an archive that is damaged, unsafe or too large
  ├── RateLimited           429  too many requests with this key, or wrong keys from this address
  ├── Busy                  429  the classification queue is full
+ ├── TooManyBytesAtOnce    429  the bodies of all requests together fill their memory
  ├── Unavailable           503  a prompt's artifact or its backbone cannot be loaded
  ├── NotReady              503  something that serving needs is missing
  └── DeadlineExceeded      504  the request's own deadline passed
@@ -169,6 +170,15 @@ class Busy(CoreError):
     def __init__(self, retry_after: int) -> None:
         super().__init__()
         self.retry_after = retry_after  # seconds
+
+
+class TooManyBytesAtOnce(CoreError):
+    """The service receives too much at the moment (try again, or send less at a time)."""
+
+    status = 429
+    code = "busy"
+    title = "Busy"
+    retry_after = 1  # seconds
 
 
 class Unavailable(CoreError):

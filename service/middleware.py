@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
-from service.errors import RequestTimeout
+from service.bodies import Body, BodyMemory
 from service.problems import MEDIA_TYPE, REQUEST_ID_HEADER, REQUEST_ID_KEY, problem
+from sharpzo_core.settings import MIB
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.metrics import Metrics
+    from sharpzo_core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +29,22 @@ _UNMATCHED = "unmatched"  # label of requests that no route takes
 _FIRST_ERROR = 400
 _CLIENT_CLOSED = 499  # counted only; nobody is left to answer
 _ENDS = "the service ends and has not finished this (send it again)"
+_TWO_LENGTHS = "the request has both Content-Length and Transfer-Encoding (send one of them)"
 _COME_BACK = {"Retry-After": "1", "Connection": "close"}
 
 
 class RequestLayer:
     """Gives every request an id, measures it, and answers what nobody else has answered.
 
-    A body that makes no progress for `idle_seconds` is given up.
+    A body that makes no progress for the configured seconds is given up, and so is one that
+    memory has no room for.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, idle_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, settings: Settings) -> None:
         self._app = app
         self._metrics = metrics
-        self._idle_seconds = idle_seconds
+        self._idle_seconds = settings.upload_idle_seconds
+        self._memory = BodyMemory(settings.request_memory_mb * MIB)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -48,9 +53,15 @@ class RequestLayer:
             return
         scope[REQUEST_ID_KEY] = _request_id(scope)
         answer = _Answer(scope, send)
+        body = Body(scope, receive, self._memory, self._idle_seconds)
         started = time.perf_counter()
         try:
-            await self._app(scope, _Body(receive, self._idle_seconds).receive, answer.send)
+            if _has_two_lengths(scope):
+                await problem(scope, 400, detail=_TWO_LENGTHS, headers={"Connection": "close"})(
+                    scope, receive, answer.send
+                )
+            else:
+                await self._app(scope, body.receive, answer.send)
         except ClientDisconnect:
             answer.status = _CLIENT_CLOSED
         except asyncio.CancelledError:  # the server ends and has waited for this long enough
@@ -70,6 +81,7 @@ class RequestLayer:
                 raise
             await problem(scope, 500)(scope, receive, answer.send)
         finally:
+            body.close()
             seconds = time.perf_counter() - started
             self._metrics.observe_request(scope["method"], _template(scope), answer.status, seconds)
 
@@ -80,32 +92,15 @@ def _request_id(scope: Scope) -> str:
     return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
 
 
+def _has_two_lengths(scope: Scope) -> bool:
+    """Whether a proxy in front may have seen another request than we do."""
+    headers = Headers(scope=scope)
+    return "content-length" in headers and "transfer-encoding" in headers
+
+
 def _template(scope: Scope) -> str:
     """The route's path with its parameters unfilled, so that labels stay few."""
     return getattr(scope.get("route"), "path", _UNMATCHED)
-
-
-class _Body:
-    """Passes a request's body on as long as it keeps coming."""
-
-    def __init__(self, receive: Receive, idle_seconds: float) -> None:
-        self._receive = receive
-        self._idle_seconds: float | None = idle_seconds
-
-    async def receive(self) -> Message:
-        """The next message.
-
-        Raises:
-            RequestTimeout: no part of the body came for too long.
-        """
-        try:
-            async with asyncio.timeout(self._idle_seconds):
-                message = await self._receive()
-        except TimeoutError:
-            raise RequestTimeout from None
-        if not message.get("more_body", False):
-            self._idle_seconds = None  # what follows is the end of the connection, some time
-        return message
 
 
 class _Answer:
@@ -140,6 +135,7 @@ class _Answer:
             )
             return
         headers[REQUEST_ID_HEADER] = self._scope[REQUEST_ID_KEY]
+        headers.setdefault("X-Content-Type-Options", "nosniff")
         await self._send(message)
 
 

@@ -50,7 +50,12 @@ def form(file_field: str, *, many: bool = False, **texts: dict[str, Any]) -> dic
     if many:
         file = {"type": "array", "items": file, "minItems": 1}
     required = [file_field, *(name for name, schema in texts.items() if schema.pop("required", 0))]
-    return {"type": "object", "properties": {file_field: file, **texts}, "required": required}
+    return {
+        "type": "object",
+        "properties": {file_field: file, **texts},
+        "required": required,
+        "additionalProperties": False,
+    }
 
 
 def install(app: FastAPI) -> None:

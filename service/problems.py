@@ -45,10 +45,36 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Build a problem answer; `errors` lists `(JSON pointer, message)`."""
+    request_id = scope.get(REQUEST_ID_KEY, "")
+    content = problem_content(
+        status, request_id, code=code, title=title, detail=detail, errors=errors
+    )
+    scope[_CODE_KEY] = content["code"]
+    # Escaped to ASCII, so that no character of a message can fail to be encoded.
+    return Response(
+        json.dumps(content),
+        status,
+        headers={
+            **(headers or {}),
+            REQUEST_ID_HEADER: request_id,
+            "X-Content-Type-Options": "nosniff",
+        },
+        media_type=MEDIA_TYPE,
+    )
+
+
+def problem_content(
+    status: int,
+    request_id: str,
+    *,
+    code: str | None = None,
+    title: str | None = None,
+    detail: str | None = None,
+    errors: Sequence[tuple[str, str]] = (),
+) -> dict[str, Any]:
+    """The members of a problem document."""
     code = code or CODES.get(status, f"http_{status}")
     title = title or HTTPStatus(status).phrase
-    scope[_CODE_KEY] = code
-    request_id = scope.get(REQUEST_ID_KEY, "")
     content: dict[str, Any] = {
         "type": f"{_TYPE_PREFIX}{code}",
         "title": title,
@@ -59,13 +85,7 @@ def problem(
     }
     if errors:
         content["errors"] = [{"pointer": pointer, "message": text} for pointer, text in errors]
-    # Escaped to ASCII, so that no character of a message can fail to be encoded.
-    return Response(
-        json.dumps(content),
-        status,
-        headers={**(headers or {}), REQUEST_ID_HEADER: request_id},
-        media_type=MEDIA_TYPE,
-    )
+    return content
 
 
 def problem_code(scope: Scope) -> str | None:

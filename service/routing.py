@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.access import authorize
 from service.strict_json import json_pointer, loads
-from sharpzo_core.errors import UnsupportedMedia, ValidationFailed
+from sharpzo_core.errors import PayloadTooLarge, UnsupportedMedia, ValidationFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -54,19 +54,31 @@ class StrictRoute(APIRoute):
         return strict
 
 
-async def read_json(request: Request) -> Any:  # noqa: ANN401 - any JSON value
-    """Parse a request's JSON body.
+async def read_json(request: Request, max_bytes: int | None = None) -> Any:  # noqa: ANN401 - any JSON value
+    """Parse a request's JSON body; `max_bytes` is for routes whose own limit is for something else.
 
     Raises:
         UnsupportedMedia: its Content-Type is not JSON.
+        PayloadTooLarge: it is longer than `max_bytes`.
         MalformedJson, ValidationFailed: see `strict_json.loads`.
     """
     if media_type(request) != "application/json":
         raise UnsupportedMedia("send application/json")
-    body = await request.body()
+    body = await _read(request, max_bytes)
     if len(body) <= _INLINE_BYTES:
         return loads(body)
     return await run_in_threadpool(loads, body)
+
+
+async def _read(request: Request, max_bytes: int | None) -> bytes:
+    if max_bytes is None:
+        return await request.body()
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise PayloadTooLarge(f"a JSON body may have {max_bytes} bytes here")
+    return bytes(body)
 
 
 def parse(model: type[M], value: object) -> M:

@@ -9,11 +9,13 @@ import ipaddress
 import logging
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from service.app import create_app
+from service.protocol import bounded_protocol
 from service.supervisor import Supervisor, worker_command
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.key_store import keys_exist
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 GRACEFUL_SECONDS = 10  # for answers that are under way when the server is told to end
 _BACKLOG = 2048
+_OTHER_DESCRIPTORS = 256  # files, database, broker, child processes
 
 
 def main(
@@ -56,6 +59,7 @@ def main(
     host = settings.host if host is None else host
     settings = settings.model_copy(update={"host": host})
     check_exposure(settings, host, keyed=keys_exist(settings))
+    _allow_descriptors(settings.max_connections)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings)  # what is wrong with the database is told before anybody is let in
     listener = listen(host, settings.port if port is None else port)
@@ -64,7 +68,8 @@ def main(
     app = create_app(settings, warm_up=True)
     config = uvicorn.Config(
         app,
-        http="h11",  # the quicker httptools takes header fields without end
+        http=bounded_protocol(settings),
+        ws="none",
         log_config=None,
         access_log=False,
         # Uvicorn's own default believes everybody on this machine.
@@ -77,6 +82,27 @@ def main(
         logger.info("listening on %s", _url(listener), extra={"action": "listening"})
         with contextlib.suppress(KeyboardInterrupt):
             _Server(config, app, end_worker).run(sockets=[listener])
+
+
+def _allow_descriptors(connections: int) -> None:
+    """Raise the process's limit of descriptors, where it has one, so that connections fit in."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            logger.warning(
+                "the limit of %d open files is too low for %d connections (lower %s)",
+                allowed,
+                connections,
+                "SHARPZO_MAX_CONNECTIONS",
+                extra={"action": "descriptors"},
+            )
 
 
 def check_exposure(settings: Settings, host: str, *, keyed: bool = False) -> None:

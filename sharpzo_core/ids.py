@@ -35,6 +35,11 @@ def new_id(prefix: Prefix) -> str:
     return f"{prefix}_{''.join(characters)}"
 
 
+def id_pattern(prefix: Prefix) -> str:
+    """What a JSON schema says of such an identifier."""
+    return f"^{prefix}_{_BODY.pattern}$"
+
+
 def is_id(prefix: Prefix, text: str) -> bool:
     """Whether `text` has the form of an identifier of this kind."""
     head, _, body = text.partition("_")

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from sharpzo_core.aliases import AliasAction, AliasHistory, AliasRecord, Expected, Gate
 from sharpzo_core.datasets import DatasetRecord, DatasetStatus
-from sharpzo_core.ids import Prefix, is_id
+from sharpzo_core.ids import Prefix, id_pattern, is_id
 from sharpzo_core.jobs import CheckpointRef, Job, JobEvent, JobKind, JobStatus, JobStep, Phase
 from sharpzo_core.keys import Scope
 from sharpzo_core.prompt_store import NAME_PATTERN
@@ -47,12 +47,18 @@ def _check_text(text: str) -> str:
     return text
 
 
-SafeText = Annotated[str, AfterValidator(_check_text)]
+# The pattern is for the document: surrogates, which no UTF-8 holds, need not be told there.
+_SAFE = {"pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
+SafeText = Annotated[str, AfterValidator(_check_text), Field(json_schema_extra=_SAFE)]
 Label = Annotated[SafeText, Field(min_length=1, max_length=MAX_LABEL)]
 Slug = Annotated[str, Field(pattern=NAME_PATTERN)]
-MetadataKey = Annotated[SafeText, Field(min_length=1, max_length=64)]
+MetadataKey = Annotated[str, AfterValidator(_check_text), Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[SafeText, Field(max_length=512)]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_KEYS)]
+_METADATA = {"propertyNames": {"minLength": 1, "maxLength": 64, **_SAFE}}
+Metadata = Annotated[
+    dict[MetadataKey, MetadataValue],
+    Field(max_length=MAX_METADATA_KEYS, json_schema_extra=_METADATA),
+]
 KeyScope = Annotated[Scope, Field(strict=False)]  # text in JSON
 Split = Literal["train", "val", "test"]
 
@@ -483,7 +489,8 @@ def _check_prompt_id(text: str) -> str:
     return text
 
 
-PromptId = Annotated[str, AfterValidator(_check_prompt_id)]
+_PROMPT_ID = {"pattern": id_pattern(Prefix.PROMPT)}
+PromptId = Annotated[str, AfterValidator(_check_prompt_id), Field(json_schema_extra=_PROMPT_ID)]
 Comment = Annotated[SafeText, Field(max_length=500)]
 
 
@@ -492,6 +499,15 @@ class AliasGate(RequestModel):
 
     Of `loss` and `val_loss` less is better: at most `min`, and lower by `min_improvement`.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": [name], "properties": {name: {"type": "number"}}}
+                for name in ("min", "min_improvement")
+            ]
+        }
+    )
 
     metric: Annotated[SafeText, Field(min_length=1, max_length=100)]
     """One of the prompt's recorded `metrics`."""

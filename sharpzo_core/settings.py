@@ -142,6 +142,13 @@ class Settings(BaseSettings):
     upload_idle_seconds: Seconds = 30.0
     """A request whose body makes no progress for so long is given up."""
 
+    request_memory_mb: Annotated[int, Field(ge=320, le=1_000_000)] = 512
+    """Memory for the bodies of requests that are being received or answered, in MiB; archives are
+    written to files and do not count. More is refused with 429."""
+
+    max_connections: Annotated[int, Field(ge=10, le=1_000_000)] = 1000
+    """Connections that may be open at a time; more are answered 503 and closed."""
+
     min_free_bytes: Annotated[int, Field(ge=0, le=10**15)] = 64 * MIB
     """Less free space than this in the data folder makes the service say that it is not ready."""
 

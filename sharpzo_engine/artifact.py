@@ -23,6 +23,7 @@ HEADLESS_KIND = "sharpzo-prompt/1"
 
 Floats = NDArray[np.float32]
 
+LARGEST = 1e30  # so that sums of products stay finite in float32
 TEMPERATURES = (1e-3, 1e3)  # smallest and largest that may divide logits
 
 
@@ -62,6 +63,9 @@ class TunedPrompt:
             raise ArtifactError("the prompt file is inconsistent")
         if self.weights.shape != self.class_embeddings.shape or self.bias.shape != (classes,):
             raise ArtifactError("the prompt file is inconsistent: head and embeddings differ")
+        arrays = (self.class_embeddings, self.context, self.weights, self.bias)
+        if not all((np.abs(array) <= LARGEST).all() for array in arrays):
+            raise ArtifactError("the prompt file holds numbers that are too large or none")
 
     @property
     def fingerprint(self) -> str:
@@ -170,14 +174,16 @@ class TunedPrompt:
         data = source if isinstance(source, bytes) else _read(Path(source))
         try:
             arrays, metadata = unseal(data, KIND, HEADLESS_KIND)
-            return cls(
-                class_names=tuple(str(name) for name in metadata.pop("class_names")),
-                class_embeddings=arrays["class_embeddings"].astype(np.float32),
-                context=arrays["context"].astype(np.float32),
-                logit_scale=float(metadata.pop("logit_scale")),
-                metadata={**metadata, "backbone": dict(metadata["backbone"])},
-                stacked=_stacked(arrays),
-            )
+            # Numbers too large for float32 become infinite, which is found out below.
+            with np.errstate(over="ignore", invalid="ignore"):
+                return cls(
+                    class_names=tuple(str(name) for name in metadata.pop("class_names")),
+                    class_embeddings=arrays["class_embeddings"].astype(np.float32),
+                    context=arrays["context"].astype(np.float32),
+                    logit_scale=float(metadata.pop("logit_scale")),
+                    metadata={**metadata, "backbone": dict(metadata["backbone"])},
+                    stacked=_stacked(arrays),
+                )
         except SealBroken as error:
             raise ArtifactError(f"not a usable prompt file: {error}") from error
         except (KeyError, TypeError, ValueError) as error:

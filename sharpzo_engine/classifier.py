@@ -162,6 +162,13 @@ def check_backbone(prompt: TunedPrompt, backbone: Backbone) -> None:
             f"is {backbone.name} with weights {backbone.fingerprint[:12]} (load that one)"
         )
 
+    width = prompt.weights.shape[1]
+    if width != backbone.embed_dim:
+        raise BackboneMismatch(
+            f"the prompt has embeddings of {width} numbers, {backbone.name} of "
+            f"{backbone.embed_dim} (the file is not what it says)"
+        )
+
 
 def top_predictions(
     probabilities: NDArray[np.float32], class_names: Sequence[str], top_k: int

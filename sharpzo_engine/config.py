@@ -6,6 +6,7 @@ overlays on it (`PRESETS`). Names of the reference code are accepted as input al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -234,6 +235,17 @@ class TuningConfig(_Section):
             )
         if self.cma.ranking_precision != "float32":
             raise ValueError("numerics 'reference' ranks in float32 (set cma.ranking_precision)")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_holds_a_generation(self) -> Self:
+        begins_with_cma = self.method in ("sharpzo", "cma-es") and self.change_point != 0
+        budget = self.max_forward_passes or math.inf
+        if begins_with_cma and budget < self.cma.population_size:
+            raise ValueError(
+                f"max_forward_passes {budget} is less than one generation (raise it, or lower "
+                f"cma.population_size {self.cma.population_size})"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,21 +49,38 @@ def unseal(data: bytes, *kinds: str) -> tuple[dict[str, NDArray[Any]], dict[str,
         arrays = safetensors.numpy.load(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise SealBroken("it is damaged") from error
-    text = header.get("metadata", "")
+    text = header.get("metadata")
+    if not isinstance(text, str):
+        raise SealBroken("it is damaged or not one of ours")
     if header.get("sha256") != _digest(arrays, text, kind):
         raise SealBroken("it is damaged: its content does not match its hash")
     if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays.values()):
         raise SealBroken("it holds numbers that are not finite")
+    return arrays, _read_metadata(text)
+
+
+def _read_metadata(text: str) -> dict[str, Any]:
+    """The JSON object, which nothing but a stranger's program can have made odd."""
     try:
         metadata = json.loads(text)
-    except RecursionError as error:
-        raise SealBroken("its metadata is nested too deeply") from error
-    if not isinstance(metadata, dict):
-        raise SealBroken("its metadata is no object")
-    return arrays, metadata
+        usable = _is_finite(metadata)
+    except (ValueError, RecursionError) as error:
+        raise SealBroken("its metadata is no JSON, or nested too deeply") from error
+    if not isinstance(metadata, dict) or not usable:
+        raise SealBroken("its metadata is no object, or holds numbers that are not finite")
+    return metadata
 
 
-def _read_header(data: bytes) -> dict[str, str]:
+def _is_finite(value: object) -> bool:
+    """Whether all numbers are: what `seal` refuses to write."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _read_header(data: bytes) -> dict[str, Any]:
     """The metadata of safetensors' JSON header, which its numpy reader does not hand out."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > len(data) - 8:
@@ -75,9 +93,14 @@ def _read_header(data: bytes) -> dict[str, str]:
 
 
 def _digest(arrays: Arrays, text: str, kind: str) -> str:
-    digest = hashlib.sha256(f"{kind}\0{text}\0".encode())
+    digest = hashlib.sha256(_bytes(f"{kind}\0{text}\0"))
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(_bytes(f"{name}\0{array.dtype.str}\0{array.shape}\0"))
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8, also of the half surrogates that a stranger's JSON may hold."""
+    return text.encode("utf-8", "surrogatepass")

@@ -26,8 +26,9 @@ from service.inference.prompts import PromptLoader
 from service.inference.resident import PromptKey, ReadyPrompt, ResidentPrompts
 from service.metrics import prompt_series
 from sharpzo_core.errors import CoreError, ValidationFailed
+from sharpzo_core.json_values import unsafe_paths
 from sharpzo_core.lineage import claimed_lineage
-from sharpzo_core.schemas import PromptBackbone, is_safe_text
+from sharpzo_core.schemas import PromptBackbone
 from sharpzo_engine.errors import ArtifactError, BackboneError, ImageError
 
 if TYPE_CHECKING:
@@ -264,8 +265,9 @@ def _inspect(data: bytes) -> ImportedPrompt:
         metrics = _METRICS.validate_python(prompt.metadata.get("metrics", {}))
     except PydanticError:
         raise ArtifactError("not a usable prompt file: fields are of the wrong kind") from None
-    if not all(is_safe_text(name) for name in prompt.class_names):
-        raise ArtifactError("not a usable prompt file: a class name holds control characters")
+    shown = [list(prompt.class_names), described.model_dump(), metrics]
+    if unsafe_paths(shown, ()):
+        raise ArtifactError("not a usable prompt file: a name holds control characters")
     return ImportedPrompt(
         classes=prompt.class_names,
         backbone=described.model_dump(),

@@ -92,8 +92,6 @@ def _make_ready(prompt: PromptRecord, data: bytes, backbone: Backbone) -> ReadyP
 
     try:
         tuned = TunedPrompt.load(data)
-        if tuned.weights.shape[1] != backbone.embed_dim:
-            raise corrupt(prompt, "does not fit its backbone")
         check_backbone(tuned, backbone)
     except BackboneMismatch as error:
         raise BackboneNotServed(str(error)) from error

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AwareDatetime, BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
@@ -20,8 +20,10 @@ from service.deps import (
 from service.idempotency import IdempotencyKey
 from service.openapi import body, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
+from sharpzo_core.aliases import ALIAS_PATTERN
 from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.keys import Scope
+from sharpzo_core.prompt_store import NAME_PATTERN
 from sharpzo_core.schemas import AliasHistoryPublic, AliasPublic, AliasRollback, AliasSet, Page
 
 router = APIRouter(
@@ -60,6 +62,10 @@ Moment = Annotated[
 ]
 
 
+_REF = {"pattern": f"{ALIAS_PATTERN}|{NAME_PATTERN[:-1]}@{ALIAS_PATTERN[1:]}"}
+AliasRef = Annotated[str, Path(json_schema_extra=_REF)]
+
+
 @router.get("")
 def list_aliases(
     aliases: AliasesDep, limit: Limit = 20, after: After = None, name: PromptNameFilter = None
@@ -71,7 +77,7 @@ def list_aliases(
 
 
 @router.put("/{alias}", responses=problems(400, 404, 408, 409, 413, 415))
-def set_alias(alias: str, request: AliasSet, aliases: AliasesDep) -> AliasPublic:
+def set_alias(alias: AliasRef, request: AliasSet, aliases: AliasesDep) -> AliasPublic:
     """Point `alias` (of the prompt's name) or `name@alias` to a prompt.
 
     Pointing it where it points changes nothing, whatever else the request asks for: so it may be

@@ -127,7 +127,6 @@ def get_results(
     key = results_key(job.id, job.result_folder, form)
     headers = {
         "Content-Disposition": f'attachment; filename="{job.id}.{form}"',
-        "X-Content-Type-Options": "nosniff",
         "Vary": "Accept",
     }
     if not services.artifacts.exists(key):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
@@ -33,6 +34,7 @@ from sharpzo_core.schemas import (
     ErrorPublic,
     PredictionPublic,
     PromptAnswer,
+    SafeText,
 )
 from sharpzo_engine.errors import ImageError
 
@@ -49,6 +51,14 @@ MAX_PREDICTIONS = 200_000  # in one answer
 INLINE_PREDICTIONS = 1000  # written on the event loop: some milliseconds
 
 T = TypeVar("T")
+
+_ONE = "[A-Za-z0-9@:._-]+"
+_PROMPT_LIST: dict[str, Any] = {
+    "type": "string",
+    "pattern": f"^{_ONE}(,{_ONE}){{0,{MAX_PROMPTS - 1}}}$",
+    "required": True,
+}
+_BASE64 = {"contentEncoding": "base64", "pattern": "^[A-Za-z0-9+/]*={0,2}$"}
 
 router = APIRouter(
     prefix="/v1",
@@ -72,9 +82,11 @@ def _few(images: object) -> object:
 
 
 Images = Annotated[
-    list[str], Field(min_length=1, description="Images as base64 text."), BeforeValidator(_few)
+    list[Annotated[str, Field(json_schema_extra=_BASE64)]],
+    Field(min_length=1, description="Images as base64 text."),
+    BeforeValidator(_few),
 ]
-Ref = Annotated[str, Field(min_length=1, max_length=MAX_REF)]
+Ref = Annotated[SafeText, Field(min_length=1, max_length=MAX_REF)]
 Refs = Annotated[list[Ref], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
@@ -104,8 +116,8 @@ async def _question(
         bool, Query(description="Tell as well what the hand-written prompt answers.")
     ] = False,
     x_timeout_ms: Annotated[
-        float | None,
-        Header(gt=0, le=MAX_TIMEOUT_MS, description="Milliseconds after which 504 is answered."),
+        Annotated[float, Field(gt=0, le=MAX_TIMEOUT_MS)] | SkipJsonSchema[None],
+        Header(description="Milliseconds after which 504 is answered."),
     ] = None,
 ) -> Question:
     deadline = None if x_timeout_ms is None else time.monotonic() + x_timeout_ms / 1000
@@ -157,7 +169,7 @@ async def classify(
     max_body_size=MAX_CLASSIFY_BYTES,
     responses=problems(400, 408, 413, 415),
     openapi_extra=body(
-        multipart=form("images", many=True, prompts={"type": "string", "required": True}),
+        multipart=form("images", many=True, prompts=_PROMPT_LIST),
         json=ClassifyWithPrompts.model_json_schema(),
     ),
 )

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service import archives, imports
 from service.access import Needs
+from service.bodies import SPOOLED
 from service.deps import After, DatasetsDep, Limit, ServicesDep, reject_repeated_parameters
 from service.errors import ContactSheetMissing
 from service.idempotency import Attempt, Completion, IdempotencyKey
@@ -51,7 +52,7 @@ router = APIRouter(
 )
 
 _label: TypeAdapter[str] = TypeAdapter(Label)
-_NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 200, "required": True}
+_NAME: dict[str, Any] = TypeAdapter(Label).json_schema() | {"required": True}
 _FLAGS = {"true": True, "false": False}
 _FLAG: dict[str, Any] = {"type": "string", "enum": list(_FLAGS), "default": "false"}
 
@@ -121,6 +122,7 @@ async def _receive(request: Request, services: TenantServices, dataset_id: str) 
     """Stream the upload to its file."""
     if media_type(request) != "multipart/form-data":
         raise UnsupportedMedia("send multipart/form-data with `file` and `name`")
+    request.scope[SPOOLED] = True
     with services.uploads.open(dataset_id) as file:
         fields = {"name": MAX_NAME_BYTES, UNLABELLED: MAX_FLAG_BYTES}
         rules = FormRules("file", lambda: file, text_fields=fields)
@@ -152,7 +154,7 @@ async def _import(
     request: Request, services: TenantServices, dataset_id: str, attempt: Attempt
 ) -> _Received:
     """Copy the archive from where the request says, unless that was done before."""
-    wanted = parse(DatasetImport, await read_json(request))
+    wanted = parse(DatasetImport, await read_json(request, MAX_JSON_BYTES))
     # What a request of earlier versions said, it still means.
     asked = wanted.model_dump(mode="json", exclude_defaults=True)
     received = _Received(wanted.name, wanted.unlabelled, fingerprint("datasets", asked))

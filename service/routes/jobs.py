@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.concurrency import run_in_threadpool
 
 from service.access import Needs
@@ -41,7 +43,6 @@ HTML = "text/html"
 #: A report is one file: the browser is to run nothing and to fetch nothing on its behalf.
 _REPORT_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
-    "X-Content-Type-Options": "nosniff",
     "Vary": "Accept",
 }
 
@@ -56,7 +57,8 @@ router = APIRouter(
 
 Step = Annotated[int, Query(ge=0, le=2**31)]
 Seq = Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events after this `seq`.")]
-LastEventId = Annotated[int | None, Header(ge=0, le=MAX_SEQ)]
+_Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
+LastEventId = Annotated[_Seq | SkipJsonSchema[None], Header()]
 _EVENTS: dict[str, Any] = {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}
 _METRICS: dict[str, Any] = {"content": {CSV: {"schema": {"type": "string"}}}}
 _REPORT: dict[str, Any] = {

@@ -24,6 +24,7 @@ from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia
 from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.ids import Prefix, is_id, new_id
 from sharpzo_core.keys import Scope
+from sharpzo_core.prompt_store import NAME_PATTERN
 from sharpzo_core.prompts import NewPrompt, PromptRecord, prompt_key
 from sharpzo_core.schemas import (
     Page,
@@ -73,7 +74,7 @@ def list_prompts(
     response_model=PromptPublic,
     max_body_size=MAX_ARTIFACT_BYTES,
     responses=problems(400, 408, 409, 413, 415, 429, 507),
-    openapi_extra=body(multipart=form("file", name={"type": "string"})),
+    openapi_extra=body(multipart=form("file", name={"type": "string", "pattern": NAME_PATTERN})),
 )
 async def import_prompt(
     request: Request,

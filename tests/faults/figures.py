@@ -10,15 +10,11 @@ table of the document. Ends with 1 if a figure is missed.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +27,14 @@ from tests.faults.excuses import excuses
 from tests.faults.pages import read_while_others_write
 from tests.faults.workers import drains, identical_results, recoveries
 from tests.faults.writers import write_together
+from tests.figures import ROOT, Book, Figure, Measured
 from tests.helpers import write_small_backbone
-
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "build" / "faults.json"
-DOCUMENT = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- figures: written by make faults -->", "<!-- end of figures -->"
 
 RECOVERY_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
 PAGE_SECONDS = 0.1
 #: Intervals of the product as they are by default, and patience with jobs that are killed often.
 DEFAULTS = PATIENT
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One figure as it came out."""
-
-    measured: str
-    runs: int
-    worst: str
-    kept: bool  #: Whether what was wanted was reached
 
 
 class Lab:
@@ -214,19 +196,6 @@ def _p99(values: Sequence[float]) -> float:
     return sorted(values)[math.ceil(0.99 * len(values)) - 1]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """What is promised, and how it is measured."""
-
-    promise: str
-    wanted: str
-    measure: Callable[[Lab], Measured]
-
-    @property
-    def name(self) -> str:
-        return self.measure.__name__.replace("_", "-")
-
-
 FIGURES = (
     Figure(
         "accepted jobs lost or doubled under random `kill -9` of workers, API and Redis "
@@ -274,24 +243,18 @@ FIGURES = (
 )
 
 
+BOOK = Book("faults", FIGURES, ROOT / "docs" / "reliability.md")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and keep; returns the exit code."""
     options = _parse(arguments)
-    chosen = [figure for figure in FIGURES if options.only in (None, figure.name)]
     missing = missing_redis() or missing_postgres()
     if missing:
         print(f"error: {missing}", file=sys.stderr)
         return 1
-    results = _read_results()
     with tempfile.TemporaryDirectory(prefix="sharpzo-faults-") as folder:
-        lab = Lab(Path(folder), options.scale)
-        for number, figure in enumerate(chosen, 1):
-            print(f"[{number}/{len(chosen)}] {figure.name} ...", flush=True)
-            results[figure.name] = _measure(figure, lab, options.scale)
-            _keep_results(results)
-    if all(result["scale"] >= 1 for result in results.values()) and len(results) == len(FIGURES):
-        _write_table(results)
-    return 0 if all(results[figure.name]["kept"] for figure in chosen) else 1
+        return BOOK.measure(Lab(Path(folder), options.scale), options.scale, options.only)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -300,43 +263,3 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the runs; default: all")
     return parser.parse_args(arguments)
-
-
-def _measure(figure: Figure, lab: Lab, scale: float) -> dict[str, Any]:
-    started = time.monotonic()
-    try:
-        measured = figure.measure(lab)
-    except Exception as error:  # the other figures are worth having
-        traceback.print_exc()
-        measured = Measured(f"{type(error).__name__}", 0, str(error)[:200], kept=False)
-    seconds = round(time.monotonic() - started)
-    print(f"    {'kept' if measured.kept else 'MISSED'} in {seconds} s: {measured}", flush=True)
-    return asdict(measured) | {"scale": scale, "seconds": seconds}
-
-
-def _read_results() -> dict[str, dict[str, Any]]:
-    known = {figure.name for figure in FIGURES}
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return {name: result for name, result in results.items() if name in known}
-
-
-def _keep_results(results: dict[str, dict[str, Any]]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2))
-
-
-def _write_table(results: dict[str, dict[str, Any]]) -> None:
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}")
-    print(f"the table is in {DOCUMENT.relative_to(ROOT)}")
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results in Markdown."""
-    lines = ["| figure | wanted | measured | runs | worst |", "|---|---|---|---|---|"]
-    for figure in FIGURES:
-        result = results[figure.name]
-        cells = [figure.promise, figure.wanted, result["measured"], result["runs"], result["worst"]]
-        lines.append("| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |")
-    return "\n".join(lines)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import figures
 from tests.faults.chaos import PATIENT, random_kills
 from tests.faults.cluster import FAST, open_mode
 from tests.faults.conftest import MODES
 from tests.faults.excuses import excuses
-from tests.faults.figures import FIGURES, Figure, Lab, Measured
+from tests.faults.figures import FIGURES, Lab
 from tests.faults.writers import write_together
+from tests.figures import END, Book, Figure, Measured
 
 LONGEST_WAIT_SECONDS = 10.0
 
@@ -59,24 +59,21 @@ def missed(lab: Lab) -> Measured:
     raise TimeoutError("a job did not end")
 
 
-@pytest.mark.needs("redis", "postgres")
 def test_the_runner_keeps_results_and_tells_of_a_miss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = tmp_path / "docs" / "reliability.md"
-    document.parent.mkdir()
-    document.write_text(f"# Reliability\n\n{figures.BEGIN}\nold\n{figures.END}\n\nMore.\n")
-    monkeypatch.setattr(figures, "ROOT", tmp_path)
-    monkeypatch.setattr(figures, "DOCUMENT", document)
-    monkeypatch.setattr(figures, "RESULTS", tmp_path / "build" / "faults.json")
+    document = tmp_path / "reliability.md"
     promises = (Figure("jobs lost", "0", kept), Figure("jobs late", "0", missed))
-    monkeypatch.setattr(figures, "FIGURES", promises)
+    book = Book("faults", promises, document, root=tmp_path)
+    document.write_text(f"# Reliability\n\n{book.begin}\nold\n{END}\n\nMore.\n")
 
-    assert figures.main(["--only", "kept", "--scale", "0.1"]) == 0
+    (tmp_path / "lab").mkdir()
+    assert book.measure(Lab(tmp_path / "lab", 0.1), 0.1, only="kept") == 0
     assert "old" in document.read_text()
-    assert json.loads(figures.RESULTS.read_text())["kept"]["runs"] == 2
+    assert json.loads(book.results_file.read_text())["kept"]["runs"] == 2
 
-    assert figures.main([]) == 1
+    (tmp_path / "lab 2").mkdir()
+    assert book.measure(Lab(tmp_path / "lab 2", 1.0), 1.0) == 1
     text = document.read_text()
     assert "| jobs lost | 0 | 0 lost | 20 | none |" in text
     assert "| jobs late | 0 | TimeoutError | 0 | a job did not end |" in text

@@ -79,6 +79,7 @@ def test_only_the_hash_is_kept(door: Door) -> None:
 # Nothing is open
 
 
+@pytest.mark.bad_input("P1")
 def test_every_route_and_method_wants_a_key(door: Door) -> None:
     """The figure is 0: what was answered without one, of everything but the public paths."""
     paths = {path for _, path, _ in declared(door.client.app)} | {  # type: ignore[arg-type]
@@ -141,6 +142,7 @@ def test_404_and_405_are_as_ever_for_whoever_has_a_key(door: Door) -> None:
 # Wrong keys
 
 
+@pytest.mark.bad_input("P1")
 def test_all_wrong_keys_get_the_same_answer(door: Door) -> None:
     expired = door.key(expires_at=utc_now() - timedelta(seconds=1))
     revoked = door.key()
@@ -177,6 +179,7 @@ def test_all_wrong_keys_get_the_same_answer(door: Door) -> None:
     assert door.ask("GET", "/v1/jobs", valid).status_code == 200
 
 
+@pytest.mark.bad_input("P1")
 def test_a_key_in_the_address_opens_nothing(door: Door) -> None:
     key = door.key().text
     for name in ("api_key", "key", "token", "access_token", "authorization"):
@@ -242,6 +245,7 @@ def test_the_documented_scopes_are_those_of_the_routes(settings: Settings) -> No
     assert documented == found
 
 
+@pytest.mark.bad_input("P2")
 def test_a_key_opens_the_routes_of_its_scope_and_no_others(door: Door) -> None:
     keys = {scope: door.key("default", scope) for scope in Scope}
     for method, path, scopes in declared(door.client.app):  # type: ignore[arg-type]
@@ -271,6 +275,7 @@ def test_an_admin_sees_and_ends_keys_of_its_own_tenant_alone(door: Door) -> None
     problem_of(door.ask("GET", "/v1/prompts", made["key"]), 401, "auth_invalid")
 
 
+@pytest.mark.bad_input("P3")
 @pytest.mark.parametrize(
     "body",
     [

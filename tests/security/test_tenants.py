@@ -204,6 +204,7 @@ def twice(
     return {"json": body(found)}, {"json": body(missing)}
 
 
+@pytest.mark.bad_input("D1")
 def test_what_is_anothers_is_answered_as_what_never_was(world: World) -> None:
     """The figure is 0: answers to B that tell an id of A from one that nobody has."""
     told, compared, routes = [], 0, 0
@@ -262,6 +263,7 @@ def test_the_owner_gets_something_at_each_of_these_ids(world: World) -> None:
             assert world.ask("GET", path.format(one), world.a).status_code == 200, (path, one)
 
 
+@pytest.mark.bad_input("D2")
 @pytest.mark.parametrize(
     "path",
     ["/v1/datasets", "/v1/jobs", "/v1/prompts", "/v1/aliases", "/v1/keys", "/v1/audit"],
@@ -300,12 +302,14 @@ def test_forged_cursors_and_ids_are_no_way_in(world: World, cursor: str) -> None
     assert world.ask("GET", f"/v1/jobs/{'x' * 10_000}").status_code == 404
 
 
+@pytest.mark.bad_input("D3")
 @pytest.mark.parametrize("query", ["limit=-1", f"limit={10**30}", "limit=1&limit=2", "after=job_1"])
 def test_pages_out_of_range_are_refused(world: World, query: str) -> None:
     for kind in ("jobs", "datasets", "prompts", "keys", "audit"):
         assert world.ask("GET", f"/v1/{kind}?{query}").status_code == 422
 
 
+@pytest.mark.bad_input("D4")
 def test_what_is_deleted_is_gone_and_what_ended_does_not_move(world: World) -> None:
     """Rows D4: a second DELETE, cancelling what is finished, resuming what runs."""
     client = world.door.as_(world.c)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from service.app import create_app
+from service.protocol import bounded_protocol
 from service.serve import listen
 from sharpzo_core.settings import Settings
 
@@ -36,7 +37,8 @@ def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
 def server_thread(settings: Settings) -> Iterator[str]:
     """A real server on a real socket; gives its address."""
     app = create_app(settings)
-    server = uvicorn.Server(uvicorn.Config(app, http="h11", log_config=None, access_log=False))
+    http = bounded_protocol(settings)
+    server = uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_config=None))
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -1,0 +1,46 @@
+"""`make lock`: pin what the images install, with a hash of every file that may be downloaded.
+
+Torch and what only it needs are left out: which build is right depends on the machine. `torch.txt`
+pins its version, and the Dockerfile chooses the index that it comes from.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LOCK = ROOT / "docker" / "requirements.lock"
+PYTHON = "3.12"  # of the images
+OF_TORCH = ("torch", "torchvision", "triton", "nvidia-", "cuda-")
+_HEADER = "# Written by `make lock`; see docker/lock.py.\n"
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def main() -> None:
+    """Resolve anew and write the file."""
+    command = [
+        *(sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--quiet"),
+        *("--extra", "service", "--extra", "worker", "--constraint", "docker/torch.txt"),
+        *("--python-version", PYTHON, "--python-platform", "linux"),
+        *("--generate-hashes", "--no-annotate", "--no-header"),
+    ]
+    resolved = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)  # noqa: S603
+    LOCK.write_text(_HEADER + "".join(kept(resolved.stdout)))
+
+
+def kept(text: str) -> list[str]:
+    """The lines of the packages that are not torch's."""
+    lines, keep = [], True
+    for line in text.splitlines(keepends=True):
+        if name := _NAME.match(line):
+            keep = not name.group().startswith(OF_TORCH)
+        if keep:
+            lines.append(line)
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""HTTP/1.1 on a connection of a stranger: uvicorn's protocol with what it leaves open closed.
+
+Uvicorn waits for ever for a request that is begun and not finished, accepts connections until the
+process has no descriptors left, and answers a malformed request with plain text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import uuid
+from http import HTTPStatus
+from typing import TYPE_CHECKING, ClassVar
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service.problems import MEDIA_TYPE, REQUEST_ID_HEADER, problem_content
+
+if TYPE_CHECKING:
+    from sharpzo_core.settings import Settings
+
+#: Seconds in which a connection must have told the head of its first request, or of the next one
+#: once that is begun.
+HEAD_SECONDS = 20.0
+#: Seconds in which the rest of a body is taken in, and thrown away, after its request was answered.
+LINGER_SECONDS = 2.0
+_MALFORMED = "the request is not well-formed HTTP/1.1"
+_FULL = "too many connections are open (try again in a second)"
+
+
+def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
+    """The protocol class for these settings."""
+
+    class Protocol(BoundedProtocol):
+        max_connections = settings.max_connections
+
+    return Protocol
+
+
+class BoundedProtocol(H11Protocol):
+    """Bounded in the number of connections, and in the time that a request's head may take."""
+
+    max_connections: ClassVar[int] = 1000
+    head_seconds: ClassVar[float] = HEAD_SECONDS
+    linger_seconds: ClassVar[float] = LINGER_SECONDS
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Count the connection, and wait for its first request."""
+        super().connection_made(transport)
+        self._awaited: str | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.max_connections:
+            self._answer(503, _FULL, retry_after=1)
+        else:
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._await(None, 0)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in."""
+        if not self.transport.is_closing():
+            super().data_received(data)
+            self._watch()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request."""
+        super().on_response_complete()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Set the deadline of what the client owes; a byte more does not move it."""
+        theirs = self.conn.their_state
+        answered = getattr(self.cycle, "response_complete", False)
+        if self.transport.is_closing():
+            self._await(None, 0)
+        elif theirs is h11.IDLE:
+            self._await("head", self.head_seconds)
+        elif theirs is h11.SEND_BODY and answered:
+            # Closing at once would take the answer from a client that is still sending.
+            self._await("rest of a body that nobody reads", self.linger_seconds)
+        else:
+            self._await(None, 0)
+
+    def _await(self, what: str | None, seconds: float) -> None:
+        if what == self._awaited:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._awaited = what
+        self._deadline = self.loop.call_later(seconds, self.transport.close) if what else None
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - says the same of every fault
+        """Answer a request that is no HTTP."""
+        # Called while the exception is handled, which knows of heads that are too long (431).
+        status = getattr(sys.exc_info()[1], "error_status_hint", 400)
+        self._answer(status, _MALFORMED, code="malformed_request")
+
+    def _answer(
+        self, status: int, detail: str, *, code: str | None = None, retry_after: int | None = None
+    ) -> None:
+        """Answer without asking the application, and close."""
+        request_id = f"req_{uuid.uuid4().hex}"
+        body = json.dumps(problem_content(status, request_id, code=code, detail=detail)).encode()
+        headers = [
+            ("Content-Type", MEDIA_TYPE),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+            ("X-Content-Type-Options", "nosniff"),
+            (REQUEST_ID_HEADER, request_id),
+        ]
+        if retry_after is not None:
+            headers.append(("Retry-After", str(retry_after)))
+        reason = HTTPStatus(status).phrase
+        try:
+            for event in (
+                h11.Response(status_code=status, headers=headers, reason=reason.encode()),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        except h11.LocalProtocolError:  # the application has begun to answer
+            pass
+        self.transport.close()
