@@ -42,7 +42,9 @@ def plain(text: str, style: str = "") -> Text:
 
 def print_json(value: object) -> None:
     """One JSON object on one line of standard output; what is not a number is null."""
-    typer.echo(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    # Bytes of a file's name that are not UTF-8 are lone surrogates in it, and escapes in JSON.
+    typer.echo(text.encode("utf-8", "backslashreplace").decode())
 
 
 def percent(value: float | None) -> str:

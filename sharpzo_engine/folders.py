@@ -10,12 +10,20 @@ from sharpzo_engine.errors import DatasetError
 
 
 def list_files(root: Path) -> list[str]:
-    """The files below a folder, as posix paths relative to it; links are followed."""
+    """The files below a folder, as posix paths relative to it; links are followed.
+
+    Raises:
+        DatasetError: a folder cannot be listed.
+    """
     return [path for path in _walk(root) if not path.endswith("/")]
 
 
 def list_folder(root: Path) -> list[str]:
-    """The same, and the folders, with a slash at their end."""
+    """The same, and the folders, with a slash at their end.
+
+    Raises:
+        DatasetError: a folder cannot be listed.
+    """
     return list(_walk(root))
 
 
@@ -35,7 +43,7 @@ def read_text(path: Path) -> str:
 
 def _walk(root: Path) -> Iterator[str]:
     seen: set[str] = set()
-    for place, folders, files in os.walk(root, followlinks=True):
+    for place, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link that leads back
             folders.clear()
@@ -45,3 +53,9 @@ def _walk(root: Path) -> Iterator[str]:
         prefix = "" if below == "." else f"{below}/"
         yield from (f"{prefix}{name}/" for name in folders)
         yield from (prefix + name for name in files)
+
+
+def _refuse(error: OSError) -> None:
+    raise DatasetError(
+        f"{error.filename} cannot be listed: {error.strerror} (see its permissions)"
+    ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -183,6 +184,15 @@ def test_a_file_that_cannot_be_read_is_named(sharpzo: Any, damaged: Path) -> Non
     _, report = check(sharpzo, damaged)
     listed = {row["file"]: row["reason"] for row in report["unreadable"]["listed"]}
     assert "cannot be read" in listed["train/red/link.png"]
+
+
+def test_names_that_are_not_utf_8_can_be_told(sharpzo: Any, damaged: Path) -> None:
+    odd = os.fsencode(damaged / "train" / "red") + b"/\xff\xfe.png"
+    Path(os.fsdecode(odd)).write_bytes(b"torn")
+    ran, report = check(sharpzo, damaged)
+    assert "train/red/\udcff\udcfe.png" in {row["file"] for row in report["unreadable"]["listed"]}
+    assert "\\udcff\\udcfe.png" in ran.out
+    assert "\\udcff\\udcfe.png" in sharpzo("datasets", "check", damaged).out
 
 
 @pytest.mark.parametrize("known", CATALOGUE, ids=lambda known: known.key)

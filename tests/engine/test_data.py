@@ -12,6 +12,7 @@ from PIL import Image
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.dataset import Dataset, Example, few_shot, load_dataset
 from sharpzo_engine.errors import DatasetError, ImageError, TooFewImages
+from sharpzo_engine.folders import list_files, list_folder
 from sharpzo_engine.images import decode_image
 from sharpzo_engine.layout import Layout, read_layout
 from sharpzo_engine.tuner import split_validation
@@ -111,6 +112,20 @@ def test_a_folder_is_loaded(pictures: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not a folder"):
         load_dataset(tmp_path / "nothing")
+
+
+def test_folders_are_listed_through_links_and_once(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for path in ("photos/cat/1.jpg", "elsewhere/2.jpg"):
+        (tmp_path / path).touch()
+    (tmp_path / "photos" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "cat" / "back").symlink_to(tmp_path / "photos")
+    found = list_folder(tmp_path / "photos")
+    assert sorted(found) == ["cat/", "cat/1.jpg", "cat/back/", "dog/", "dog/2.jpg"]
+    assert sorted(list_files(tmp_path / "photos")) == ["cat/1.jpg", "dog/2.jpg"]
+    with pytest.raises(DatasetError, match="nowhere cannot be listed"):
+        list_files(tmp_path / "nowhere")
 
 
 def make_dataset(counts: Sequence[int], val: int = 0) -> Dataset:
