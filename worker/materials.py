@@ -117,7 +117,10 @@ class Materials:
 
     def _place(self, record: DatasetRecord, image: str) -> Path:
         path = self.artifacts.local_path(stored_key(record, image))
-        return path or self.cache_dir / images_prefix(record.tenant) / image
+        if path is not None:
+            return path
+        folder = images_prefix(record.tenant) if record.shares_images else "images"
+        return self.cache_dir / folder / image
 
     def _download(self, record: DatasetRecord, path: Path) -> None:
         write_atomically(path, self.artifacts.get_bytes(stored_key(record, path.name)))

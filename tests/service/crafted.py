@@ -88,10 +88,10 @@ def ending(count: int, size: int, offset: int, *, zip64: bool = False, **wrong: 
 def listed_often(entry: Entry, count: int) -> bytes:
     """One member's bytes, and a directory that lists them under many names."""
     body = entry.local()
+    crc, _, size = entry.sizes
+    alike = {"method": entry.method, "packed": entry.body, "crc": crc, "declared": size}
     names = [f"train/a/{index:08}.png".encode() for index in range(count)]
-    central = b"".join(
-        Entry(name, entry.data, entry.method, packed=entry.body).central(0) for name in names
-    )
+    central = b"".join(Entry(name, **alike).central(0) for name in names)
     return body + central + ending(count, len(central), len(body), zip64=count >= FULL16)
 
 
