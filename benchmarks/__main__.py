@@ -24,13 +24,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from benchmarks import ablation, accuracy, memory, serving, time_to_accuracy
+from benchmarks import ablation, accuracy, ingestion, memory, serving, time_to_accuracy
 from benchmarks.output import RESULTS, Row, Table, machine_facts, to_markdown, write_json
 from benchmarks.results import Results
 from benchmarks.setting import Setting
 from sharpzo_cli.demo.digits import write_digits
 
-SECTIONS = ("objective", "memory", "serving", "accuracy", "time_to_accuracy", "ablation")
+SECTIONS = (
+    "objective",
+    "memory",
+    "serving",
+    "ingestion",
+    "accuracy",
+    "time_to_accuracy",
+    "ablation",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Budget:
     variants: tuple[str, ...]
     plain_passes: int  #: that the plain text path is timed on
     serving: serving.Budget
+    megabytes: int  #: of each archive that is read
     shots: int = 16
 
 
@@ -61,6 +70,7 @@ FULL = Budget(
     variants=tuple(ablation.VARIANTS),
     plain_passes=time_to_accuracy.PLAIN_PASSES,
     serving=serving.FULL,
+    megabytes=ingestion.MEGABYTES,
 )
 SHORT = Budget(
     short_objective=True,
@@ -73,6 +83,7 @@ SHORT = Budget(
     variants=("default", "stage 1 alone", "stage 2 alone (change point 0)", "adam, jvp", "paper"),
     plain_passes=10,
     serving=serving.SHORT,
+    megabytes=ingestion.SHORT_MEGABYTES,
 )
 
 
@@ -127,6 +138,12 @@ def measure_serving(budget: Budget) -> Section:
     return Section(rows, serving.tables(rows))
 
 
+def measure_ingestion(budget: Budget) -> Section:
+    """Archives of photos, uploaded and read."""
+    rows = ingestion.run(budget.megabytes)
+    return Section(rows, ingestion.tables(rows))
+
+
 def measure_accuracy(setting: Setting, parts: Path, *, resume: bool) -> Section:
     """All methods at one budget."""
     results = Results.open(parts / "accuracy.json", setting.facts(), resume=resume)
@@ -162,6 +179,7 @@ def measure_all(
         "objective": lambda: measure_objective(budget),
         "memory": lambda: measure_memory(budget),
         "serving": lambda: measure_serving(budget),
+        "ingestion": lambda: measure_ingestion(budget),
         "accuracy": lambda: measure_accuracy(large, parts, resume=resume),
         "time_to_accuracy": lambda: measure_time(few, parts, plain_passes, resume=resume),
         "ablation": lambda: measure_ablation(less, parts, variants, resume=resume),

@@ -8,6 +8,7 @@ CoreError
  ├── OriginNotAllowed      403  another site's page sends the request
  ├── ForbiddenLocation     403  a dataset URI outside what the operator allows
  ├── ReportMissing         404  the job has no report, or not yet
+ ├── ContactSheetMissing   404  the dataset has no contact sheet, or not yet
  ├── ResultsMissing        404  the job is of a kind that has no results
  ├── RequestTimeout        408  the body makes no progress
  ├── NotCalibrated         409  a prompt has no temperature
@@ -78,6 +79,14 @@ class ReportMissing(CoreError):
     status = 404
     code = "report_not_available"
     title = "No report"
+
+
+class ContactSheetMissing(CoreError):
+    """The dataset has no contact sheet: only one that is ready has one (upload it again)."""
+
+    status = 404
+    code = "contact_sheet_missing"
+    title = "No contact sheet"
 
 
 class ResultsMissing(CoreError):

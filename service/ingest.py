@@ -1,26 +1,24 @@
 """From an uploaded archive to a ready dataset, in a background thread.
 
-The archive is walked twice: once for its names, which give the layout, and once for its images,
-which are checked and stored under their hash. Nothing else is written, and a dataset that fails
-leaves nothing behind.
+What reading an archive gives is the business of `service.intake`; here is who reads it when, and
+what becomes of the dataset. One that fails leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import math
 import threading
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from service.archives import ArchiveKind, Member, sniff, walk
-from sharpzo_core.datasets import SPLITS, UNLABELLED, dataset_prefix, image_key, manifest_key
+from service.archives import sniff, walk
+from service.decoding.decoders import Decoders, DecodeRules, default_processes
+from service.intake import Intake, Unusable
+from service.keeping import ImageKeeper
+from sharpzo_core.datasets import dataset_prefix, manifest_key, sheet_key
 from sharpzo_core.errors import (
     CoreError,
     LeaseLost,
@@ -29,27 +27,23 @@ from sharpzo_core.errors import (
     StorageUnavailable,
 )
 from sharpzo_core.periodic import Periodic
-from sharpzo_engine.errors import DatasetError, EngineError, ImageError
-from sharpzo_engine.images import decode_image
-from sharpzo_engine.layout import Layout, list_images, read_layout
+from sharpzo_engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
 
+    from service.intake import Content, Walk
     from service.uploads import Uploads
     from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.dataset_leases import DatasetLeases
     from sharpzo_core.dataset_store import DatasetStore
+    from sharpzo_core.datasets import DatasetRecord
+    from sharpzo_core.image_store import ImageStore
     from sharpzo_core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 UPLOAD_FOLDER = "folder"  # in a dataset's `source`: the folder that its archive is in
-MAX_JSON_BYTES = 32 << 20  # of classnames.json or a split file
-LISTED_FAULTS = 5  # unreadable images that an error names
-MAX_FAULTS = 100  # unreadable images after which reading on tells nobody anything
-LISTED_DUPLICATES = 20
-_METADATA_DEPTH = 2  # parts of the path of a JSON file that may belong to the layout
 
 
 class Ingest:
@@ -65,6 +59,7 @@ class Ingest:
         datasets: DatasetStore,
         leases: DatasetLeases,
         artifacts: ArtifactStore,
+        images: ImageStore,
         uploads: Uploads,
         settings: Settings,
     ) -> None:
@@ -72,7 +67,13 @@ class Ingest:
         self._leases = leases
         self._artifacts = artifacts
         self._uploads = uploads
-        self._max_pixels = settings.max_image_pixels
+        self._images = images
+        self._scratch = settings.cache_dir / "drafts"
+        self._rules = DecodeRules(
+            settings.decode_processes or default_processes(),
+            settings.decode_seconds,
+            settings.max_image_pixels,
+        )
         self._held: set[str] = set()
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ingest")
@@ -88,6 +89,15 @@ class Ingest:
         """Process the upload of a dataset that is leased here, in the background."""
         self._held.add(dataset_id)
         self._pool.submit(self._process, dataset_id)
+
+    def forget(self, dataset_id: str) -> None:
+        """Remove the files of a dataset that was deleted.
+
+        Of a large one, some of the images go later.
+        """
+        self._uploads.discard(dataset_id)
+        self._remove_files(dataset_id)
+        self._images.sweep()
 
     def close(self) -> None:
         """Stop; what is unfinished stays `processing`, for another process or the next one."""
@@ -110,6 +120,8 @@ class Ingest:
             if dataset_id not in self._held:
                 self._take_up(dataset_id)
         self._uploads.remove_strays(self._datasets.processing_ids())
+        while self._images.sweep() and not self._stopping.is_set():
+            pass
 
     def _take_up(self, dataset_id: str) -> None:
         dataset = self._datasets.get(dataset_id)
@@ -156,7 +168,7 @@ class Ingest:
             raise
         except NotFound:
             self._remove_files(dataset_id)  # deleted meanwhile
-        except _Unreadable as error:
+        except Unusable as error:
             self._fail(dataset_id, error.code, str(error), error.report)
         except (CoreError, EngineError) as error:
             self._fail(dataset_id, error.code, str(error))
@@ -166,27 +178,45 @@ class Ingest:
             self._fail(dataset_id, "internal_error", "the dataset could not be processed")
 
     def _read(self, dataset_id: str) -> None:
-        labelled = self._datasets.get(dataset_id).labelled
-        reader = _Reader(self, dataset_id)
-        result = reader.read() if labelled else reader.read_unlabelled()
-        self._artifacts.sync(dataset_prefix(dataset_id))
-        self._artifacts.put_bytes(manifest_key(dataset_id), result.manifest)
+        dataset = self._datasets.get(dataset_id)
+        with self._keeper(dataset) as keeper:
+            with Decoders(self._rules) as decoders:
+                intake = Intake(self._walk(dataset_id), decoders, keeper)
+                content = intake.read() if dataset.labelled else intake.read_unlabelled()
+            self._publish(dataset_id, content)
+
+    def _publish(self, dataset_id: str, content: Content) -> None:
+        self._artifacts.put_bytes(sheet_key(dataset_id), content.sheet)
+        self._artifacts.put_bytes(manifest_key(dataset_id), content.manifest)
         self._datasets.mark_ready(
             dataset_id,
-            classes=result.class_names,
-            counts=result.counts,
-            sha256=hashlib.sha256(result.manifest).hexdigest(),
-            report=result.report,
+            classes=content.class_names,
+            counts=content.counts,
+            sha256=hashlib.sha256(content.manifest).hexdigest(),
+            report=content.report,
             owner=self._leases.owner,
+            shares_images=True,
         )
 
+    def _keeper(self, dataset: DatasetRecord) -> ImageKeeper:
+        owner = self._leases.owner
+        return ImageKeeper(dataset, owner, self._images, self._artifacts, self._scratch)
+
+    def _walk(self, dataset_id: str) -> Walk:
+        """The members of the upload, as long as the service runs and holds the lease."""
+        path = self._uploads.path(dataset_id)
+        kind = sniff(path)
+        tick = partial(self.check_running, dataset_id)
+        return lambda: walk(path, kind, tick=tick, folders=True)
+
     def _fail(
-        self, dataset_id: str, code: str, message: str, report: dict[str, Any] | None = None
+        self, dataset_id: str, code: str, message: str, report: Mapping[str, Any] | None = None
     ) -> None:
         # The row first: who has lost the lease must not touch the files of another process.
         with suppress(NotFound):  # deleted meanwhile
             self._datasets.mark_failed(dataset_id, code, message, report, owner=self._leases.owner)
         self._remove_files(dataset_id)
+        self._images.sweep()
 
     def _clean_up_if_deleted(self, dataset_id: str) -> None:
         try:
@@ -208,191 +238,6 @@ class Ingest:
         if dataset_id not in self._held:
             raise LeaseLost
 
-    def decode(self, data: bytes) -> None:
-        """Check that an image can be used.
-
-        Raises:
-            ImageError: it cannot.
-        """
-        decode_image(data, self._max_pixels).close()
-
-    def members(self, dataset_id: str, kind: ArchiveKind) -> Iterator[Member]:
-        """Walk the upload, as long as the service runs."""
-        for member in walk(self._uploads.path(dataset_id), kind):
-            self.check_running(dataset_id)
-            yield member
-
-    def kind(self, dataset_id: str) -> ArchiveKind:
-        """What the upload is."""
-        return sniff(self._uploads.path(dataset_id))
-
-    def store(self, dataset_id: str, image: str, data: bytes) -> None:
-        """Keep an image under its hash."""
-        self._artifacts.put_bytes(image_key(dataset_id, image), data, sync=False)
-
 
 class _Stopped(Exception):  # noqa: N818 - not a fault
     """The service is about to stop."""
-
-
-class _Unreadable(CoreError):  # noqa: N818 - named for the fact
-    """Images of the dataset cannot be used."""
-
-    code = "image_undecodable"
-
-    def __init__(self, faults: list[tuple[str, ImageError]]) -> None:
-        listed = "; ".join(f"{path}: {reason}" for path, reason in faults[:LISTED_FAULTS])
-        more = len(faults) - LISTED_FAULTS
-        rest = f"; and {more} more" if more > 0 else ""
-        super().__init__(f"{len(faults)} images cannot be used: {listed}{rest}")
-        self.report = {"unreadable": _listed(faults)}
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What reading an archive gives."""
-
-    class_names: tuple[str, ...]
-    counts: dict[str, dict[str, int]]
-    manifest: bytes
-    report: dict[str, Any]
-
-
-@dataclass
-class _Reader:
-    """Reads one archive, in two walks."""
-
-    ingest: Ingest
-    dataset_id: str
-    images: dict[str, str] = field(default_factory=dict)  #: path -> stored name
-    faults: list[tuple[str, ImageError]] = field(default_factory=list)
-    size: int = 0  #: bytes of all images
-
-    def read(self) -> _Result:
-        kind = self.ingest.kind(self.dataset_id)
-        layout = self._read_layout(kind)
-        wanted = {entry.path for entries in layout.splits.values() for entry in entries}
-        self._store_images(kind, wanted, MAX_FAULTS)
-        if self.faults:
-            raise _Unreadable(self.faults)
-        manifest, report = self._manifest(layout), self._report(layout)
-        return _Result(layout.class_names, layout.counts(), manifest, report)
-
-    def read_unlabelled(self) -> _Result:
-        """Take every image; one that cannot be used is listed with its error."""
-        kind = self.ingest.kind(self.dataset_id)
-        paths, skipped = list_images(m.path for m in self.ingest.members(self.dataset_id, kind))
-        self._store_images(kind, set(paths))
-        errors = dict(self.faults)
-        listed = [
-            {"image": None, "path": path, "error": _described(errors[path])}
-            if path in errors
-            else {"image": self.images[path], "path": path}
-            for path in paths
-        ]
-        splits: dict[str, Any] = {split: [] for split in SPLITS} | {UNLABELLED: listed}
-        counts = {UNLABELLED: {"": len(paths)}}  # of no class
-        report = {
-            "images": len(self.images),
-            "bytes": self.size,
-            "skipped": skipped,
-            "counts": counts,
-            "unreadable_images": len(self.faults),
-            "unreadable": _listed(self.faults[:MAX_FAULTS]),
-        }
-        return _Result((), counts, _as_manifest((), splits), report)
-
-    def _read_layout(self, kind: ArchiveKind) -> Layout:
-        names: list[str] = []
-        texts: dict[str, str] = {}
-        for member in self.ingest.members(self.dataset_id, kind):
-            names.append(member.path)
-            if _is_metadata(PurePosixPath(member.path)):
-                texts[member.path] = _text(member)
-        return read_layout(names, texts.__getitem__)
-
-    def _store_images(
-        self, kind: ArchiveKind, wanted: set[str], max_faults: float = math.inf
-    ) -> None:
-        for member in self.ingest.members(self.dataset_id, kind):
-            if member.path in wanted:
-                self._store_image(member)
-            if len(self.faults) >= max_faults:
-                return
-
-    def _store_image(self, member: Member) -> None:
-        data = member.read()
-        try:
-            self.ingest.decode(data)
-        except ImageError as error:
-            self.faults.append((member.path, error))
-            return
-        suffix = PurePosixPath(member.path).suffix.lower()
-        name = f"{hashlib.sha256(data).hexdigest()}{suffix}"
-        self.ingest.store(self.dataset_id, name, data)
-        self.images[member.path] = name
-        self.size += len(data)
-
-    def _manifest(self, layout: Layout) -> bytes:
-        splits = {
-            split: [
-                {
-                    "image": self.images[entry.path],
-                    "label": entry.label,
-                    "path": entry.path,
-                }
-                for entry in entries
-            ]
-            for split, entries in layout.splits.items()
-        }
-        return _as_manifest(layout.class_names, splits)
-
-    def _report(self, layout: Layout) -> dict[str, Any]:
-        duplicates = self._duplicates(layout)
-        return {
-            "images": len(self.images),
-            "bytes": self.size,
-            "skipped": layout.skipped,
-            "counts": layout.counts(),
-            "duplicates_across_splits": {
-                "count": len(duplicates),
-                "examples": duplicates[:LISTED_DUPLICATES],
-            },
-        }
-
-    def _duplicates(self, layout: Layout) -> list[list[str]]:
-        """Groups of paths in different splits that are the same bytes."""
-        seen: dict[str, dict[str, str]] = defaultdict(dict)
-        for split, entries in layout.splits.items():
-            for entry in entries:
-                seen[self.images[entry.path]].setdefault(split, entry.path)
-        return [list(paths.values()) for paths in seen.values() if len(paths) > 1]
-
-
-def _as_manifest(class_names: Sequence[str], splits: Mapping[str, Any]) -> bytes:
-    manifest = {"class_names": list(class_names), "splits": splits}
-    return json.dumps(manifest, ensure_ascii=False, sort_keys=True).encode()
-
-
-def _described(error: ImageError) -> dict[str, str]:
-    return {"code": error.code, "message": str(error)}
-
-
-def _listed(faults: Sequence[tuple[str, ImageError]]) -> list[dict[str, str]]:
-    return [{"file": path, "reason": str(error)} for path, error in faults]
-
-
-def _is_metadata(path: PurePosixPath) -> bool:
-    """Whether the layout may depend on the file's text, in the root or in the one top folder."""
-    known = path.name == "classnames.json" or path.match("split_zhou_*.json")
-    return known and len(path.parts) <= _METADATA_DEPTH
-
-
-def _text(member: Member) -> str:
-    data = member.read()
-    if len(data) > MAX_JSON_BYTES:
-        raise DatasetError(f"{member.path} is larger than {MAX_JSON_BYTES} bytes")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DatasetError(f"{member.path} is not UTF-8 (save it as UTF-8)") from None

@@ -25,6 +25,7 @@ from sharpzo_core.dataset_leases import DatasetLeases
 from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.db import make_engine
 from sharpzo_core.idempotency import IdempotencyStore
+from sharpzo_core.image_store import ImageStore
 from sharpzo_core.job_store import JobStore
 from sharpzo_core.key_store import KeyStore
 from sharpzo_core.migrations import migrate
@@ -65,6 +66,7 @@ class Services:
     rates: RateLimits
     workers: WorkerStore
     artifacts: ArtifactStore
+    images: ImageStore
     queue: JobQueue
     broker: BrokerProbe
     ringer: ThreadPoolExecutor  #: Rings off the request, so that a dead broker delays nobody
@@ -154,6 +156,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
     quotas = Quotas.of(settings)
     datasets = DatasetStore(database, quotas=quotas)
     artifacts = ArtifactStore(settings.artifacts)
+    images = ImageStore(database, artifacts)
     patience = STRAY_LEASES * settings.lease_seconds
     uploads = Uploads(settings.data_dir / "uploads", settings.max_upload_bytes, patience)
     owner = f"{uuid.uuid4().hex}@{socket.gethostname()}"
@@ -176,6 +179,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
         rates=RateLimits(settings),
         workers=WorkerStore(database),
         artifacts=artifacts,
+        images=images,
         queue=job_queue,
         broker=BrokerProbe(settings, job_queue),
         ringer=ThreadPoolExecutor(1, thread_name_prefix="ring"),
@@ -184,6 +188,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
             datasets=datasets.of(None),
             leases=leases,
             artifacts=artifacts,
+            images=images,
             uploads=uploads,
             settings=settings,
         ),

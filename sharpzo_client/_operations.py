@@ -103,6 +103,17 @@ def list_datasets(page_size: int) -> Operation[Page[Dataset]]:
     return _list("/v1/datasets", Dataset, page_size)
 
 
+def contact_sheet(dataset_id: str, path: str | os.PathLike[str]) -> Flow[Path]:
+    """Fetch a contact sheet whole, or leave `path` as it was."""
+    content = yield from Operation(
+        method="GET",
+        path=_path("datasets", dataset_id, "contact-sheet"),
+        headers={"Accept": "image/jpeg"},
+        read=lambda response: response.content,
+    )
+    return (yield from Blocking(lambda: write_verified(Path(path), content, None)))
+
+
 def delete_dataset(dataset_id: str) -> Operation[None]:
     """Delete a dataset."""
     return Operation(method="DELETE", path=_path("datasets", dataset_id), read=reads_nothing)

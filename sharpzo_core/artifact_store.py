@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import re
 import shutil
+import tempfile
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -18,15 +21,60 @@ from sharpzo_engine.files import (
     LEFTOVER_SECONDS,
     remove_leftovers,
     replacing,
+    sync_file_system,
+    sync_path,
     sync_tree,
     write_atomically,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_MANY = 64  # files that are not synced one by one
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Draft:
+    """A file that is written bit by bit and has no key yet; one that nobody keeps is discarded."""
+
+    def __init__(self, folder: str) -> None:
+        # Named like the files of killed writers, so that it is removed like them.
+        descriptor, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        self._stream = os.fdopen(descriptor, "wb", buffering=0)
+        self._hash = hashlib.sha256()
+        self.path = name  # no `Path`, here and below: it takes longer than the calls themselves
+        self.size = 0  #: Bytes written so far
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Append.
+
+        Raises:
+            StorageFull, StorageUnavailable: the disk did not take it.
+        """
+        self._hash.update(data)
+        self.size += len(data)
+        with _translated(self.path):
+            view = memoryview(data)
+            while view:
+                view = view[self._stream.write(view) :]
+
+    def close(self) -> None:
+        """Write no more."""
+        self._stream.close()
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)  # noqa: PTH108
 
 
 class ArtifactStore:
@@ -66,6 +114,61 @@ class ArtifactStore:
         if self._local:
             with _translated(prefix):
                 sync_tree(Path(path))
+
+    def draft(self, prefix: str, scratch: Path) -> Draft:
+        """A new file to be kept under a key below `prefix`.
+
+        A remote store takes files as a whole; drafts for it lie in the folder `scratch` meanwhile.
+
+        Raises:
+            StorageFull, StorageUnavailable: there can be none.
+        """
+        folder = self._path(prefix) if self._local else str(scratch)
+        with _translated(prefix):
+            return _making_folder(folder, lambda: Draft(folder))
+
+    def keep(self, draft: Draft, key: str) -> None:
+        """Give the draft its key, unless a file of this key and size is there; it is gone then.
+
+        For keys that name the content: files under one key are equal. It does not survive a loss of
+        power before `sync_files`.
+
+        Raises:
+            StorageFull, StorageUnavailable: the store did not take it.
+        """
+        path = self._path(key)
+        draft.close()
+        with _translated(key):
+            if self._size(path) == draft.size:
+                draft.discard()
+            elif self._local:
+                folder = path.rpartition("/")[0]
+                _making_folder(folder, lambda: os.replace(draft.path, path))  # noqa: PTH105
+            else:
+                self._fs.put_file(draft.path, path)
+                draft.discard()
+
+    def sync_files(self, keys: Iterable[str]) -> None:
+        """Make these files and their names survive a loss of power.
+
+        Raises:
+            StorageUnavailable: the store could not.
+        """
+        if not self._local:
+            return
+        paths = [Path(self._path(key)) for key in keys]
+        with _translated("files"):
+            if len(paths) < _MANY or not sync_file_system(Path(self._root)):
+                for path in (*paths, *{path.parent for path in paths}):
+                    sync_path(path)
+
+    def _size(self, path: str) -> int | None:
+        try:
+            if self._local:
+                return os.stat(path).st_size  # noqa: PTH116
+            return int(self._fs.size(path))
+        except FileNotFoundError:
+            return None
 
     def put_file(self, key: str, source: Path) -> None:
         """Store a copy of a local file, as atomically as `put_bytes`.
@@ -164,6 +267,11 @@ class ArtifactStore:
             raise NotFound("artifact", key)
         return (datetime.now(UTC) - max(written)).total_seconds()
 
+    @property
+    def local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return self._local
+
     def local_path(self, key: str) -> Path | None:
         """The file itself, where the store is a local folder; else None."""
         return Path(self._path(key)) if self._local else None
@@ -172,6 +280,15 @@ class ArtifactStore:
         if not _KEY.fullmatch(key):
             raise ValueError(f"not a key: {key!r}")
         return f"{self._root}/{key}"
+
+
+def _making_folder(folder: str, call: Callable[[], T]) -> T:
+    """Do something in a folder, which is made if that fails without it."""
+    try:
+        return call()
+    except FileNotFoundError:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return call()
 
 
 @contextmanager

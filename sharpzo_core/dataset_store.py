@@ -10,6 +10,7 @@ from sharpzo_core.datasets import DatasetRecord, DatasetStatus
 from sharpzo_core.db import reading, record, writing
 from sharpzo_core.errors import LeaseLost, NotFound, StateConflict
 from sharpzo_core.ids import Prefix, is_id, new_id
+from sharpzo_core.image_store import release
 from sharpzo_core.jobs import TERMINAL
 from sharpzo_core.listing import Listing, newest_first
 from sharpzo_core.quotas import MeteredStore
@@ -83,6 +84,7 @@ class DatasetStore(MeteredStore):
         sha256: str,
         report: Mapping[str, Any] | None = None,
         owner: str | None = None,
+        shares_images: bool = False,
     ) -> DatasetRecord:
         """The dataset may be used; `counts` is split -> class name -> images.
 
@@ -100,6 +102,7 @@ class DatasetStore(MeteredStore):
             sha256=sha256,
             bytes=_stored_bytes(report),
             report=None if report is None else dict(report),
+            shares_images=shares_images,
         )
 
     def mark_failed(
@@ -110,7 +113,7 @@ class DatasetStore(MeteredStore):
         report: Mapping[str, Any] | None = None,
         owner: str | None = None,
     ) -> DatasetRecord:
-        """The dataset cannot be used.
+        """The dataset cannot be used, and holds no images.
 
         Raises:
             NotFound: it was deleted.
@@ -151,11 +154,15 @@ class DatasetStore(MeteredStore):
                 if status is DatasetStatus.PROCESSING:
                     raise LeaseLost("another process unpacks the dataset now")
                 raise StateConflict(f"the dataset is {status}, no longer processing")
+            if row.status == DatasetStatus.FAILED:
+                release(connection, dataset_id, self._clock)
             self._quotas.check_kept(connection, row.tenant, self._clock())
             return _read(row)
 
     def delete(self, dataset_id: str) -> None:
-        """Forget the dataset. Finished jobs keep its id; its files are the caller's to remove.
+        """Forget the dataset, and what it holds of its tenant's images.
+
+        Finished jobs keep its id; its own files are the caller's to remove.
 
         Raises:
             NotFound: there is none with this id.
@@ -170,6 +177,7 @@ class DatasetStore(MeteredStore):
             )
             if connection.execute(used.limit(1)).first() is not None:
                 raise StateConflict("a job that is not finished uses this dataset")
+            release(connection, dataset_id, self._clock)
             mine = (datasets.c.id == dataset_id) & self._own(datasets)
             connection.execute(sa.delete(datasets).where(mine))
 

@@ -127,6 +127,12 @@ class Settings(BaseSettings):
     decode_threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """Images that are decoded at a time; default: one per core, at most 8."""
 
+    decode_processes: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Processes that check the images of an uploaded dataset; default: one per core, at most 4."""
+
+    decode_seconds: Annotated[float, Field(ge=1, le=600, allow_inf_nan=False)] = 10.0
+    """An image that takes longer to check than this cannot be used."""
+
     prompt_cache_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Memory for prompts that are ready to classify, in MiB; the least recently used go first."""
 

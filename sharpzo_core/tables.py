@@ -68,10 +68,33 @@ datasets = sa.Table(
     sa.Column("error_message", sa.Text),
     sa.Column("source", sa.JSON, nullable=False),
     sa.Column("bytes", sa.BigInteger, nullable=False, server_default="0"),
+    # Datasets of earlier versions keep their images in a folder of their own.
+    sa.Column("shares_images", sa.Boolean, nullable=False, server_default=sa.false()),
     _moment("created_at", nullable=False),
     sa.Column("lease_owner", NAME),
     _moment("lease_expires_at"),
     sa.Index(None, "tenant", "id"),
+)
+
+# One row per image of a tenant. `released_at` marks those that some dataset has given up.
+blobs = sa.Table(
+    "blobs",
+    metadata,
+    _tenant(primary_key=True),
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    _moment("released_at"),
+    sa.Index(None, "released_at"),
+)
+
+# Which dataset holds which of them; no foreign key, for an older version deletes datasets alone.
+dataset_images = sa.Table(
+    "dataset_images",
+    metadata,
+    sa.Column("dataset_id", ID, primary_key=True),
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    _tenant(),
+    sa.Index(None, "tenant", "sha256"),
 )
 
 jobs = sa.Table(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import IO
 
 LEFTOVER_SECONDS = 3600.0  # no write takes so long
 
+_SYNC_TELLS_ERRORS = (5, 8)  # the first version of Linux whose `syncfs` does
 _TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\.tmp")
 
 
@@ -47,7 +50,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
                 os.fsync(stream.fileno())
         temporary.replace(path)
         if sync:
-            _sync(path.parent)
+            sync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,8 +63,34 @@ def sync_tree(folder: Path) -> None:
     """
     for root, _, files in os.walk(folder):
         for name in files:
-            _sync(Path(root, name))
-        _sync(Path(root))
+            sync_path(Path(root, name))
+        sync_path(Path(root))
+
+
+def sync_file_system(folder: Path) -> bool:
+    """Make everything on the folder's file system survive a loss of power; False if it cannot.
+
+    For thousands of files it takes a fraction of the time of as many `fsync`. It needs Linux, whose
+    older versions keep errors to themselves.
+
+    Raises:
+        OSError: something may not have been written.
+    """
+    if sys.platform != "linux" or _kernel() < _SYNC_TELLS_ERRORS:
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(folder))
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 
 
 def remove_leftovers(folder: Path, older_than: float = LEFTOVER_SECONDS) -> int:
@@ -88,10 +117,15 @@ def _make_folder(folder: Path) -> None:
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
-        _sync(place.parent)
+        sync_path(place.parent)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Make one file, or the names in one folder, survive a loss of power.
+
+    Raises:
+        OSError: they may not.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

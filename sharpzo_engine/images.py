@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -24,6 +27,23 @@ _DECODE_ERRORS = (
     struct.error,
 )
 
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # of JPEG and PNG files
+_DAMAGED = "the image is damaged or incomplete (save it again)"
+
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = frozenset({2, 3, 4, 5, 6, 7, 8})  # orientations that something must be done about
+_TURNED = frozenset({5, 6, 7, 8})  # those of them that exchange width and height
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is known of an image that can be used."""
+
+    width: int  #: Pixels, upright
+    height: int
+    format: str  #: One of `FORMATS`
+    thumbnail: Image.Image | None = None  #: RGB, upright
+
 
 def decode_image(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Decode JPEG, PNG or WebP bytes to an upright RGB image (the first frame of an animation).
@@ -33,17 +53,60 @@ def decode_image(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image
     Raises:
         ImageError: code `image_format_not_allowed`, `image_too_large` or `image_undecodable`.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise _too_large(max_pixels)
+    with _translated(data, max_pixels):
+        image = _open(data, max_pixels)
         return _to_rgb(ImageOps.exif_transpose(image), image.format)
+
+
+def inspect_image(
+    data: bytes, max_pixels: int = MAX_IMAGE_PIXELS, thumbnail: int = 0
+) -> Inspection:
+    """Find out whether `decode_image` takes these bytes, in less time where the format allows.
+
+    The whole picture is decoded, but a JPEG at the smallest scale that serves.
+
+    Args:
+        data: The file.
+        max_pixels: Larger images are refused before they are decoded.
+        thumbnail: Pixels of the square that a small copy is to fit into; 0 for none.
+
+    Raises:
+        ImageError: as `decode_image` does.
+    """
+    with _translated(data, max_pixels):
+        image = _open(data, max_pixels)
+        size, name = image.size, str(image.format)
+        # Without colours it takes a little less, and every bit is read all the same.
+        image.draft(None if thumbnail else "L", (max(1, thumbnail),) * 2)
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION)
+        # Without need it would make a copy.
+        upright = ImageOps.exif_transpose(image) if orientation in _UPRIGHT else image
+        small = _without_alpha(upright)
+        if thumbnail:
+            small.thumbnail((thumbnail, thumbnail))
+        width, height = reversed(size) if orientation in _TURNED else size
+        return Inspection(width, height, name, small if thumbnail else None)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        raise _too_large(max_pixels)
+    return image
+
+
+@contextmanager
+def _translated(data: bytes, max_pixels: int) -> Iterator[None]:
+    """The one boundary at which Pillow's errors become ours."""
+    try:
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(max_pixels) from None
     except UnidentifiedImageError:
         raise _not_an_allowed_format(data) from None
     except _DECODE_ERRORS:
-        raise ImageError("the image is damaged or incomplete (save it again)") from None
+        raise ImageError(_DAMAGED) from None
 
 
 def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
@@ -72,5 +135,7 @@ def _too_large(max_pixels: int) -> ImageError:
 def _not_an_allowed_format(data: bytes) -> ImageError:
     if not data:
         return ImageError("the image is empty (0 bytes)")
+    if data.startswith(_BEGINNINGS) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP"):
+        return ImageError(_DAMAGED)
     message = "the image is not JPEG, PNG or WebP (convert it)"
     return ImageError(message, "image_format_not_allowed")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from sharpzo_core.checkpoints import checkpoint_prefix
+from sharpzo_core.datasets import TENANTS, images_prefix
 from sharpzo_core.db import reading
 from sharpzo_core.errors import NotFound
+from sharpzo_core.image_store import ImageStore
 from sharpzo_core.jobs import TERMINAL, JobStatus
 from sharpzo_core.listing import known_ids
 from sharpzo_core.results import parts_prefix, results_prefix
@@ -43,6 +45,7 @@ class Housekeeper:
     ) -> None:
         self._database = database
         self._artifacts = artifacts
+        self._images = ImageStore(database, artifacts)
         self._cache_dir = cache_dir
         self._stray_seconds = stray_seconds
 
@@ -56,7 +59,29 @@ class Housekeeper:
         for home, table in _HOMES.items():
             removed += self._artifacts.remove_leftovers(home)
             removed += sum(map(self._remove_stray, self._strays(home, table)))
-        return removed + sum(map(self._remove_stray, self._claims()))
+        removed += sum(map(self._remove_stray, self._claims()))
+        return removed + self._tidy_images()
+
+    def _tidy_images(self) -> int:
+        """Of the images that datasets share, those that nobody holds; returns how many.
+
+        Files without a row come from a database that was put back to an earlier state.
+        """
+        removed = self._artifacts.remove_leftovers(TENANTS)
+        self._images.release_orphans()
+        for tenant in self._images.tenants():
+            for folder in self._artifacts.names(images_prefix(tenant)):
+                self._suspect_strays(tenant, f"{images_prefix(tenant)}/{folder}")
+        while some := self._images.sweep():
+            removed += some
+        return removed
+
+    def _suspect_strays(self, tenant: str, prefix: str) -> None:
+        unknown = self._images.unknown(tenant, self._artifacts.names(prefix))
+        strays = [sha256 for sha256 in unknown if self._is_old(f"{prefix}/{sha256}")]
+        for sha256 in strays:
+            logger.warning("nobody needs %s", sha256, extra={"action": "stray_removed"})
+        self._images.suspect(tenant, strays)
 
     def _strays(self, home: str, table: sa.Table) -> list[str]:
         """Keys of entries without a row."""
@@ -83,11 +108,14 @@ class Housekeeper:
             if status == JobStatus.SUCCEEDED:
                 yield parts_prefix(job_id)
 
-    def _remove_stray(self, key: str) -> bool:
+    def _is_old(self, key: str) -> bool:
         try:
-            if self._artifacts.idle_seconds(key) < self._stray_seconds:
-                return False
+            return self._artifacts.idle_seconds(key) >= self._stray_seconds
         except NotFound:
+            return False
+
+    def _remove_stray(self, key: str) -> bool:
+        if not self._is_old(key):
             return False
         logger.warning("nobody needs %s", key, extra={"action": "stray_removed", "key": key})
         self._artifacts.delete_prefix(key)

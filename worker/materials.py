@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.datasets import SPLITS, UNLABELLED, DatasetRecord, image_key, manifest_key
+from sharpzo_core.datasets import (
+    SPLITS,
+    UNLABELLED,
+    DatasetRecord,
+    images_prefix,
+    manifest_key,
+    stored_key,
+)
 from sharpzo_engine.dataset import Dataset, Example, few_shot
 from sharpzo_engine.errors import ImageError
 from sharpzo_engine.files import write_atomically
@@ -53,13 +60,13 @@ class Materials:
         manifest = self._manifest(record)
         splits: dict[str, list[dict[str, Any]]] = manifest["splits"]
         train, val, test = (
-            tuple(self._example(record.id, item) for item in splits[name]) for name in SPLITS
+            tuple(self._example(record, item) for item in splits[name]) for name in SPLITS
         )
         names = tuple(manifest["class_names"])
         whole = Dataset(record.name, names, train, val, test)
         dataset = few_shot(whole, shots, seed, classes)
         self.fetch(
-            record.id, (example.path for example in (*dataset.train, *dataset.val, *dataset.test))
+            record, (example.path for example in (*dataset.train, *dataset.val, *dataset.test))
         )
         return dataset
 
@@ -73,12 +80,12 @@ class Materials:
         names: Sequence[str] = manifest["class_names"]
         wanted = (*SPLITS, UNLABELLED) if split is None else (split,)
         return [
-            self._listed(record.id, item, names, name)
+            self._listed(record, item, names, name)
             for name in wanted
             for item in manifest["splits"].get(name, ())
         ]
 
-    def fetch(self, dataset_id: str, paths: Iterable[Path]) -> None:
+    def fetch(self, record: DatasetRecord, paths: Iterable[Path]) -> None:
         """Download what is not here; images are named by their content.
 
         Raises:
@@ -86,31 +93,34 @@ class Materials:
         """
         missing = {path for path in paths if not path.exists()}
         with ThreadPoolExecutor(DOWNLOADS) as pool:
-            list(pool.map(lambda path: self._download(dataset_id, path), missing))
+            list(pool.map(lambda path: self._download(record, path), missing))
 
     def _manifest(self, record: DatasetRecord) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(self.artifacts.get_bytes(manifest_key(record.id)))
         return manifest
 
-    def _example(self, dataset_id: str, item: dict[str, Any]) -> Example:
-        return Example(self._place(dataset_id, str(item["image"])), int(item["label"]))
+    def _example(self, record: DatasetRecord, item: dict[str, Any]) -> Example:
+        return Example(self._place(record, str(item["image"])), int(item["label"]))
 
     def _listed(
-        self, dataset_id: str, item: dict[str, Any], names: Sequence[str], split: str
+        self, record: DatasetRecord, item: dict[str, Any], names: Sequence[str], split: str
     ) -> ListedImage:
         image, fault = item.get("image"), item.get("error")
         return ListedImage(
             # Manifests of earlier versions do not tell the path.
             name=str(item.get("path", image)),
-            path=None if image is None else self._place(dataset_id, image),
+            path=None if image is None else self._place(record, image),
             split=None if split == UNLABELLED else split,
             label=None if split == UNLABELLED else names[item["label"]],
             error=None if fault is None else ImageError(fault["message"], fault["code"]),
         )
 
-    def _place(self, dataset_id: str, image: str) -> Path:
-        path = self.artifacts.local_path(image_key(dataset_id, image))
-        return path or self.cache_dir / "images" / image
+    def _place(self, record: DatasetRecord, image: str) -> Path:
+        path = self.artifacts.local_path(stored_key(record, image))
+        if path is not None:
+            return path
+        folder = images_prefix(record.tenant) if record.shares_images else "images"
+        return self.cache_dir / folder / image
 
-    def _download(self, dataset_id: str, path: Path) -> None:
-        write_atomically(path, self.artifacts.get_bytes(image_key(dataset_id, path.name)))
+    def _download(self, record: DatasetRecord, path: Path) -> None:
+        write_atomically(path, self.artifacts.get_bytes(stored_key(record, path.name)))

@@ -113,7 +113,7 @@ class JobParts:
             self._pace.reached(done)
             self._reach(start + done)
 
-        self._patiently(lambda: deps.materials.fetch(self._dataset.id, files.values()))
+        self._patiently(lambda: deps.materials.fetch(self._dataset, files.values()))
         self._pace.begin()
         part = embed_part(
             files,

@@ -1,7 +1,6 @@
 """Datasets: archives in, checked images out."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,14 +13,20 @@ from service import archives, imports
 from service.access import Needs
 from service.bodies import SPOOLED
 from service.deps import After, DatasetsDep, Limit, ServicesDep, reject_repeated_parameters
+from service.errors import ContactSheetMissing
 from service.idempotency import Attempt, Completion, IdempotencyKey
 from service.ingest import UPLOAD_FOLDER
 from service.multipart import FormRules, announced_bytes, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from service.services import TenantServices
-from sharpzo_core.datasets import UNLABELLED, DatasetRecord, dataset_prefix
-from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia, ValidationFailed
+from sharpzo_core.datasets import UNLABELLED, DatasetRecord, sheet_key
+from sharpzo_core.errors import (
+    NotFound,
+    StorageUnavailable,
+    UnsupportedMedia,
+    ValidationFailed,
+)
 from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.keys import Scope
@@ -30,6 +35,12 @@ from sharpzo_core.schemas import DatasetImport, DatasetPublic, Label, Page
 MAX_REQUEST_BYTES = 1 << 40  # the archive itself is bounded while it is written
 MAX_NAME_BYTES = 1000
 MAX_FLAG_BYTES = 5
+SHEET_TYPE = "image/jpeg"
+_SHEET_HEADERS = {
+    "Content-Disposition": 'inline; filename="contact-sheet.jpg"',
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "X-Content-Type-Options": "nosniff",
+}
 
 router = APIRouter(
     prefix="/v1/datasets",
@@ -100,7 +111,7 @@ async def _take_in(
         if attempt.replay(received.meaning):
             services.uploads.discard(dataset_id)
         else:
-            await run_in_threadpool(_check_archive, services.uploads.path(dataset_id))
+            await run_in_threadpool(archives.check, services.uploads.path(dataset_id))
     except BaseException:  # also when the client goes away in the middle
         services.uploads.discard(dataset_id)
         raise
@@ -152,11 +163,6 @@ async def _import(
     return received
 
 
-def _check_archive(path: Path) -> None:
-    """The checks that need no unpacking."""
-    archives.check_not_empty(path, archives.sniff(path))
-
-
 def _store(
     services: TenantServices,
     dataset_id: str,
@@ -198,10 +204,27 @@ def get_dataset(dataset_id: str, datasets: DatasetsDep) -> DatasetPublic:
     return DatasetPublic.of(datasets.get(dataset_id))
 
 
+@router.get(
+    "/{dataset_id}/contact-sheet",
+    response_class=Response,
+    responses={
+        200: {"content": {SHEET_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
+        **problems(404),
+    },
+)
+def get_contact_sheet(dataset_id: str, services: ServicesDep) -> Response:
+    """A picture of a few images of each class, made when the dataset was read."""
+    dataset = services.datasets.get(dataset_id)
+    try:
+        data = services.artifacts.get_bytes(sheet_key(dataset.id))
+    except NotFound:
+        raise ContactSheetMissing from None
+    return Response(data, media_type=SHEET_TYPE, headers=_SHEET_HEADERS)
+
+
 @router.delete("/{dataset_id}", status_code=204, responses=problems(404, 409))
 def delete_dataset(dataset_id: str, services: ServicesDep) -> Response:
     """Delete a dataset and its files; refused while a job needs it."""
     services.datasets.delete(dataset_id)
-    services.uploads.discard(dataset_id)
-    services.artifacts.delete_prefix(dataset_prefix(dataset_id))
+    services.ingest.forget(dataset_id)
     return Response(status_code=204)

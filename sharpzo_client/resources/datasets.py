@@ -11,6 +11,7 @@ from sharpzo_client.resources._base import AsyncResource, Resource
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from sharpzo_client.models import Dataset
 
@@ -57,6 +58,15 @@ class Datasets(Resource):
         """Look at a dataset."""
         return self._transport.send(ops.get_dataset(dataset_id))
 
+    def contact_sheet(self, dataset_id: str, path: str | os.PathLike[str]) -> Path:
+        """Write a JPEG with a few images of each class to `path`, and give it back.
+
+        Raises:
+            NotFoundError: the dataset is not ready, or an earlier version of the service read it.
+            InputError: the place cannot be written to.
+        """
+        return self._transport.run(ops.contact_sheet(dataset_id, path))
+
     def delete(self, dataset_id: str) -> None:
         """Delete a dataset; one that a job still needs raises ConflictError."""
         self._transport.send(ops.delete_dataset(dataset_id))
@@ -97,6 +107,10 @@ class AsyncDatasets(AsyncResource):
     async def get(self, dataset_id: str) -> Dataset:
         """Look at a dataset."""
         return await self._transport.send(ops.get_dataset(dataset_id))
+
+    async def contact_sheet(self, dataset_id: str, path: str | os.PathLike[str]) -> Path:
+        """Write a JPEG with a few images of each class to `path`, and give it back."""
+        return await self._transport.run(ops.contact_sheet(dataset_id, path))
 
     async def delete(self, dataset_id: str) -> None:
         """Delete a dataset."""

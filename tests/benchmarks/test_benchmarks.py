@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as driver
-from benchmarks import ablation, accuracy, base_to_new, memory, serving, time_to_accuracy
+from benchmarks import ablation, accuracy, base_to_new, ingestion, memory, serving, time_to_accuracy
 from benchmarks.output import Comparison, Table, percent
 from benchmarks.results import Results
 from benchmarks.setting import Setting
@@ -121,16 +121,23 @@ def test_driver_writes_one_json_and_markdown(
     variants = ("default", "8 directions")
     least = serving.Budget(1, {serving.TINY: 0.5}, cold=2, mixed={serving.TINY: 60}, prompts=40)
     budget = replace(
-        driver.SHORT, passes=100, ablation_passes=100, variants=variants, serving=least
+        driver.SHORT,
+        passes=100,
+        ablation_passes=100,
+        variants=variants,
+        serving=least,
+        megabytes=1,
     )
     file, markdown = tmp_path / "all.json", tmp_path / "all.md"
     arguments = ["--dataset", str(setting.folder), "--backbone", setting.backbone_spec]
     arguments += ["--json", str(file), "--markdown", str(markdown)]
+    monkeypatch.setattr(ingestion, "CASES", ingestion.CASES[:1])
     sections = [name for name in driver.SECTIONS if name != "objective"]
     driver.main([*arguments, "--sections", *sections], replace(budget, shots=4, plain_passes=1))
     found = json.loads(file.read_text())
     assert list(found) == ["machine", *sections]
-    assert markdown.read_text().count("### ") == 9
+    assert markdown.read_text().count("### ") == 11
+    assert all(row["ratio"] > 0 and row["all_mib"] > row["api_mib"] for row in found["ingestion"])
     (mixed,) = (row for row in found["serving"] if row["figure"] == "mixed")
     assert (mixed["requests"], mixed["wrong"], mixed["server_errors"]) == (60, 0, 0)
 

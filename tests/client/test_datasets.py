@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from sharpzo_client import DatasetFailed, InputError, WaitTimeoutError
+from sharpzo_client import DatasetFailed, InputError, NotFoundError, WaitTimeoutError
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -143,6 +143,27 @@ def test_waiting_can_be_bounded(harness: Any) -> None:
     client = harness.client(Service("processing"))
     with pytest.raises(WaitTimeoutError, match="still processing"):
         harness.run(lambda: client.datasets.wait("ds_1", timeout=0))
+
+
+def _sheet(request: httpx.Request) -> httpx.Response:
+    assert request.url.path == "/v1/datasets/ds_1/contact-sheet"
+    return httpx.Response(200, content=b"\xff\xd8\xff a JPEG")
+
+
+def test_a_contact_sheet_is_written_whole(harness: Any, tmp_path: Path) -> None:
+    client = harness.client(_sheet)
+    path = harness.run(lambda: client.datasets.contact_sheet("ds_1", tmp_path / "sheet.jpg"))
+    assert path.read_bytes() == b"\xff\xd8\xff a JPEG"
+
+
+def test_a_contact_sheet_that_is_not_there_leaves_the_old_file(
+    harness: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "sheet.jpg").write_bytes(b"old")
+    client = harness.client(lambda _: httpx.Response(404))
+    with pytest.raises(NotFoundError):
+        harness.run(lambda: client.datasets.contact_sheet("ds_1", tmp_path / "sheet.jpg"))
+    assert (tmp_path / "sheet.jpg").read_bytes() == b"old"
 
 
 def test_dates_before_1980_do_not_stop_a_zip(harness: Any, tmp_path: Path) -> None:

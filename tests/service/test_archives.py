@@ -5,15 +5,23 @@ import io
 import random
 import struct
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from service.archives import ArchiveKind, Limits, safe_path, sniff, walk
+from service import intake
+from service.archives import ArchiveKind, Limits, check, names, safe_path, sniff, walk
 from service.errors import ArchiveError
 from sharpzo_core.errors import CoreError
+from sharpzo_core.settings import Settings
+from tests.service import crafted
 from tests.service.conftest import Members, dataset_members, tar_of, zip_of
+from tests.service.crafted import Entry, zip_with
 
 
 def read_all(path: Path, limits: Limits | None = None) -> Members:
@@ -203,9 +211,151 @@ def test_damaged_archives_raise_nothing_else(tmp_path: Path, make: object) -> No
             assert error.status in (413, 415, 422)  # noqa: PT017 - some mutants are harmless
 
 
+def test_limits_are_those_of_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    section = text.partition("## Datasets on their way in")[2].partition("\n## ")[0]
+    limits, settings = Limits(), Settings()
+    for words in (
+        f"| files and folders in it | {limits.members:,} |",
+        f"| unpacked, in all | {limits.unpacked_bytes >> 30} GiB |",
+        f"| unpacked, one file | {limits.member_bytes >> 20} MiB |",
+        (
+            f"| {limits.ratio}, beyond {limits.free_bytes >> 20} MiB in all and "
+            f"{limits.free_member_bytes >> 20} MiB each |"
+        ),
+        (
+            f"{names.MAX_PATH:,} characters, {names.MAX_COMPONENT} bytes between slashes, "
+            f"{names.MAX_DEPTH} folders; {limits.name_bytes >> 20} MiB for all names"
+        ),
+        f"{intake.MAX_JSON_BYTES >> 20} MiB together",
+        f"({settings.max_upload_bytes >> 30} GiB)",
+        f"({settings.max_image_pixels:,})",
+        f"({settings.decode_seconds:g})",
+    ):
+        assert words in section
+
+
 def test_a_gzip_file_that_is_no_tar(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(gzip.compress(b"hello" * 1000))
     with pytest.raises(CoreError) as caught:
         sniff(path)
     assert caught.value.code == "unsupported_media_type"
+
+
+PARTS = st.text(
+    st.characters(categories=["L", "N"], exclude_characters="\u0131"), min_size=1, max_size=8
+)
+TREES = st.dictionaries(
+    st.lists(PARTS, min_size=1, max_size=4).map(lambda parts: "/".join(parts) + ".png"),
+    st.binary(max_size=3000),
+    min_size=1,
+    max_size=8,
+)
+
+
+def packed(kind: ArchiveKind, members: Members) -> bytes:
+    if kind is ArchiveKind.ZIP:
+        return zip_of(members)
+    return tar_of(members, "w:gz" if kind is ArchiveKind.TAR_GZ else "w")
+
+
+@given(members=TREES, kind=st.sampled_from(ArchiveKind))
+def test_what_is_packed_comes_out(members: Members, kind: ArchiveKind) -> None:
+    folded = {unicodedata.normalize("NFC", name).casefold() for name in members}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        path.write_bytes(packed(kind, members))
+        assert sniff(path) is kind
+        try:
+            found = read_all(path)
+        except ArchiveError as error:
+            assert error.code == "archive_unsafe_path"  # noqa: PT017 - some trees are not safe
+            assert len(folded) < len(members) or any(map(is_unsafe, members))
+        else:
+            assert found == members
+
+
+def is_unsafe(name: str) -> bool:
+    try:
+        return safe_path(name) != name
+    except ArchiveError:
+        return True
+
+
+@given(
+    members=TREES,
+    kind=st.sampled_from(ArchiveKind),
+    changes=st.lists(st.tuples(st.integers(0), st.binary(min_size=1, max_size=8)), max_size=6),
+    cut=st.none() | st.integers(0),
+)
+def test_whatever_is_changed_has_an_answer(
+    members: Members, kind: ArchiveKind, changes: list[tuple[int, bytes]], cut: int | None
+) -> None:
+    data = bytearray(packed(kind, members))
+    for place, piece in changes:
+        start = place % len(data)
+        data[start : start + len(piece)] = piece[: len(data) - start]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        path.write_bytes(data if cut is None else data[: cut % len(data)])
+        try:
+            check(path)
+            read_all(path)
+        except CoreError as error:
+            assert error.status in (413, 415, 422)  # noqa: PT017 - some changes are harmless
+
+
+def test_a_zip64_archive_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(zip_with(Entry(b"a/1.png", b"x" * 100), zip64=True))
+    assert read_all(path) == {"a/1.png": b"x" * 100}
+    with zipfile.ZipFile(path, "w") as archive, archive.open("b.png", "w", force_zip64=True) as f:
+        f.write(b"y" * 1000)
+    assert read_all(path) == {"b.png": b"y" * 1000}
+
+
+def test_names_without_the_flag_for_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(zip_with(Entry("ü.png".encode()), Entry("ü2.png".encode("cp437"))))
+    assert list(read_all(path)) == ["ü.png", "ü2.png"]
+
+
+def test_long_names_in_tars(tmp_path: Path) -> None:
+    name = "/".join(["x" * 100] * 9) + ".png"
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tmp_path / "a"
+        with tarfile.open(path, "w", format=form) as archive:
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            archive.addfile(info, io.BytesIO(b"abc"))
+        assert read_all(path) == {name: b"abc"}
+
+
+def test_several_gzip_streams_are_one(tmp_path: Path) -> None:
+    whole = tar_of(dataset_members())
+    path = tmp_path / "a"
+    pieces = [whole[start : start + 3000] for start in range(0, len(whole), 3000)]
+    path.write_bytes(b"".join(map(gzip.compress, pieces)) + bytes(100))
+    assert read_all(path) == dataset_members()
+
+
+def test_folders_are_members_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(zip_with(Entry(b"a/"), Entry(b"a/1.png", b"x")))
+    assert [m.path for m in walk(path, ArchiveKind.ZIP, folders=True)] == ["a/", "a/1.png"]
+    path.write_bytes(crafted.tar_with(crafted.tar_header("a/", tarfile.DIRTYPE)))
+    assert [m.path for m in walk(path, ArchiveKind.TAR, folders=True)] == ["a/"]
+
+
+def test_a_large_member_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    data = random.Random(0).randbytes(3 << 20)
+    for kind in ArchiveKind:
+        path = tmp_path / "a"
+        path.write_bytes(packed(kind, {"a.png": data}))
+        (member,) = walk(path, kind)
+        with pytest.raises(ValueError, match="closed"):
+            next(iter(member.chunks()))  # its archive is closed behind the last member
+        sizes = [len(chunk) for m in walk(path, kind) for chunk in m.chunks()]
+        assert sum(sizes) == len(data)
+        assert max(sizes) <= 256 << 10

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.services import Services
-from sharpzo_core.datasets import manifest_key
+from sharpzo_core.datasets import manifest_key, stored_key
 from sharpzo_core.errors import StorageFull, StorageUnavailable
 from sharpzo_core.settings import Settings
 from tests.service.conftest import (
@@ -52,11 +52,18 @@ def test_an_archive_becomes_a_ready_dataset(
     assert dataset["classes"] == ["cat", "dog"]
     assert dataset["splits"] == {"train": 6, "val": 6, "test": 6}
     assert dataset["error"] is None
-    assert dataset["report"]["counts"]["train"] == {"cat": 3, "dog": 3}
+    assert dataset["report"]["ok"]
+    assert dataset["report"]["classes"]["listed"][0] == {
+        "name": "cat",
+        "train": 3,
+        "val": 3,
+        "test": 3,
+    }
     manifest = services.artifacts.get_bytes(manifest_key(dataset["id"]))
     assert dataset["sha256"] == hashlib.sha256(manifest).hexdigest()
     stored = json.loads(manifest)["splits"]["train"][0]["image"]
-    image = services.artifacts.get_bytes(f"datasets/{dataset['id']}/images/{stored}")
+    record = services.datasets.get(dataset["id"])
+    image = services.artifacts.get_bytes(stored_key(record, stored))
     assert stored == f"{hashlib.sha256(image).hexdigest()}.png"
     assert files_below(data_dir / "uploads") == []
 
@@ -78,9 +85,11 @@ def test_duplicates_across_splits_are_reported(client: TestClient) -> None:
     members = dict(dataset_members())
     members["test/cat/copy.png"] = members["train/cat/0.png"]
     dataset = settle(client, upload(client, zip_of(members)).json()["id"])
-    duplicates = dataset["report"]["duplicates_across_splits"]
-    assert duplicates["count"] == 1
-    assert sorted(duplicates["examples"][0]) == ["test/cat/copy.png", "train/cat/0.png"]
+    findings = {finding["code"]: finding for finding in dataset["report"]["findings"]}
+    assert findings["duplicates_across_splits"]["count"] == 1
+    assert findings["duplicates_across_splits"]["examples"] == [
+        "train/cat/0.png = test/cat/copy.png"
+    ]
 
 
 def test_list_get_and_delete(client: TestClient, data_dir: Path) -> None:
@@ -102,7 +111,7 @@ def test_list_get_and_delete(client: TestClient, data_dir: Path) -> None:
     [
         (b"<html>hello</html>" * 100, 415, "unsupported_media_type"),
         (b"%PDF-1.7" + bytes(600), 415, "unsupported_media_type"),
-        (b"", 415, "unsupported_media_type"),
+        (b"", 422, "archive_corrupt"),
         (zip_of({}), 422, "archive_corrupt"),
         (tar_of({}), 422, "archive_corrupt"),
         (b"\x1f\x8b" + b"x" * 100, 422, "archive_corrupt"),
@@ -127,13 +136,29 @@ def test_what_is_no_archive_is_refused_at_once(
         ({"train/cat/1.png": png()}, "dataset_layout_invalid", "only one class"),
         ({"readme.txt": b"nothing here"}, "dataset_layout_invalid", "no training images"),
         (
-            {**dataset_members(), "train/dog/bad.jpg": b"no image"},
+            {**dataset_members(), "train/dog/bad.jpg": png(size=64)[:-40]},
             "image_undecodable",
             "train/dog/bad.jpg",
         ),
-        ({**dataset_members(), "../x.png": png()}, "archive_unsafe_path", "leads out"),
+        (
+            {**dataset_members(), "train/dog/bad.jpg": b"no image"},
+            "image_format_not_allowed",
+            "train/dog/bad.jpg",
+        ),
+        (
+            {"train/cat/1.png": png(), "train/cat/2.png": b"no image"},
+            "dataset_layout_invalid",
+            "train/cat/2.png",
+        ),
     ],
-    ids=["images at the root", "one class", "no images", "unreadable image", "late zip slip"],
+    ids=[
+        "images at the root",
+        "one class",
+        "no images",
+        "unreadable image",
+        "no image",
+        "all at once",
+    ],
 )
 def test_a_dataset_that_cannot_be_used_fails_and_leaves_nothing(
     client: TestClient, data_dir: Path, members: dict[str, bytes], code: str, words: str
@@ -152,7 +177,9 @@ def test_the_report_of_a_failure_lists_unreadable_images(client: TestClient) -> 
     members = dict(dataset_members()) | {f"train/cat/bad{i}.png": b"x" for i in range(7)}
     dataset = settle(client, upload(client, zip_of(members)).json()["id"])
     assert "and 2 more" in dataset["error"]["message"]
-    assert len(dataset["report"]["unreadable"]) == 7
+    assert dataset["report"]["unreadable"]["total"] == 7
+    assert len(dataset["report"]["unreadable"]["listed"]) == 7
+    assert not dataset["report"]["ok"]
 
 
 def test_names_of_files_are_never_paths(client: TestClient, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.services import Services
-from sharpzo_core.datasets import DatasetRecord, image_key, manifest_key
+from sharpzo_core.datasets import DatasetRecord, manifest_key, stored_key
 from sharpzo_core.db import writing
 from sharpzo_core.errors import StorageBusy
 from sharpzo_core.ids import Prefix, new_id
@@ -30,16 +30,16 @@ from tests.service.conftest import (
 )
 from tests.service.servers import ServerProcess, eventually, server_process
 
-#: Lets a process wait at its first image until a file appears.
+#: Lets a process wait before its first image until a file appears.
 WAITS = """
 import os, time
-from service.ingest import Ingest
-decode = Ingest.decode
-def wait_and_decode(self, data):
+from service.intake import Intake
+take = Intake._take
+def wait_and_take(*args, **options):
     while not os.path.exists({gate!r}):
         time.sleep(0.02)
-    decode(self, data)
-Ingest.decode = wait_and_decode
+    take(*args, **options)
+Intake._take = wait_and_take
 """
 
 
@@ -134,7 +134,8 @@ def assert_complete(services: Services, dataset_id: str) -> None:
     manifest = json.loads(services.artifacts.get_bytes(manifest_key(dataset_id)))
     images = [entry["image"] for entries in manifest["splits"].values() for entry in entries]
     assert len(images) == 18
-    assert all(services.artifacts.exists(image_key(dataset_id, image)) for image in images)
+    record = services.datasets.get(dataset_id)
+    assert all(services.artifacts.exists(stored_key(record, image)) for image in images)
 
 
 def test_a_half_received_upload_stays_as_long_as_its_process_lives(
@@ -193,11 +194,14 @@ def test_a_process_that_ends_well_hands_its_datasets_on(
 ) -> None:
     begun, stopping = threading.Event(), services.ingest._stopping
 
-    def wait(_: bytes) -> None:
+    check = services.ingest.check_running
+
+    def wait(dataset_id: str) -> None:
         begun.set()
         assert stopping.wait(20)
+        check(dataset_id)
 
-    services.ingest.decode = wait  # type: ignore[method-assign]
+    services.ingest.check_running = wait  # type: ignore[method-assign]
     dataset_id = str(upload(client, zip_of(dataset_members())).json()["id"])
     assert begun.wait(20)
     services.ingest.close()

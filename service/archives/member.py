@@ -1,0 +1,38 @@
+"""One file of an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+CHUNK = 256 << 10  # bytes of a member in memory at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file of an archive; it can be read once, until the walk moves on.
+
+    Folders are members too where they are asked for; their path ends in a slash.
+    """
+
+    path: str
+    chunks: Callable[[], Iterator[bytes]]
+    """Its bytes, at most `CHUNK` at a time.
+
+    Raises:
+        ArchiveError: it is damaged, or larger than allowed.
+    """
+
+    def read(self) -> bytes:
+        """All its bytes; for files that must be small."""
+        return b"".join(self.chunks())
+
+    @property
+    def folder(self) -> bool:
+        """Whether it is a folder."""
+        return self.path.endswith("/")
+
+
+def folder(path: str) -> Member:
+    """The member that stands for a folder."""
+    return Member(f"{path}/", lambda: iter(()))

@@ -1,0 +1,1 @@
+"""Decoding untrusted images in processes that can do nothing else."""

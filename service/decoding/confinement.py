@@ -1,0 +1,61 @@
+"""What a decoding child gives up before it sees the first byte that it was sent.
+
+Where the system knows no such limits (Windows), a child is an ordinary process that is ended when
+it takes too long.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import suppress
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+_NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
+_NICENESS = 5  # behind the threads that answer requests
+_HARD_CPU = 3600  # seconds in a child's whole life
+
+
+def confine(memory: int, descriptors: int) -> None:
+    """Give up privileges, memory beyond `memory` bytes, and every file but those that are open.
+
+    No descriptor with a number of `descriptors` or more can be opened: no file, and no socket.
+    """
+    with suppress(OSError):
+        os.nice(_NICENESS) if hasattr(os, "nice") else None
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    if resource is None:
+        return
+    for name, limit in (
+        ("RLIMIT_AS", memory),
+        ("RLIMIT_CORE", 0),
+        ("RLIMIT_FSIZE", 0),
+        ("RLIMIT_NPROC", 0),
+        ("RLIMIT_NOFILE", descriptors),
+    ):
+        _lower(name, limit, limit)
+    _lower("RLIMIT_CPU", _HARD_CPU, _HARD_CPU)
+
+
+def limit_processor_time(seconds: float) -> None:
+    """Let the system end this process after so many more seconds of computing, rounded up."""
+    if resource is not None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        _lower("RLIMIT_CPU", int(used.ru_utime + used.ru_stime + seconds) + 1, _HARD_CPU)
+
+
+def _lower(name: str, soft: int, hard: int) -> None:
+    kind = getattr(resource, name, None)
+    if kind is None:
+        return
+    _, highest = resource.getrlimit(kind)
+    if highest != resource.RLIM_INFINITY:
+        soft, hard = min(soft, highest), min(hard, highest)
+    with suppress(OSError, ValueError):  # macOS refuses some of them
+        resource.setrlimit(kind, (soft, hard))

@@ -1,0 +1,282 @@
+"""Reading one dataset's archive: names first, then every image, once.
+
+The names give the layout. The images are decoded by children, several at a time, while the archive
+is being read, and those that can be used are stored under their hash. What is found ends in a
+manifest, a report and a contact sheet.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from service.archives import Member
+from sharpzo_core.datasets import SPLITS, UNLABELLED
+from sharpzo_core.errors import CoreError
+from sharpzo_engine.contact_sheet import MAX_CLASSES, PER_CLASS, THUMBNAIL, contact_sheet
+from sharpzo_engine.errors import DatasetError, ImageError
+from sharpzo_engine.layout import Layout, list_images, survey_layout
+from sharpzo_engine.preflight import ImageFacts, ImageSizes, Preflight, inspect
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from service.decoding.decoders import Decoders
+    from service.keeping import ImageKeeper
+    from sharpzo_core.artifact_store import Draft
+    from sharpzo_engine.images import Inspection
+
+MAX_JSON_BYTES = 16 << 20  # of classnames.json and split files together
+MAX_JSON_ITEMS = 600_000  # brackets and commas of one; a hundred thousand rows of a split file
+LISTED_UNREADABLE = 100
+SHEET_ROWS = 10  # of a dataset without classes
+_SHEET_QUALITY = 85
+_METADATA_DEPTH = 2  # parts of the path of a JSON file that may belong to the layout
+
+Walk = Callable[[], Iterator[Member]]  #: Begins anew with every call
+
+
+class Unusable(CoreError):  # noqa: N818 - named for the fact
+    """The archive is sound, but its content is no dataset that can be tuned on."""
+
+    def __init__(self, code: str, message: str, report: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.code = code
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Content:
+    """What reading an archive gives."""
+
+    class_names: tuple[str, ...]
+    counts: Mapping[str, Mapping[str, int]]
+    manifest: bytes
+    report: Mapping[str, Any]
+    sheet: bytes  #: JPEG
+
+
+@dataclass
+class Intake:
+    """Reads one archive."""
+
+    walk: Walk
+    decoders: Decoders
+    keeper: ImageKeeper
+    facts: dict[str, ImageFacts] = field(default_factory=dict)  #: By path
+    thumbnails: dict[str, Image.Image] = field(default_factory=dict)  #: By path
+    storing: bool = True  #: Whether images are of any use
+
+    def read(self) -> Content:
+        """A dataset with labels.
+
+        Raises:
+            Unusable: with everything that is wrong with it.
+            ArchiveError, DatasetError: reading did not come so far.
+            CoreError: a store or the children do not answer.
+        """
+        layout = self._layout()
+        shown = _shown(layout)
+        self.storing = not any(finding.severity == "error" for finding in layout.findings)
+        wanted = {entry.path for entry in layout.entries()}
+        self._take(wanted, {path for paths in shown.values() for path in paths}, lenient=False)
+        preflight = inspect(layout, self.facts)
+        if not preflight.ok:
+            raise _unusable(preflight)
+        self.keeper.finish()
+        return Content(
+            layout.class_names,
+            layout.counts(),
+            self._manifest(layout),
+            preflight.as_json(),
+            self._sheet(shown),
+        )
+
+    def read_unlabelled(self) -> Content:
+        """Every image, in whatever folder; one that cannot be used is listed with its error.
+
+        Raises:
+            ArchiveError, DatasetError, CoreError: as `read` does.
+        """
+        paths, skipped = list_images(member.path for member in self.walk() if not member.folder)
+        shown = _shown_in_order(paths)
+        self._take(set(paths), {path for row in shown.values() for path in row}, lenient=True)
+        self.keeper.finish()
+        splits: dict[str, Any] = {split: [] for split in SPLITS}
+        splits[UNLABELLED] = [_listed(self.facts[path]) for path in paths]
+        counts = {UNLABELLED: {"": len(paths)}}  # of no class
+        report = self._report(skipped) | {"counts": counts}
+        return Content((), counts, _as_manifest((), splits), report, self._sheet(shown))
+
+    def _layout(self) -> Layout:
+        names: list[str] = []
+        texts: dict[str, bytes] = {}
+        left = MAX_JSON_BYTES
+        for member in self.walk():
+            names.append(member.path)
+            if _is_metadata(PurePosixPath(member.path)):
+                texts[member.path] = _small(member, left)
+                left -= len(texts[member.path])
+        return survey_layout(names, lambda path: _text(path, texts[path]))
+
+    def _take(self, wanted: set[str], shown: set[str], *, lenient: bool) -> None:
+        """Look at the wanted images, and make thumbnails of those to be shown.
+
+        Unless `lenient`, nothing is stored any more once an image turns out to be of no use.
+        """
+        for member in self.walk():
+            if member.path in wanted:
+                draft = self.keeper.draft()
+                settle = partial(self._settle, member.path, draft, lenient)
+                side = THUMBNAIL if member.path in shown else 0
+                self.decoders.decode(_written(member, draft), side, settle)
+        self.decoders.finish()
+
+    def _settle(
+        self, path: str, draft: Draft, lenient: bool, found: Inspection | ImageError
+    ) -> None:
+        facts = _facts(path, draft, found)
+        self.facts[path] = facts
+        if not isinstance(found, ImageError) and found.thumbnail is not None:
+            self.thumbnails[path] = found.thumbnail
+        self.storing = self.storing and (lenient or facts.error is None)
+        if self.storing and facts.error is None:
+            self.keeper.keep(draft)
+        else:
+            self.keeper.drop(draft)
+
+    def _manifest(self, layout: Layout) -> bytes:
+        splits = {
+            split: [
+                {"image": _stored_name(self.facts[entry.path]), "label": entry.label}
+                | {"path": entry.path}
+                for entry in entries
+            ]
+            for split, entries in layout.splits.items()
+        }
+        return _as_manifest(layout.class_names, splits)
+
+    def _report(self, skipped: int) -> dict[str, Any]:
+        good = [facts for facts in self.facts.values() if facts.error is None]
+        bad = [facts for facts in self.facts.values() if facts.error is not None]
+        sizes = ImageSizes.of(good)
+        return {
+            "images": len(good),
+            "bytes": sum(facts.bytes for facts in good),
+            "skipped": skipped,
+            "sizes": None if sizes is None else sizes.as_json(),
+            "unreadable_images": len(bad),
+            "unreadable": [
+                {"file": facts.path, "reason": str(facts.error)}
+                for facts in sorted(bad, key=lambda facts: facts.path)[:LISTED_UNREADABLE]
+            ],
+        }
+
+    def _sheet(self, shown: Mapping[str, Sequence[str]]) -> bytes:
+        rows = {
+            name: [self.thumbnails[path] for path in paths if path in self.thumbnails]
+            for name, paths in shown.items()
+        }
+        stream = io.BytesIO()
+        contact_sheet(rows).save(stream, "JPEG", quality=_SHEET_QUALITY)
+        return stream.getvalue()
+
+
+def _shown(layout: Layout) -> dict[str, list[str]]:
+    """Class name -> the images of it that the contact sheet shows; every class is there."""
+    shown: dict[str, list[str]] = {name: [] for name in layout.class_names}
+    visible = set(layout.class_names[:MAX_CLASSES])
+    for entry in layout.splits["train"]:
+        name = layout.class_names[entry.label]
+        if name in visible and len(shown[name]) < PER_CLASS:
+            shown[name].append(entry.path)
+    return shown
+
+
+def _shown_in_order(paths: Sequence[str]) -> dict[str, list[str]]:
+    """Rows of the contact sheet of images without classes: which ones -> their paths."""
+    starts = range(0, min(len(paths), SHEET_ROWS * PER_CLASS), PER_CLASS)
+    rows = {start: list(paths[start : start + PER_CLASS]) for start in starts}
+    return {f"{start + 1} to {start + len(row)}": row for start, row in rows.items()}
+
+
+def _written(member: Member, draft: Draft) -> Iterator[bytes]:
+    """A member's bytes, which are written to the draft as they pass."""
+    for chunk in member.chunks():
+        draft.write(chunk)
+        yield chunk
+
+
+def _facts(path: str, draft: Draft, found: Inspection | ImageError) -> ImageFacts:
+    if isinstance(found, ImageError):
+        return ImageFacts(path, draft.sha256, 0, 0, draft.size, found)
+    size = (found.width, found.height)
+    return ImageFacts(path, draft.sha256, *size, draft.size, None, found.format)
+
+
+def _stored_name(facts: ImageFacts) -> str:
+    return f"{facts.sha256}{PurePosixPath(facts.path).suffix.lower()}"
+
+
+def _listed(facts: ImageFacts) -> dict[str, Any]:
+    """The entry of an image without a label."""
+    if facts.error is None:
+        return {"image": _stored_name(facts), "path": facts.path}
+    error = {"code": facts.error.code, "message": str(facts.error)}
+    return {"image": None, "path": facts.path, "error": error}
+
+
+def _as_manifest(class_names: Iterable[str], splits: Mapping[str, Any]) -> bytes:
+    manifest = {"class_names": list(class_names), "splits": splits}
+    return json.dumps(manifest, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _unusable(preflight: Preflight) -> Unusable:
+    """The error that names all others; its code is that of the images only if nothing else is."""
+    errors = preflight.errors
+    codes = {facts.error.code for facts in preflight.unreadable if facts.error is not None}
+    if any(finding.code != "image_unreadable" for finding in errors):
+        code = DatasetError.code
+    else:
+        code = codes.pop() if len(codes) == 1 else ImageError.code
+    return Unusable(code, "; ".join(map(str, errors)), preflight.as_json())
+
+
+def _is_metadata(path: PurePosixPath) -> bool:
+    """Whether the layout may depend on the file's text, in the root or in the one top folder."""
+    known = path.name == "classnames.json" or path.match("split_zhou_*.json")
+    return known and len(path.parts) <= _METADATA_DEPTH
+
+
+def _small(member: Member, limit: int) -> bytes:
+    """The content of a file that must fit into memory.
+
+    Raises:
+        DatasetError: it is too large.
+    """
+    data = bytearray()
+    for chunk in member.chunks():
+        data += chunk
+        if len(data) > limit:
+            message = f"{member.path} is too large (at most {MAX_JSON_BYTES} bytes of JSON)"
+            raise DatasetError(message)
+    return bytes(data)
+
+
+def _text(path: str, data: bytes) -> str:
+    """The text of a JSON file; parsed, it is a small multiple of its size.
+
+    Raises:
+        DatasetError: it is no text, or of more items than any dataset has.
+    """
+    if sum(map(data.count, (b"[", b"{", b","))) > MAX_JSON_ITEMS:
+        raise DatasetError(f"{path} has more than {MAX_JSON_ITEMS} items (shorten it)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path} is not UTF-8 (save it as UTF-8)") from None
