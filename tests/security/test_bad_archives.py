@@ -80,6 +80,8 @@ OUTSIDE = [
 ]
 
 
+@pytest.mark.bad_input("A1")
+@pytest.mark.bad_input("A4")
 @pytest.mark.parametrize("name", OUTSIDE, ids=range(len(OUTSIDE)))
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "pax"])
 def test_names_that_lead_elsewhere(watched: Watched, name: str, kind: str) -> None:
@@ -93,6 +95,7 @@ def test_names_that_lead_elsewhere(watched: Watched, name: str, kind: str) -> No
     assert_refused_at_once(watched, archives[kind](), 422, "archive_unsafe_path")
 
 
+@pytest.mark.bad_input("A14")
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -110,6 +113,7 @@ def test_names_that_are_one_somewhere(watched: Watched, first: bytes, second: by
     assert_refused_at_once(watched, archive, 422, "archive_unsafe_path")
 
 
+@pytest.mark.bad_input("A14")
 @pytest.mark.parametrize(
     "archive",
     [
@@ -155,6 +159,8 @@ ENTRIES = {
 }
 
 
+@pytest.mark.bad_input("A2")
+@pytest.mark.bad_input("A3")
 @pytest.mark.parametrize("archive", ENTRIES.values(), ids=ENTRIES)
 def test_members_that_are_no_files(watched: Watched, archive: bytes) -> None:
     assert_refused_at_once(watched, archive, 422, "archive_unsafe_entry")
@@ -233,6 +239,9 @@ BOMBS: dict[str, Make] = {
 }
 
 
+@pytest.mark.bad_input("A5")
+@pytest.mark.bad_input("A6")
+@pytest.mark.bad_input("A7")
 @pytest.mark.parametrize("make", BOMBS.values(), ids=BOMBS)
 def test_bombs(watched: Watched, make: Make) -> None:
     assert_refused(watched, make(), 413, "archive_bomb")
@@ -252,6 +261,7 @@ MANY: dict[str, Make] = {
 }
 
 
+@pytest.mark.bad_input("A8")
 @pytest.mark.parametrize("make", MANY.values(), ids=MANY)
 def test_too_many_members(watched: Watched, make: Make, request: pytest.FixtureRequest) -> None:
     wrong = "counts wrong" in request.node.name
@@ -319,23 +329,28 @@ DAMAGED: dict[str, bytes] = {
 }
 
 
+@pytest.mark.bad_input("A9")
+@pytest.mark.bad_input("A10")
 @pytest.mark.parametrize("archive", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_archives(watched: Watched, archive: bytes) -> None:
     assert_refused(watched, archive, 422, "archive_corrupt")
 
 
+@pytest.mark.bad_input("A11")
 @pytest.mark.parametrize("flags", [0x1, 0x41, 0x2000])
 def test_encrypted_zips(watched: Watched, flags: int) -> None:
     archive = zip_with(Entry(b"a.png", png(), flags=flags))
     assert_refused_at_once(watched, archive, 422, "archive_encrypted")
 
 
+@pytest.mark.bad_input("A12")
 @pytest.mark.parametrize("method", [1, 9, 12, 14, 93, 99])
 def test_other_compressions(watched: Watched, method: int) -> None:
     archive = zip_with(Entry(b"a.png", png(), method=method))
     assert_refused_at_once(watched, archive, 422, "archive_unsupported")
 
 
+@pytest.mark.bad_input("A13")
 @pytest.mark.parametrize(
     "archive",
     [
@@ -355,6 +370,7 @@ def test_what_is_no_archive_of_ours(watched: Watched, archive: bytes) -> None:
     assert_refused_at_once(watched, archive, 415, "unsupported_media_type")
 
 
+@pytest.mark.bad_input("A15")
 @pytest.mark.parametrize(
     ("members", "findings"),
     [
@@ -382,6 +398,7 @@ def test_what_is_no_dataset_gets_a_report(
     assert findings <= {found["code"] for found in report["findings"]}
 
 
+@pytest.mark.bad_input("A15")
 def test_an_empty_class_is_noticed(watched: Watched) -> None:
     folders = [Entry(b"train/bird/", mode=0o040755)]
     good = [Entry(name.encode(), data) for name, data in dataset_members().items()]
@@ -389,6 +406,7 @@ def test_an_empty_class_is_noticed(watched: Watched) -> None:
     assert "empty_class" in {found["code"] for found in outcome.dataset["report"]["findings"]}
 
 
+@pytest.mark.bad_input("A16")
 @pytest.mark.parametrize("make", [zip_of, tar_of], ids=["zip", "tar"])
 def test_what_systems_leave_behind_does_no_harm(
     watched: Watched, make: Callable[..., bytes]

@@ -109,6 +109,10 @@ BAD: dict[str, tuple[Make, str]] = {
 }
 
 
+@pytest.mark.bad_input("I1")
+@pytest.mark.bad_input("I2")
+@pytest.mark.bad_input("I3")
+@pytest.mark.bad_input("I4")
 @pytest.mark.parametrize(("make", "code"), BAD.values(), ids=BAD)
 def test_bad_images_fail_a_dataset(watched: Watched, make: Make, code: str) -> None:
     image = make()
@@ -162,6 +166,9 @@ GOOD: dict[str, Make] = {
 }
 
 
+@pytest.mark.bad_input("I5")
+@pytest.mark.bad_input("I6")
+@pytest.mark.bad_input("I7")
 @pytest.mark.parametrize("make", GOOD.values(), ids=GOOD)
 def test_unusual_images_are_taken(watched: Watched, make: Make) -> None:
     outcome = upload(watched, make())

@@ -182,6 +182,7 @@ def test_the_report_of_a_failure_lists_unreadable_images(client: TestClient) -> 
     assert not dataset["report"]["ok"]
 
 
+@pytest.mark.bad_input("P8")
 def test_names_of_files_are_never_paths(client: TestClient, tmp_path: Path) -> None:
     files = {"file": ("../../../../escape.zip", zip_of(dataset_members()))}
     response = client.post("/v1/datasets", data={"name": "a"}, files=files)

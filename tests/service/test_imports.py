@@ -106,6 +106,7 @@ def outside(root: Path) -> list[str]:
     ]
 
 
+@pytest.mark.bad_input("A17")
 def test_nothing_outside_is_reached_or_known(
     make_client: MakeClient, data_dir: Path, places: Path
 ) -> None:

@@ -171,6 +171,7 @@ def test_every_probability_is_given_and_they_sum_to_one(client: TestClient) -> N
 
 
 @pytest.mark.usefixtures("prompt")
+@pytest.mark.bad_input("I8")
 def test_an_image_that_cannot_be_read_has_its_own_error(client: TestClient) -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n"
     response = client.post(
@@ -198,6 +199,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Ite
         yield client
 
 
+@pytest.mark.bad_input("I8")
 @pytest.mark.parametrize(
     ("request_", "status", "code"),
     [
