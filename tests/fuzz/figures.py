@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 from tests.figures import ROOT, Book, Figure, Measured
 from tests.fuzz.api import attack, filled_server
@@ -97,6 +100,38 @@ def imports(lab: Lab) -> Measured:
     return _measured([import_mutants(folder, backbone, lab.seed, lab.runs(IMPORTS))])
 
 
+def doors(lab: Lab) -> Measured:
+    return _counted(lab, "test_keys.py::test_every_route_and_method_wants_a_key")
+
+
+def tenants(lab: Lab) -> Measured:
+    return _counted(lab, "test_tenants.py::test_what_is_anothers_is_answered_as_what_never_was")
+
+
+def _counted(lab: Lab, test: str) -> Measured:
+    """What a test says that it has asked, and that came out wrong."""
+    report = lab.folder / "report.xml"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-o",
+        "junit_family=xunit1",
+        f"tests/security/{test}",
+    ]
+    done = subprocess.run(
+        [*command, f"--junitxml={report}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    properties = {
+        node.attrib["name"]: int(node.attrib["value"]) for node in ET.parse(report).iter("property")
+    }
+    wrong = properties["wrong"]
+    if done.returncode:
+        print(done.stdout[-3000:])
+    return Measured(f"{wrong}", properties["asked"], "none", done.returncode == 0 and not wrong)
+
+
 def byte_flips(lab: Lab) -> Measured:
     data = prompt().to_bytes()
     bits = lab.runs(8)
@@ -118,6 +153,18 @@ def _measured(tallies: Iterable[Tally]) -> Measured:
 
 
 FIGURES = (
+    Figure(
+        "requests without a key, every route and method but the public ones: answers that are "
+        "not 401",
+        "0",
+        doors,
+    ),
+    Figure(
+        "requests of another tenant, every route, method and kind of object: answers that tell "
+        "an object from a missing one",
+        "0",
+        tenants,
+    ),
     Figure(
         "schemathesis, every phase and check, on a live server with real objects: cases with a "
         "5xx, an undocumented status or another failed check",
