@@ -390,6 +390,7 @@ FOR_ALL = (
     r"UPDATE idempotency_keys SET expires_at=\? WHERE idempotency_keys\.token IN",
     r"(SELECT|UPDATE).* datasets .*lease_",  # who unpacks, below
     r"SELECT datasets\.id FROM datasets WHERE datasets\.status = \?",
+    r"SELECT blobs\.tenant, blobs\.sha256 FROM blobs WHERE blobs\.released_at",  # swept later
     r"UPDATE datasets SET lease_owner=\?, lease_expires_at=\? WHERE datasets\.id = \?",
 )
 
