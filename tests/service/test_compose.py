@@ -58,7 +58,7 @@ def test_what_is_published_and_pinned(compose: dict[str, Any]) -> None:
     services = compose["services"]
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert len(ports) == 1
-    assert ports[0].startswith("127.0.0.1:")
+    assert ports[0].startswith("${API_ADDRESS:-127.0.0.1}:")
     for name, service in services.items():
         assert "container_name" not in service, "a name would forbid --scale"
         assert not service["image"].endswith("latest")
