@@ -162,13 +162,10 @@ def _for_classes(classifier: PromptClassifier, data: Dataset, *, narrow: bool) -
     Those are the prompt's own, but for sets that are only tested on, whose classes are fewer than
     their prompt's (ImageNet-A and -R), and where a `narrow` choice was asked for.
     """
-    from sharpzo_engine import PromptClassifier
-
-    if not set(data.class_names) <= set(classifier.prompt.class_names):
-        return classifier.with_classes(data.class_names)
-    if narrow or data.test_only:
-        return PromptClassifier(classifier.prompt.among(data.class_names), classifier.backbone)
-    return classifier
+    known = set(data.class_names) <= set(classifier.prompt.class_names)
+    if known and not narrow and not data.test_only:
+        return classifier
+    return classifier.among(data.class_names)
 
 
 def _results(images: Sequence[Path], answers: Answers) -> list[dict[str, object]]:

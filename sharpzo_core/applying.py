@@ -11,6 +11,7 @@ from sharpzo_core.errors import BackboneNotServed, StateConflict, ValidationFail
 from sharpzo_core.jobs import Job, JobKind
 from sharpzo_core.schemas import BatchCreate, EvaluationCreate
 from sharpzo_core.submission import check_queue
+from sharpzo_engine.labelled import Part, labels_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,7 +56,10 @@ class Desk:
             message = "the dataset has no labels to measure a prompt by (classify it instead)"
             raise ValidationFailed([("/dataset_id", message)])
         _check_split(dataset, request.split)
-        _check_classes(dataset.classes, prompt.classes)
+        if request.classes is None:
+            _check_classes(dataset.classes, prompt.classes)
+        else:
+            _check_part(dataset, request.split, request.classes)
         return self._create(JobKind.EVALUATION, prompt, request, within)
 
     def submit_classification(
@@ -116,6 +120,26 @@ def _check_split(dataset: DatasetRecord, split: str | None) -> None:
     elif not dataset.splits[split]:
         filled = ", ".join(name for name in SPLITS if dataset.splits[name])
         raise ValidationFailed([("/split", f"has no images in this dataset (it has: {filled})")])
+
+
+def _check_part(dataset: DatasetRecord, split: str, classes: Part) -> None:
+    """The part has classes to tell apart, and images of them.
+
+    Raises:
+        ValidationFailed: it has not.
+    """
+    names = classes_of(dataset, classes)
+    if len(names) < 2:
+        message = f"the dataset has {len(names)} {classes} classes (there must be two)"
+        raise ValidationFailed([("/classes", message)])
+    if not sum(dataset.counts[split].get(name, 0) for name in names):
+        raise ValidationFailed([("/split", f"has no images of the {classes} classes")])
+
+
+def classes_of(dataset: DatasetRecord, classes: Part | None) -> tuple[str, ...]:
+    """The names of a part of the dataset's classes; None stands for all of them."""
+    labels = labels_of(classes or "all", len(dataset.classes))
+    return dataset.classes[labels.start : labels.stop]
 
 
 def _check_classes(classes: Sequence[str], known: Sequence[str]) -> None:

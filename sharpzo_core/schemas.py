@@ -220,6 +220,12 @@ class EvaluationCreate(ApplyRequest):
     zero_shot: bool = True
     """Measure the hand-written prompt that tuning began with beside it."""
 
+    classes: Literal["all", "base", "new"] | None = None
+    """Measure it on images of these classes of the dataset, and tell them apart from each other
+    alone: the first half, the others, or all. If some are new to the prompt, its tuned context is
+    put before their names, without its head. By default the dataset's classes must be the prompt's.
+    """
+
 
 class BatchCreate(ApplyRequest):
     """Ask for the images of a dataset to be classified."""

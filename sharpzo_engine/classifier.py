@@ -116,6 +116,16 @@ class PromptClassifier:
         context = self.backbone.token_embeddings(tokens.context).cpu().numpy()
         return self._with_context(context, names, {})
 
+    def among(self, class_names: Sequence[str]) -> PromptClassifier:
+        """Of these classes alone: a part of the prompt's own, or others by `with_classes`.
+
+        Raises:
+            ArtifactError, ConfigError, DatasetError: see `with_classes`.
+        """
+        if not set(class_names) <= set(self.prompt.class_names):
+            return self.with_classes(class_names)
+        return PromptClassifier(self.prompt.among(class_names), self.backbone)
+
     def with_classes(self, class_names: Sequence[str]) -> PromptClassifier:
         """The tuned context before other class names, which it may never have seen.
 

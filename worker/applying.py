@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from sharpzo_core.applying import classes_of
 from sharpzo_core.backbones import serving
 from sharpzo_core.errors import NotFound, StorageFull, StorageUnavailable
 from sharpzo_core.jobs import Job, JobKind, JobStatus, Lease
@@ -85,6 +86,8 @@ def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> 
     dataset = patiently(lambda: deps.datasets.of(job.tenant).get(job.dataset_id), deps.sleep)
     parts = JobParts(job, dataset, classifier.backbone, lease=lease, report=report, deps=deps)
     parts.embed()
+    if part := job.config.get("classes"):
+        classifier = classifier.among(classes_of(dataset, part))
     zero_shot = classifier.zero_shot() if job.config["zero_shot"] else None
     application = Application(job, lease.token, dataset, record, classifier, zero_shot, parts, deps)
     metrics = _CONCLUSIONS[job.kind](application)

@@ -7,6 +7,7 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sharpzo_core.applying import classes_of
 from sharpzo_core.errors import NotFound, StorageUnavailable
 from sharpzo_core.job_rows import NewEvent
 from sharpzo_core.jobs import CheckpointRef, EventType
@@ -60,9 +61,11 @@ class JobParts:
         self._report = report
         self._deps = deps
         self._pace = _Pace(deps.ticks)
-        self.images: Sequence[ListedImage] = patiently(
-            lambda: deps.materials.images(dataset, job.config["split"]), deps.sleep
-        )
+        images = patiently(lambda: deps.materials.images(dataset, job.config["split"]), deps.sleep)
+        if part := job.config.get("classes"):
+            wanted = frozenset(classes_of(dataset, part))
+            images = [image for image in images if image.label in wanted]
+        self.images: Sequence[ListedImage] = images
         self._phase: Phase = "preparing"
         self._done = 0
 
@@ -140,13 +143,15 @@ class JobParts:
 
     def _identity(self, number: int) -> dict[str, Any]:
         """What makes a part interchangeable with another."""
-        return {
+        identity = {
             "backbone": self._backbone.fingerprint,
             "dataset": self._dataset.sha256,
             "split": self._job.config["split"],
             "part_images": PART_IMAGES,
             "part": number,
         }
+        classes = self._job.config.get("classes") or "all"
+        return identity if classes == "all" else identity | {"classes": classes}
 
     def _reach(self, done: int) -> None:
         if self._phase == "preparing":

@@ -63,14 +63,17 @@ class Prompts(Resource):
         *,
         split: str = "test",
         zero_shot: bool = True,
+        classes: str | None = None,
         name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Submit a job that measures a prompt on a split of a labelled dataset.
 
-        Its figures are the job's `metrics`, and all of them are in `client.jobs.report`. With
-        `zero_shot`, the hand-written prompt that tuning began with is measured beside it.
+        `classes` (`base`, `new`, `all`) takes that part of the dataset's classes, which may be new
+        to the prompt; by default they must be the prompt's. With `zero_shot`, the hand-written
+        prompt that tuning began with is measured beside it. Figures are the job's `metrics`, and
+        all of them are in `client.jobs.report`.
 
         Raises:
             UnprocessableEntityError: the split is empty, or the classes are not the prompt's.
@@ -81,6 +84,7 @@ class Prompts(Resource):
             dataset_id=dataset_id,
             split=split,
             zero_shot=zero_shot,
+            classes=classes,
             name=name,
             metadata=metadata,
             idempotency_key=idempotency_key,
@@ -201,6 +205,7 @@ class AsyncPrompts(AsyncResource):
         *,
         split: str = "test",
         zero_shot: bool = True,
+        classes: str | None = None,
         name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
@@ -212,6 +217,7 @@ class AsyncPrompts(AsyncResource):
             dataset_id=dataset_id,
             split=split,
             zero_shot=zero_shot,
+            classes=classes,
             name=name,
             metadata=metadata,
             idempotency_key=idempotency_key,

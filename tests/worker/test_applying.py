@@ -15,12 +15,19 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
+from PIL import Image
 
 from sharpzo_core import tables
 from sharpzo_core.applying import Desk
 from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.datasets import UNLABELLED, DatasetRecord, image_key, manifest_key
-from sharpzo_core.errors import NotFound, PromptInUse, StorageFull, StorageUnavailable
+from sharpzo_core.errors import (
+    NotFound,
+    PromptInUse,
+    StorageFull,
+    StorageUnavailable,
+    ValidationFailed,
+)
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import lease_of
 from sharpzo_core.jobs import EventType, Job, JobKind, JobStatus
@@ -33,7 +40,14 @@ from sharpzo_core.results import (
     results_prefix,
 )
 from sharpzo_core.schemas import BatchCreate, EvaluationCreate
-from sharpzo_engine import Backbone, TunedPrompt, load_backbone
+from sharpzo_engine import (
+    Backbone,
+    TunedPrompt,
+    TuningConfig,
+    load_backbone,
+    load_dataset,
+    tune,
+)
 from sharpzo_engine.evaluation_report import EvaluationReport
 from sharpzo_engine.sealed import seal
 from tests.helpers import CLASSES, Workplace
@@ -291,6 +305,61 @@ def test_an_evaluation_measures_by_class_names(
     ).decode()
     assert "shapes:1" in page
     assert page.count("<svg") == 3
+
+
+def test_an_evaluation_may_be_of_a_part_of_the_classes(
+    workplace: Workplace, deps: RunnerDeps, backbone: Backbone
+) -> None:
+    """Of cat, dog and bird the first two are the base classes; bird alone is no part."""
+    tuned, dataset = a_prompt(backbone, ("bird", "dog", "cat")), workplace.add_dataset()
+    prompt = publish(workplace, tuned)
+    # One after the other, because embeddings of the same images are used again.
+    whole = evaluate(workplace, prompt, dataset)
+    job = evaluate(workplace, prompt, dataset, classes="base")
+    for one in (whole, job):
+        assert run_job(one.id, deps) is JobStatus.SUCCEEDED
+    scores = expected(workplace, tuned, dataset, backbone)[18:22]  # of cats and dogs
+    truth = ["cat", "cat", "dog", "dog"]
+    right = [
+        ("dog" if row[1] > row[2] else "cat") == name
+        for row, name in zip(scores, truth, strict=True)
+    ]
+    found = report(workplace, job)
+    assert [row["name"] for row in found["classes"]] == ["cat", "dog"]
+    assert found["images"] == 4
+    assert found["figures"]["accuracy"] == pytest.approx(np.mean(right))
+    with pytest.raises(ValidationFailed) as refused:
+        evaluate(workplace, prompt, dataset, classes="new")
+    assert refused.value.errors[0][0] == "/classes"
+
+
+def test_classes_that_are_new_to_a_prompt_get_its_context(
+    workplace: Workplace, deps: RunnerDeps, backbone: Backbone
+) -> None:
+    config = TuningConfig(shots=4, total_steps=4, change_point=2, classes="base")
+    dataset = load_dataset(folder_of(workplace.settings.data_dir), classes="base")
+    tuned = tune(dataset, backbone, config).prompt
+    assert tuned.class_names == ("bird", "cat")
+    prompt = publish(workplace, tuned)
+    job = evaluate(workplace, prompt, workplace.add_dataset(), classes="all")
+    assert run_job(job.id, deps) is JobStatus.SUCCEEDED
+    found = report(workplace, job)
+    assert [row["name"] for row in found["classes"]] == list(CLASSES)
+    assert found["images"] == 6
+    with pytest.raises(ValidationFailed):  # without saying so
+        evaluate(workplace, prompt, workplace.add_dataset())
+
+
+def folder_of(parent: Path) -> Path:
+    """A dataset of the same classes as a folder."""
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        place = parent / "photos" / "train" / name
+        place.mkdir(parents=True)
+        for number in range(4):
+            pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+    return parent / "photos"
 
 
 def test_an_evaluation_without_zero_shot_has_none(
