@@ -122,7 +122,7 @@ def _archive(path: Path, seed: int) -> Subject:
         kind = sniff(path)
         names: list[str] = []
         texts: dict[str, str] = {}
-        for member in walk(path, kind):
+        for member in walk(path, kind, folders=True):
             names.append(member.path)
             if _is_metadata(member.path):
                 texts[member.path] = _text(member.path, member.read())
