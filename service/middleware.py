@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNMATCHED = "unmatched"  # label of requests that no route takes
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _FIRST_ERROR = 400
 _CLIENT_CLOSED = 499  # counted only; nobody is left to answer
 _ENDS = "the service ends and has not finished this (send it again)"
@@ -83,7 +84,7 @@ class RequestLayer:
         finally:
             body.close()
             seconds = time.perf_counter() - started
-            self._metrics.observe_request(scope["method"], _template(scope), answer.status, seconds)
+            self._metrics.observe_request(_method(scope), _template(scope), answer.status, seconds)
 
 
 def _request_id(scope: Scope) -> str:
@@ -96,6 +97,11 @@ def _has_two_lengths(scope: Scope) -> bool:
     """Whether a proxy in front may have seen another request than we do."""
     headers = Headers(scope=scope)
     return "content-length" in headers and "transfer-encoding" in headers
+
+
+def _method(scope: Scope) -> str:
+    """The method, if it is one that exists: a stranger can think of any number of others."""
+    return scope["method"] if scope["method"] in _METHODS else _UNMATCHED
 
 
 def _template(scope: Scope) -> str:
