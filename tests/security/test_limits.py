@@ -14,7 +14,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from service import rates
+from service import audit, rates
 from service.audit import MAX_WAITING, AuditLog
 from sharpzo_core.audit import AuditEntry, AuditStore
 from sharpzo_core.clock import utc_now
@@ -410,6 +410,23 @@ def test_refusals_and_changes_leave_one_entry_each(door: Door) -> None:
     assert found == expected
     assert entries[0].request_id == "mine"
     assert {e.address for e in entries} == {"testclient"}
+
+
+def test_a_flood_of_refusals_is_noted_and_fills_nothing(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(audit.FLOODS, "auth_required", 3)
+    keys = [door.key("a", rate_limit="1/hour") for _ in range(2)]
+    before = len(noted(door))
+    for key in (*keys, None):
+        for _ in range(6):
+            door.ask("GET", "/v1/jobs", key)
+    found = Counter((e.key_id, e.code) for e in noted(door)[before:])
+    assert [found[key.record.id, "rate_limited"] for key in keys] == [1, 1]
+    assert found.total() == 2 + 3
+    monkeypatch.setattr(audit, "FLOOD_SECONDS", 0.0)
+    door.ask("GET", "/v1/jobs", keys[0])
+    assert noted(door)[-1].code == "rate_limited"
 
 
 def test_an_admin_reads_the_log_of_its_tenant(door: Door) -> None:
