@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from fastapi.routing import iter_route_contexts
 from starlette._utils import get_route_path
 
-from service.access import READING, changes_state
+from service.access import METHODS, READING, changes_state
 from service.callers import known_caller
 from service.errors import RateLimited
 from service.problems import REQUEST_ID_KEY, problem_code
@@ -49,6 +49,7 @@ FLOOD_SECONDS = 60.0
 #: and one entry for each would fill the database. (Wrong keys have a limit of their own.)
 FLOODS = {AuthRequired.code: 100, RateLimited.code: 1}
 MAX_FLOODS = 10_000  # keys and addresses
+MAX_ADDRESS = 64  # characters; what a proxy forwards need be none
 _FIRST_ERROR = 400
 _OBJECT = "sharpzo.object"  # in the ASGI scope
 _OBJECT_ID = re.compile(r"[A-Za-z0-9._:@-]{1,320}")
@@ -163,13 +164,13 @@ class Auditor:
             tenant=DEFAULT_TENANT if caller is None else caller.tenant,
             at=self._clock(),
             key_id=None if caller is None else caller.key_id,
-            method=scope["method"] if route is not None else "?",
+            method=_method(scope, route),
             route=None if route is None else route.path,
             object_id=None if caller is None else _object_of(scope),
             status=status,
             code=code,
             request_id=scope[REQUEST_ID_KEY],
-            address=address,
+            address=None if address is None else address[:MAX_ADDRESS],
         )
 
     def _is_flood(self, code: str, who: str | None) -> bool:
@@ -194,6 +195,12 @@ class Auditor:
                     return context
                 partial = partial or context
         return partial
+
+
+def _method(scope: Scope, route: RouteContext | None) -> str:
+    """The method; text that fits no column would take other entries with it."""
+    method: str = scope["method"]
+    return method if route is not None and method in METHODS else "?"
 
 
 def _may_have_changed(scope: Scope, status: int, *, replayed: bool) -> bool:

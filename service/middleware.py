@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
+from service.access import METHODS
 from service.bodies import Body, BodyMemory
 from service.problems import MEDIA_TYPE, REQUEST_ID_HEADER, REQUEST_ID_KEY, problem
 from sharpzo_core.settings import MIB
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNMATCHED = "unmatched"  # label of requests that no route takes
-_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _FIRST_ERROR = 400
 _CLIENT_CLOSED = 499  # counted only; nobody is left to answer
 _ENDS = "the service ends and has not finished this (send it again)"
@@ -100,8 +100,8 @@ def _has_two_lengths(scope: Scope) -> bool:
 
 
 def _method(scope: Scope) -> str:
-    """The method, if it is one that exists: a stranger can think of any number of others."""
-    return scope["method"] if scope["method"] in _METHODS else _UNMATCHED
+    """The method if there is one of this name, so that labels stay few."""
+    return scope["method"] if scope["method"] in METHODS else _UNMATCHED
 
 
 def _template(scope: Scope) -> str:

@@ -412,6 +412,15 @@ def test_refusals_and_changes_leave_one_entry_each(door: Door) -> None:
     assert {e.address for e in entries} == {"testclient"}
 
 
+def test_what_fits_no_column_is_not_noted(door: Door) -> None:
+    door.ask("X" * 5000, "/v1/jobs", headers={"X-Request-ID": "y" * 5000})
+    (made,) = noted(door)
+    assert (made.method, made.route, made.code) == ("?", "/v1/jobs", "auth_required")
+    for column in audit_log.c:
+        if isinstance(column.type, sa.String) and column.type.length is not None:
+            assert len(getattr(made, column.name) or "") <= column.type.length
+
+
 def test_a_flood_of_refusals_is_noted_and_fills_nothing(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
