@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from service import audit, rates
+from service import audit, events, rates
 from service.audit import MAX_WAITING, AuditLog
 from sharpzo_core.audit import AuditEntry, AuditStore
 from sharpzo_core.clock import utc_now
@@ -172,6 +173,37 @@ def test_forwarded_addresses_count_only_from_listed_proxies(settings: Settings) 
 
             (addresses[proxies],) = eventually(told, 10)
     assert addresses == {"": "127.0.0.1", "127.0.0.1": "203.0.113.9"}
+
+
+def test_any_number_of_event_streams_ask_the_database_no_more_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "MAX_LOOKS", 10.0)
+    looks: list[str] = []
+    jobs: Any = None
+    stopping = threading.Event()
+
+    def look(_jobs: object, job_id: str, _after: int) -> tuple[list[Any], bool]:
+        looks.append(job_id)
+        return [], False
+
+    async def admitted() -> bool:
+        return True
+
+    async def follow(job_id: str) -> None:
+        async for _ in events.stream_events(jobs, job_id, 0, stopping, admitted):
+            pass
+
+    async def follow_many() -> None:
+        streams = [asyncio.create_task(follow(str(i))) for i in range(20)]
+        await asyncio.sleep(3)
+        stopping.set()
+        await asyncio.gather(*streams)
+
+    monkeypatch.setattr(events, "_look", look)
+    asyncio.run(follow_many())
+    assert len(looks) <= 20 + 20
+    assert not events._open
 
 
 # Quotas
