@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Paths that everybody may read. Nothing else is answered without a key once there is one.
 PUBLIC = frozenset({"/", "/docs", "/livez", "/openapi.json", "/readyz"})
+#: Methods that exist. A stranger can think of any number of others, each as long as a head.
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 #: Methods that change nothing.
 READING = frozenset({"GET", "HEAD"})
 #: Any key will do.

@@ -17,17 +17,20 @@ from typing import TYPE_CHECKING
 from fastapi.routing import iter_route_contexts
 from starlette._utils import get_route_path
 
-from service.access import READING, changes_state
+from service.access import METHODS, READING, changes_state
 from service.callers import known_caller
+from service.errors import RateLimited
 from service.problems import REQUEST_ID_KEY, problem_code
 from sharpzo_core.audit import AuditEntry
 from sharpzo_core.clock import Clock, utc_now
-from sharpzo_core.errors import CoreError
+from sharpzo_core.errors import AuthRequired, CoreError
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.keys import holds_key
 from sharpzo_core.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi import FastAPI
     from fastapi.routing import RouteContext
     from starlette.types import Scope
@@ -41,6 +44,12 @@ AGAIN_SECONDS = 1.0  # until the database is tried again
 STOP_SECONDS = 5.0  # how long an orderly stop tries
 RETENTION_SECONDS = 3600.0  # between two looks for entries whose time is over
 REFUSED = frozenset({401, 403, 429})
+FLOOD_SECONDS = 60.0
+#: Refusals, by code, that one key or address may have noted in that time. Nothing else bounds them,
+#: and one entry for each would fill the database. (Wrong keys have a limit of their own.)
+FLOODS = {AuthRequired.code: 100, RateLimited.code: 1}
+MAX_FLOODS = 10_000  # keys and addresses
+MAX_ADDRESS = 64  # characters; what a proxy forwards need be none
 _FIRST_ERROR = 400
 _OBJECT = "sharpzo.object"  # in the ASGI scope
 _OBJECT_ID = re.compile(r"[A-Za-z0-9._:@-]{1,320}")
@@ -123,9 +132,17 @@ class AuditLog:
 class Auditor:
     """Tells which requests are to be noted, and what of them."""
 
-    def __init__(self, app: FastAPI, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        clock: Clock = utc_now,
+        ticks: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._routes = list(iter_route_contexts(app.routes))
         self._clock = clock
+        self._ticks = ticks
+        # (code, key or address) -> when it began, and how often it was noted since
+        self._floods: dict[tuple[str, str | None], tuple[float, int]] = {}
 
     def entry(
         self, scope: Scope, status: int, address: str | None, *, replayed: bool
@@ -138,19 +155,36 @@ class Auditor:
         if status not in REFUSED and not changes_state(scope["method"], original):
             return None
         caller = known_caller(scope)
+        code = problem_code(scope)
+        who = address if caller is None else caller.key_id
+        if code in FLOODS and self._is_flood(code, who):
+            return None
         return AuditEntry(
             id=new_id(Prefix.AUDIT),
             tenant=DEFAULT_TENANT if caller is None else caller.tenant,
             at=self._clock(),
             key_id=None if caller is None else caller.key_id,
-            method=scope["method"] if route is not None else "?",
+            method=_method(scope, route),
             route=None if route is None else route.path,
             object_id=None if caller is None else _object_of(scope),
             status=status,
-            code=problem_code(scope),
+            code=code,
             request_id=scope[REQUEST_ID_KEY],
-            address=address,
+            address=None if address is None else address[:MAX_ADDRESS],
         )
+
+    def _is_flood(self, code: str, who: str | None) -> bool:
+        """Whether enough entries tell of it."""
+        now = self._ticks()
+        since, noted = self._floods.get((code, who), (now, 0))
+        if now - since >= FLOOD_SECONDS:
+            since, noted = now, 0
+        if noted >= FLOODS[code]:
+            return True
+        if len(self._floods) >= MAX_FLOODS:
+            self._floods.clear()
+        self._floods[code, who] = since, noted + 1
+        return False
 
     def _route(self, scope: Scope) -> RouteContext | None:
         """The route that took the request, or would have."""
@@ -161,6 +195,12 @@ class Auditor:
                     return context
                 partial = partial or context
         return partial
+
+
+def _method(scope: Scope, route: RouteContext | None) -> str:
+    """The method; text that fits no column would take other entries with it."""
+    method: str = scope["method"]
+    return method if route is not None and method in METHODS else "?"
 
 
 def _may_have_changed(scope: Scope, status: int, *, replayed: bool) -> bool:

@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 EVENT_STREAM = "text/event-stream"
 POLL_SECONDS = 0.25
 KEEPALIVE_SECONDS = 15.0
+MAX_LOOKS = 400.0  # at the database in a second, by all streams together
 _BATCH = 100  # events read at a time
+_open: set[object] = set()  # streams
 
 
 async def stream_events(
@@ -40,6 +42,7 @@ async def stream_events(
     It ends as well when the caller is not `admitted` any more.
     """
     spoke = time.monotonic()
+    _open.add(stream := object())
     try:
         while not stopping.is_set() and await admitted():
             events, ended = await run_in_threadpool(_look, jobs, job_id, after)
@@ -54,10 +57,12 @@ async def stream_events(
             if time.monotonic() - spoke >= KEEPALIVE_SECONDS:
                 yield KEEPALIVE_COMMENT
                 spoke = time.monotonic()
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(max(POLL_SECONDS, len(_open) / MAX_LOOKS))
     except CoreError as error:
         # The job was deleted, or the database is away: the client comes again and is told.
         logger.info("events of %s end early: %s", job_id, error, extra={"action": "stream_ended"})
+    finally:
+        _open.discard(stream)
 
 
 def _look(jobs: JobStore, job_id: str, after: int) -> tuple[list[JobEvent], bool]:

@@ -1,13 +1,14 @@
 """The gate: who may come in at all. It stands before the routes and looks at no body.
 
 In this order: the `Host` that the request names; where it comes from, as long as no key is needed;
-its key; how many requests that key has sent. What a key may do is asked by `access`, route by
-route.
+its key; how many requests that key has sent; and once a slow body has come, its key again. What a
+key may do is asked by `access`, route by route.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING
 
 from starlette._utils import get_route_path
@@ -15,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 
 from service.access import PUBLIC
-from service.callers import ANYBODY, admit
+from service.callers import ANYBODY, admit, known_caller
 from service.error_handlers import answer
 from service.errors import HostNotAllowed, OriginNotAllowed
 from service.idempotency import REPLAYED_HEADER
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from service.services import Services
     from sharpzo_core.settings import Settings
 
+AT_ONCE_SECONDS = 0.25  # a body that is there in so short a time was sent by whoever came in
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _POLICY_VIOLATION = 1008  # code of a WebSocket's end: there are none here
 _SAFE = ("GET", "HEAD", "OPTIONS", "TRACE")
@@ -56,7 +58,7 @@ class Gate:
         except CoreError as error:
             await answer(Request(scope), error)(scope, receive, noting.send)
             return
-        await self._app(scope, receive, noting.send)
+        await self._app(scope, _Body(scope, receive).receive, noting.send)
 
     async def _admit(self, scope: Scope) -> dict[str, str]:
         """Let the request in; returns headers for its answer.
@@ -138,6 +140,34 @@ def _check_origin(method: str, headers: Headers) -> None:
     own = origin is None or origin.partition("://")[2] == headers.get("host")
     if not own or headers.get("sec-fetch-site") == "cross-site":
         raise OriginNotAllowed
+
+
+class _Body:
+    """Passes a body on, and looks at its end whether its sender would be let in now.
+
+    Otherwise a body that is begun in time, and sent slowly, makes a new key with a revoked one.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._began = time.monotonic()
+
+    async def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            AuthInvalid: the sender would not be let in.
+            StorageUnavailable: the database does not tell.
+        """
+        message = await self._receive()
+        caller = known_caller(self._scope)
+        ends = message["type"] == "http.request" and not message.get("more_body", False)
+        if ends and caller is not None and time.monotonic() - self._began > AT_ONCE_SECONDS:
+            services: Services = self._scope["app"].state.services
+            if not await services.keyring.still_admits(caller):
+                raise AuthInvalid
+        return message
 
 
 class _Noting:

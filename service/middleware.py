@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
+from service.access import METHODS
 from service.bodies import Body, BodyMemory
 from service.problems import MEDIA_TYPE, REQUEST_ID_HEADER, REQUEST_ID_KEY, problem
 from sharpzo_core.settings import MIB
@@ -83,7 +84,7 @@ class RequestLayer:
         finally:
             body.close()
             seconds = time.perf_counter() - started
-            self._metrics.observe_request(scope["method"], _template(scope), answer.status, seconds)
+            self._metrics.observe_request(_method(scope), _template(scope), answer.status, seconds)
 
 
 def _request_id(scope: Scope) -> str:
@@ -96,6 +97,11 @@ def _has_two_lengths(scope: Scope) -> bool:
     """Whether a proxy in front may have seen another request than we do."""
     headers = Headers(scope=scope)
     return "content-length" in headers and "transfer-encoding" in headers
+
+
+def _method(scope: Scope) -> str:
+    """The method if there is one of this name, so that labels stay few."""
+    return scope["method"] if scope["method"] in METHODS else _UNMATCHED
 
 
 def _template(scope: Scope) -> str:

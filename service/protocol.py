@@ -1,15 +1,20 @@
 """HTTP/1.1 on a connection of a stranger: uvicorn's protocol with what it leaves open closed.
 
-Uvicorn waits for ever for a request that is begun and not finished, accepts connections until the
-process has no descriptors left, and answers a malformed request with plain text.
+Uvicorn waits for ever for a request that is begun and not finished, and for a client that does not
+read its answer, accepts connections until the process has no descriptors left, and answers a
+malformed request with plain text.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
 import json
+import socket
+import struct
 import sys
 import uuid
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +22,10 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.problems import MEDIA_TYPE, REQUEST_ID_HEADER, problem_content
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
@@ -26,6 +35,10 @@ if TYPE_CHECKING:
 HEAD_SECONDS = 20.0
 #: Seconds in which the rest of a body is taken in, and thrown away, after its request was answered.
 LINGER_SECONDS = 2.0
+#: How often is looked whether an answer that waits to be sent gets shorter, and the bytes in a
+#: second that a client has to take for that.
+READ_SECONDS = 20.0
+MIN_READ_PER_SECOND = 256
 _MALFORMED = "the request is not well-formed HTTP/1.1"
 _FULL = "too many connections are open (try again in a second)"
 
@@ -40,17 +53,21 @@ def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
 
 
 class BoundedProtocol(H11Protocol):
-    """Bounded in the number of connections, and in the time that a request's head may take."""
+    """Bounded in the number of connections, and in the time for a request's head and an answer."""
 
     max_connections: ClassVar[int] = 1000
     head_seconds: ClassVar[float] = HEAD_SECONDS
     linger_seconds: ClassVar[float] = LINGER_SECONDS
+    read_seconds: ClassVar[float] = READ_SECONDS
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, and wait for its first request."""
         super().connection_made(transport)
         self._awaited: str | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._unread: int | None = None  # bytes of answers, at the last look
+        self._look: asyncio.TimerHandle | None = None
+        self._look_later()
         if len(self.connections) > self.max_connections:
             self._answer(503, _FULL, retry_after=1)
         else:
@@ -59,6 +76,8 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._await(None, 0)
+        if self._look is not None:
+            self._look.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -94,6 +113,25 @@ class BoundedProtocol(H11Protocol):
         self._awaited = what
         self._deadline = self.loop.call_later(seconds, self.transport.close) if what else None
 
+    def resume_writing(self) -> None:
+        """The client has taken most of what waited for it."""
+        self._unread = None
+        super().resume_writing()
+
+    def _look_later(self) -> None:
+        self._look = self.loop.call_later(self.read_seconds, self._look_whether_read)
+
+    def _look_whether_read(self) -> None:
+        """End a connection whose client does not read; to close it would wait for that."""
+        waiting = self.transport.get_write_buffer_size()
+        left = waiting + _unsent(self.transport) if waiting else 0
+        least = self.read_seconds * MIN_READ_PER_SECOND
+        if left and self._unread is not None and left > self._unread - least:
+            _reset(self.transport)
+            return
+        self._unread = left or None
+        self._look_later()
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - says the same of every fault
         """Answer a request that is no HTTP."""
         # Called while the exception is handled, which knows of heads that are too long (431).
@@ -126,3 +164,28 @@ class BoundedProtocol(H11Protocol):
         except h11.LocalProtocolError:  # the application has begun to answer
             pass
         self.transport.close()
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """End the connection, and let the system forget what it has not sent."""
+    if sys.platform != "win32":
+        linger = struct.pack("ii", 1, 0)
+        with suppress(OSError):
+            transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, linger
+            )
+    transport.abort()
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Bytes that the system has taken and the client has not.
+
+    The system takes more only when a third of its megabytes are free again, so that what waits
+    here does not tell a slow client from one that does not read.
+    """
+    if sys.platform != "linux":
+        return 0
+    count = array.array("i", [0])
+    with suppress(OSError, ValueError):  # it is closed
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+    return count[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,19 @@ _DECODE_ERRORS = (
     struct.error,
 )
 
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # of JPEG and PNG files
+_JPEG = b"\xff\xd8\xff"
+_BEGINNINGS = (_JPEG, b"\x89PNG\r\n\x1a\n")  # of JPEG and PNG files
 _DAMAGED = "the image is damaged or incomplete (save it again)"
+
+# Each scan of a JPEG goes over the whole picture, and may take no more than 80 bytes. Encoders make
+# about ten.
+_MAX_SCANS = 64
+_MAX_SEGMENTS = 10_000  # of a JPEG that is suspected of too many scans
+_MAX_READS = (
+    250_000  # of a file; Pillow reads, and some of it keeps, segments and chunks one by one
+)
+_SCAN, _END = 0xDA, 0xD9
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a segment, or of the end
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = frozenset({2, 3, 4, 5, 6, 7, 8})  # orientations that something must be done about
@@ -90,10 +102,42 @@ def inspect_image(
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if data.startswith(_JPEG) and data.count(bytes((0xFF, _SCAN))) > _MAX_SCANS:
+        _check_scans(data)
+    image = Image.open(_File(data), formats=FORMATS)
     if image.width * image.height > max_pixels:
         raise _too_large(max_pixels)
     return image
+
+
+class _File(io.BytesIO):
+    """A file that is not read in too many pieces."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > _MAX_READS:
+            raise ImageError("the image's file has too many parts (save it again)")
+        return super().read(size)
+
+
+def _check_scans(data: bytes) -> None:
+    """Look whether what looks like many scans are scans: a film behind the picture is none.
+
+    Raises:
+        ImageError: there are too many.
+    """
+    scans, at = 0, len(_JPEG) - 1
+    for _ in range(_MAX_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or found[1][0] == _END:
+            return
+        scans += found[1][0] == _SCAN
+        if scans > _MAX_SCANS:
+            break
+        at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
+    raise ImageError("the image's file has too many parts (save it again)")
 
 
 @contextmanager

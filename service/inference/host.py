@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sharpzo_engine import Prediction
 
 INLINE_PRODUCTS = 2_000_000  # multiplications that the event loop does itself: a millisecond
+CLASSES_AT_ONCE = 128  # whose names are encoded before images get their turn
 
 _DESCRIBED = TypeAdapter(PromptBackbone)
 _METRICS: TypeAdapter[dict[str, float | None]] = TypeAdapter(
@@ -221,10 +222,24 @@ class InferenceHost:
             ready = await self._prompts.ready(prompt)
             ready.temperature(question.calibrated)
             if question.zero_shot and not ready.knows_zero_shot:
-                await self._encoder.run(lambda: ready.zero_shot)
+                await self._learn_zero_shot(ready)
         except CoreError as error:
             return error
         return ready
+
+    async def _learn_zero_shot(self, ready: ReadyPrompt) -> None:
+        """Encode the hand-written prompt, so many classes at a time that others get their turn.
+
+        Raises:
+            NoZeroShot: it cannot be encoded.
+        """
+        parts = []
+        for start in range(0, len(ready.class_names), CLASSES_AT_ONCE):
+            encode = partial(ready.encode_zero_shot, start, start + CLASSES_AT_ONCE)
+            parts.append(await self._encoder.run(encode))
+            if ready.knows_zero_shot:  # another request was quicker
+                return
+        ready.keep_zero_shot(np.concatenate(parts))
 
     async def _score(
         self, ready: ReadyPrompt, embedded: Sequence[Embedded], question: Question

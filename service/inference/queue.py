@@ -70,6 +70,7 @@ class ModelQueue(Generic[L, T, R]):
     _entries: deque[Entry[L, T, R]] = field(default_factory=deque)
     _expected: Counter[L] = field(default_factory=Counter)  #: images that are being decoded
     _changed: threading.Condition = field(default_factory=threading.Condition)
+    _called: bool = False  #: whether a call was taken last
     _closed: bool = False
 
     def __len__(self) -> int:
@@ -77,7 +78,7 @@ class ModelQueue(Generic[L, T, R]):
         return len(self._entries)
 
     def call(self, call: Callable[[], object]) -> None:
-        """Have something done before the next batch."""
+        """Have something done, in turn with batches."""
         with self._changed:
             self._calls.append(call)
             self._changed.notify()
@@ -111,11 +112,13 @@ class ModelQueue(Generic[L, T, R]):
         """The next call or batch; blocks until there is one. None after `close`."""
         with self._changed:
             while not self._closed:
-                if self._calls:
-                    return self._calls.popleft()
                 self._drop_unwanted()
                 wait = self._patience()
+                if self._calls and not (wait == 0 and self._called):
+                    self._called = True
+                    return self._calls.popleft()
                 if wait == 0:
+                    self._called = False
                     return self._next_batch()
                 self._changed.wait(wait)
             return None

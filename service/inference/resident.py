@@ -6,7 +6,6 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -86,20 +85,29 @@ class ReadyPrompt:
             tenant=record.tenant,
         )
 
-    @cached_property
-    def zero_shot(self) -> Answers:
-        """The hand-written prompt's classifier; on the model thread when first asked for.
+    def encode_zero_shot(self, start: int, end: int) -> Floats:
+        """What the hand-written prompt multiplies by for some classes; on the model thread.
 
         Raises:
             NoZeroShot: its words or a class name cannot be encoded.
         """
         from sharpzo_engine.classifier import zero_shot_weights
 
+        names = self.class_names[start:end]
         try:
-            weights = zero_shot_weights(self.backbone, self.hand_written_context, self.class_names)
+            return zero_shot_weights(self.backbone, self.hand_written_context, names)
         except EngineError as error:
             raise NoZeroShot(f"{self.label}: {error}") from error
-        return Answers(weights, np.zeros(len(weights), np.float32))
+
+    def keep_zero_shot(self, weights: Floats) -> None:
+        """Remember those of all classes."""
+        self.__dict__["zero_shot"] = Answers(weights, np.zeros(len(weights), np.float32))
+
+    @property
+    def zero_shot(self) -> Answers:
+        """The hand-written prompt's classifier, once it is at hand."""
+        answers: Answers = self.__dict__["zero_shot"]
+        return answers
 
     @property
     def knows_zero_shot(self) -> bool:

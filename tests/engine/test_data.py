@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -231,6 +232,39 @@ def test_exif_of_another_type_is_a_fault_of_the_image(
     with pytest.raises(ImageError) as caught:
         decode_image(data)
     assert caught.value.code == "image_undecodable"
+
+
+def parts_of_an_image(kind: str) -> bytes:
+    """An image in a file of so many parts that to read it takes long."""
+    if kind == "scans":
+        image = Image.effect_noise((64, 64), 50)
+        data = encoded(image, "JPEG", progressive=True)
+        last = data.rindex(b"\xff\xda")
+        return data[:-2] + 100 * data[last:-2] + data[-2:]
+    if kind == "segments":
+        data = encoded(Image.new("RGB", (8, 8)), "JPEG")
+        return data[:2] + 300_000 * b"\xff\xfe\x00\x02" + data[2:]
+    data = encoded(Image.new("RGB", (8, 8)), "PNG")
+    return (
+        data[:33]
+        + 300_000 * (b"\x00\x00\x00\x00teSt" + zlib.crc32(b"teSt").to_bytes(4, "big"))
+        + data[33:]
+    )
+
+
+@pytest.mark.parametrize("kind", ["scans", "segments", "chunks"])
+def test_files_of_too_many_parts_are_refused(kind: str) -> None:
+    data = parts_of_an_image(kind)
+    with pytest.raises(ImageError, match="too many parts") as caught:
+        decode_image(data)
+    assert caught.value.code == "image_undecodable"
+
+
+def test_what_only_looks_like_scans_counts_for_nothing() -> None:
+    data = encoded(Image.new("RGB", (8, 4)), "JPEG", progressive=True)
+    film = 1000 * b"\xff\xda\x00\x0c"
+    own = b"\xff\xe5" + (len(film) + 2).to_bytes(2, "big") + film
+    assert decode_image(data[:2] + own + data[2:] + film).size == (8, 4)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -118,6 +119,35 @@ def test_what_comes_after_an_early_answer_is_not_read_for_ever(
         assert b"payload_too_large" in head
         send_until_closed(connection, b"x")
     assert time.monotonic() - started < 10
+
+
+DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def test_answers_that_nobody_reads_are_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "read_seconds", 0.5)
+    with connect(url) as connection:
+        connection.sendall((DOCUMENT + b"\r\n") * 400)  # tens of megabytes
+        time.sleep(2.5)
+        received = 0
+        with suppress(ConnectionError):
+            while piece := connection.recv(1 << 20):
+                received += len(piece)
+    assert received < 20 << 20
+
+
+def test_an_answer_that_is_read_slowly_comes_in_full(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedProtocol, "read_seconds", 0.3)
+    with connect(url) as connection:
+        head = DOCUMENT + b"Connection: keep-alive\r\n\r\n"
+        connection.sendall(head * 60 + DOCUMENT + b"Connection: close\r\n\r\n")
+        received = bytearray()
+        while piece := connection.recv(1 << 18):
+            received += piece
+            time.sleep(0.02)
+    assert received.count(b"HTTP/1.1 200") == 61
 
 
 @pytest.mark.bad_input("P4")

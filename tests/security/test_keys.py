@@ -35,7 +35,9 @@ from sharpzo_core.settings import Settings
 from sharpzo_core.tables import api_keys, metadata
 from tests.helpers import eventually
 from tests.security.conftest import Door, OpenDoor, bearer, changed, problem_of, scopes_text
+from tests.security.raw import connect, read
 from tests.service.conftest import dataset_members, settle, upload, zip_of
+from tests.service.servers import server_thread
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 DOCS = Path(__file__).parents[2] / "docs" / "keys.md"
@@ -366,6 +368,27 @@ def test_a_revoked_key_is_refused_within_two_seconds(door: Door) -> None:
     began = time.monotonic()
     eventually(lambda: door.ask("GET", "/v1/jobs", key).status_code == 401, 10)
     assert time.monotonic() - began <= keyring.FRESH_SECONDS + 0.5
+
+
+def test_a_key_that_is_revoked_under_a_body_opens_nothing(door: Door, settings: Settings) -> None:
+    admin = door.key()
+    body = b'{"name": "another", "scopes": ["admin"]}'
+    head = (
+        f"POST /v1/keys HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {admin.text}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    with server_thread(settings) as url, connect(url) as connection:
+        connection.sendall(head.encode() + body[:9])
+        time.sleep(0.5)
+        door.keys.revoke(admin.record.id)
+        time.sleep(keyring.FRESH_SECONDS)
+        before = len(door.keys.list().items)
+        connection.sendall(body[9:])
+        answer = read(connection)
+    assert answer.status == 401
+    assert answer.problem["code"] == "auth_invalid"
+    assert len(door.keys.list().items) == before
 
 
 def test_the_last_use_of_a_key_is_noted_off_the_request(door: Door) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from service import rates
+from service import audit, events, rates
 from service.audit import MAX_WAITING, AuditLog
 from sharpzo_core.audit import AuditEntry, AuditStore
 from sharpzo_core.clock import utc_now
@@ -172,6 +173,37 @@ def test_forwarded_addresses_count_only_from_listed_proxies(settings: Settings) 
 
             (addresses[proxies],) = eventually(told, 10)
     assert addresses == {"": "127.0.0.1", "127.0.0.1": "203.0.113.9"}
+
+
+def test_any_number_of_event_streams_ask_the_database_no_more_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "MAX_LOOKS", 10.0)
+    looks: list[str] = []
+    jobs: Any = None
+    stopping = threading.Event()
+
+    def look(_jobs: object, job_id: str, _after: int) -> tuple[list[Any], bool]:
+        looks.append(job_id)
+        return [], False
+
+    async def admitted() -> bool:
+        return True
+
+    async def follow(job_id: str) -> None:
+        async for _ in events.stream_events(jobs, job_id, 0, stopping, admitted):
+            pass
+
+    async def follow_many() -> None:
+        streams = [asyncio.create_task(follow(str(i))) for i in range(20)]
+        await asyncio.sleep(3)
+        stopping.set()
+        await asyncio.gather(*streams)
+
+    monkeypatch.setattr(events, "_look", look)
+    asyncio.run(follow_many())
+    assert len(looks) <= 20 + 20
+    assert not events._open
 
 
 # Quotas
@@ -410,6 +442,32 @@ def test_refusals_and_changes_leave_one_entry_each(door: Door) -> None:
     assert found == expected
     assert entries[0].request_id == "mine"
     assert {e.address for e in entries} == {"testclient"}
+
+
+def test_what_fits_no_column_is_not_noted(door: Door) -> None:
+    door.ask("X" * 5000, "/v1/jobs", headers={"X-Request-ID": "y" * 5000})
+    (made,) = noted(door)
+    assert (made.method, made.route, made.code) == ("?", "/v1/jobs", "auth_required")
+    for column in audit_log.c:
+        if isinstance(column.type, sa.String) and column.type.length is not None:
+            assert len(getattr(made, column.name) or "") <= column.type.length
+
+
+def test_a_flood_of_refusals_is_noted_and_fills_nothing(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(audit.FLOODS, "auth_required", 3)
+    keys = [door.key("a", rate_limit="1/hour") for _ in range(2)]
+    before = len(noted(door))
+    for key in (*keys, None):
+        for _ in range(6):
+            door.ask("GET", "/v1/jobs", key)
+    found = Counter((e.key_id, e.code) for e in noted(door)[before:])
+    assert [found[key.record.id, "rate_limited"] for key in keys] == [1, 1]
+    assert found.total() == 2 + 3
+    monkeypatch.setattr(audit, "FLOOD_SECONDS", 0.0)
+    door.ask("GET", "/v1/jobs", keys[0])
+    assert noted(door)[-1].code == "rate_limited"
 
 
 def test_an_admin_reads_the_log_of_its_tenant(door: Door) -> None:

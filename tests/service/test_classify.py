@@ -21,6 +21,7 @@ import torch
 from starlette.testclient import TestClient
 
 from service import metrics as metrics_module
+from service.inference import host
 from service.services import Services
 from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.settings import Settings
@@ -123,7 +124,11 @@ def test_a_prompt_without_a_temperature_says_so(
     assert client.post(URL, files=files(png())).status_code == 200
 
 
-def test_the_hand_written_prompt_answers_beside(client: TestClient, backbone: Backbone) -> None:
+@pytest.mark.parametrize("at_once", [2, host.CLASSES_AT_ONCE])
+def test_the_hand_written_prompt_answers_beside(
+    client: TestClient, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(host, "CLASSES_AT_ONCE", at_once)
     import_(client, artifact_of(backbone, config={"prompt": {"context": "a drawing of"}}))
     answer = client.post(f"{URL}?zero_shot=true&top_k=3", files=files(png())).json()
     weights = zero_shot_weights(backbone, "a drawing of", tuple(COLORS))

@@ -148,6 +148,7 @@ def test_metrics_count_by_template(client: TestClient, services: Services) -> No
     client.get("/v1/jobs/job_1")
     client.get("/v1/jobs/job_2")
     client.get("/nonesuch/1")
+    client.request("MINE", "/v1/jobs/job_1")  # labels that anybody can make up would never end
     text = client.get("/metrics").text
     label = 'method="GET",route="/v1/jobs/{job_id}",status="404"'
     assert f"sharpzo_http_requests_total{{{label}}} 2.0" in text
@@ -155,6 +156,7 @@ def test_metrics_count_by_template(client: TestClient, services: Services) -> No
     assert 'sharpzo_jobs{status="queued"} 0.0' in text
     assert "sharpzo_workers_alive 1.0" in text
     assert "job_1" not in text
+    assert "MINE" not in text
 
 
 def test_metrics_survive_the_database(

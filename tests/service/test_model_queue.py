@@ -65,6 +65,19 @@ def take(queue: ModelQueue[str, int, int]) -> list[int]:
     return [entry.item for entry in batch.entries]
 
 
+def test_calls_and_batches_take_turns(queue: ModelQueue[str, int, int], put: Make) -> None:
+    calls = [lambda n=n: n for n in range(4)]
+    for call in calls:
+        queue.call(call)
+    put(*range(6))
+    assert queue.take() is calls[0]
+    assert take(queue) == [0, 1, 2, 3]
+    assert queue.take() is calls[1]
+    assert take(queue) == [4, 5]
+    assert queue.take() is calls[2]
+    assert queue.take() is calls[3]
+
+
 def waits(queue: ModelQueue[str, int, int]) -> bool:
     """Whether `take` blocks; the taker is let go by `close`."""
     taken: list[Any] = []
