@@ -36,11 +36,12 @@ _DAMAGED = "the image is damaged or incomplete (save it again)"
 # about ten.
 _MAX_SCANS = 64
 _MAX_SEGMENTS = 10_000  # of a JPEG that is suspected of too many scans
-_MAX_READS = (
-    250_000  # of a file; Pillow reads, and some of it keeps, segments and chunks one by one
-)
+#: Of a file; Pillow reads segments and chunks one by one, and keeps some of them.
+_MAX_READS = 250_000
 _SCAN, _END = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a segment, or of the end
+
+_BAND = 256  # rows that are put on white at a time
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = frozenset({2, 3, 4, 5, 6, 7, 8})  # orientations that something must be done about
@@ -67,7 +68,10 @@ def decode_image(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image
     """
     with _translated(data, max_pixels):
         image = _open(data, max_pixels)
-        return _to_rgb(ImageOps.exif_transpose(image), image.format)
+        kind = image.format
+        rgb = _without_alpha(_upright(image))
+        rgb.format = kind  # which Pillow forgets when it converts
+        return rgb
 
 
 def inspect_image(
@@ -91,13 +95,11 @@ def inspect_image(
         # Without colours it takes a little less, and every bit is read all the same.
         image.draft(None if thumbnail else "L", (max(1, thumbnail),) * 2)
         image.load()
-        orientation = image.getexif().get(_ORIENTATION)
-        # Without need it would make a copy.
-        upright = ImageOps.exif_transpose(image) if orientation in _UPRIGHT else image
-        small = _without_alpha(upright)
+        turned = image.getexif().get(_ORIENTATION) in _TURNED
+        small = _without_alpha(_upright(image))
         if thumbnail:
             small.thumbnail((thumbnail, thumbnail))
-        width, height = reversed(size) if orientation in _TURNED else size
+        width, height = reversed(size) if turned else size
         return Inspection(width, height, name, small if thumbnail else None)
 
 
@@ -153,22 +155,32 @@ def _translated(data: bytes, max_pixels: int) -> Iterator[None]:
         raise ImageError(_DAMAGED) from None
 
 
-def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
-    rgb = _without_alpha(image)
-    rgb.format = kind  # which Pillow forgets when it converts
-    return rgb
+# The largest pictures take 200 MB, and every copy of one as much: none is made without need.
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # EXIF may stand behind the picture
+    if image.getexif().get(_ORIENTATION) in _UPRIGHT:
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGB", rgba.size, "white")
-        canvas.paste(rgba, mask=rgba.getchannel("A"))
-        return canvas
+        return _on_white(image)
     if image.mode.startswith("I;16"):
         # Pillow clips 16-bit samples when it converts; the high byte keeps the picture.
         return image.point(lambda sample: sample / 256).convert("L").convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    canvas = Image.new("RGB", image.size, "white")
+    for top in range(0, image.height, _BAND):
+        box = (0, top, image.width, min(top + _BAND, image.height))
+        band = image.crop(box).convert("RGBA")
+        canvas.paste(band, box, band.getchannel("A"))
+    return canvas
 
 
 def _too_large(max_pixels: int) -> ImageError:
