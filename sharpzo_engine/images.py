@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,16 +58,27 @@ class Inspection:
     thumbnail: Image.Image | None = None  #: RGB, upright
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def decode_image(
+    data: bytes,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    admit: Callable[[int], object] | None = None,
+) -> Image.Image:
     """Decode JPEG, PNG or WebP bytes to an upright RGB image (the first frame of an animation).
 
     The image's `format` says which of the three it was.
+
+    Args:
+        data: The file.
+        max_pixels: Larger images are refused before they are decoded.
+        admit: Is called with the number of pixels before they take memory; it may wait.
 
     Raises:
         ImageError: code `image_format_not_allowed`, `image_too_large` or `image_undecodable`.
     """
     with _translated(data, max_pixels):
         image = _open(data, max_pixels)
+        if admit is not None:
+            admit(image.width * image.height)
         kind = image.format
         rgb = _without_alpha(_upright(image))
         rgb.format = kind  # which Pillow forgets when it converts

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import math
 import os
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,6 +39,7 @@ _OTHER_BATCH = 64
 _MAX_DECODERS = 8
 _PACE_WEIGHT = 0.2  # of the newest batch in the average of seconds per image
 _MAX_RETRY_SECONDS = 30
+LARGE_SHARE = 4  # more than this part of the allowed pixels makes a picture a large one
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class ImageEncoder:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._max_pixels = settings.max_image_pixels
+        self._large = threading.Lock()
         self._metrics = metrics
         rules = BatchRules(partial(_batch_size, settings), settings.inference_delay_ms / 1e3)
         self._queue: ModelQueue[Backbone, Tensor | None, Embedded] = ModelQueue(
@@ -109,7 +112,7 @@ class ImageEncoder:
             return
         started = time.perf_counter()
         try:
-            entry.item = _prepare(entry.lane, self._max_pixels, image)
+            entry.item = self._prepare(entry.lane, image)
         except ImageError as error:
             self._queue.forgo(entry.lane)
             _settle([entry], [error])
@@ -119,6 +122,18 @@ class ImageEncoder:
         else:
             self._metrics.observe_decode(time.perf_counter() - started)
             self._queue.put(entry)
+
+    def _prepare(self, backbone: Backbone, image: bytes) -> Tensor:
+        """Decode and preprocess; of very large pictures one at a time, for what they take."""
+        from sharpzo_engine.images import decode_image
+
+        with ExitStack() as held:
+
+            def admit(pixels: int) -> None:
+                if pixels > self._max_pixels // LARGE_SHARE:
+                    held.enter_context(self._large)
+
+            return backbone.preprocess(decode_image(image, self._max_pixels, admit))
 
     def _encode(self, batch: _Batch) -> None:
         """Put a batch through the image encoder; on the model thread."""
@@ -161,12 +176,6 @@ def _compute_on_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def _prepare(backbone: Backbone, max_pixels: int, data: bytes) -> Tensor:
-    from sharpzo_engine.images import decode_image
-
-    return backbone.preprocess(decode_image(data, max_pixels))
 
 
 def _settle(entries: Sequence[_Entry], results: Sequence[Embedded]) -> None:

@@ -540,3 +540,25 @@ def test_a_smaller_precision_answers_nearly_the_same(
     for result, predictions in zip(answer["results"], exact, strict=True):
         assert result["predictions"][0]["label"] == predictions[0].label
         assert scores(result) == pytest.approx({p.label: p.score for p in predictions}, abs=0.3)
+
+
+def test_large_pictures_are_decoded_one_at_a_time_and_others_meanwhile(
+    make_client: MakeClient, settings: Settings, backbone: Backbone
+) -> None:
+    small, large = png(COLORS["red"], 16), png(COLORS["blue"], 200)
+    limits = {"max_image_pixels": 4 * 100 * 100, "decode_threads": 3}
+    client = make_client(settings.model_copy(update=limits))
+    assert import_(client, artifact_of(backbone)).status_code == 201
+    held: threading.Lock = client.app.state.services.inference._encoder._large  # type: ignore[attr-defined]
+    with held, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.post, URL, files=files(large))
+        for _ in range(3):
+            assert client.post(URL, files=files(small)).status_code == 200
+        assert not waiting.done()
+        held.release()
+        best = [
+            result["predictions"][0]["label"] for result in waiting.result(20).json()["results"]
+        ]
+        held.acquire()
+    assert best == ["blue"]
+    assert not held.locked()
