@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import secrets
 from contextlib import suppress
 from typing import Any
 from zlib import crc32
@@ -22,6 +23,7 @@ OWN_KEY = "SHARPZO_FUZZ_OWN_KEY"
 _OWN_KEY = os.environ.get(OWN_KEY, "").split()
 _FILES = [*archives(), *pictures(), prompt().to_bytes()]
 
+_RUN = secrets.token_hex(4)  # runs may share a server
 _numbers = itertools.count()
 PATIENCE_MS = 60_000
 
@@ -47,7 +49,8 @@ def before_call(_: schemathesis.HookContext, case: schemathesis.Case, __: Any) -
         _name_existing(case.path_parameters)
         _name_existing(case.body)
     if "Idempotency-Key" in case.headers:
-        case.headers["Idempotency-Key"] += f" {next(_numbers)}"
+        key = case.headers["Idempotency-Key"]
+        case.headers["Idempotency-Key"] = f"{key[:200]} {_RUN} {next(_numbers)}"
 
 
 def _name_existing(values: Any) -> None:
