@@ -120,6 +120,7 @@ def stop_between_transactions(server: ServerProcess, services: Services) -> None
 
     def stopped() -> bool:
         server.process.send_signal(signal.SIGSTOP)
+        eventually(lambda: all_stopped(server.process.pid))  # a thread may still take the lock
         try:
             with writing(services.database):
                 return True
@@ -128,6 +129,12 @@ def stop_between_transactions(server: ServerProcess, services: Services) -> None
             return False
 
     eventually(stopped)
+
+
+def all_stopped(pid: int) -> bool:
+    """Whether the signal has reached every thread of the process."""
+    stats = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(") ")[2].startswith("T") for stat in stats)
 
 
 def assert_complete(services: Services, dataset_id: str) -> None:
