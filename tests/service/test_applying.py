@@ -94,7 +94,7 @@ def test_a_job_is_accepted(client: TestClient, services: Services, action: str) 
     assert (
         job["config"]
         == {
-            "evaluate": {"split": "test", "zero_shot": True},
+            "evaluate": {"split": "test", "zero_shot": True, "classes": None},
             "batch": {"split": None, "top_k": 5, "calibrated": False, "zero_shot": False},
         }[action]
     )
