@@ -82,7 +82,7 @@ def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> 
     )
     if job.config.get("calibrated"):
         tuned.require_temperature()  # before the work, not after it
-    classifier = _classifier(tuned, deps)
+    classifier = PromptClassifier(tuned, _backbone(tuned, deps))
     dataset = patiently(lambda: deps.datasets.of(job.tenant).get(job.dataset_id), deps.sleep)
     parts = JobParts(job, dataset, classifier.backbone, lease=lease, report=report, deps=deps)
     parts.embed()
@@ -101,13 +101,6 @@ def _prompt_record(job: Job, deps: RunnerDeps) -> PromptRecord:
         return deps.prompts.of(job.tenant).get(job.prompt_id or "")
     except NotFound:
         raise ArtifactError("the prompt was deleted (apply another one)") from None
-
-
-def _classifier(prompt: TunedPrompt, deps: RunnerDeps) -> PromptClassifier:
-    backbone = _backbone(prompt, deps)
-    if prompt.weights.shape[1] != backbone.embed_dim:
-        raise ArtifactError("the prompt's file does not fit its backbone")
-    return PromptClassifier(prompt, backbone)
 
 
 def _backbone(prompt: TunedPrompt, deps: RunnerDeps) -> Backbone:
