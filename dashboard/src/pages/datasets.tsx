@@ -1,0 +1,3 @@
+export function DatasetsPage(_: { x?: string }) {
+  return <h1>DatasetsPage</h1>;
+}
