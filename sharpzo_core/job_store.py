@@ -310,11 +310,13 @@ def _thinned(wanted: sa.ColumnElement[bool], total: int, stride: int) -> sa.Sele
 
 def _merge_run(steps: Sequence[JobStep]) -> JobStep:
     """The last step, with what only earlier ones measured."""
-    merged = {
-        name: next((v for step in reversed(steps) if (v := getattr(step, name)) is not None), None)
-        for name in _RARE
-    }
-    return replace(steps[-1], **merged)
+    known: dict[str, Any] = {name: _latest(steps, name) for name in _RARE}
+    return replace(steps[-1], **known)
+
+
+def _latest(steps: Sequence[JobStep], name: str) -> float | None:
+    values = (getattr(step, name) for step in reversed(steps))
+    return next((value for value in values if value is not None), None)
 
 
 def _read_event(row: sa.Row[Any]) -> JobEvent:
