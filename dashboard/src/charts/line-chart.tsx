@@ -45,7 +45,13 @@ export function LineChart(props: Props) {
   const chart = useRef<uPlot>();
   const shown = useRef(bands);
   shown.current = bands;
-  const shape = [appearance.value, logarithmic, ...lines.map((line) => line.label)].join("\n");
+  const shape = [
+    appearance.value,
+    title,
+    props.xLabel,
+    logarithmic,
+    ...lines.map((line) => line.label),
+  ].join("\n");
 
   useEffect(() => {
     const element = place.current;
@@ -115,6 +121,7 @@ function drawBands(chart: uPlot, bands: readonly Band[]): void {
   ctx.clip();
   ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
   ctx.textBaseline = "top";
+  ctx.textAlign = "left";
   ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
   ctx.strokeStyle = colour("--faint");
   for (const [index, band] of bands.entries()) {
