@@ -1,7 +1,7 @@
 // The frame around every page: where one is, where one can go, and what the service says of itself.
 import { useEffect, useRef } from "preact/hooks";
 import { Link, Route, Router, Switch, useLocation } from "wouter-preact";
-import { useHashLocation } from "wouter-preact/use-hash-location";
+import { useHashLocation } from "./parts/hash-location";
 import { KeyButton, KeyDialog } from "./parts/key";
 import { Notices } from "./parts/notices";
 import { ThemeButton } from "./parts/theme";
