@@ -51,8 +51,12 @@ async function writePages({ errors, metafile }) {
   for (const name of await readdir(assets)) {
     if (!kept.has(name)) await rm(join(assets, name));
   }
-  for (const file of [...Object.keys(PAGES).map((p) => join(out, p)), ...[...kept].map((n) => join(assets, n))]) {
-    if (COMPRESSED.test(file)) await writeFile(`${file}.gz`, gzipSync(await readFile(file), { level: 9 }));
+  for (const file of [
+    ...Object.keys(PAGES).map((p) => join(out, p)),
+    ...[...kept].map((n) => join(assets, n)),
+  ]) {
+    if (COMPRESSED.test(file))
+      await writeFile(`${file}.gz`, gzipSync(await readFile(file), { level: 9 }));
   }
 }
 

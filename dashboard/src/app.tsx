@@ -1,7 +1,7 @@
 // The frame around every page: where one is, where one can go, and what the service says of itself.
 import { useEffect, useRef } from "preact/hooks";
 import { Link, Route, Router, Switch, useLocation } from "wouter-preact";
-import { useHashLocation } from "./parts/hash-location";
+import { useHashLocation } from "wouter-preact/use-hash-location";
 import { KeyButton, KeyDialog } from "./parts/key";
 import { Notices } from "./parts/notices";
 import { ThemeButton } from "./parts/theme";
@@ -81,14 +81,16 @@ function Pages() {
   useFocusOnChange(location);
   return (
     <Switch>
-      <Route path="/new-job" component={NewJobPage} />
+      <Route path="/new-job/:dataset?">
+        {({ dataset }) => <NewJobPage dataset={dataset ?? ""} />}
+      </Route>
       <Route path="/jobs/:id">{({ id }) => <JobPage key={id} id={id} />}</Route>
-      <Route path="/compare" component={ComparePage} />
+      <Route path="/compare/:jobs?">{({ jobs }) => <ComparePage chosen={jobs ?? ""} />}</Route>
       <Route path="/datasets" component={DatasetsPage} />
       <Route path="/datasets/:id">{({ id }) => <DatasetPage key={id} id={id} />}</Route>
       <Route path="/prompts" component={PromptsPage} />
       <Route path="/prompts/:ref">{({ ref }) => <PromptPage key={ref} reference={ref} />}</Route>
-      <Route path="/try" component={TryPage} />
+      <Route path="/try/:ref?">{({ ref }) => <TryPage reference={ref ?? ""} />}</Route>
       <Route path="/jobs" component={JobsPage} />
       <Route path="/" component={JobsPage} />
       <Route>

@@ -70,8 +70,12 @@ export async function fetchRaw(path: string, init: RequestInit = {}): Promise<Re
 }
 
 /** Have the browser save what is behind a path, which a plain link could not fetch with a key. */
-export async function download(path: string, filename: string): Promise<void> {
-  const url = URL.createObjectURL(await (await fetchRaw(path)).blob());
+export async function download(
+  path: string,
+  filename: string,
+  headers: Record<string, string> = {},
+): Promise<void> {
+  const url = URL.createObjectURL(await (await fetchRaw(path, { headers })).blob());
   const link = document.createElement("a");
   link.href = url;
   link.download = filename;

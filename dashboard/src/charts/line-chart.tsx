@@ -17,6 +17,8 @@ export interface Line {
 /** A stretch of the x axis with a name, such as a stage. */
 export interface Band {
   label: string;
+  /** Where there is no room for more. */
+  short: string;
   from: number;
   to: number;
   colour: string;
@@ -82,7 +84,14 @@ function options(props: Props, width: number, bands: { current: readonly Band[] 
     height,
     cursor: { sync: { key: cursors.key }, drag: { x: true, y: false } },
     scales: { x: { time: false }, y: logarithmic ? { distr: 3 } : {} },
-    axes: [{ ...axis, label: xLabel, labelSize: 16, labelFont: axis.font, size: 32 }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) }],
+    axes: [
+      { ...axis, label: xLabel, labelSize: 16, labelFont: axis.font, size: 32 },
+      {
+        ...axis,
+        size: 58,
+        values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),
+      },
+    ],
     series: [
       { label: xLabel, value: (_, v) => (v === null ? "–" : String(v)) },
       ...lines.map((line) => ({
@@ -106,16 +115,28 @@ function drawBands(chart: uPlot, bands: readonly Band[]): void {
   ctx.clip();
   ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
   ctx.textBaseline = "top";
-  for (const band of bands) {
+  ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
+  ctx.strokeStyle = colour("--faint");
+  for (const [index, band] of bands.entries()) {
     const left = chart.valToPos(band.from, "x", true);
     const right = chart.valToPos(band.to, "x", true);
     ctx.fillStyle = colour(band.colour);
     ctx.fillRect(left, bbox.top, right - left, bbox.height);
+    if (index > 0) drawLine(ctx, left, bbox.top, bbox.height);
     ctx.fillStyle = colour("--faint");
     const start = Math.max(left, bbox.left) + 6;
-    if (right - start > ctx.measureText(band.label).width) ctx.fillText(band.label, start, bbox.top + 6);
+    const fits = (label: string) => right - start > ctx.measureText(label).width;
+    const label = [band.label, band.short].find(fits);
+    if (label !== undefined) ctx.fillText(label, start, bbox.top + 6);
   }
   ctx.restore();
+}
+
+function drawLine(ctx: CanvasRenderingContext2D, x: number, top: number, height: number): void {
+  ctx.beginPath();
+  ctx.moveTo(x, top);
+  ctx.lineTo(x, top + height);
+  ctx.stroke();
 }
 
 /** What a reader who does not see the chart has to know. */
@@ -124,7 +145,10 @@ function summarise({ title, x, lines, xLabel = "step", format }: Props): string 
     const known = line.values.filter((value) => value !== null);
     const [first, last] = [known[0], known.at(-1)];
     if (first === undefined || last === undefined) return `${line.label}: nothing measured yet`;
-    const [low, high] = [known.reduce((a, b) => Math.min(a, b)), known.reduce((a, b) => Math.max(a, b))];
+    const [low, high] = [
+      known.reduce((a, b) => Math.min(a, b)),
+      known.reduce((a, b) => Math.max(a, b)),
+    ];
     return `${line.label}: from ${format(first)} to ${format(last)}, lowest ${format(low)}, highest ${format(high)}`;
   });
   return `${title}, ${xLabel} ${x[0] ?? 0} to ${x.at(-1) ?? 0}. ${told.join(". ")}`;

@@ -41,7 +41,7 @@ function Content({ dataset }: { dataset: Dataset }) {
         <DatasetStatus dataset={dataset} />
         <p class="actions">
           {ready && dataset.labelled && (
-            <Link class="button" href={`/new-job?dataset=${dataset.id}`}>
+            <Link class="button" href={`/new-job/${dataset.id}`}>
               Tune on this
             </Link>
           )}

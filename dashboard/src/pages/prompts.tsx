@@ -7,7 +7,7 @@ import { count, points } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
 import { tell } from "../parts/notices";
 import { backboneName, byName } from "../parts/prompt";
-import { accuracies, promptPath } from "../parts/refs";
+import { accuracies, promptPath, tryPath } from "../parts/refs";
 import { FileField, TextField, UploadState, faultOf, useUpload } from "../parts/upload-form";
 
 const NAME = "[A-Za-z0-9][A-Za-z0-9._\\-]*";
@@ -105,7 +105,7 @@ function Row({ prompt }: { prompt: Prompt }) {
         <Time at={prompt.created_at} />
       </td>
       <td class="number">
-        <Link href={`/try?prompt=${prompt.name}:${prompt.version}`}>Try</Link>
+        <Link href={tryPath(`${prompt.name}:${prompt.version}`)}>Try</Link>
       </td>
     </tr>
   );

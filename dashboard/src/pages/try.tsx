@@ -1,13 +1,13 @@
 // Images in, labels out: the tuned prompt beside the hand-written one.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { Link, useLocation, useSearch } from "wouter-preact";
+import { Link, useLocation } from "wouter-preact";
 import { api, body, type Prompt } from "../api/client";
 import { classify, parts, type LeftOut } from "../parts/classify";
 import { Drop } from "../parts/drop";
 import { count } from "../parts/format";
 import { TriedImage, type Tried } from "../parts/predictions";
 import { byName } from "../parts/prompt";
-import { promptPath, tryPath } from "../parts/refs";
+import { decoded, promptPath, tryPath } from "../parts/refs";
 import { Shown, useResource } from "../parts/resource";
 
 const MOST = 100; // prompts to choose from
@@ -19,7 +19,7 @@ const NOTES: Record<LeftOut, string> = {
 
 let ids = 0;
 
-export function TryPage() {
+export function TryPage({ reference }: { reference: string }) {
   const prompts = useResource(async (signal) => {
     const params = { query: { limit: MOST } };
     return (await body(api.GET("/v1/prompts", { params, signal }))).data;
@@ -32,7 +32,11 @@ export function TryPage() {
       <Shown of={prompts}>
         {(known) => {
           const [first] = known;
-          return first === undefined ? <Nothing /> : <Bench prompts={known} first={first.name} />;
+          return first === undefined ? (
+            <Nothing />
+          ) : (
+            <Bench prompts={known} reference={decoded(reference) || first.name} />
+          );
         }}
       </Shown>
     </>
@@ -48,9 +52,8 @@ function Nothing() {
   );
 }
 
-function Bench({ prompts, first }: { prompts: Prompt[]; first: string }) {
+function Bench({ prompts, reference: ref }: { prompts: Prompt[]; reference: string }) {
   const [, navigate] = useLocation();
-  const ref = new URLSearchParams(useSearch()).get("prompt") ?? first;
   const [calibrated, setCalibrated] = useState(false);
   const bench = useBench(ref, calibrated);
   usePaste(bench.add);

@@ -72,11 +72,18 @@ export function Fact({ name, children }: { name: string; children: ComponentChil
   );
 }
 
+interface TableProps {
+  label: string;
+  /** Show each row as a block on a phone; its cells then need a `data-label`. */
+  stack?: boolean;
+  children: ComponentChildren;
+}
+
 /** A table that scrolls by itself where it is too wide, also by keyboard. */
-export function Table({ label, children }: { label: string; children: ComponentChildren }) {
+export function Table({ label, stack = false, children }: TableProps) {
   return (
     <div class="table" role="region" aria-label={label} tabIndex={0}>
-      <table>{children}</table>
+      <table class={stack ? "stack" : ""}>{children}</table>
     </div>
   );
 }

@@ -20,7 +20,9 @@ export function count(value: number | null | undefined): string {
 
 export function decimal(value: number | null | undefined): string {
   if (value == null) return DASH;
-  return Math.abs(value) < 0.001 && value !== 0 ? value.toExponential(2) : value.toPrecision(4);
+  return Math.abs(value) < 0.001 && value !== 0
+    ? value.toExponential(2)
+    : String(Number(value.toPrecision(4)));
 }
 
 export function bytes(value: number): string {

@@ -8,7 +8,7 @@ export function promptPath(ref: string): string {
 }
 
 export function tryPath(ref: string): string {
-  return `/try?prompt=${encodeURIComponent(ref)}`;
+  return `/try/${encodeURIComponent(ref)}`;
 }
 
 /** What stands in an address; text that is wrongly encoded is taken as it is. */

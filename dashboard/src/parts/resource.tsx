@@ -31,7 +31,8 @@ export function useResource<T>(
     const controller = new AbortController();
     latest.current(controller.signal).then(
       (value) => controller.signal.aborted || setState({ value }),
-      (error) => controller.signal.aborted || setState((old) => ({ ...old, error: asError(error) })),
+      (error) =>
+        controller.signal.aborted || setState((old) => ({ ...old, error: asError(error) })),
     );
     return () => controller.abort();
   }, [credentials, turn, ...inputs]);
