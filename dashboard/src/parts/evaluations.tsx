@@ -2,8 +2,9 @@
 import { useState } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { api, body, idempotencyKey, type Dataset, type Job, type Prompt } from "../api/client";
-import { Share, Status, Table, Text, Time, isOver } from "./basics";
+import { Share, Status, Table, Time, isOver } from "./basics";
 import { count, percent } from "./format";
+import { Named } from "./named";
 import { attempt } from "./notices";
 import { isolated } from "./refs";
 import { Shown, useResource, type Resource } from "./resource";
@@ -79,7 +80,7 @@ function Jobs({ jobs, datasets }: { jobs: Job[]; datasets: Dataset[] }) {
           <tr key={id}>
             <td>
               <Link href={`/datasets/${dataset}`}>
-                <Text>{names.get(dataset) ?? dataset}</Text>
+                <Named or={dataset}>{names.get(dataset) ?? dataset}</Named>
               </Link>
             </td>
             <td>{String(config["split"] ?? "")}</td>

@@ -3,6 +3,7 @@ import { useState } from "preact/hooks";
 import type { ClassifyResult, Prediction } from "../api/client";
 import { Text } from "./basics";
 import { percent } from "./format";
+import { Named } from "./named";
 import { Prose } from "./prose";
 
 /** An image that somebody gave, and what is known of it. */
@@ -77,7 +78,7 @@ function Ranking({ title, predictions, kind }: RankingProps) {
       <ol class="ranking">
         {predictions.map(({ index, label, score }) => (
           <li key={index}>
-            <Text>{label}</Text>
+            <Named>{label}</Named>
             <span>{percent(score)}</span>
             <meter class={kind} min={0} max={1} value={score} aria-hidden="true" />
           </li>
