@@ -61,6 +61,7 @@ function Datasets({ datasets, onDeleted }: { datasets: Dataset[]; onDeleted: () 
 function Row({ dataset, onDeleted }: { dataset: Dataset; onDeleted: () => void }) {
   const { id, name, labelled, classes, images, splits, status } = dataset;
   const known = status === "ready";
+  const figures = known ? "number" : "number wide-only"; // nothing to tell yet, or ever
   return (
     <tr>
       <td class="head">
@@ -73,23 +74,25 @@ function Row({ dataset, onDeleted }: { dataset: Dataset; onDeleted: () => void }
       </td>
       {labelled ? (
         <>
-          <td class="number" data-label="Classes">
+          <td class={figures} data-label="Classes">
             {count(known ? classes.length : null)}
           </td>
-          <td class="number" data-label="Train">
+          <td class={figures} data-label="Train">
             {count(known ? splits.train : null)}
           </td>
-          <td class="number" data-label="Val">
+          <td class={figures} data-label="Val">
             {count(known ? splits.val : null)}
           </td>
-          <td class="number" data-label="Test">
+          <td class={figures} data-label="Test">
             {count(known ? splits.test : null)}
           </td>
         </>
       ) : (
         <td class="number" colSpan={4} data-label="Images">
-          {known && `${count(images)} images `}
-          <span class="tag">unlabelled</span>
+          <span>
+            {known && `${count(images)} `}
+            <span class="tag">unlabelled</span>
+          </span>
         </td>
       )}
       <td data-label="Created">

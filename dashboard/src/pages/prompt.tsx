@@ -168,7 +168,7 @@ function VersionsCard({ prompt }: { prompt: Prompt }) {
                 <th>Version</th>
                 <th>Tuned</th>
                 <th class="number">Gain</th>
-                <th>Created</th>
+                <th class="wide-only">Created</th>
               </tr>
             </thead>
             <tbody>
@@ -198,7 +198,7 @@ function Version({ version, isHere }: { version: Prompt; isHere: boolean }) {
         <Share of={after} />
       </td>
       <td class="number">{points(before, after)}</td>
-      <td>
+      <td class="wide-only">
         <Time at={version.created_at} />
       </td>
     </tr>

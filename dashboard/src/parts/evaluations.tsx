@@ -67,8 +67,7 @@ function Jobs({ jobs, datasets }: { jobs: Job[]; datasets: Dataset[] }) {
         <tr>
           <th>Dataset</th>
           <th>Split</th>
-          <th>Accuracy</th>
-          <th>Zero-shot</th>
+          <th>Zero-shot and tuned</th>
           <th class="number" title="Expected calibration error">
             ECE
           </th>
@@ -84,11 +83,9 @@ function Jobs({ jobs, datasets }: { jobs: Job[]; datasets: Dataset[] }) {
               </Link>
             </td>
             <td>{String(config["split"] ?? "")}</td>
-            <td>
-              <Share of={job.metrics.accuracy ?? null} kind="after" />
-            </td>
-            <td>
+            <td class="pair">
               <Share of={job.metrics.zero_shot_accuracy ?? null} kind="before" />
+              <Share of={job.metrics.accuracy ?? null} kind="after" />
             </td>
             <td class="number">{percent(job.metrics.ece)}</td>
             <td>

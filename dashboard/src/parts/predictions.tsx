@@ -30,12 +30,12 @@ export function TriedImage({ tried: { file, url, result }, onRemove }: Props) {
         <div class="no-image">no preview</div>
       )}
       <div class="tried-text">
-        <h3>
+        <h2>
           <Text>{name}</Text>
           <button class="plain" aria-label="Remove this image" onClick={onRemove}>
             ✕
           </button>
-        </h3>
+        </h2>
         {result === undefined ? <p class="waiting">Waiting…</p> : <Answer result={result} />}
       </div>
     </li>
@@ -74,7 +74,7 @@ interface RankingProps {
 function Ranking({ title, predictions, kind }: RankingProps) {
   return (
     <section aria-label={title}>
-      <h4>{title}</h4>
+      <h3>{title}</h3>
       <ol class="ranking">
         {predictions.map(({ index, label, score }) => (
           <li key={index}>
