@@ -1,8 +1,9 @@
 // Accuracy of each class before and after tuning, what gained most first.
 import { useMemo, useState } from "preact/hooks";
-import { Share, Table, Text } from "../parts/basics";
+import { Share, Table } from "../parts/basics";
 import { count, points } from "../parts/format";
 import { ShowAll } from "../parts/list";
+import { Named } from "../parts/named";
 import type { ClassFigures } from "../parts/reports";
 
 const FEW = 20; // rows until somebody asks for all
@@ -38,7 +39,7 @@ function Row({ row }: { row: ClassFigures }) {
   return (
     <tr>
       <td>
-        <Text>{name}</Text>
+        <Named>{name}</Named>
       </td>
       <td class="number wide-only">{count(images)}</td>
       <td class="pair">

@@ -2,6 +2,7 @@
 import { useMemo } from "preact/hooks";
 import { Table, Text } from "../parts/basics";
 import { count, percent } from "../parts/format";
+import { Named } from "../parts/named";
 import type { Cell } from "../parts/reports";
 
 const MOST_CLASSES = 30; // of a matrix that can be read
@@ -100,7 +101,7 @@ function Summary({ names, pairs }: { names: readonly string[]; pairs: Cell[] }) 
       <small>Most often:</small>
       {pairs.slice(0, TOLD_PAIRS).map(([actual, predicted, images]) => (
         <small key={`${actual} ${predicted}`} class="pair-told">
-          <Text>{names[actual] ?? ""}</Text> as <Text>{names[predicted] ?? ""}</Text>{" "}
+          <Named>{names[actual] ?? ""}</Named> as <Named>{names[predicted] ?? ""}</Named>{" "}
           {count(images)}×
         </small>
       ))}
@@ -129,10 +130,10 @@ function Pairs({ names, pairs, totals }: PairsProps) {
         {pairs.slice(0, PAIRS).map(([actual, predicted, images]) => (
           <tr key={`${actual} ${predicted}`}>
             <td>
-              <Text>{names[actual] ?? ""}</Text>
+              <Named>{names[actual] ?? ""}</Named>
             </td>
             <td>
-              <Text>{names[predicted] ?? ""}</Text>
+              <Named>{names[predicted] ?? ""}</Named>
             </td>
             <td class="number">{count(images)}</td>
             <td class="number">{percent(images / (totals[actual] ?? images))}</td>

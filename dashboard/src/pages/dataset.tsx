@@ -1,11 +1,12 @@
 // One dataset: what it holds, what was found wrong with it, and what it looks like.
 import { Link, useLocation } from "wouter-preact";
 import { api, body, type Dataset } from "../api/client";
-import { Fact, Text, Time } from "../parts/basics";
+import { Fact, Time } from "../parts/basics";
 import { ContactSheet } from "../parts/contact-sheet";
 import { DatasetStatus, DeleteDataset } from "../parts/dataset";
 import { bytes, count } from "../parts/format";
 import { ClassCounts, Findings, Sizes, Unreadable, preflightOf } from "../parts/preflight";
+import { Named } from "../parts/named";
 import { Prose } from "../parts/prose";
 import { Shown, useResource } from "../parts/resource";
 
@@ -36,7 +37,7 @@ function Content({ dataset }: { dataset: Dataset }) {
     <>
       <div class="title">
         <h1>
-          <Text>{dataset.name}</Text>
+          <Named or={dataset.id}>{dataset.name}</Named>
         </h1>
         <DatasetStatus dataset={dataset} />
         <p class="actions">
@@ -62,47 +63,31 @@ function Content({ dataset }: { dataset: Dataset }) {
       )}
       <Facts dataset={dataset} size={report?.bytes} />
       {report !== null && <Findings report={report} />}
-      {ready && <ContactSheet id={dataset.id} name={dataset.name} />}
-      {report !== null && (
-        <div class="columns">
-          <ClassCounts report={report} />
-          <div>
-            <Sizes report={report} />
-            <Unreadable report={report} />
-          </div>
+      <div class="columns">
+        {report !== null && <ClassCounts report={report} />}
+        <div>
+          {ready && <ContactSheet id={dataset.id} name={dataset.name} />}
+          {report !== null && <Sizes report={report} />}
+          {report !== null && <Unreadable report={report} />}
         </div>
-      )}
+      </div>
     </>
   );
 }
 
 function Facts({ dataset, size }: { dataset: Dataset; size: number | undefined }) {
-  const { labelled, classes, images, splits, sha256, created_at: created } = dataset;
+  const { labelled, sha256, created_at: created } = dataset;
   return (
     <section class="card" aria-label="Facts">
       <dl class="facts">
-        <Fact name="Images">
-          <span class="large">{count(images)}</span>
-        </Fact>
-        {labelled && (
-          <>
-            <Fact name="Classes">
-              <span class="large">{count(classes.length)}</span>
-            </Fact>
-            {(["train", "val", "test"] as const).map((split) => (
-              <Fact key={split} name={SPLIT_NAMES[split]}>
-                <span class="large">{count(splits[split])}</span>
-              </Fact>
-            ))}
-          </>
-        )}
+        {dataset.status === "ready" && <Counts dataset={dataset} />}
         {size !== undefined && <Fact name="Size">{bytes(size)}</Fact>}
         <Fact name="Labels">{labelled ? "by folder or list" : "none: can be classified only"}</Fact>
         <Fact name="Created">
           <Time at={created} />
         </Fact>
         <Fact name="Id">
-          <code>{dataset.id}</code>
+          <code class="id">{dataset.id}</code>
         </Fact>
         {sha256 !== null && (
           <Fact name="SHA-256">
@@ -111,6 +96,28 @@ function Facts({ dataset, size }: { dataset: Dataset; size: number | undefined }
         )}
       </dl>
     </section>
+  );
+}
+
+function Counts({ dataset: { labelled, classes, images, splits } }: { dataset: Dataset }) {
+  return (
+    <>
+      <Fact name="Images">
+        <span class="large">{count(images)}</span>
+      </Fact>
+      {labelled && (
+        <>
+          <Fact name="Classes">
+            <span class="large">{count(classes.length)}</span>
+          </Fact>
+          {(["train", "val", "test"] as const).map((split) => (
+            <Fact key={split} name={SPLIT_NAMES[split]}>
+              <span class="large">{count(splits[split])}</span>
+            </Fact>
+          ))}
+        </>
+      )}
+    </>
   );
 }
 

@@ -2,10 +2,11 @@
 import { useState } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { api, body, type Dataset } from "../api/client";
-import { Table, Text, Time } from "../parts/basics";
+import { Table, Time } from "../parts/basics";
 import { DatasetStatus, DeleteDataset } from "../parts/dataset";
 import { count } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
+import { Named } from "../parts/named";
 import { tell } from "../parts/notices";
 import { FileField, TextField, UploadState, faultOf, useUpload } from "../parts/upload-form";
 
@@ -35,7 +36,7 @@ export function DatasetsPage() {
 
 function Datasets({ datasets, onDeleted }: { datasets: Dataset[]; onDeleted: () => void }) {
   return (
-    <Table label="Datasets">
+    <Table label="Datasets" stack>
       <thead>
         <tr>
           <th>Name</th>
@@ -60,33 +61,44 @@ function Datasets({ datasets, onDeleted }: { datasets: Dataset[]; onDeleted: () 
 function Row({ dataset, onDeleted }: { dataset: Dataset; onDeleted: () => void }) {
   const { id, name, labelled, classes, images, splits, status } = dataset;
   const known = status === "ready";
+  const figures = known ? "number" : "number wide-only"; // nothing to tell yet, or ever
   return (
     <tr>
-      <td>
+      <td class="head">
         <Link href={`/datasets/${id}`}>
-          <Text>{name}</Text>
+          <Named or={id}>{name}</Named>
         </Link>
       </td>
-      <td>
+      <td data-label="Status">
         <DatasetStatus dataset={dataset} />
       </td>
       {labelled ? (
         <>
-          <td class="number">{count(known ? classes.length : null)}</td>
-          <td class="number">{count(known ? splits.train : null)}</td>
-          <td class="number">{count(known ? splits.val : null)}</td>
-          <td class="number">{count(known ? splits.test : null)}</td>
+          <td class={figures} data-label="Classes">
+            {count(known ? classes.length : null)}
+          </td>
+          <td class={figures} data-label="Train">
+            {count(known ? splits.train : null)}
+          </td>
+          <td class={figures} data-label="Val">
+            {count(known ? splits.val : null)}
+          </td>
+          <td class={figures} data-label="Test">
+            {count(known ? splits.test : null)}
+          </td>
         </>
       ) : (
-        <td class="number" colSpan={4}>
-          {known && `${count(images)} images `}
-          <span class="tag">unlabelled</span>
+        <td class="number" colSpan={4} data-label="Images">
+          <span>
+            {known && `${count(images)} `}
+            <span class="tag">unlabelled</span>
+          </span>
         </td>
       )}
-      <td>
+      <td data-label="Created">
         <Time at={dataset.created_at} />
       </td>
-      <td class="number">
+      <td class="number corner">
         <DeleteDataset dataset={dataset} class="plain" onDeleted={onDeleted} />
       </td>
     </tr>
@@ -134,13 +146,16 @@ function UploadCard({ onDone }: { onDone: () => void }) {
         required
         maxLength={200}
       />
-      <label class="check">
+      <label
+        class="check"
+        title="To classify, not to tune on; taken from whatever folder they are in"
+      >
         <input
           type="checkbox"
           checked={unlabelled}
           onChange={(event) => setUnlabelled(event.currentTarget.checked)}
         />
-        Unlabelled: to classify, not to tune on
+        Images without labels
       </label>
       <p class="actions">
         <button type="submit" disabled={file === null || uploading.share !== null}>

@@ -10,6 +10,7 @@ import { Fact, JobLink, Share, Table, Text, Time } from "../parts/basics";
 import { EvaluationsCard, useEvaluations } from "../parts/evaluations";
 import { count, decimal, duration, percent, points } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
+import { Named } from "../parts/named";
 import { DeletePrompt, PinButton, backboneName } from "../parts/prompt";
 import { accuracies, decoded, promptPath, tryPath } from "../parts/refs";
 import { loadReport, type Report } from "../parts/reports";
@@ -123,7 +124,7 @@ function Headline({ prompt }: { prompt: Prompt }) {
         </Fact>
         <Fact name="In memory">{residency?.resident ? "yes" : "when it is asked for"}</Fact>
         <Fact name="Id">
-          <code>{prompt.id}</code>
+          <code class="id">{prompt.id}</code>
         </Fact>
       </dl>
       <details>
@@ -167,7 +168,7 @@ function VersionsCard({ prompt }: { prompt: Prompt }) {
                 <th>Version</th>
                 <th>Tuned</th>
                 <th class="number">Gain</th>
-                <th>Created</th>
+                <th class="wide-only">Created</th>
               </tr>
             </thead>
             <tbody>
@@ -197,7 +198,7 @@ function Version({ version, isHere }: { version: Prompt; isHere: boolean }) {
         <Share of={after} />
       </td>
       <td class="number">{points(before, after)}</td>
-      <td>
+      <td class="wide-only">
         <Time at={version.created_at} />
       </td>
     </tr>
@@ -289,13 +290,13 @@ function LineageCard({ prompt: { lineage, backbone, sha256 } }: { prompt: Prompt
         {dataset !== null && (
           <Fact name="Dataset">
             <Link href={`/datasets/${dataset}`}>
-              <Text>{name ?? dataset}</Text>
+              <Named or={dataset}>{name ?? dataset}</Named>
             </Link>
           </Fact>
         )}
         {dataset === null && name !== null && (
           <Fact name="Dataset">
-            <Text>{name}</Text>
+            <Named>{name}</Named>
           </Fact>
         )}
         {before !== null && (

@@ -42,7 +42,7 @@ function Nothing() {
 
 function Prompts({ prompts }: { prompts: Prompt[] }) {
   return (
-    <Table label="Prompts">
+    <Table label="Prompts" stack>
       <thead>
         <tr>
           <th>Version</th>
@@ -78,7 +78,7 @@ function Row({ prompt }: { prompt: Prompt }) {
   const { before, after, split } = accuracies(prompt);
   return (
     <tr>
-      <td>
+      <td class="head">
         <Link href={promptPath(`${prompt.name}:${prompt.version}`)}>v{prompt.version}</Link>
       </td>
       <td>
@@ -91,20 +91,24 @@ function Row({ prompt }: { prompt: Prompt }) {
           {prompt.pinned && <span class="tag">pinned</span>}
         </span>
       </td>
-      <td class="number">{count(prompt.classes.length)}</td>
-      <td>
+      <td class="number" data-label="Classes">
+        {count(prompt.classes.length)}
+      </td>
+      <td data-label="Zero-shot">
         <Share of={before} kind="before" />
       </td>
-      <td>
+      <td data-label="Tuned">
         <Share of={after} kind="after" />
         {split === "validation" && after !== null && <small> val</small>}
       </td>
-      <td class="number">{points(before, after)}</td>
-      <td>{backboneName(prompt.backbone)}</td>
-      <td>
+      <td class="number" data-label="Gain">
+        {points(before, after)}
+      </td>
+      <td data-label="Backbone">{backboneName(prompt.backbone)}</td>
+      <td data-label="Created">
         <Time at={prompt.created_at} />
       </td>
-      <td class="number">
+      <td class="number corner">
         <Link href={tryPath(`${prompt.name}:${prompt.version}`)}>Try</Link>
       </td>
     </tr>
@@ -144,13 +148,14 @@ function ImportCard({ onDone }: { onDone: () => void }) {
         fault={faultOf(uploading.error, "file")}
       />
       <TextField
-        label="Name (the next version of it; without one, its id)"
+        label="Name"
+        placeholder="optional"
         value={name}
         onValue={setName}
         fault={faultOf(uploading.error, "name")}
         maxLength={100}
         pattern={NAME}
-        title="Letters, digits, dots, dashes and underscores"
+        title="It becomes the next version of that name: letters, digits, dots, dashes, underscores"
       />
       <p class="actions">
         <button type="submit" disabled={file === null || uploading.share !== null}>

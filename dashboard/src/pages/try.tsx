@@ -75,12 +75,7 @@ function Bench({ prompts, reference: ref }: { prompts: Prompt[]; reference: stri
             Calibrated scores
           </label>
           <p class="actions">
-            <Link class="button quiet" href={promptPath(ref)}>
-              About this prompt
-            </Link>
-            <button class="quiet" disabled={bench.images.length === 0} onClick={bench.clear}>
-              Clear
-            </button>
+            <Link href={promptPath(ref)}>About this prompt</Link>
           </p>
         </div>
         <Drop accept="image/jpeg,image/png,image/webp" multiple onFiles={bench.add}>
@@ -244,20 +239,28 @@ function usePaste(add: (files: File[]) => void) {
   }, []);
 }
 
-function Outcome({ bench: { images, notes, error, done } }: { bench: Bench }) {
+function Outcome({ bench: { images, notes, error, done, clear } }: { bench: Bench }) {
   const answered = images.filter(({ result }) => result !== undefined);
   const failed = answered.filter(({ result }) => result?.error);
   return (
     <>
-      <p class="outcome" aria-live="polite">
-        {done !== undefined && answered.length > 0 && (
-          <>
-            {plural(answered.length - failed.length)} classified with <strong>{done.prompt}</strong>
-            {failed.length > 0 && `, ${failed.length} could not be read`} ·{" "}
-            {milliseconds(done.seconds)}
-          </>
+      <div class="outcome">
+        <p aria-live="polite">
+          {done !== undefined && answered.length > 0 && (
+            <>
+              {plural(answered.length - failed.length)} classified with{" "}
+              <strong>{done.prompt}</strong>
+              {failed.length > 0 && `, ${failed.length} could not be read`} ·{" "}
+              {milliseconds(done.seconds)}
+            </>
+          )}
+        </p>
+        {images.length > 0 && (
+          <button class="quiet small" onClick={clear}>
+            Clear
+          </button>
         )}
-      </p>
+      </div>
       {[...notes].map((what) => (
         <p key={what} class="note" role="status">
           {NOTES[what]}

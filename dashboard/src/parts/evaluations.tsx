@@ -2,8 +2,9 @@
 import { useState } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { api, body, idempotencyKey, type Dataset, type Job, type Prompt } from "../api/client";
-import { Share, Status, Table, Text, Time, isOver } from "./basics";
+import { Share, Status, Table, Time, isOver } from "./basics";
 import { count, percent } from "./format";
+import { Named } from "./named";
 import { attempt } from "./notices";
 import { isolated } from "./refs";
 import { Shown, useResource, type Resource } from "./resource";
@@ -66,8 +67,7 @@ function Jobs({ jobs, datasets }: { jobs: Job[]; datasets: Dataset[] }) {
         <tr>
           <th>Dataset</th>
           <th>Split</th>
-          <th>Accuracy</th>
-          <th>Zero-shot</th>
+          <th>Zero-shot and tuned</th>
           <th class="number" title="Expected calibration error">
             ECE
           </th>
@@ -79,15 +79,13 @@ function Jobs({ jobs, datasets }: { jobs: Job[]; datasets: Dataset[] }) {
           <tr key={id}>
             <td>
               <Link href={`/datasets/${dataset}`}>
-                <Text>{names.get(dataset) ?? dataset}</Text>
+                <Named or={dataset}>{names.get(dataset) ?? dataset}</Named>
               </Link>
             </td>
             <td>{String(config["split"] ?? "")}</td>
-            <td>
-              <Share of={job.metrics.accuracy ?? null} kind="after" />
-            </td>
-            <td>
+            <td class="pair">
               <Share of={job.metrics.zero_shot_accuracy ?? null} kind="before" />
+              <Share of={job.metrics.accuracy ?? null} kind="after" />
             </td>
             <td class="number">{percent(job.metrics.ece)}</td>
             <td>

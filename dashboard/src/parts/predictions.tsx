@@ -3,6 +3,7 @@ import { useState } from "preact/hooks";
 import type { ClassifyResult, Prediction } from "../api/client";
 import { Text } from "./basics";
 import { percent } from "./format";
+import { Named } from "./named";
 import { Prose } from "./prose";
 
 /** An image that somebody gave, and what is known of it. */
@@ -29,12 +30,12 @@ export function TriedImage({ tried: { file, url, result }, onRemove }: Props) {
         <div class="no-image">no preview</div>
       )}
       <div class="tried-text">
-        <h3>
+        <h2>
           <Text>{name}</Text>
           <button class="plain" aria-label="Remove this image" onClick={onRemove}>
             ✕
           </button>
-        </h3>
+        </h2>
         {result === undefined ? <p class="waiting">Waiting…</p> : <Answer result={result} />}
       </div>
     </li>
@@ -73,11 +74,11 @@ interface RankingProps {
 function Ranking({ title, predictions, kind }: RankingProps) {
   return (
     <section aria-label={title}>
-      <h4>{title}</h4>
+      <h3>{title}</h3>
       <ol class="ranking">
         {predictions.map(({ index, label, score }) => (
           <li key={index}>
-            <Text>{label}</Text>
+            <Named>{label}</Named>
             <span>{percent(score)}</span>
             <meter class={kind} min={0} max={1} value={score} aria-hidden="true" />
           </li>

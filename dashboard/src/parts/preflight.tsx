@@ -4,6 +4,7 @@ import type { Dataset } from "../api/client";
 import { Table, Text } from "./basics";
 import { bytes, count } from "./format";
 import { ShowAll } from "./list";
+import { Named } from "./named";
 import { Prose } from "./prose";
 
 const FORMAT = "sharpzo-preflight/1";
@@ -136,7 +137,7 @@ export function ClassCounts({ report: { classes } }: { report: Preflight }) {
           {rows.map((row) => (
             <tr key={row.name}>
               <td>
-                <Text>{row.name}</Text>
+                <Named>{row.name}</Named>
               </td>
               <td class="number">{count(row.train)}</td>
               <td class="wide-only">
