@@ -96,6 +96,7 @@ def test_from_an_upload_to_answers(
         best = result.predictions[0]
         tried = page.get_by_role("listitem").filter(has_text=image.path.name)
         expect(tried).to_contain_text(f"{best.label}{100 * best.score:.1f} %")
+    picture(page, "answers-1280-light")
 
     look_at_every_page(open_page, job_id, dataset_id)
 
