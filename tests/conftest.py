@@ -1,6 +1,6 @@
 """What all tests share: no network but loopback, and servers that are reached, started or named.
 
-SHARPZO_TEST_REQUIRE=redis,postgres turns the skip of a test whose server is missing into a failure.
+SHARPZO_TEST_REQUIRE=redis,postgres,chromium turns the skip of a test that lacks one into a failure.
 """
 
 import ipaddress
@@ -27,13 +27,14 @@ REDIS_URL = os.environ.get("SHARPZO_TEST_REDIS_URL", "redis://127.0.0.1:6379/15"
 POSTGRES_URL = os.environ.get(
     "SHARPZO_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 )
+CHROMIUM = os.environ.get("SHARPZO_TEST_CHROMIUM") or shutil.which("chromium")
 REQUIRED = os.environ.get("SHARPZO_TEST_REQUIRE", "").split(",")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         for server in marker.args:
-            reason = {"redis": missing_redis, "postgres": missing_postgres}[server]()
+            reason = MISSING[server]()
             if reason and server in REQUIRED:
                 pytest.fail(f"{server} is required: {reason}", pytrace=False)
             if reason:
@@ -87,6 +88,14 @@ def missing_postgres() -> str | None:
     finally:
         engine.dispose()
     return None
+
+
+def missing_chromium() -> str | None:
+    """Why there is no browser; None if there is one."""
+    return None if CHROMIUM else "no chromium: install it, or name it in SHARPZO_TEST_CHROMIUM"
+
+
+MISSING = {"redis": missing_redis, "postgres": missing_postgres, "chromium": missing_chromium}
 
 
 @pytest.fixture
