@@ -27,7 +27,7 @@ REDIS_URL = os.environ.get("SHARPZO_TEST_REDIS_URL", "redis://127.0.0.1:6379/15"
 POSTGRES_URL = os.environ.get(
     "SHARPZO_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 )
-CHROMIUM = os.environ.get("SHARPZO_TEST_CHROMIUM") or shutil.which("chromium")
+CHROMIUM = os.environ.get("SHARPZO_CHROMIUM") or shutil.which("chromium")
 REQUIRED = os.environ.get("SHARPZO_TEST_REQUIRE", "").split(",")
 
 
@@ -92,7 +92,7 @@ def missing_postgres() -> str | None:
 
 def missing_chromium() -> str | None:
     """Why there is no browser; None if there is one."""
-    return None if CHROMIUM else "no chromium: install it, or name it in SHARPZO_TEST_CHROMIUM"
+    return None if CHROMIUM else "no chromium: install it, or name it in SHARPZO_CHROMIUM"
 
 
 MISSING = {"redis": missing_redis, "postgres": missing_postgres, "chromium": missing_chromium}
