@@ -308,9 +308,10 @@ def test_prompts_are_listed_by_name(tuned: Tuned, open_page: OpenPage) -> None:
     rows = group.locator("tr:not(.group)")
     expect(rows).to_have_count(2)
     assert [row.split()[0] for row in rows.all_inner_texts()] == ["v2", "v1"]
-    before, after = (
-        tuned.second.metrics[name] or 0.0 for name in ("zero_shot_accuracy", "test_accuracy")
-    )
+    metrics = tuned.second.metrics
+    before, after = metrics.zero_shot_accuracy, metrics.test_accuracy
+    assert before is not None
+    assert after is not None
     for share in (before, after):
         expect(rows.first).to_contain_text(f"{100 * share:.1f} %")
     rows.first.get_by_role("link", name="v2").click()
