@@ -142,7 +142,7 @@ function Headline({ prompt }: { prompt: Prompt }) {
         <p class="tags">
           {prompt.classes.map((name, index) => (
             <span key={index} class="tag">
-              <Text>{name}</Text>
+              <Named>{name}</Named>
             </span>
           ))}
         </p>

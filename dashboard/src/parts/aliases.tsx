@@ -9,11 +9,12 @@ import {
   type AliasChange,
   type Prompt,
 } from "../api/client";
-import { Table, Text, Time } from "./basics";
+import { Table, Time } from "./basics";
 import { Confirm } from "./confirm";
 import { decimal } from "./format";
 import { ShownList, useList } from "./list";
 import { attempt } from "./notices";
+import { Prose } from "./prose";
 import { promptPath } from "./refs";
 import { Shown, type Resource } from "./resource";
 
@@ -148,8 +149,8 @@ function Change({ change, name }: { change: AliasChange; name: string }) {
       <td>
         {version === null ? "–" : <Link href={promptPath(`${name}:${version}`)}>v{version}</Link>}
       </td>
-      <td>
-        {comment !== null && <Text>{comment}</Text>}
+      <td class="why">
+        {comment !== null && <Prose>{comment}</Prose>}
         {gate !== null && (
           <small class="gate">
             {gate.metric} {decimal(gate.found)}

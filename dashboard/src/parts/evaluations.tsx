@@ -66,7 +66,6 @@ function Jobs({ jobs, datasets }: { jobs: Job[]; datasets: Dataset[] }) {
       <thead>
         <tr>
           <th>Dataset</th>
-          <th>Split</th>
           <th>Zero-shot and tuned</th>
           <th class="number" title="Expected calibration error">
             ECE
@@ -79,10 +78,10 @@ function Jobs({ jobs, datasets }: { jobs: Job[]; datasets: Dataset[] }) {
           <tr key={id}>
             <td>
               <Link href={`/datasets/${dataset}`}>
-                <Named or={dataset}>{names.get(dataset) ?? dataset}</Named>
-              </Link>
+                <Named>{names.get(dataset) ?? dataset}</Named>
+              </Link>{" "}
+              <small>{String(config["split"] ?? "")}</small>
             </td>
-            <td>{String(config["split"] ?? "")}</td>
             <td class="pair">
               <Share of={job.metrics.zero_shot_accuracy ?? null} kind="before" />
               <Share of={job.metrics.accuracy ?? null} kind="after" />

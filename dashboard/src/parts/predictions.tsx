@@ -78,7 +78,9 @@ function Ranking({ title, predictions, kind }: RankingProps) {
       <ol class="ranking">
         {predictions.map(({ index, label, score }) => (
           <li key={index}>
-            <Named>{label}</Named>
+            <span class="label">
+              <Named>{label}</Named>
+            </span>
             <span>{percent(score)}</span>
             <meter class={kind} min={0} max={1} value={score} aria-hidden="true" />
           </li>
