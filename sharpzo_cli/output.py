@@ -37,7 +37,9 @@ def print_table(
 
 def plain(text: str, style: str = "") -> Text:
     """Text that is shown as it is: no markup, and no characters that move the terminal's cursor."""
-    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), style)
+    from sharpzo_client.display import harmless
+
+    return Text(harmless(text), style)
 
 
 def print_json(value: object) -> None:

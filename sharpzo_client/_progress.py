@@ -1,16 +1,20 @@
-"""A live line about a job on the terminal (standard error), drawn with rich."""
+"""How far a job is, on standard error."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from sharpzo_client.display import SEARCHING, Pace, Standing, display, stage_title
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.progress import Progress
-
+    from sharpzo_client.display import Display
     from sharpzo_client.models import Job
+
+#: Kind of a job -> what it counts, where that is not steps of a search.
+UNITS = {"evaluation": "image", "classification": "image"}
 
 
 class ProgressView(Protocol):
@@ -22,53 +26,46 @@ class ProgressView(Protocol):
 
 @contextmanager
 def live_progress() -> Iterator[ProgressView]:
-    """A bar that stays while the block runs; the last state remains on the screen."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[steps]}"),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield _Bar(progress)
+    """A drawing that stays while the block runs; the last state remains on the screen."""
+    with display() as shown:
+        yield JobView(shown)
 
 
-class _Bar:
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("queued", total=None, steps="", figures="")
+class JobView:
+    """Shows what is known of a job each time that somebody looks at it."""
+
+    def __init__(self, shown: Display) -> None:
+        self._shown = shown
+        self._pace = Pace()
 
     def update(self, job: Job) -> None:
-        total = job.progress.total_steps or None
-        done = job.status == "succeeded"  # a run may end well before its last step
-        self._progress.update(
-            self._task,
-            description=job.status if job.is_terminal or not job.phase else job.phase,
-            total=total,
-            completed=total if done and total else job.progress.step,
-            steps=_steps(job),
-            figures=_figures(job),
+        """Show the job as it is now."""
+        searching = job.status == "running" and job.phase in SEARCHING
+        if searching:
+            self._pace.count(job.progress.forward_passes)
+        else:
+            self._pace.forget()
+        self._shown.show(
+            Standing(
+                title=job_title(job),
+                step=job.progress.step,
+                total=job.progress.total_steps,
+                unit=UNITS.get(job.kind, "step"),
+                loss=job.metrics.loss,
+                accuracy=job.metrics.val_accuracy,
+                passes=job.progress.forward_passes,
+                budget=(job.config or {}).get("max_forward_passes"),
+                pace=self._pace.per_second if searching else None,
+                eta=job.progress.eta_seconds,
+                note="waiting for a worker" if job.status == "queued" else "",
+                searching=searching,
+                over=job.is_terminal,
+            )
         )
 
 
-def _steps(job: Job) -> str:
-    if not job.progress.total_steps:
-        return ""
-    return f"step {job.progress.step}/{job.progress.total_steps}"
-
-
-def _figures(job: Job) -> str:
-    """Loss, accuracy, passes and the time left, as far as they are known."""
-    loss, accuracy = job.metrics.loss, job.metrics.val_accuracy
-    left = job.progress.eta_seconds
-    figures = [
-        "" if loss is None else f"loss {loss:.3f}",
-        "" if accuracy is None else f"val {accuracy:.1%}",
-        f"{job.progress.forward_passes:,} passes" if job.progress.forward_passes else "",
-        "" if left is None or job.is_terminal else f"{left:.0f} s left",
-    ]
-    return "  ".join(figure for figure in figures if figure)
+def job_title(job: Job) -> str:
+    """The stage of a running job, and else its status."""
+    if job.status != "running" or not job.phase:
+        return job.status
+    return stage_title(job.phase, job.config or {})
