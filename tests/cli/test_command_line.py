@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 COMMANDS = ["demo", "serve", "worker", "migrate", "tune", "classify", "evaluate"]
 HEAVY = {
     "torch", "numpy", "PIL", "matplotlib", "jinja2", "httpx", "fastapi", "uvicorn", "celery",
-    "sqlalchemy", "sharpzo_client", "service", "worker",
+    "sqlalchemy", "sharpzo_client.client", "sharpzo_client.models", "service", "worker",
 }  # fmt: skip
 
 
