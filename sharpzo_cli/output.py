@@ -52,7 +52,8 @@ def print_list(header: Row, rows: Sequence[Row]) -> None:
         table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1 if last else None)
     for row in rows:
         table.add_row(*map(plain, row))
-    table.expand = console.measure(table).maximum > console.width
+    endless = console.options.update(width=_NO_TERMINAL)
+    table.expand = console.measure(table, options=endless).maximum > console.width
     console.print(table)
 
 
