@@ -30,6 +30,11 @@ _BATCH = 100  # events read at a time
 _open: set[object] = set()  # streams
 
 
+def open_streams() -> int:
+    """Clients of this process that are being told events."""
+    return len(_open)
+
+
 async def stream_events(
     jobs: JobStore,
     job_id: str,
