@@ -153,5 +153,3 @@ def test_events_name_the_request_that_they_tell_of(desk: Desk, dataset: str) -> 
     assert told.pop("queued") == TUNE
     assert list(told.values()) == [CANCEL]
     assert set(told) <= {"cancelling", "cancelled"}
-
-
