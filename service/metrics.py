@@ -16,6 +16,7 @@ from prometheus_client import (
     Counter,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import (
@@ -163,6 +164,7 @@ class Metrics:
     """Counters and histograms; labels take few values (templates and statuses, never ids)."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # they are half of all series, and tell nothing
         self.registry = CollectorRegistry()
         self.registry.register(_Process())
         ProcessCollector(registry=self.registry)

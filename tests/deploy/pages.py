@@ -12,4 +12,4 @@ def table(first: str, page: str | None = None) -> list[list[str]]:
     _, found, rest = (PAGE.read_text() if page is None else page).partition(f"\n| {first} |")
     assert found, f"there is no table of {first}"
     lines = rest.split("\n\n", 1)[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines]

@@ -17,9 +17,7 @@ BY_HAND = {"log_records_dropped": {"warning"}}
 
 
 def test_the_table_of_actions_is_what_the_code_logs() -> None:
-    documented = {
-        name.strip("`"): set(levels.split(", ")) for name, levels, *_ in table("`action`")
-    }
+    documented = {name.strip("`"): set(levels.split(", ")) for name, levels, *_ in table("action")}
     assert documented == logged_actions()
 
 
