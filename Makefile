@@ -48,21 +48,23 @@ faults: $(STAMP) ## kill, starve and damage real processes; needs redis-server a
 fuzz: $(STAMP) ## odd requests and damaged files by the hundred thousand (half an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz
 
-check: $(BUILT) ## format check, lint, types, import contracts
+check: $(BUILT) ## format check, lint, types, import contracts, Dockerfile, dashboard
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 	mkdir -p build && $(BIN)/python -m service.openapi > build/openapi.json
 	$(NPM) run --silent check
 
-lock: $(STAMP) ## pin what the images install, with hashes (docker/requirements.lock)
+lock: $(STAMP) ## pin what the images install, with hashes (docker/*.lock)
 	$(BIN)/python -m pip install --quiet --group release
 	$(BIN)/python docker/lock.py
 
 audit: $(STAMP) ## look for known vulnerabilities in what the images install (needs the internet)
 	$(BIN)/python -m pip install --quiet --group release
 	$(BIN)/pip-audit --requirement docker/requirements.lock --require-hashes --disable-pip
+	$(BIN)/pip-audit --requirement docker/client.lock --require-hashes --disable-pip
 	$(BIN)/pip-audit --requirement docker/torch.txt --no-deps --disable-pip
 
 format: $(BUILT) ## format and mend what ruff can

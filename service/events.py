@@ -31,6 +31,11 @@ _BATCH = 100  # events read at a time
 _open: set[object] = set()  # streams
 
 
+def open_streams() -> int:
+    """Clients of this process that are being told events."""
+    return len(_open)
+
+
 @contextmanager
 def open_stream(job_id: str) -> Iterator[Callable[[], float]]:
     """Count a stream while it is open; gives how many seconds it waits between two looks.

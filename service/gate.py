@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from starlette._utils import get_route_path
@@ -21,10 +22,14 @@ from service.error_handlers import answer
 from service.errors import HostNotAllowed, OriginNotAllowed
 from service.idempotency import REPLAYED_HEADER
 from sharpzo_core.errors import AuthInvalid, CoreError
+from sharpzo_core.logging import log_context
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from service.callers import Caller
     from service.services import Services
     from sharpzo_core.settings import Settings
 
@@ -58,7 +63,9 @@ class Gate:
         except CoreError as error:
             await answer(Request(scope), error)(scope, receive, noting.send)
             return
-        await self._app(scope, _Body(scope, receive).receive, noting.send)
+        caller = known_caller(scope)
+        with _about(caller):
+            await self._app(scope, _Body(scope, receive).receive, noting.send)
 
     async def _admit(self, scope: Scope) -> dict[str, str]:
         """Let the request in; returns headers for its answer.
@@ -99,6 +106,13 @@ class Gate:
         parents = {f"*.{host.partition('.')[2]}"} if "." in host else set()
         if allowed.isdisjoint({host, "*"} | parents):
             raise HostNotAllowed
+
+
+def _about(caller: Caller | None) -> AbstractContextManager[None]:
+    """What the log is to say of whoever asks."""
+    return (
+        nullcontext() if caller is None else log_context(tenant=caller.tenant, key_id=caller.key_id)
+    )
 
 
 def address_of(scope: Scope) -> str | None:

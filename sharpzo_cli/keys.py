@@ -48,7 +48,7 @@ def create(
     name: Annotated[str, typer.Option("--name", help="What the key is for.")],
     tenant: Annotated[str, typer.Option("--tenant", help="Whose objects it opens.")] = "default",
     scopes: Annotated[
-        str, typer.Option("--scopes", help="Comma-separated: jobs, prompts, infer, admin.")
+        str, typer.Option("--scopes", help="Comma-separated: jobs, prompts, infer, metrics, admin.")
     ] = "jobs,prompts,infer",
     expires: Annotated[
         str | None, typer.Option("--expires", metavar="90d", help="How long it is valid.")

@@ -100,9 +100,10 @@ async def create_job(
             datasets=services.datasets,
             artifacts=services.artifacts,
             key_id=services.caller.key_id,
+            request_id=services.request_id,
             within=completion,
         )
-    services.ring(job.id)
+    services.accept(job)
     return completion.response()
 
 
@@ -131,24 +132,24 @@ def delete_job(job_id: str, services: ServicesDep) -> Response:
 
 
 @router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
-def pause_job(job_id: str, jobs: JobsDep) -> JobPublic:
+def pause_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Put a job by: a checkpoint is saved, and its worker is free for others."""
-    return JobPublic.of(jobs.request_pause(job_id))
+    return JobPublic.of(services.jobs.request_pause(job_id, services.request_id))
 
 
 @router.post("/{job_id}/resume", status_code=202, responses=problems(404, 409))
 def resume_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Go on with a paused, failed or cancelled job, from its last checkpoint."""
-    job = services.jobs.request_resume(job_id, services.caller.key_id)
+    job = services.jobs.request_resume(job_id, services.caller.key_id, services.request_id)
     if job.status is JobStatus.QUEUED:
         services.ring(job.id)
     return JobPublic.of(job)
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
-def cancel_job(job_id: str, jobs: JobsDep) -> JobPublic:
+def cancel_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Stop a job; a running one saves a checkpoint first. Asking again changes nothing."""
-    return JobPublic.of(jobs.request_cancel(job_id))
+    return JobPublic.of(services.jobs.request_cancel(job_id, services.request_id))
 
 
 @router.get(
