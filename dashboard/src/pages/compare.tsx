@@ -6,6 +6,7 @@ import { LineChart } from "../charts/line-chart";
 import { Empty, Status, Table, Text, isOver } from "../parts/basics";
 import { count, decimal, duration, percent } from "../parts/format";
 import { Shown, useResource } from "../parts/resource";
+import { isolated } from "../parts/refs";
 import { flatten } from "../parts/settings";
 
 const COLOURS = ["--line1", "--line2", "--line3", "--line4", "--line5", "--line6"];
@@ -94,7 +95,7 @@ function AddJob({ ids, onAdd }: { ids: readonly string[]; onAdd: (id: string) =>
         <option value="">Add a job…</option>
         {left.map((job) => (
           <option key={job.id} value={job.id}>
-            {title(job)} · {job.status}
+            {isolated(title(job))} · {job.status}
           </option>
         ))}
       </select>

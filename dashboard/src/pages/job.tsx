@@ -61,7 +61,7 @@ export function JobPage({ id }: { id: string }) {
           {steps.length > 0 ? (
             <>
               <Curves steps={steps} />
-              <p class="actions after">
+              <p class="actions below">
                 <Steps job={job} />
               </p>
             </>

@@ -3,6 +3,7 @@ import { useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, body, idempotencyKey, type Dataset } from "../api/client";
 import { Empty } from "../parts/basics";
+import { isolated } from "../parts/refs";
 import { Shown, useResource } from "../parts/resource";
 
 const OFFERED = 100; // datasets to choose from
@@ -91,7 +92,7 @@ function JobForm({ datasets, backbones, chosen }: FormProps) {
         <select name="dataset_id" required defaultValue={chosen}>
           {datasets.map((dataset) => (
             <option key={dataset.id} value={dataset.id} selected={dataset.id === chosen}>
-              {dataset.name} · {dataset.classes.length} classes
+              {isolated(dataset.name)} · {dataset.classes.length} classes
             </option>
           ))}
         </select>
