@@ -1,9 +1,9 @@
 """Both stages on an objective of your own: `python black_box_objective.py PHOTOS`.
 
-The stages see nothing but a callable, points [n, d] -> losses [n]. Here it asks a text encoder whose
-answers come rounded to eight bits, as from somebody else's server or a small chip, and judges them
-by a loss of its own (cross-entropy with smoothed labels). Nothing can be differentiated, and nothing
-needs to be.
+The stages see nothing but a callable, points [n, d] -> losses [n]. Here it asks a text encoder
+whose answers come rounded to eight bits, as from somebody else's server or a small chip, and judges
+them by a loss of its own (cross-entropy with smoothed labels). Nothing can be differentiated, and
+nothing needs to be.
 """
 
 import sys

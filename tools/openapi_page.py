@@ -15,16 +15,12 @@ from service.app import create_app
 from sharpzo_core.settings import Settings
 
 Schema = Mapping[str, Any]
-_BOUNDS = {
-    "minimum": "at least {}",
-    "maximum": "at most {}",
-    "exclusiveMinimum": "more than {}",
-    "exclusiveMaximum": "less than {}",
-    "minLength": "characters: at least {}",
-    "maxLength": "characters: at most {}",
-    "minItems": "at least {}",
-    "maxItems": "at most {}",
-}
+_BOUNDS = (
+    ("minimum", "maximum", "{}"),
+    ("exclusiveMinimum", "exclusiveMaximum", "{}, exclusive"),
+    ("minLength", "maxLength", "{} characters"),
+    ("minItems", "maxItems", "{} entries"),
+)
 
 
 def openapi_document() -> dict[str, Any]:
@@ -61,7 +57,7 @@ def _route(method: str, path: str, operation: Schema) -> Iterator[str]:
     if parameters := operation.get("parameters"):
         yield from ("| parameter | in | is | |", "|---|---|---|---|")
         for one in parameters:
-            told = [_text(one.get("description", "")), _bounds(one["schema"])]
+            told = [_text(one.get("description", "")).rstrip("."), _bounds(one["schema"])]
             required = "required" if one.get("required") and one["in"] != "path" else ""
             about = "; ".join(filter(None, [*told, required]))
             yield f"| `{one['name']}` | {one['in']} | {_type(one['schema'])} | {about} |"
@@ -102,7 +98,7 @@ def _fields(schema: Schema) -> Iterator[str]:
     yield from ("| field | is | |", "|---|---|---|")
     required = schema.get("required", ())
     for name, field in schema["properties"].items():
-        told = [_text(field.get("description", "")), _bounds(field)]
+        told = [_text(field.get("description", "")).rstrip("."), _bounds(field)]
         told += ["required"] if name in required else []
         told += [f"default `{field['default']}`"] if _worth_telling(field) else []
         yield f"| `{name}` | {_type(field)} | {'; '.join(filter(None, told))} |"
@@ -140,13 +136,15 @@ def _plain(schema: Schema) -> str:
 
 
 def _bounds(schema: Schema) -> str:
-    parts = [schema, *schema.get("anyOf", ())]
-    told = (
-        text.format(part[key])
-        for part in parts
-        for key, text in _BOUNDS.items()
-        if key in part and not (key == "minLength" and part[key] == 0)
-    )
+    """Bounds of a value, or of its length."""
+    told = []
+    for part in (schema, *schema.get("anyOf", ())):
+        for low, high, words in _BOUNDS:
+            least, most = part.get(low), part.get(high)
+            if most is not None:
+                told.append(words.format(f"{0 if least is None else least} to {most}"))
+            elif least:
+                told.append(words.format(f"at least {least}"))
     return ", ".join(dict.fromkeys(told))
 
 

@@ -16,10 +16,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.docs.warm import ask
+
 ROOT = Path(__file__).parents[2]
 NAMES = ("sharpzo", "make", "docker", "python")
 #: What a process says once it works.
 READY = {"serve": "listening on ", "worker": "ready."}
+#: Commands that load torch, and are run in a process that has done so.
+SLOW = ("tune", "classify", "evaluate")
 BUDGET = ("--set", "max_forward_passes=300", "--set", "shots=4")
 
 
@@ -33,11 +37,14 @@ def install(folder: Path) -> None:
 
 
 def sharpzo(arguments: Sequence[str]) -> int:
-    command = [sys.executable, "-m", "sharpzo_cli", *arguments]
     first = arguments[0] if arguments else ""
     if first in READY and "--help" not in arguments:
+        command = [sys.executable, "-m", "sharpzo_cli", *arguments]
         return start_and_end([*command, *(["--port", "0"] if first == "serve" else [])], first)
-    return subprocess.call(command + (list(BUDGET) if first == "tune" else []))
+    arguments = [*arguments, *(BUDGET if first == "tune" else ())]
+    if first in SLOW and "DOCS_WARM" in os.environ:
+        return ask(os.environ["DOCS_WARM"], arguments)
+    return subprocess.call([sys.executable, "-m", "sharpzo_cli", *arguments])
 
 
 def start_and_end(command: Sequence[str], name: str) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,24 @@ def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a process that runs slow commands."""
+    address = str(tmp_path_factory.mktemp("warm") / "socket")
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.docs.warm", address],
+        cwd=ROOT,
+        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield address
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
 def shared_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One service with a worker for all pages that make no keys."""
     folder = tmp_path_factory.mktemp("service")
@@ -100,7 +121,7 @@ MakePage = Callable[[Path], Page]
 
 @pytest.fixture
 def make_page(
-    materials: Path, bin_folder: Path, tmp_path: Path, request: pytest.FixtureRequest
+    materials: Path, bin_folder: Path, warm: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[MakePage]:
     """Prepares a page: its own copy of the materials, and a service.
 
@@ -108,15 +129,13 @@ def make_page(
     """
     folder = tmp_path / "folder"
     shutil.copytree(materials, folder)
-    ended = []
+    services = ExitStack()
 
     def make(path: Path) -> Page:
         text = path.read_text()
         data = tmp_path / "data"
         if "keys create" in text:
-            service = running_process(data, tmp_path / "log")
-            ended.append(service)
-            url = service.__enter__().url
+            url = services.enter_context(running_process(data, tmp_path / "log")).url
         else:
             url = request.getfixturevalue("shared_url")
         databases = {}
@@ -128,13 +147,12 @@ def make_page(
         return Page(
             path,
             folder,
-            environment(bin_folder, data),
+            environment(bin_folder, data) | {"DOCS_WARM": warm},
             substitutions(url, folder / "data", databases),
         )
 
-    yield make
-    for service in ended:
-        service.__exit__(None, None, None)
+    with services:
+        yield make
 
 
 def environment(bin_folder: Path, data: Path) -> dict[str, str]:
