@@ -7,12 +7,13 @@ BIN    := $(VENV)/bin
 PIP_ARGS ?=
 STAMP  := $(VENV)/.installed
 # The dashboard's source, and the page that its build leaves last.
-PAGES  := $(shell find dashboard/src -type f 2>/dev/null) dashboard/build.mjs
+PAGES  := $(shell find dashboard/src -type f -not -name schema.d.ts) dashboard/build.mjs
 BUILT  := service/static/.built
 NPM    := cd dashboard && PATH="$(abspath $(BIN)):$$PATH" npm
 
 .DEFAULT_GOAL := help
-.PHONY: help install dashboard demo serve test faults fuzz check lock audit format bench bench-full soak clean
+.PHONY: help install dashboard demo serve test faults fuzz check lock audit format bench bench-full \
+	soak docs docs-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +82,15 @@ bench-full: $(STAMP) ## measure the figures that the documentation states (hours
 soak: $(STAMP) ## ten minutes of mixed load on a server of its own: does it leak, fail or mix up?
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.soak
 
+docs: $(STAMP) ## build the documentation as a site in site/
+	$(BIN)/python tools/openapi_page.py build/openapi.md
+	$(BIN)/zensical build --strict --clean
+
+docs-serve: $(STAMP) ## show the documentation on http://localhost:8001 while it is written
+	$(BIN)/python tools/openapi_page.py build/openapi.md
+	$(BIN)/zensical serve --dev-addr localhost:8001
+
 clean: ## remove caches and build output, not the virtual environment
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache service/static dashboard/node_modules
+	rm -rf build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache service/static \
+		dashboard/node_modules
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -135,6 +135,11 @@ def test_the_examples_import_nothing_of_ours(example: str) -> None:
     assert not {name for name in imported if name.startswith(("sharpzo", "service", "worker"))}
 
 
-def test_the_readme_shows_the_example_that_is_tested() -> None:
+def test_the_documentation_shows_the_example_that_is_tested() -> None:
+    """But for where its arguments come from."""
     _, _, code = EXAMPLES["numpy"].read_text().split('"""', 2)
-    assert code.strip() in (ROOT / "README.md").read_text()
+    imports, arguments, rest = code.partition("file, name, tag, *paths = sys.argv[1:]\n")
+    assert arguments
+    page = (ROOT / "docs" / "elsewhere.md").read_text()
+    assert imports.strip().removeprefix("import sys\n\n") in page
+    assert rest.strip() in page

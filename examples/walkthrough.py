@@ -1,0 +1,154 @@
+# %% [markdown]
+# # A walk through the engine
+#
+# Tune a prompt on real scans of handwritten digits, and look at what happened. Run it cell by cell
+# (VS Code, Spyder, or `jupytext --to notebook`), or as a whole: `python walkthrough.py [FOLDER]`
+# leaves the plots in FOLDER.
+
+# %%
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from sharpzo_cli.demo.digits import write_digits
+from sharpzo_engine import (
+    Progress,
+    PromptClassifier,
+    TuningConfig,
+    load_backbone,
+    load_dataset,
+    tune,
+)
+from sharpzo_engine.evaluation import Assessment, Tally
+
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else "walkthrough")
+BLUE, ORANGE, GREY = "#3b82f6", "#f97316", "#8b8f98"
+
+# %% [markdown]
+# ## Data and model
+# A folder per class is a dataset. `tiny` is bundled and works offline; for photos take a real CLIP,
+# such as `load_backbone("ViT-B-16", pretrained="openai")`.
+
+# %%
+if not (folder / "digits").exists():
+    write_digits(folder / "digits")
+dataset = load_dataset(folder / "digits" / "dataset", shots=8)
+backbone = load_backbone("tiny")
+print(len(dataset.train), "images to train on,", len(dataset.test), "to test on")
+
+# %% [markdown]
+# ## Tune
+# Stage 1 samples, stage 2 goes downhill; both with forward passes alone. `on_step` hears of every
+# step.
+
+
+# %%
+def tell(progress: Progress) -> None:
+    """Every twentieth step."""
+    if progress.record and progress.step % 20 == 0:
+        print(progress.phase, progress.step, progress.forward_passes, "passes")
+
+
+config = TuningConfig(shots=8, max_forward_passes=2_500)
+result = tune(dataset, backbone, config, on_step=tell)
+print({name: round(value, 3) for name, value in result.metrics.items()})
+
+# %% [markdown]
+# ## The curves
+# The training loss of every step, and the validation loss where it was measured. The two stages
+# report different things: the lowest loss of a generation, and the mean of a step's evaluations.
+
+# %%
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+for phase, colour in (("stage1", ORANGE), ("stage2", BLUE)):
+    steps = [record for record in result.history if record.phase == phase]
+    axes.plot(
+        [record.forward_passes for record in steps],
+        [record.loss for record in steps],
+        color=colour,
+        label=f"training, {phase}",
+    )
+validated = [record for record in result.history if record.val_loss is not None]
+axes.plot(
+    [record.forward_passes for record in validated],
+    [record.val_loss for record in validated],
+    color=GREY,
+    linestyle="--",
+    marker=".",
+    label="validation",
+)
+axes.set(xlabel="forward passes", ylabel="cross-entropy", yscale="log", title="The search")
+axes.yaxis.set_major_formatter("{x:g}")
+axes.yaxis.set_minor_formatter("{x:g}")
+axes.legend()
+figure.savefig(folder / "curves.png", dpi=120)
+
+# %% [markdown]
+# ## Before and after, class by class
+# The tuned prompt beside the words that it began with, on test images that nothing else has seen.
+
+
+# %%
+def assess(classifier: PromptClassifier) -> Assessment:
+    """Figures of a classifier on the test images."""
+    tally = Tally(dataset.class_names, classifier.prompt.temperature)
+    images = classifier.embed([example.path for example in dataset.test])
+    labels = np.array([example.label for example in dataset.test])
+    tally.add(classifier.logits(images).numpy(), labels)
+    return tally.result()
+
+
+classifier = PromptClassifier(result.prompt, backbone)
+before, after = assess(classifier.zero_shot()), assess(classifier)
+print(f"accuracy {before.accuracy:.1%} -> {after.accuracy:.1%}")
+
+rows = np.arange(len(dataset.class_names))
+figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+for offset, colour, name, assessed in (
+    (-0.2, GREY, "hand-written prompt", before),
+    (0.2, BLUE, "tuned prompt", after),
+):
+    accuracies = [100 * (figures.accuracy or 0) for figures in assessed.classes]
+    axes.barh(rows + offset, accuracies, 0.38, color=colour, label=name)
+axes.set_yticks(rows, dataset.class_names)
+axes.invert_yaxis()
+axes.set(xlabel="accuracy, %", xlim=(0, 100), title="Classes before and after")
+figure.legend(loc="outside lower center", ncols=2)
+figure.savefig(folder / "classes.png", dpi=120)
+
+# %% [markdown]
+# ## Can its probabilities be believed?
+# A reliability diagram: of images whose best class has a probability of about p, a share of p
+# should be right. The temperature, fitted on validation images, mends what scores promise too much.
+
+# %%
+figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="ideal")
+for colour, name, calibration in (
+    (ORANGE, "as it is", after.calibration),
+    (BLUE, "calibrated", after.calibrated),
+):
+    if calibration is not None:
+        filled = [part for part in calibration.bins if part.images]
+        axes.plot(
+            [part.confidence for part in filled],
+            [part.accuracy for part in filled],
+            color=colour,
+            marker="o",
+            label=f"{name}: calibration error {calibration.ece:.3f}",
+        )
+axes.set(xlabel="probability of the best class", ylabel="share that is right", title="Reliability")
+axes.legend(loc="upper left")
+figure.savefig(folder / "reliability.png", dpi=120)
+
+# %% [markdown]
+# ## Keep it
+# The file holds prompt, head, temperature and lineage; the report is one page that is readable
+# offline.
+
+# %%
+result.prompt.save(folder / "prompt.safetensors")
+result.report.save(folder / "report.html")
+print("plots, prompt and report are in", folder)
