@@ -24,10 +24,11 @@ Offer = tuple[str, str]  #: a word, and what it means or nothing
 
 URL_VARIABLE = "SHARPZO_URL"
 DEFAULT_URL = "http://127.0.0.1:8000"
+ANY_BACKBONE = "MODEL:TAG"  # in a service's list, where it offers every pretrained model
 MAX_WAIT = 1.0  # seconds for a service to answer
 MAX_OFFERED = 50  # newest objects
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]*")
-_NOT_PLAIN = re.compile(r"[^\w .,%-]+")
+_NOT_PLAIN = re.compile(r"[^\w .,-]+")
 
 
 def presets() -> list[str]:
@@ -45,16 +46,14 @@ def local_backbones() -> list[str]:
     return ["tiny", "local-dir:", *sorted(file.stem for file in files)]
 
 
-def datasets_by_name() -> list[str]:
-    """Datasets of the catalogue, and what lies here."""
-    from sharpzo_engine.catalogue import CATALOGUE
-
-    return [known.key for known in CATALOGUE]
-
-
 def offered_backbones(ctx: typer.Context) -> list[Offer]:
     """Backbones that the service offers."""
-    return _ask(ctx, lambda client: ((item.name, "") for item in client.backbones.list()))
+    return _ask(
+        ctx,
+        lambda client: (
+            (item.name, "") for item in client.backbones.list() if item.name != ANY_BACKBONE
+        ),
+    )
 
 
 def jobs(ctx: typer.Context) -> list[Offer]:

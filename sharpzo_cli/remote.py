@@ -50,6 +50,14 @@ FIXES: tuple[tuple[type[SharpzoError], str], ...] = (
     (APIStatusError, "see the service's log for the request"),
     (SharpzoError, "try again"),
 )
+#: Code of a refusal -> what to do, where its class says too little.
+FIXES_BY_CODE = {
+    "gate_failed": "promote a better prompt, or ask for less",
+    "alias_moved": "`sharpzo prompts history` tells who moved it",
+    "alias_ambiguous": "write name@alias",
+    "prompt_in_use": "move its aliases, and end its jobs, first",
+    "backbone_mismatch": "have the service offer the prompt's backbone",
+}
 #: Statuses that blame what was asked for, not what became of it.
 _OF_INPUT = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
 
@@ -71,7 +79,9 @@ def service(url: str) -> Iterator[Client]:
 
 def translated(error: SharpzoError, url: str) -> CliError:
     """The same as an error of the command line."""
-    fix = next(fix for kind, fix in FIXES if isinstance(error, kind)).format(url=url)
+    code = error.code if isinstance(error, APIStatusError) else None
+    fix = FIXES_BY_CODE.get(code or "") or next(f for kind, f in FIXES if isinstance(error, kind))
+    fix = fix.replace("{url}", url)
     return (UsageProblem if _is_input(error) else RunFailed)(_what(error, url), fix)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sharpzo_cli.errors import RunFailed
@@ -54,7 +54,7 @@ def _watch_events(client: Client, job_id: str) -> Job:
 def _watch(client: Client, job: Job) -> Job:
     with display() as shown:
         view = JobView(shown)
-        with _looking(client.base_url, job.id, view.update) as look_now:
+        with _looking(client.base_url, job.id, view) as look_now:
             for event in client.jobs.stream_events(job.id):
                 shown.say(event_line(event, job.config))
                 look_now()
@@ -64,7 +64,7 @@ def _watch(client: Client, job: Job) -> Job:
 
 
 @contextmanager
-def _looking(url: str, job_id: str, update: Callable[[Job], None]) -> Iterator[Callable[[], None]]:
+def _looking(url: str, job_id: str, view: JobView) -> Iterator[Callable[[], None]]:
     """Look at the job now and then while the block runs, and when what is yielded is called.
 
     Events are few; figures are the job's own. A look that fails is repeated: whether the service
@@ -76,10 +76,13 @@ def _looking(url: str, job_id: str, update: Callable[[Job], None]) -> Iterator[C
         with Client(url, timeout=LOOK_TIMEOUT, max_retries=0) as client:
             while not over.is_set():
                 due.clear()
-                with suppress(SharpzoError):
+                try:
                     job = client.jobs.get(job_id)
+                except SharpzoError:
+                    view.lost()
+                else:
                     if not over.is_set():
-                        update(job)
+                        view.update(job)
                 due.wait(LOOK_SECONDS)
 
     looker = threading.Thread(target=look, daemon=True)

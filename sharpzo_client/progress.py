@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from sharpzo_client.display import SEARCHING, Pace, Standing, display, stage_title
@@ -37,6 +38,11 @@ class JobView:
     def __init__(self, shown: Display) -> None:
         self._shown = shown
         self._pace = Pace()
+        self._last = Standing("waiting for the service")
+
+    def lost(self) -> None:
+        """Show that the service does not answer just now."""
+        self._shown.show(replace(self._last, pace=None, eta=None, note="no answer; trying again"))
 
     def update(self, job: Job) -> None:
         """Show the job as it is now."""
@@ -45,23 +51,22 @@ class JobView:
             self._pace.count(job.progress.forward_passes)
         else:
             self._pace.forget()
-        self._shown.show(
-            Standing(
-                title=job_title(job),
-                step=job.progress.step,
-                total=job.progress.total_steps,
-                unit=UNITS.get(job.kind, "step"),
-                loss=job.metrics.loss,
-                accuracy=job.metrics.val_accuracy,
-                passes=job.progress.forward_passes,
-                budget=(job.config or {}).get("max_forward_passes"),
-                pace=self._pace.per_second if searching else None,
-                eta=job.progress.eta_seconds,
-                note="waiting for a worker" if job.status == "queued" else "",
-                searching=searching,
-                over=job.is_terminal,
-            )
+        self._last = Standing(
+            title=job_title(job),
+            step=job.progress.step,
+            total=job.progress.total_steps,
+            unit=UNITS.get(job.kind, "step"),
+            loss=job.metrics.loss,
+            accuracy=job.metrics.val_accuracy,
+            passes=job.progress.forward_passes,
+            budget=(job.config or {}).get("max_forward_passes"),
+            pace=self._pace.per_second if searching else None,
+            eta=job.progress.eta_seconds if job.status == "running" else None,
+            note="waiting for a worker" if job.status == "queued" else "",
+            searching=searching,
+            over=job.is_terminal,
         )
+        self._shown.show(self._last)
 
 
 def job_title(job: Job) -> str:
