@@ -164,7 +164,8 @@ class Metrics:
     """Counters and histograms; labels take few values (templates and statuses, never ids)."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # they are half of all series, and tell nothing
+        # They are half of all series, and tell nothing.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.registry.register(_Process())
         ProcessCollector(registry=self.registry)
