@@ -16,7 +16,7 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 
-from service.access import PUBLIC
+from service.access import is_public_path
 from service.callers import ANYBODY, admit, known_caller
 from service.error_handlers import answer
 from service.errors import HostNotAllowed, OriginNotAllowed
@@ -124,7 +124,7 @@ def address_of(scope: Scope) -> str | None:
 def _is_public(scope: Scope) -> bool:
     # The path that the router goes by, never one that is put together from the Host header. Other
     # methods than reading ones are refused behind it.
-    return get_route_path(scope) in PUBLIC
+    return is_public_path(get_route_path(scope))
 
 
 def _host(headers: Headers) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 10_000  # records in one answer
 _EVENT_TYPES = frozenset(EventType)
+_RARE = ("val_loss", "val_accuracy", "sigma", "sharpness")  # measured at some steps only
 
 
 class JobStore(MeteredStore):
@@ -269,7 +272,8 @@ class JobStore(MeteredStore):
     ) -> Sequence[JobStep]:
         """Recorded steps in `[from_step, to_step]`, evenly thinned to about `resolution`.
 
-        The last step of the range is always among them.
+        Each run of steps is thinned to its last one; what that did not measure is taken from the
+        nearest one before it in the run, so that rare measures, such as the validation's, remain.
 
         Raises:
             NotFound: there is no such job.
@@ -285,10 +289,12 @@ class JobStore(MeteredStore):
             count = sa.select(sa.func.count()).select_from(job_steps).where(wanted)
             total = connection.execute(count).scalar_one()
             stride = max(1, -(-total // resolution))
-            place = sa.func.row_number().over(order_by=job_steps.c.step).label("place")
-            numbered = sa.select(job_steps, place).where(wanted).subquery()
-            query = sa.select(numbered).where((total - numbered.c.place) % stride == 0)
-            return [_read_step(row) for row in connection.execute(query.order_by("step"))]
+            if stride == 1:
+                every = sa.select(job_steps).where(wanted).order_by(job_steps.c.step)
+                return [_read_step(row) for row in connection.execute(every)]
+            rows = connection.execute(_thinned(wanted, total, stride))
+            runs = groupby(rows, key=attrgetter("run"))
+            return [_merge_run([_read_step(row) for row in run]) for _, run in runs]
 
 
 def _asked_with(request_id: str | None) -> dict[str, str]:
@@ -300,6 +306,32 @@ def _budget(job: Job) -> int | None:
     """Forward passes that a new job may take, if its request says so."""
     budget = job.config.get("max_forward_passes") if job.kind is JobKind.TUNING else None
     return None if budget is None else max(0, budget - job.charged_passes)
+
+
+def _thinned(wanted: sa.ColumnElement[bool], total: int, stride: int) -> sa.Select[Any]:
+    """In runs of `stride` steps, the last of each and the last that has each rare measure."""
+    place = sa.func.row_number().over(order_by=job_steps.c.step)
+    # Counted from the end, so that the last step is always the last of a run.
+    runs = sa.select(job_steps, ((total - place) // stride).label("run")).where(wanted).subquery()
+    measured = [runs.c.step, *(sa.case((runs.c[name].is_not(None), runs.c.step)) for name in _RARE)]
+    lasts = [
+        sa.func.max(steps).over(partition_by=runs.c.run).label(f"last_{index}")
+        for index, steps in enumerate(measured)
+    ]
+    found = sa.select(runs, *lasts).subquery()
+    kept = sa.or_(*(found.c.step == found.c[last.name] for last in lasts))
+    return sa.select(found).where(kept).order_by(found.c.step)
+
+
+def _merge_run(steps: Sequence[JobStep]) -> JobStep:
+    """The last step, with what only earlier ones measured."""
+    known: dict[str, Any] = {name: _latest(steps, name) for name in _RARE}
+    return replace(steps[-1], **known)
+
+
+def _latest(steps: Sequence[JobStep], name: str) -> float | None:
+    values = (getattr(step, name) for step in reversed(steps))
+    return next((value for value in values if value is not None), None)
 
 
 def _read_event(row: sa.Row[Any]) -> JobEvent:
