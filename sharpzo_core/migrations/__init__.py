@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -12,11 +13,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 from sharpzo_core.db import make_engine, writing
-from sharpzo_core.errors import SchemaTooNew
+from sharpzo_core.errors import SchemaTooNew, ValidationFailed
 from sharpzo_core.sqlite import report_version
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Iterator
 
     from sharpzo_core.settings import Settings
 
@@ -31,16 +33,43 @@ def migrate(settings: Settings) -> None:
         SchemaTooNew: a newer version of this program has been here.
         StorageUnavailable: the database does not answer.
     """
+    with _changing(settings) as connection:
+        if connection.dialect.name == "sqlite":
+            report_version()
+        upgrade(connection)
+
+
+def take_back(settings: Settings, revision: str) -> None:
+    """Bring the database back to an earlier revision, for an older version of this program.
+
+    Raises:
+        ValidationFailed: there is no such revision, or the database has not come so far.
+        SchemaTooNew: a newer version of this program has been here.
+        StorageUnavailable: the database does not answer.
+    """
+    with _changing(settings) as connection:
+        config = _config(connection)
+        history = ScriptDirectory.from_config(config)
+        _refuse_newer(connection, history)
+        heads = MigrationContext.configure(connection).get_current_heads()
+        reached = {step.revision for step in history.iterate_revisions(heads, "base")}
+        if revision not in reached:
+            known = ", ".join(sorted(reached)) or "none"
+            raise ValidationFailed([("", f"revision {revision} is not one of: {known}")])
+        command.downgrade(config, revision)
+
+
+@contextmanager
+def _changing(settings: Settings) -> Iterator[sa.Connection]:
+    """A transaction for changing tables, one at a time."""
     engine = migration_engine(settings)
-    if engine.dialect.name == "sqlite":
-        report_version()
     try:
         # SQLite's write lock is taken by the transaction itself; both kinds of database also roll
         # a half-applied revision back.
         with writing(engine) as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-            upgrade(connection)
+            yield connection
     finally:
         engine.dispose()
 
@@ -67,11 +96,16 @@ def upgrade(connection: sa.Connection, revision: str = "head") -> None:
     Raises:
         SchemaTooNew: a newer version of this program has been here.
     """
+    config = _config(connection)
+    _refuse_newer(connection, ScriptDirectory.from_config(config))
+    command.upgrade(config, revision)
+
+
+def _config(connection: sa.Connection) -> Config:
     config = Config()
     config.set_main_option("script_location", "sharpzo_core:migrations")
     config.attributes["connection"] = connection
-    _refuse_newer(connection, ScriptDirectory.from_config(config))
-    command.upgrade(config, revision)
+    return config
 
 
 def _refuse_newer(connection: sa.Connection, history: ScriptDirectory) -> None:

@@ -11,7 +11,16 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as driver
-from benchmarks import ablation, accuracy, base_to_new, ingestion, memory, serving, time_to_accuracy
+from benchmarks import (
+    ablation,
+    accuracy,
+    base_to_new,
+    ingestion,
+    memory,
+    serving,
+    sizing,
+    time_to_accuracy,
+)
 from benchmarks.output import Comparison, Table, percent
 from benchmarks.results import Results
 from benchmarks.setting import Setting
@@ -207,3 +216,21 @@ def test_verdicts(value: float | None, at_most: bool, verdict: str) -> None:
 def test_percent_of_several_has_a_deviation() -> None:
     assert percent([0.5, 0.7]) == "60.0% ± 14.1"
     assert percent([0.5]) == "50.0%"
+
+
+def test_sizing_looks_at_every_process_and_folder(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sizing, "CONFIG", {"shots": 4})
+    file = tmp_path / "sizing.json"
+    few = ["--photos", str(photos), "--steps", "3", "--images", "2", "--backbones", "tiny"]
+    sizing.main([*few, "--json", str(file)])
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["images"] == 4 * sum(IMAGES.values())
+    assert row["job_steps"] == 3
+    for figure in ("weights", "idle", "api", "parent", "child", "dataset", "job", "prompt"):
+        assert row[figure] > 0, figure
+    assert "Rows of one job" in capsys.readouterr().out

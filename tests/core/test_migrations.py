@@ -277,3 +277,33 @@ def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path) -> None:
         "foreign_keys": 1,
         "wal_autocheckpoint": 0,
     }
+
+
+def take_back(settings: Settings, revision: str) -> subprocess.CompletedProcess[str]:
+    environment = settings.environment() | {"PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-m", "sharpzo_core.migrations", revision]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_an_operator_can_go_back_and_forth_with_the_rows_that_both_know(settings: Settings) -> None:
+    migrate(settings)
+    engine = make_engine(settings)
+    with writing(engine) as connection:
+        connection.exec_driver_sql(FIRST_ROWS.split(";", maxsplit=1)[0])
+    assert take_back(settings, "0007").returncode == 0
+    with engine.connect() as connection:
+        assert "request_id" not in columns_of(connection)["jobs"]
+        assert connection.exec_driver_sql("SELECT id FROM datasets").scalar_one() == "ds_1"
+    migrate(settings)
+    assert difference_from_the_declared(settings) == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize("revision", ["0042", "head", "-1", "base"])
+def test_what_is_no_earlier_revision_is_refused_in_one_line(tmp_path: Path, revision: str) -> None:
+    settings = Settings.load(data_dir=tmp_path)
+    migrate(settings)
+    refused = take_back(settings, revision)
+    assert refused.returncode != 0
+    assert "Traceback" not in refused.stderr
+    assert difference_from_the_declared(settings) == []

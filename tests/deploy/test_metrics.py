@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -143,9 +144,11 @@ class Floor:
         return list(durations.counts), durations.seconds
 
 
-@pytest.fixture
-def floor(workplace: Workplace) -> Floor:
-    return Floor(workplace)
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres"))])
+def floor(request: pytest.FixtureRequest, make_workplace: Callable[..., Workplace]) -> Floor:
+    if request.param == "sqlite":
+        return Floor(make_workplace())
+    return Floor(make_workplace(database_url=request.getfixturevalue("postgres_url")))
 
 
 def test_a_job_waits_from_when_it_was_queued_last(floor: Floor) -> None:
@@ -177,6 +180,13 @@ def test_what_jobs_took_is_counted_by_outcome_and_outlives_them(floor: Floor) ->
     assert floor.counts(JobStatus.FAILED) == (places, 1_000_020.5)
     assert floor.counts(JobStatus.FAILED, "other") == ([0] * len(places), 0)
     assert floor.counts(JobStatus.SUCCEEDED) == ([0] * len(places), 0)
+
+
+def test_jobs_that_end_at_the_same_time_are_all_counted(floor: Floor) -> None:
+    leases = [lease_of(floor.start()) for _ in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda lease: floor.leases.fail(lease, "internal_error", "no"), leases))
+    assert floor.counts(JobStatus.FAILED)[0][0] == len(leases)
 
 
 def test_jobs_that_never_ran_have_no_duration(floor: Floor) -> None:
