@@ -83,6 +83,7 @@ def broken_page(path: Path, *blocks: str) -> Path:
         ("sh\nfalse | true", "exit code 1"),
         ("sh\necho $undefined", "unbound variable"),
         ("sh\nmake demonstration", "exit code 2"),
+        ("sh\ndocker build --target cliend .", "no stage cliend"),
         ("sh\ndocker compose exec apo sharpzo keys list", "no service apo"),
         ('json\n{"id": "job_1"}', "/id is not in the answer"),
         ('json\n{"a": "text"}', "/a is 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
@@ -102,6 +103,23 @@ def test_what_pages_load_is_there(site: Path) -> None:
             path = urlsplit(address).path
             if path and not address.startswith("data:") and page.name != "404.html":
                 assert (page.parent / path).exists(), f"{page.name}: {address}"
+
+
+def test_links_within_the_site_lead_to_a_page_and_a_place_on_it(site: Path) -> None:
+    pages = {page.name: page.read_text(encoding="utf-8") for page in site.glob("*.html")}
+    places = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in pages.items()}
+    faults = []
+    for name, text in pages.items():
+        for link in re.findall(r'<a [^>]*href="([^"]+)"', text):
+            parts = urlsplit(html.unescape(link))
+            target = parts.path.removeprefix("./") or name
+            if parts.scheme or name == "404.html" or not target.endswith(".html"):
+                continue
+            if target not in pages:
+                faults += [(name, link)] if target != "cli.html" else []
+            elif parts.fragment and unquote(parts.fragment) not in places[target] | {"__top"}:
+                faults.append((name, link))
+    assert faults == []
 
 
 def test_the_navigation_has_every_page_and_no_other() -> None:
