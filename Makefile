@@ -6,9 +6,14 @@ BIN    := $(VENV)/bin
 #   make install PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 STAMP  := $(VENV)/.installed
+# The dashboard's source, and the page that its build leaves last.
+PAGES  := $(shell find dashboard/src -type f -not -name schema.d.ts) dashboard/build.mjs
+BUILT  := service/static/.built
+NPM    := cd dashboard && PATH="$(abspath $(BIN)):$$PATH" npm
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test faults fuzz check lock audit format bench bench-full soak docs docs-serve clean
+.PHONY: help install dashboard demo serve test faults fuzz check lock audit format bench bench-full \
+	soak docs docs-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,13 +26,21 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[all]' --group dev
 	touch $@
 
+dashboard: $(BUILT) ## build the dashboard's pages (needs the npm registry once)
+
+$(BUILT): $(STAMP) dashboard/package-lock.json $(PAGES)
+	$(NPM) ci --silent
+	$(NPM) run --silent build
+	touch $@
+
 demo: $(STAMP) ## tune on real handwritten digits, end to end, and print the result
 	@$(BIN)/sharpzo demo
 
 serve: $(STAMP) ## run the service with its embedded defaults
+	@$(MAKE) dashboard || echo "the dashboard could not be built; the API does without it"
 	$(BIN)/sharpzo serve
 
-test: $(STAMP) ## run the whole test suite
+test: $(BUILT) ## run the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 faults: $(STAMP) ## kill, starve and damage real processes; needs redis-server and PostgreSQL (half an hour)
@@ -36,24 +49,29 @@ faults: $(STAMP) ## kill, starve and damage real processes; needs redis-server a
 fuzz: $(STAMP) ## odd requests and damaged files by the hundred thousand (half an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz
 
-check: $(STAMP) ## format check, lint, types, import contracts
+check: $(BUILT) ## format check, lint, types, import contracts, Dockerfile, dashboard
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	mkdir -p build && $(BIN)/python -m service.openapi > build/openapi.json
+	$(NPM) run --silent check
 
-lock: $(STAMP) ## pin what the images install, with hashes (docker/requirements.lock)
+lock: $(STAMP) ## pin what the images install, with hashes (docker/*.lock)
 	$(BIN)/python -m pip install --quiet --group release
 	$(BIN)/python docker/lock.py
 
 audit: $(STAMP) ## look for known vulnerabilities in what the images install (needs the internet)
 	$(BIN)/python -m pip install --quiet --group release
 	$(BIN)/pip-audit --requirement docker/requirements.lock --require-hashes --disable-pip
+	$(BIN)/pip-audit --requirement docker/client.lock --require-hashes --disable-pip
 	$(BIN)/pip-audit --requirement docker/torch.txt --no-deps --disable-pip
 
-format: $(STAMP) ## format and mend what ruff can
+format: $(BUILT) ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(NPM) run --silent format
 
 bench: $(STAMP) ## run every benchmark in its short form (about a quarter of an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
@@ -73,5 +91,6 @@ docs-serve: $(STAMP) ## show the documentation on http://localhost:8001 while it
 	$(BIN)/zensical serve --dev-addr localhost:8001
 
 clean: ## remove caches and build output, not the virtual environment
-	rm -rf build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache service/static \
+		dashboard/node_modules
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from benchmarks import ablation, accuracy, ingestion, memory, serving, time_to_accuracy
+from benchmarks import ablation, accuracy, dashboard, ingestion, memory, serving, time_to_accuracy
 from benchmarks.output import RESULTS, Row, Table, machine_facts, to_markdown, write_json
 from benchmarks.results import Results
 from benchmarks.setting import Setting
@@ -35,6 +35,7 @@ SECTIONS = (
     "memory",
     "serving",
     "ingestion",
+    "dashboard",
     "accuracy",
     "time_to_accuracy",
     "ablation",
@@ -56,6 +57,7 @@ class Budget:
     plain_passes: int  #: that the plain text path is timed on
     serving: serving.Budget
     megabytes: int  #: of each archive that is read
+    visits: int  #: to each page of the dashboard
     shots: int = 16
 
 
@@ -71,6 +73,7 @@ FULL = Budget(
     plain_passes=time_to_accuracy.PLAIN_PASSES,
     serving=serving.FULL,
     megabytes=ingestion.MEGABYTES,
+    visits=dashboard.RUNS,
 )
 SHORT = Budget(
     short_objective=True,
@@ -84,6 +87,7 @@ SHORT = Budget(
     plain_passes=10,
     serving=serving.SHORT,
     megabytes=ingestion.SHORT_MEGABYTES,
+    visits=3,
 )
 
 
@@ -144,6 +148,14 @@ def measure_ingestion(budget: Budget) -> Section:
     return Section(rows, ingestion.tables(rows))
 
 
+def measure_dashboard(budget: Budget) -> Section:
+    """The pages in a browser, where there is one."""
+    if dashboard.CHROMIUM is None:
+        return Section([], [Table("Dashboard", ("not measured: there is no chromium",), [])])
+    rows = dashboard.run(budget.visits)
+    return Section(rows, dashboard.tables(rows))
+
+
 def measure_accuracy(setting: Setting, parts: Path, *, resume: bool) -> Section:
     """All methods at one budget."""
     results = Results.open(parts / "accuracy.json", setting.facts(), resume=resume)
@@ -180,6 +192,7 @@ def measure_all(
         "memory": lambda: measure_memory(budget),
         "serving": lambda: measure_serving(budget),
         "ingestion": lambda: measure_ingestion(budget),
+        "dashboard": lambda: measure_dashboard(budget),
         "accuracy": lambda: measure_accuracy(large, parts, resume=resume),
         "time_to_accuracy": lambda: measure_time(few, parts, plain_passes, resume=resume),
         "ablation": lambda: measure_ablation(less, parts, variants, resume=resume),

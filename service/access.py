@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.routing import BaseRoute
 
-#: Paths that everybody may read. Nothing else is answered without a key once there is one.
-PUBLIC = frozenset({"/", "/docs", "/livez", "/openapi.json", "/readyz"})
+ASSETS = "/assets/"  #: What the pages are made of.
+#: Routes that everybody may read. Nothing else is answered without a key once there is one.
+PUBLIC = frozenset({"/", f"{ASSETS}{{name}}", "/docs", "/livez", "/openapi.json", "/readyz"})
 #: Methods that exist. A stranger can think of any number of others, each as long as a head.
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 #: Methods that change nothing.
@@ -74,6 +75,11 @@ async def authorize(request: Request) -> None:
     if needed is None or not caller.may(needed):
         names = " or ".join(sorted(needed or [Scope.ADMIN]))
         raise ScopeForbidden(f"a key with the scope {names} is needed")
+
+
+def is_public_path(path: str) -> bool:
+    """Whether a request's path leads to a public route, or to none."""
+    return path in PUBLIC or path.startswith(ASSETS)
 
 
 def declared(app: FastAPI) -> Iterator[tuple[str, str, Sequence[Scope]]]:

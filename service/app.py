@@ -25,6 +25,7 @@ from service.routes import (
     health,
     jobs,
     keys,
+    pages,
     prompts,
 )
 from service.services import open_services
@@ -57,8 +58,8 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         summary="Adapt CLIP to your own classes without backpropagation.",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,  # ours needs nothing from elsewhere
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         dependencies=[Depends(authorize)],
     )
     for module in (
@@ -72,6 +73,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         backbones,
         keys,
         health,
+        pages,
     ):
         app.include_router(module.router)
     app.state.auditor = Auditor(app)

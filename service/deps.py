@@ -11,6 +11,7 @@ from fastapi import Depends, Header, Query, Request
 from service.audit import note_object
 from service.callers import Caller, caller_of
 from service.inference.host import InferenceHost
+from service.problems import REQUEST_ID_KEY
 from service.services import Services, TenantServices
 from sharpzo_core.alias_store import AliasStore
 from sharpzo_core.dataset_store import DatasetStore
@@ -71,7 +72,8 @@ def _tenants(request: Request) -> TenantServices:
     if found is None:
         services: Services = request.app.state.services
         made = partial(note_object, request.scope)
-        found = request.scope[_TENANTS] = services.of(caller_of(request.scope), made)
+        caller, request_id = caller_of(request.scope), request.scope[REQUEST_ID_KEY]
+        found = request.scope[_TENANTS] = services.of(caller, made, request_id)
     return found
 
 

@@ -7,6 +7,7 @@ CoreError
  ├── HostNotAllowed        400  the request calls the service by another name
  ├── OriginNotAllowed      403  another site's page sends the request
  ├── ForbiddenLocation     403  a dataset URI outside what the operator allows
+ ├── PageMissing           404  the dashboard was not built
  ├── ReportMissing         404  the job has no report, or not yet
  ├── ContactSheetMissing   404  the dataset has no contact sheet, or not yet
  ├── ResultsMissing        404  the job is of a kind that has no results
@@ -71,6 +72,14 @@ class ForbiddenLocation(CoreError):
     status = 403
     code = "path_not_allowed"
     title = "Location not allowed"
+
+
+class PageMissing(CoreError):
+    """The pages were not built with the package (`make dashboard` does it); the API is all here."""
+
+    status = 404
+    code = "page_missing"
+    title = "No dashboard"
 
 
 class ReportMissing(CoreError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -16,7 +17,7 @@ from sharpzo_core.schemas import EventPublic
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from sharpzo_core.job_store import JobStore
 
@@ -28,6 +29,27 @@ KEEPALIVE_SECONDS = 15.0
 MAX_LOOKS = 400.0  # at the database in a second, by all streams together
 _BATCH = 100  # events read at a time
 _open: set[object] = set()  # streams
+
+
+def open_streams() -> int:
+    """Clients of this process that are being told events."""
+    return len(_open)
+
+
+@contextmanager
+def open_stream(job_id: str) -> Iterator[Callable[[], float]]:
+    """Count a stream while it is open; gives how many seconds it waits between two looks.
+
+    A stream whose job is deleted, or whose database is away, just ends: the client comes again and
+    is told.
+    """
+    _open.add(stream := object())
+    try:
+        yield lambda: max(POLL_SECONDS, len(_open) / MAX_LOOKS)
+    except CoreError as error:
+        logger.info("stream of %s ends early: %s", job_id, error, extra={"action": "stream_ended"})
+    finally:
+        _open.discard(stream)
 
 
 async def stream_events(
@@ -42,8 +64,7 @@ async def stream_events(
     It ends as well when the caller is not `admitted` any more.
     """
     spoke = time.monotonic()
-    _open.add(stream := object())
-    try:
+    with open_stream(job_id) as pause:
         while not stopping.is_set() and await admitted():
             events, ended = await run_in_threadpool(_look, jobs, job_id, after)
             for event in events:
@@ -57,12 +78,7 @@ async def stream_events(
             if time.monotonic() - spoke >= KEEPALIVE_SECONDS:
                 yield KEEPALIVE_COMMENT
                 spoke = time.monotonic()
-            await asyncio.sleep(max(POLL_SECONDS, len(_open) / MAX_LOOKS))
-    except CoreError as error:
-        # The job was deleted, or the database is away: the client comes again and is told.
-        logger.info("events of %s end early: %s", job_id, error, extra={"action": "stream_ended"})
-    finally:
-        _open.discard(stream)
+            await asyncio.sleep(pause())
 
 
 def _look(jobs: JobStore, job_id: str, after: int) -> tuple[list[JobEvent], bool]:

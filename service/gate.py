@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 
-from service.access import PUBLIC
+from service.access import is_public_path
 from service.callers import ANYBODY, admit, known_caller
 from service.error_handlers import answer
 from service.errors import HostNotAllowed, OriginNotAllowed
 from service.idempotency import REPLAYED_HEADER
 from sharpzo_core.errors import AuthInvalid, CoreError
+from sharpzo_core.logging import log_context
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from service.callers import Caller
     from service.services import Services
     from sharpzo_core.settings import Settings
 
@@ -58,7 +63,9 @@ class Gate:
         except CoreError as error:
             await answer(Request(scope), error)(scope, receive, noting.send)
             return
-        await self._app(scope, _Body(scope, receive).receive, noting.send)
+        caller = known_caller(scope)
+        with _about(caller):
+            await self._app(scope, _Body(scope, receive).receive, noting.send)
 
     async def _admit(self, scope: Scope) -> dict[str, str]:
         """Let the request in; returns headers for its answer.
@@ -101,6 +108,13 @@ class Gate:
             raise HostNotAllowed
 
 
+def _about(caller: Caller | None) -> AbstractContextManager[None]:
+    """What the log is to say of whoever asks."""
+    return (
+        nullcontext() if caller is None else log_context(tenant=caller.tenant, key_id=caller.key_id)
+    )
+
+
 def address_of(scope: Scope) -> str | None:
     """Where the request comes from; a proxy's word counts only if the operator trusts it."""
     client = scope.get("client")
@@ -110,7 +124,7 @@ def address_of(scope: Scope) -> str | None:
 def _is_public(scope: Scope) -> bool:
     # The path that the router goes by, never one that is put together from the Host header. Other
     # methods than reading ones are refused behind it.
-    return get_route_path(scope) in PUBLIC
+    return is_public_path(get_route_path(scope))
 
 
 def _host(headers: Headers) -> str:

@@ -11,6 +11,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from sharpzo_core.errors import (
     StateConflict,
     StorageUnavailable,
 )
+from sharpzo_core.logging import log_context
 from sharpzo_core.periodic import Periodic
 from sharpzo_engine.errors import EngineError
 
@@ -88,7 +90,7 @@ class Ingest:
     def submit(self, dataset_id: str) -> None:
         """Process the upload of a dataset that is leased here, in the background."""
         self._held.add(dataset_id)
-        self._pool.submit(self._process, dataset_id)
+        self._pool.submit(copy_context().run, self._process, dataset_id)
 
     def forget(self, dataset_id: str) -> None:
         """Remove the files of a dataset that was deleted.
@@ -108,7 +110,9 @@ class Ingest:
         try:
             self._leases.release(self._held)
         except CoreError as error:
-            logger.info("leases run out by themselves: %s", error, extra={"action": "ingest"})
+            logger.info(
+                "leases run out by themselves: %s", error, extra={"action": "ingest_lease_kept"}
+            )
 
     def _renew(self) -> None:
         self._uploads.touch()
@@ -130,7 +134,11 @@ class Ingest:
             return
         if not self._leases.take(dataset_id):
             return
-        logger.warning("taking up %s", dataset_id, extra={"action": "ingest_taken_up"})
+        logger.warning(
+            "taking up %s",
+            dataset_id,
+            extra={"action": "ingest_taken_up", "dataset_id": dataset_id},
+        )
         if self._uploads.path(dataset_id).exists():
             self.submit(dataset_id)
         else:
@@ -138,6 +146,10 @@ class Ingest:
             self._fail(dataset_id, "upload_lost", message)
 
     def _process(self, dataset_id: str) -> None:
+        with log_context(dataset_id=dataset_id):
+            self._attempt(dataset_id)
+
+    def _attempt(self, dataset_id: str) -> None:
         try:
             if self._leases.renew([dataset_id]):
                 self._run(dataset_id)
@@ -149,10 +161,12 @@ class Ingest:
             self._clean_up_if_deleted(dataset_id)
         except StorageUnavailable as error:
             # The archive is kept: when the lease has run out, some process tries again.
-            logger.warning("%s must wait: %s", dataset_id, error, extra={"action": "ingest"})
+            logger.warning("%s must wait: %s", dataset_id, error, extra={"action": "ingest_waits"})
         except Exception:
             # Nobody waits for this thread, and nothing more can be done than to tell.
-            logger.exception("processing of %s failed", dataset_id, extra={"action": "ingest"})
+            logger.exception(
+                "processing of %s failed", dataset_id, extra={"action": "ingest_failed"}
+            )
         self._held.discard(dataset_id)
 
     def _run(self, dataset_id: str) -> None:
@@ -174,7 +188,9 @@ class Ingest:
             self._fail(dataset_id, error.code, str(error))
         except Exception:
             # A defect must become the dataset's error.
-            logger.exception("processing of %s failed", dataset_id, extra={"action": "ingest"})
+            logger.exception(
+                "processing of %s failed", dataset_id, extra={"action": "ingest_failed"}
+            )
             self._fail(dataset_id, "internal_error", "the dataset could not be processed")
 
     def _read(self, dataset_id: str) -> None:
@@ -197,6 +213,7 @@ class Ingest:
             owner=self._leases.owner,
             shares_images=True,
         )
+        logger.info("%s is ready", dataset_id, extra={"action": "dataset_ready"})
 
     def _keeper(self, dataset: DatasetRecord) -> ImageKeeper:
         owner = self._leases.owner
@@ -215,6 +232,9 @@ class Ingest:
         # The row first: who has lost the lease must not touch the files of another process.
         with suppress(NotFound):  # deleted meanwhile
             self._datasets.mark_failed(dataset_id, code, message, report, owner=self._leases.owner)
+            logger.info(
+                "%s failed: %s", dataset_id, code, extra={"action": "dataset_failed", "code": code}
+            )
         self._remove_files(dataset_id)
         self._images.sweep()
 

@@ -1,16 +1,37 @@
-"""What the service tells Prometheus; one registry per application."""
+"""What the service tells Prometheus; one registry per application.
+
+Workers open no port: what they do is in the database, and each API process tells it from there.
+"""
 
 from __future__ import annotations
 
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from service.events import open_streams
+from sharpzo_core.figures import DURATIONS
 from sharpzo_core.logging import dropped_records
 from sharpzo_core.tenants import DEFAULT_TENANT
+from sharpzo_engine import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +40,10 @@ if TYPE_CHECKING:
     from prometheus_client.samples import Sample
 
     from service.inference.resident import ResidentPrompts
+    from sharpzo_core.figures import Figures
+    from sharpzo_core.jobs import JobStatus
 
-__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
+__all__ = ["CONTENT_TYPE_LATEST", "Fleet", "Metrics"]
 
 _LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
 _FINE_BUCKETS = (0.001, 0.0025, *_LATENCY_BUCKETS)
@@ -36,15 +59,72 @@ _STAGES = {
 }
 
 
-class _DroppedRecords(Collector):
-    """Read when asked for: logging counts by itself."""
+@dataclass(frozen=True)
+class Fleet:
+    """What the database tells of all processes together, or of one tenant's jobs."""
+
+    jobs: Mapping[JobStatus, int]
+    workers: int
+    figures: Figures
 
     def collect(self) -> Iterator[Metric]:
-        """The one counter."""
+        """Its series."""
+        jobs = GaugeMetricFamily("sharpzo_jobs", "Jobs by status.", labels=["status"])
+        for status, count in self.jobs.items():
+            jobs.add_metric([status], count)
+        yield jobs
+        for name, text, value in (
+            ("workers_alive", "Workers heard of lately.", self.workers),
+            (
+                "queue_oldest_seconds",
+                "Seconds that the oldest waiting job has waited.",
+                self.figures.queued_seconds,
+            ),
+        ):
+            yield GaugeMetricFamily(f"sharpzo_{name}", text, value=value)
+        yield CounterMetricFamily(
+            "sharpzo_forward_passes",
+            "Forward passes of tuning jobs; those that are done again are not counted twice.",
+            value=self.figures.forward_passes,
+        )
+        yield self._durations()
+
+    def _durations(self) -> Metric:
+        family = HistogramMetricFamily(
+            "sharpzo_job_seconds",
+            "Seconds from a job's first start to its end by a worker.",
+            labels=["kind", "outcome"],
+        )
+        bounds = [*map(str, DURATIONS), "+Inf"]
+        for (kind, outcome), durations in self.figures.durations.items():
+            buckets = list(zip(bounds, accumulate(durations.counts), strict=True))
+            family.add_metric([kind, outcome], buckets, durations.seconds)
+        return family
+
+
+class _Process(Collector):
+    """This process, read when asked for."""
+
+    def __init__(self) -> None:
+        self._build = {
+            "version": __version__,
+            "python": platform.python_version(),
+            "torch": version("torch"),
+        }
+
+    def collect(self) -> Iterator[Metric]:
+        """What it is, and what it counts elsewhere."""
+        names, values = [*self._build], [*self._build.values()]
+        build = GaugeMetricFamily("sharpzo_build_info", "What runs; always 1.", labels=names)
+        build.add_metric(values, 1)
+        yield build
         yield CounterMetricFamily(
             "sharpzo_log_records_dropped",
             "Log records that were dropped because nobody read the log.",
             value=dropped_records(),
+        )
+        yield GaugeMetricFamily(
+            "sharpzo_event_streams", "Clients that are being told events.", value=open_streams()
         )
 
 
@@ -84,8 +164,11 @@ class Metrics:
     """Counters and histograms; labels take few values (templates and statuses, never ids)."""
 
     def __init__(self) -> None:
+        # They are half of all series, and tell nothing.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self.registry.register(_DroppedRecords())
+        self.registry.register(_Process())
+        ProcessCollector(registry=self.registry)
         self._requests = Counter(
             "sharpzo_http_requests",
             "Requests by route template.",
@@ -99,8 +182,11 @@ class Metrics:
             buckets=_LATENCY_BUCKETS,
             registry=self.registry,
         )
-        self._workers = Gauge(
-            "sharpzo_workers_alive", "Workers heard of lately.", registry=self.registry
+        self._problems = Counter(
+            "sharpzo_http_problems",
+            "Errors that requests were answered with, by their code.",
+            ("code",),
+            registry=self.registry,
         )
         self._images = Counter(
             "sharpzo_classified_images",
@@ -136,10 +222,14 @@ class Metrics:
             for stage, text in _STAGES.items()
         }
 
-    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request."""
+    def observe_request(
+        self, method: str, route: str, status: int, seconds: float, problem: str | None
+    ) -> None:
+        """Count one request; `problem` is the code of the error that it was answered with."""
         self._requests.labels(method, route, str(status)).inc()
         self._latency.labels(method, route).observe(seconds)
+        if problem is not None:
+            self._problems.labels(problem).inc()
 
     def watch(self, resident: ResidentPrompts, waiting: Callable[[], int]) -> None:
         """Report what the inference host holds."""
@@ -176,25 +266,24 @@ class Metrics:
         """Count images that found the queue full."""
         self._refused.inc(images)
 
-    def render(self, jobs: Mapping[str, int], workers: int, tenant: str | None = None) -> bytes:
-        """The exposition text, with gauges that are read when asked for.
+    def render(self, fleet: Fleet | None, tenant: str | None = None) -> bytes:
+        """The exposition text; without `fleet` the database is away, and its series are absent.
 
-        `jobs` are those of the `tenant`, if one is given: of the prompts, too, only its own are
-        named then.
+        `fleet` is the `tenant`'s, if one is given: of the prompts, too, only its own are named
+        then.
         """
-        self._workers.set(workers)
-        return generate_latest(_View(self.registry, jobs, tenant))
+        return generate_latest(_View(self.registry, fleet, tenant))
 
 
 class _View(CollectorRegistry):
-    """What one reader may see of a registry, and the jobs that are counted for it."""
+    """What one reader may see of a registry, and what the database tells it."""
 
     def __init__(
-        self, registry: CollectorRegistry, jobs: Mapping[str, int], tenant: str | None
+        self, registry: CollectorRegistry, fleet: Fleet | None, tenant: str | None
     ) -> None:
         super().__init__()
         self._all = registry
-        self._jobs = jobs
+        self._fleet = fleet
         self._tenant = tenant
 
     def collect(self) -> Iterator[Metric]:
@@ -203,10 +292,13 @@ class _View(CollectorRegistry):
             if self._tenant is not None:
                 metric.samples = [sample for sample in metric.samples if self._may_see(sample)]
             yield metric
-        jobs = GaugeMetricFamily("sharpzo_jobs", "Jobs by status.", labels=["status"])
-        for status, count in self._jobs.items():
-            jobs.add_metric([status], count)
-        yield jobs
+        yield GaugeMetricFamily(
+            "sharpzo_database_up",
+            "Whether the database has answered this time.",
+            value=self._fleet is not None,
+        )
+        if self._fleet is not None:
+            yield from self._fleet.collect()
 
     def _may_see(self, sample: Sample) -> bool:
         prompt = sample.labels.get("prompt", OTHER_PROMPTS)

@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect
 
 from service.access import METHODS
 from service.bodies import Body, BodyMemory
-from service.problems import MEDIA_TYPE, REQUEST_ID_HEADER, REQUEST_ID_KEY, problem
+from service.problems import MEDIA_TYPE, REQUEST_ID_HEADER, REQUEST_ID_KEY, problem, problem_code
+from sharpzo_core.logging import log_context
 from sharpzo_core.settings import MIB
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNMATCHED = "unmatched"  # label of requests that no route takes
 _FIRST_ERROR = 400
+_FIRST_FAILURE = 500
+_TELLS_TROUBLE = frozenset({"/readyz"})  # routes that answer 503 by design
 _CLIENT_CLOSED = 499  # counted only; nobody is left to answer
 _ENDS = "the service ends and has not finished this (send it again)"
 _TWO_LENGTHS = "the request has both Content-Length and Transfer-Encoding (send one of them)"
@@ -53,6 +56,10 @@ class RequestLayer:
             await self._app(scope, receive, send)
             return
         scope[REQUEST_ID_KEY] = _request_id(scope)
+        with log_context(request_id=scope[REQUEST_ID_KEY]):
+            await self._handle(scope, receive, send)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Answer(scope, send)
         body = Body(scope, receive, self._memory, self._idle_seconds)
         started = time.perf_counter()
@@ -83,8 +90,18 @@ class RequestLayer:
             await problem(scope, 500)(scope, receive, answer.send)
         finally:
             body.close()
-            seconds = time.perf_counter() - started
-            self._metrics.observe_request(_method(scope), _template(scope), answer.status, seconds)
+            self._note(scope, answer.status, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count the request; what the service owes an answer for goes to the log as well."""
+        method, route = _method(scope), _template(scope)
+        self._metrics.observe_request(method, route, status, seconds, problem_code(scope))
+        if logger.isEnabledFor(logging.DEBUG):
+            extra = {"action": "request_answered", "status": status, "seconds": round(seconds, 6)}
+            logger.debug("%s %s: %d", method, route, status, extra=extra)
+        if status >= _FIRST_FAILURE and route not in _TELLS_TROUBLE:
+            extra = {"action": "request_failed", "status": status}
+            logger.warning("%s %s: %d", method, route, status, extra=extra)
 
 
 def _request_id(scope: Scope) -> str:

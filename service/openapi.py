@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -109,3 +111,15 @@ def _declare_keys(paths: dict[str, Any], app: FastAPI) -> None:
         if path not in PUBLIC:
             operation["security"] = [{_SCHEME: [scope]} for scope in scopes]
             operation["responses"] |= {str(k): v for k, v in problems(*_WITH_KEY).items()}
+
+
+def main() -> None:
+    """`python -m service.openapi`: print the document."""
+    from service.app import create_app
+    from sharpzo_core.settings import Settings
+
+    sys.stdout.write(json.dumps(create_app(Settings()).openapi()))
+
+
+if __name__ == "__main__":
+    main()

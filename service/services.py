@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,10 +26,12 @@ from sharpzo_core.audit import AuditStore
 from sharpzo_core.dataset_leases import DatasetLeases
 from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.db import make_engine
+from sharpzo_core.figures import FigureStore
 from sharpzo_core.idempotency import IdempotencyStore
 from sharpzo_core.image_store import ImageStore
 from sharpzo_core.job_store import JobStore
 from sharpzo_core.key_store import KeyStore
+from sharpzo_core.logging import job_context
 from sharpzo_core.migrations import migrate
 from sharpzo_core.prompt_store import PromptStore
 from sharpzo_core.queue import JobQueue, make_celery
@@ -41,7 +45,10 @@ if TYPE_CHECKING:
 
     from service.callers import Caller
     from service.metrics import Metrics
+    from sharpzo_core.jobs import Job
     from sharpzo_core.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 STRAY_LEASES = 3  # durations of a lease after which an upload that nobody touches is removed
 
@@ -60,6 +67,7 @@ class Services:
     aliases: AliasStore
     keys: KeyStore
     usage: UsageStore
+    figures: FigureStore
     audited: AuditStore
     audit: AuditLog
     keyring: Keyring
@@ -78,9 +86,9 @@ class Services:
 
     def ring(self, job_id: str) -> None:
         """Tell a worker that a job waits, some time soon; workers look by themselves as well."""
-        self.ringer.submit(self.queue.ring, job_id)
+        self.ringer.submit(copy_context().run, self.queue.ring, job_id)
 
-    def of(self, caller: Caller, made: Callable[[str], None]) -> TenantServices:
+    def of(self, caller: Caller, made: Callable[[str], None], request_id: str) -> TenantServices:
         """What a request of this caller may use; `made` is told the id of what it creates."""
         return TenantServices(
             caller=caller,
@@ -101,6 +109,7 @@ class Services:
             stopping=self.stopping,
             ring=self.ring,
             still_admitted=partial(self.keyring.still_admits, caller),
+            request_id=request_id,
         )
 
     def close(self) -> None:
@@ -142,6 +151,13 @@ class TenantServices:
     stopping: threading.Event
     ring: Callable[[str], None]
     still_admitted: Callable[[], Awaitable[bool]]  #: Whether the caller would be let in now
+    request_id: str
+
+    def accept(self, job: Job) -> None:
+        """Make a job that is stored known: to the log, and to a worker."""
+        with job_context(job):
+            logger.info("job %s is accepted", job.id, extra={"action": "job_accepted"})
+            self.ring(job.id)
 
 
 def open_services(settings: Settings, metrics: Metrics) -> Services:
@@ -173,6 +189,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
         aliases=AliasStore(database),
         keys=KeyStore(database),
         usage=UsageStore(database),
+        figures=FigureStore(database),
         audited=AuditStore(database),
         audit=AuditLog(AuditStore(database), settings.audit_days),
         keyring=Keyring(KeyStore(database)),

@@ -7,14 +7,24 @@ from typing import Annotated
 
 import typer
 
-from sharpzo_cli import keys
+from sharpzo_cli import completion, jobs, keys, prompts
 from sharpzo_cli.datasets import app as datasets
-from sharpzo_cli.options import Classes, DatasetName, DatasetsRoot, Json
+from sharpzo_cli.options import (
+    DEFAULT_TOP_K,
+    Classes,
+    ConfigFile,
+    DatasetName,
+    DatasetsRoot,
+    ExportForm,
+    Json,
+    Preset,
+    Split,
+    Values,
+)
 
 app = typer.Typer(
     name="sharpzo",
     help="Adapt CLIP to your own classes with forward passes only.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -22,6 +32,8 @@ app = typer.Typer(
 
 app.add_typer(keys.app)
 app.add_typer(datasets, name="datasets")
+app.add_typer(jobs.app)
+app.add_typer(prompts.app)
 
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="Prompt file (safetensors).")
@@ -41,8 +53,20 @@ OtherPretrained = Annotated[
 ]
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from sharpzo_engine import __version__
+
+        typer.echo(f"sharpzo {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[  # is_eager: read before everything else
+        bool,
+        typer.Option("--version", is_eager=True, callback=_tell_version, help="Tell the version."),
+    ] = False,
     debug: Annotated[  # read by `main`, wherever it stands
         bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")
     ] = False,
@@ -101,29 +125,19 @@ def tune(
     root: DatasetsRoot = None,
     classes: Classes = None,
     backbone: Annotated[
-        str, typer.Option("--backbone", help="tiny, an open_clip model, or local-dir:PATH.")
+        str,
+        typer.Option(
+            "--backbone",
+            help="tiny, an open_clip model, or local-dir:PATH.",
+            autocompletion=completion.local_backbones,
+        ),
     ] = "tiny",
     pretrained: Annotated[
         str | None, typer.Option("--pretrained", help="Tag of open_clip, or a checkpoint file.")
     ] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            "--preset",
-            help="default, fast, paper, reference, or a dataset of the paper (eurosat ...).",
-        ),
-    ] = "default",
-    config: Annotated[
-        Path | None, typer.Option("--config", help="JSON or YAML file laid over the preset.")
-    ] = None,
-    values: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="One value over all that, e.g. zo.learning_rate=1e-3.",
-        ),
-    ] = None,
+    preset: Preset = "default",
+    config: ConfigFile = None,
+    values: Values = None,
     device: Device = "auto",
     out: Annotated[Path, typer.Option("--out", help="Where the prompt file goes.")] = Path(
         "prompt.safetensors"
@@ -167,7 +181,7 @@ def tune(
 def classify(
     artifact: ArtifactPath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images to label.")],
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per image.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per image.")] = DEFAULT_TOP_K,
     backbone: OtherBackbone = None,
     pretrained: OtherPretrained = None,
     device: Device = "auto",
@@ -190,7 +204,7 @@ def evaluate(
     dataset: DatasetName,
     root: DatasetsRoot = None,
     classes: Classes = None,
-    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    split: Annotated[Split, typer.Option("--split", help="Of the dataset.")] = Split.TEST,
     backbone: OtherBackbone = None,
     pretrained: OtherPretrained = None,
     device: Device = "auto",
@@ -211,8 +225,8 @@ def evaluate(
 def export(
     artifact: ArtifactPath,
     form: Annotated[
-        str, typer.Option("--format", metavar="npy|onnx", help="A numpy matrix or an ONNX model.")
-    ] = "npy",
+        ExportForm, typer.Option("--format", help="A numpy matrix or an ONNX model.")
+    ] = ExportForm.NPY,
     calibrated: Calibrated = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Instead of beside the prompt file.")

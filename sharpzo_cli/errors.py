@@ -75,7 +75,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, CommandLineError):
         message = getattr(error, "message", str(error)) or "the command line is incomplete"
-        return _with_fix(message, "see --help"), 2
+        return _with_fix(message.removeprefix("Value error, "), "see --help"), 2
     if isinstance(error, ModuleNotFoundError) and _root(error) in EXTRAS:
         extra = EXTRAS[_root(error)]
         return f"{_root(error)} is not installed (pip install 'sharpzo[{extra}]')", 1

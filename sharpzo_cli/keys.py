@@ -13,7 +13,7 @@ import typer
 
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.options import Json
-from sharpzo_cli.output import print_json
+from sharpzo_cli.output import print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ def create(
     name: Annotated[str, typer.Option("--name", help="What the key is for.")],
     tenant: Annotated[str, typer.Option("--tenant", help="Whose objects it opens.")] = "default",
     scopes: Annotated[
-        str, typer.Option("--scopes", help="Comma-separated: jobs, prompts, infer, admin.")
+        str, typer.Option("--scopes", help="Comma-separated: jobs, prompts, infer, metrics, admin.")
     ] = "jobs,prompts,infer",
     expires: Annotated[
         str | None, typer.Option("--expires", metavar="90d", help="How long it is valid.")
@@ -83,7 +83,7 @@ def list_keys(
         print_json({"keys": [_public(key) for key in found]})
         return
     for line in _aligned([_HEADER, *map(_row, found)]):
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -95,7 +95,7 @@ def revoke(key: Ref, data_dir: DataDir = None, as_json: Json = False) -> None:
     if as_json:
         print_json(_public(revoked))
     else:
-        typer.echo(f"{revoked.prefix} ({revoked.name}) is revoked")
+        say(f"{revoked.prefix} ({revoked.name}) is revoked")
 
 
 @app.command()

@@ -6,10 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from sharpzo_cli.errors import UsageProblem
-from sharpzo_cli.output import print_json, print_table, writable
+from sharpzo_cli.output import print_json, print_table, say, writable
 from sharpzo_engine.catalogue import CATALOGUE
 from sharpzo_engine.file_names import is_split_file
 from sharpzo_engine.labelled import SPLITS
@@ -58,7 +56,7 @@ def _facts(known: KnownDataset) -> dict[str, object]:
 
 
 def write_split(
-    dataset: str, root: Path | None, out: Path | None, seed: int, *, force: bool
+    dataset: str, root: Path | None, out: Path | None, seed: int, *, force: bool, as_json: bool
 ) -> None:
     """Write a split file.
 
@@ -75,8 +73,13 @@ def write_split(
         raise UsageProblem(f"{target} is there already", "keep it, or replace it with --force")
     split_file = as_split_file(source)
     write_split_file(writable(target), split_file)
-    counts = ", ".join(f"{len(split_file.splits[split]):,} {split}" for split in SPLITS)
-    typer.echo(f"{target}: {len(split_file.class_names)} classes, {counts}")
+    sizes = {split: len(split_file.splits[split]) for split in SPLITS}
+    names = split_file.class_names
+    if as_json:
+        print_json({"file": str(target), "classes": list(names), "splits": sizes})
+        return
+    counts = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    say(f"{target}: {len(names)} classes, {counts}")
 
 
 def as_split_file(source: Source) -> SplitFile:

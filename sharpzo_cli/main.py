@@ -12,6 +12,7 @@ import typer
 from sharpzo_cli.app import app
 from sharpzo_cli.errors import explain, one_line
 from sharpzo_cli.interrupts import ctrl_c_interrupts
+from sharpzo_client.display import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,5 +46,5 @@ def _tell(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     line, code = explain(error)
-    typer.echo(f"error: {one_line(line)}", err=True)
+    typer.echo(f"error: {harmless(one_line(line))}", err=True)
     return code

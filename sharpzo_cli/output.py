@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpzo_cli.errors import UsageProblem
+from sharpzo_client.display import harmless
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 Row = Sequence[str]
+
+_NO_TERMINAL = 10_000  # columns
 
 
 def print_table(
@@ -35,9 +39,52 @@ def print_table(
     console.print(table)
 
 
+def print_list(header: Row, rows: Sequence[Row]) -> None:
+    """Lines of a list under a header, in what a terminal has of width; elsewhere nothing is cut.
+
+    The last column is what may be cut off, with an ellipsis: names, which can be of any length and
+    in scripts that run to the left.
+    """
+    console = Console(width=None if sys.stdout.isatty() else _NO_TERMINAL)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for index, name in enumerate(header):
+        last = index == len(header) - 1
+        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1 if last else None)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    endless = console.options.update(width=_NO_TERMINAL)
+    table.expand = console.measure(table, options=endless).maximum > console.width
+    console.print(table)
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Names with values; those without a value are left out, long ones go on below."""
+    console = Console(width=None if sys.stdout.isatty() else _NO_TERMINAL)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        if value:
+            table.add_row(Text(name, "bold"), plain(value))
+    console.print(table)
+
+
 def plain(text: str, style: str = "") -> Text:
     """Text that is shown as it is: no markup, and no characters that move the terminal's cursor."""
-    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), style)
+    return Text(harmless(text), style)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """A line that is shown as it is."""
+    typer.echo(harmless(line), err=err)
+
+
+def tell_deleted(what: str, *, as_json: bool) -> None:
+    """That something is gone."""
+    if as_json:
+        print_json({"deleted": what})
+    else:
+        say(f"{what} is deleted")
 
 
 def print_json(value: object) -> None:

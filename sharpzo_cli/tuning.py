@@ -1,20 +1,19 @@
-"""`sharpzo tune`: the engine on this machine, with a live bar."""
+"""`sharpzo tune`: the engine on this machine, shown as it goes on."""
 
 from __future__ import annotations
 
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import percent, print_json, print_table, writable
 from sharpzo_cli.values import tuning_config
+from sharpzo_client.display import SEARCHING, Pace, Standing, display, stage_title
 from sharpzo_engine.dataset import load_dataset
 from sharpzo_engine.errors import TuningInterrupted
 
@@ -23,8 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+    from sharpzo_client.display import Display
     from sharpzo_engine import Progress as EngineProgress
-    from sharpzo_engine import StepRecord, TuneResult
+    from sharpzo_engine import StepRecord, TuneResult, TuningConfig
     from sharpzo_engine.labelled import Part
     from sharpzo_engine.progress import OnStep
 
@@ -91,18 +91,20 @@ def _tune(request: TuneRequest) -> Tuned:
     from sharpzo_engine import load_backbone, tune
 
     began = time.monotonic()
-    with live_bar() as bar:
-        bar.say("loading the backbone")
+    with display() as shown:
+        view = TuningView(shown, config)
+        view.say("loading the backbone")
         backbone = load_backbone(request.backbone, request.pretrained, request.device)
         with stop_on_interrupt() as stop_if_asked:
             result = tune(
                 dataset,
                 backbone,
                 config,
-                on_step=_in_turn(bar.show, stop_if_asked),
+                on_step=_in_turn(view.show, stop_if_asked),
                 checkpoint_dir=request.checkpoint_dir,
                 resume=request.resume,
             )
+        view.done()
     sha256, seconds = result.prompt.save(out), time.monotonic() - began
     reports = result.report.labelled(preset=request.preset).save(page) if page else ()
     return Tuned(out, sha256, seconds, result, reports)
@@ -167,54 +169,56 @@ def _how_to_resume(request: TuneRequest) -> str:
     return f"stopped; repeat the command with --checkpoint-dir {folder} --resume to go on"
 
 
-class Bar:
-    """A live line about a run on standard error."""
+class TuningView:
+    """Shows a run of the engine."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("preparing", total=None, figures="")
+    def __init__(self, shown: Display, config: TuningConfig) -> None:
+        self._shown = shown
+        self._config = config.model_dump(mode="json")
+        self._pace = Pace()
         self._record: StepRecord | None = None
+        self._last = Standing("starting")
 
     def say(self, message: str) -> None:
         """Show what is going on where nothing can be counted."""
-        self._progress.update(self._task, figures=message)
+        self._shown.show(Standing("preparing", note=message))
 
     def show(self, step: EngineProgress) -> None:
         """Show a step; the engine's `on_step`."""
-        self._record = step.record or self._record
-        self._progress.update(
-            self._task,
-            description=step.phase,
+        self._record = self._latest(step.record)
+        searching = step.phase in SEARCHING
+        if searching:
+            self._pace.count(step.forward_passes)
+        loss, accuracy = self._scores()
+        self._last = Standing(
+            title=stage_title(step.phase, self._config),
+            step=step.step,
             total=step.total_steps or None,
-            completed=step.step,
-            figures=step.message or _figures(step, self._record),
+            loss=loss,
+            accuracy=accuracy,
+            passes=step.forward_passes,
+            budget=self._config["max_forward_passes"],
+            pace=self._pace.per_second if searching else None,
+            eta=step.eta_seconds,
+            note=step.message or "",
+            searching=searching,
         )
+        self._shown.show(self._last)
 
+    def done(self) -> None:
+        """Show that the run has ended well."""
+        self._shown.show(replace(self._last, title="done", pace=None, note="", over=True))
 
-@contextmanager
-def live_bar() -> Iterator[Bar]:
-    """A bar that stays while the block runs."""
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield Bar(progress)
+    def _latest(self, record: StepRecord | None) -> StepRecord | None:
+        """The newest record; one without validation keeps the accuracy of the one before."""
+        before = self._record
+        if record is None or before is None or record.val_accuracy is not None:
+            return record or before
+        return replace(record, val_accuracy=before.val_accuracy)
 
-
-def _figures(step: EngineProgress, record: StepRecord | None) -> str:
-    figures = [f"step {step.step}/{step.total_steps}"]
-    if record is not None:
-        figures.append(f"loss {record.loss:.3f}")
-        if record.val_accuracy is not None:
-            figures.append(f"val {percent(record.val_accuracy)}")
-        if record.seconds > 0:
-            figures.append(f"{record.forward_passes / record.seconds:,.0f} passes/s")
-    if step.eta_seconds is not None:
-        figures.append(f"{step.eta_seconds:.0f} s left")
-    return "  ".join(figures)
+    def _scores(self) -> tuple[float | None, float | None]:
+        record = self._record
+        return (None, None) if record is None else (record.loss, record.val_accuracy)
 
 
 def _summary(tuned: Tuned) -> dict[str, object]:

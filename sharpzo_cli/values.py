@@ -6,8 +6,6 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_engine.config import TuningConfig, merge
 
@@ -15,18 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-_SET_FIX = "write it like --set zo.learning_rate=1e-3"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without surprises in numbers: 1e-3 is one (YAML 1.1 takes it for a string)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"),
-    list("-+.0123456789"),
+#: Texts that are the same in YAML, which need not be installed to submit a job.
+_WORD = re.compile(
+    r"(?!(?:true|false|null|yes|no|on|off|nan|infinity)$)[a-z]([a-z0-9 -]*[a-z0-9])?", re.IGNORECASE
 )
+_SET_FIX = "write it like --set zo.learning_rate=1e-3"
 
 
 def tuning_config(preset: str, file: Path | None, values: Iterable[str]) -> TuningConfig:
@@ -36,10 +27,19 @@ def tuning_config(preset: str, file: Path | None, values: Iterable[str]) -> Tuni
         UsageProblem: the file or a `key=value` cannot be read.
         ConfigError: a value is unknown or out of range.
     """
+    return TuningConfig.parse(overlay(file, values), preset)
+
+
+def overlay(file: Path | None, values: Iterable[str]) -> dict[str, Any]:
+    """The file's values, and single values over them.
+
+    Raises:
+        UsageProblem: the file or a `key=value` cannot be read.
+    """
     given: dict[str, Any] = {} if file is None else read_config(file)
     for assignment in values:
         given = merge(given, parse_assignment(assignment))
-    return TuningConfig.parse(given, preset)
+    return given
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageProblem(f"{path}: {reason}", "give a readable JSON or YAML file") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise UsageProblem(f"{path}: {error}", "give valid JSON or YAML") from error
     if content is None:
         return {}
@@ -73,8 +73,8 @@ def parse_assignment(text: str) -> Mapping[str, Any]:
     if not equals or not all(path):
         raise UsageProblem(f"--set {text!r} is not KEY=VALUE", _SET_FIX)
     try:
-        parsed = parse(value)
-    except (ValueError, yaml.YAMLError) as error:
+        parsed = value if _WORD.fullmatch(value) else parse(value)
+    except ValueError as error:
         raise UsageProblem(f"--set {text!r}: the value cannot be read", _SET_FIX) from error
     *sections, field = path
     nested: dict[str, Any] = {field: parsed}
@@ -87,9 +87,23 @@ def parse(text: str) -> object:
     """JSON, or else YAML (safe types only).
 
     Raises:
-        ValueError, yaml.YAMLError: neither.
+        ValueError: neither.
     """
     try:
         return json.loads(text)
     except ValueError:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return _parse_yaml(text)
+
+
+def _parse_yaml(text: str) -> object:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML without surprises in numbers: 1e-3 is one (YAML 1.1 takes it for a string)."""
+
+    number = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    try:
+        return yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error

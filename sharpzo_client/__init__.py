@@ -6,68 +6,76 @@ client = Client("http://localhost:8000")
 dataset = client.datasets.upload("photos/")
 job = client.jobs.wait(client.jobs.create(dataset.id).id, progress=True)
 print(client.prompts.classify(job.prompt_id, ["a.jpg"]).results[0].best)
+
+Names are loaded when first used.
 """
 
-from sharpzo_client.client import AsyncClient, Client
-from sharpzo_client.errors import (
-    APIConnectionError,
-    APIResponseError,
-    APIStatusError,
-    APITimeoutError,
-    AuthenticationError,
-    BadRequestError,
-    ConflictError,
-    DatasetFailed,
-    DeadlineExceededError,
-    DownloadError,
-    FieldFault,
-    InputError,
-    InsufficientStorageError,
-    JobCancelled,
-    JobEnded,
-    JobFailed,
-    MethodNotAllowedError,
-    NotFoundError,
-    PayloadTooLargeError,
-    PermissionDeniedError,
-    RateLimitError,
-    RequestTimeoutError,
-    ServerError,
-    ServiceUnavailableError,
-    SharpzoError,
-    UnprocessableEntityError,
-    UnsupportedMediaTypeError,
-    WaitTimeoutError,
-)
-from sharpzo_client.models import (
-    Alias,
-    AliasChange,
-    ApiKey,
-    AuditEntry,
-    Backbone,
-    Checkpoint,
-    Classification,
-    Dataset,
-    ErrorInfo,
-    Health,
-    ImageRecord,
-    ImageResult,
-    Job,
-    JobEvent,
-    Lineage,
-    Metrics,
-    NewApiKey,
-    Page,
-    Prediction,
-    Progress,
-    Prompt,
-    PromptAnswer,
-    PromptBackbone,
-    Quota,
-    Residency,
-    StepRecord,
-    Usage,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sharpzo_client.client import AsyncClient, Client
+    from sharpzo_client.errors import (
+        APIConnectionError,
+        APIResponseError,
+        APIStatusError,
+        APITimeoutError,
+        AuthenticationError,
+        BadRequestError,
+        ConflictError,
+        DatasetFailed,
+        DeadlineExceededError,
+        DownloadError,
+        FieldFault,
+        InputError,
+        InsufficientStorageError,
+        JobCancelled,
+        JobEnded,
+        JobFailed,
+        MethodNotAllowedError,
+        NotFoundError,
+        PayloadTooLargeError,
+        PermissionDeniedError,
+        RateLimitError,
+        RequestTimeoutError,
+        ServerError,
+        ServiceUnavailableError,
+        SharpzoError,
+        UnprocessableEntityError,
+        UnsupportedMediaTypeError,
+        WaitTimeoutError,
+    )
+    from sharpzo_client.models import (
+        Alias,
+        AliasChange,
+        ApiKey,
+        AuditEntry,
+        Backbone,
+        Checkpoint,
+        Classification,
+        Dataset,
+        ErrorInfo,
+        Health,
+        ImageRecord,
+        ImageResult,
+        Job,
+        JobEvent,
+        Lineage,
+        Metrics,
+        NewApiKey,
+        Page,
+        Prediction,
+        Progress,
+        Prompt,
+        PromptAnswer,
+        PromptBackbone,
+        Quota,
+        Residency,
+        StepRecord,
+        Usage,
+    )
 
 __all__ = [
     "APIConnectionError",
@@ -128,3 +136,75 @@ __all__ = [
     "Usage",
     "WaitTimeoutError",
 ]
+
+_HOME = {
+    "APIConnectionError": "errors",
+    "APIResponseError": "errors",
+    "APIStatusError": "errors",
+    "APITimeoutError": "errors",
+    "Alias": "models",
+    "AliasChange": "models",
+    "ApiKey": "models",
+    "AsyncClient": "client",
+    "AuditEntry": "models",
+    "AuthenticationError": "errors",
+    "Backbone": "models",
+    "BadRequestError": "errors",
+    "Checkpoint": "models",
+    "Classification": "models",
+    "Client": "client",
+    "ConflictError": "errors",
+    "Dataset": "models",
+    "DatasetFailed": "errors",
+    "DeadlineExceededError": "errors",
+    "DownloadError": "errors",
+    "ErrorInfo": "models",
+    "FieldFault": "errors",
+    "Health": "models",
+    "ImageRecord": "models",
+    "ImageResult": "models",
+    "InputError": "errors",
+    "InsufficientStorageError": "errors",
+    "Job": "models",
+    "JobCancelled": "errors",
+    "JobEnded": "errors",
+    "JobEvent": "models",
+    "JobFailed": "errors",
+    "Lineage": "models",
+    "MethodNotAllowedError": "errors",
+    "Metrics": "models",
+    "NewApiKey": "models",
+    "NotFoundError": "errors",
+    "Page": "models",
+    "PayloadTooLargeError": "errors",
+    "PermissionDeniedError": "errors",
+    "Prediction": "models",
+    "Progress": "models",
+    "Prompt": "models",
+    "PromptAnswer": "models",
+    "PromptBackbone": "models",
+    "Quota": "models",
+    "RateLimitError": "errors",
+    "RequestTimeoutError": "errors",
+    "Residency": "models",
+    "ServerError": "errors",
+    "ServiceUnavailableError": "errors",
+    "SharpzoError": "errors",
+    "StepRecord": "models",
+    "UnprocessableEntityError": "errors",
+    "UnsupportedMediaTypeError": "errors",
+    "Usage": "models",
+    "WaitTimeoutError": "errors",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME.values():
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -68,7 +68,7 @@ from sharpzo_client.models import (
 if TYPE_CHECKING:
     import os
 
-    from sharpzo_client._progress import ProgressView
+    from sharpzo_client.progress import ProgressView
 
 M = TypeVar("M", bound=Model)
 OnEvent = Callable[[JobEvent], object]

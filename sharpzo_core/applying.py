@@ -34,6 +34,7 @@ class Desk:
     jobs: JobStore
     datasets: DatasetStore
     key_id: str | None = None  #: The API key that asks
+    request_id: str | None = None  #: The request that it asks with
 
     def submit_evaluation(
         self,
@@ -100,6 +101,7 @@ class Desk:
             name=request.name,
             metadata=request.metadata,
             key_id=self.key_id,
+            request_id=self.request_id,
             within=within,
         )
 

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.db import reading, writing
 from sharpzo_core.errors import LeaseLost
+from sharpzo_core.figures import count_end
 from sharpzo_core.job_rows import NO_LEASE, NewEvent, change, checkpoint_values, read_job
 from sharpzo_core.jobs import (
     JOB_FORMAT,
@@ -28,6 +29,7 @@ from sharpzo_core.jobs import (
     JobStep,
     Lease,
     Phase,
+    is_terminal,
 )
 from sharpzo_core.prompt_store import insert_prompt
 from sharpzo_core.quotas import charge
@@ -368,6 +370,8 @@ class JobLeases:
         job = change(connection, _holds(lease), event, self._clock(), **values)
         if job is None:
             raise LeaseLost
+        if is_terminal(job.status):
+            count_end(connection, job)
         return job
 
     def _write(self, connection: sa.Connection, lease: Lease, values: dict[str, Any]) -> Job:

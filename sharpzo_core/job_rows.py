@@ -66,9 +66,13 @@ def move(
     job: Job,
     target: JobStatus,
     now: datetime,
+    data: Mapping[str, Any] | None = None,
     **others: Any,  # noqa: ANN401 - columns of `jobs`
 ) -> Job:
-    """Do to a job, which the caller has locked, what a request leads to; see `REQUESTS`."""
+    """Do to a job, which the caller has locked, what a request leads to; see `REQUESTS`.
+
+    `data` is what the event says beside the status.
+    """
     if target is job.status:
         return job
     values: dict[str, Any] = {"status": target, **others}
@@ -76,7 +80,8 @@ def move(
         values |= {"finished_at": now, **NO_LEASE}
     elif target is JobStatus.QUEUED:
         values |= _AFRESH
-    return change(connection, jobs.c.id == job.id, _MOVE_EVENTS[target], now, **values) or job
+    event = replace(_MOVE_EVENTS[target], data=dict(data or {}))
+    return change(connection, jobs.c.id == job.id, event, now, **values) or job
 
 
 def change(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 10_000  # records in one answer
 _EVENT_TYPES = frozenset(EventType)
+_RARE = ("val_loss", "val_accuracy", "sigma", "sharpness")  # measured at some steps only
 
 
 class JobStore(MeteredStore):
@@ -53,12 +56,14 @@ class JobStore(MeteredStore):
         job_id: str | None = None,
         origin: Job | None = None,
         key_id: str | None = None,
+        request_id: str | None = None,
         within: Callable[[sa.Connection, Job], None] | None = None,
     ) -> Job:
         """Accept a job; it is durable when this returns, and so is what `within` writes.
 
         `prompt_id` is the prompt that it is to apply; `origin` is a job whose checkpoint is already
-        copied to this one's; `key_id` is the API key that asks for it.
+        copied to this one's; `key_id` is the API key that asks for it, and `request_id` the request
+        that it asks with.
 
         Raises:
             NotFound: there is no such dataset or prompt.
@@ -71,6 +76,7 @@ class JobStore(MeteredStore):
             id=job_id or new_id(Prefix.JOB),
             tenant=self._owner,
             key_id=key_id,
+            request_id=request_id,
             kind=kind,
             format=FORMATS[kind],
             name=name,
@@ -94,7 +100,8 @@ class JobStore(MeteredStore):
             if prompt_id is not None:
                 hold_prompt(connection, prompt_id, self._tenant)
             connection.execute(sa.insert(jobs).values(job_values(job)))
-            accepted = NewEvent(EventType.QUEUED, "accepted", data={"status": job.status})
+            data = {"status": job.status, **_asked_with(request_id)}
+            accepted = NewEvent(EventType.QUEUED, "accepted", data=data)
             insert_event(connection, job.id, 1, accepted, now)
             if within is not None:
                 within(connection, job)
@@ -131,16 +138,20 @@ class JobStore(MeteredStore):
             found = {row.status: row[1] for row in connection.execute(query)}
         return {status: found.get(status, 0) for status in JobStatus}
 
-    def request_pause(self, job_id: str) -> Job:
+    def request_pause(self, job_id: str, request_id: str | None = None) -> Job:
         """Put a queued job by, ask a running one's worker to put it down.
+
+        The event that tells of it names the request, as with what else may be asked.
 
         Raises:
             NotFound: there is no such job.
             StateConflict: the job has ended, or is being cancelled.
         """
-        return self._request(job_id, Request.PAUSE)
+        return self._request(job_id, Request.PAUSE, request_id)
 
-    def request_resume(self, job_id: str, key_id: str | None = None) -> Job:
+    def request_resume(
+        self, job_id: str, key_id: str | None = None, request_id: str | None = None
+    ) -> Job:
         """Queue a paused, failed or cancelled job again; it goes on from its last checkpoint.
 
         The caller rings for it. From now on the job is that of the API key `key_id`, if any.
@@ -150,20 +161,22 @@ class JobStore(MeteredStore):
             StateConflict: the job is running, has succeeded, or is being cancelled.
             QuotaExceeded: the tenant may not have it wait now.
         """
-        return self._request(job_id, Request.RESUME, key_id)
+        return self._request(job_id, Request.RESUME, request_id, key_id)
 
-    def request_cancel(self, job_id: str) -> Job:
+    def request_cancel(self, job_id: str, request_id: str | None = None) -> Job:
         """Cancel a job that waits at once, ask a running one's worker to stop.
 
         Raises:
             NotFound: there is no such job.
             StateConflict: the job has already succeeded or failed.
         """
-        return self._request(job_id, Request.CANCEL)
+        return self._request(job_id, Request.CANCEL, request_id)
 
-    def _request(self, job_id: str, request: Request, key_id: str | None = None) -> Job:
+    def _request(
+        self, job_id: str, request: Request, request_id: str | None, key_id: str | None = None
+    ) -> Job:
         """Do as `REQUESTS` says; repeating a request changes nothing."""
-        now = self._clock()
+        now, data = self._clock(), _asked_with(request_id)
         with writing(self._engine) as connection:
             # The key before the job, as where a key is revoked: so neither waits for the other.
             self._require_key(connection, key_id)
@@ -173,8 +186,8 @@ class JobStore(MeteredStore):
                 raise StateConflict(f"the job is {job.status}: there is nothing to {request}")
             if target is JobStatus.QUEUED and target is not job.status:
                 self._require_room(connection, job)
-                return move(connection, job, target, now, key_id=key_id or job.key_id)
-            return move(connection, job, target, now)
+                return move(connection, job, target, now, data, key_id=key_id or job.key_id)
+            return move(connection, job, target, now, data)
 
     def _require_room(self, connection: sa.Connection, job: Job) -> None:
         """A job that has been put by may wait again: what it needs is there."""
@@ -259,7 +272,8 @@ class JobStore(MeteredStore):
     ) -> Sequence[JobStep]:
         """Recorded steps in `[from_step, to_step]`, evenly thinned to about `resolution`.
 
-        The last step of the range is always among them.
+        Each run of steps is thinned to its last one; what that did not measure is taken from the
+        nearest one before it in the run, so that rare measures, such as the validation's, remain.
 
         Raises:
             NotFound: there is no such job.
@@ -275,16 +289,49 @@ class JobStore(MeteredStore):
             count = sa.select(sa.func.count()).select_from(job_steps).where(wanted)
             total = connection.execute(count).scalar_one()
             stride = max(1, -(-total // resolution))
-            place = sa.func.row_number().over(order_by=job_steps.c.step).label("place")
-            numbered = sa.select(job_steps, place).where(wanted).subquery()
-            query = sa.select(numbered).where((total - numbered.c.place) % stride == 0)
-            return [_read_step(row) for row in connection.execute(query.order_by("step"))]
+            if stride == 1:
+                every = sa.select(job_steps).where(wanted).order_by(job_steps.c.step)
+                return [_read_step(row) for row in connection.execute(every)]
+            rows = connection.execute(_thinned(wanted, total, stride))
+            runs = groupby(rows, key=attrgetter("run"))
+            return [_merge_run([_read_step(row) for row in run]) for _, run in runs]
+
+
+def _asked_with(request_id: str | None) -> dict[str, str]:
+    """What an event says of the request that it tells of."""
+    return {} if request_id is None else {"request_id": request_id}
 
 
 def _budget(job: Job) -> int | None:
     """Forward passes that a new job may take, if its request says so."""
     budget = job.config.get("max_forward_passes") if job.kind is JobKind.TUNING else None
     return None if budget is None else max(0, budget - job.charged_passes)
+
+
+def _thinned(wanted: sa.ColumnElement[bool], total: int, stride: int) -> sa.Select[Any]:
+    """In runs of `stride` steps, the last of each and the last that has each rare measure."""
+    place = sa.func.row_number().over(order_by=job_steps.c.step)
+    # Counted from the end, so that the last step is always the last of a run.
+    runs = sa.select(job_steps, ((total - place) // stride).label("run")).where(wanted).subquery()
+    measured = [runs.c.step, *(sa.case((runs.c[name].is_not(None), runs.c.step)) for name in _RARE)]
+    lasts = [
+        sa.func.max(steps).over(partition_by=runs.c.run).label(f"last_{index}")
+        for index, steps in enumerate(measured)
+    ]
+    found = sa.select(runs, *lasts).subquery()
+    kept = sa.or_(*(found.c.step == found.c[last.name] for last in lasts))
+    return sa.select(found).where(kept).order_by(found.c.step)
+
+
+def _merge_run(steps: Sequence[JobStep]) -> JobStep:
+    """The last step, with what only earlier ones measured."""
+    known: dict[str, Any] = {name: _latest(steps, name) for name in _RARE}
+    return replace(steps[-1], **known)
+
+
+def _latest(steps: Sequence[JobStep], name: str) -> float | None:
+    values = (getattr(step, name) for step in reversed(steps))
+    return next((value for value in values if value is not None), None)
 
 
 def _read_event(row: sa.Row[Any]) -> JobEvent:

@@ -172,6 +172,7 @@ class Job:
     id: str
     tenant: str = DEFAULT_TENANT
     key_id: str | None = None  #: The API key that submitted it
+    request_id: str | None = None  #: Of the request that created it
     kind: JobKind = JobKind.TUNING
     name: str | None
     status: JobStatus

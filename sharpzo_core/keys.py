@@ -40,6 +40,7 @@ class Scope(StrEnum):
     JOBS = "jobs"  #: Datasets, jobs, evaluations and batches
     PROMPTS = "prompts"  #: Prompts, their files, aliases and pins
     INFER = "infer"  #: Classification
+    METRICS = "metrics"  #: Figures alone, for a Prometheus
     ADMIN = "admin"  #: All of that, keys, the audit log and figures
 
 

@@ -2,6 +2,8 @@
 
 Nothing waits for a log. Lines go through a queue to a thread that writes them, for standard error
 may be a pipe that nobody reads; when the queue is full, lines are dropped and counted.
+
+Lines say by themselves what they are about: whatever `log_context` holds where they are logged.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ import os
 import queue
 import sys
 import threading
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
+    from sharpzo_core.jobs import Job
     from sharpzo_core.settings import Settings
 
 MAX_QUEUED = 10_000  # lines that wait to be written
@@ -27,6 +34,44 @@ FLUSH_SECONDS = 1.0  # how long the end of the process may wait for them
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 #: Attributes that every record has; what else it has came by `extra=`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+#: Of a line's context, what people look for; text shows it at the end of the line.
+_SHOWN = ("request_id", "dataset_id", "job_id", "prompt_id")
+
+_context: ContextVar[Mapping[str, object]] = ContextVar(
+    "sharpzo_log_context", default=MappingProxyType({})
+)
+
+
+@contextmanager
+def log_context(**fields: object) -> Iterator[None]:
+    """Have every line that is logged inside carry these fields, but for those that are None.
+
+    What `extra` says goes before. Other threads know nothing of it, unless what they do is run in a
+    copy of the context (`contextvars.copy_context`).
+    """
+    known = {name: value for name, value in fields.items() if value is not None}
+    token = _context.set({**_context.get(), **known})
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def job_context(job: Job) -> AbstractContextManager[None]:
+    """The context of whatever is done about a job."""
+    return log_context(
+        request_id=job.request_id,
+        tenant=job.tenant,
+        job_id=job.id,
+        kind=job.kind,
+        attempt=job.attempt,
+        prompt_id=job.prompt_id,
+    )
+
+
+def logged(name: str) -> object:
+    """What lines that are logged here would have in this field, or None."""
+    return _context.get().get(name)
 
 
 class JsonFormatter(logging.Formatter):
@@ -55,6 +100,9 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line, without control characters."""
         line = super().formatMessage(record)
+        about = [f"{name}={vars(record)[name]}" for name in _SHOWN if name in vars(record)]
+        if about:
+            line = f"{line} [{' '.join(about)}]"
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
@@ -146,6 +194,7 @@ def configure_logging(settings: Settings) -> None:
     handler = _handler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     handler.addFilter(_is_somebodys)
+    handler.addFilter(_add_context)
     root = logging.getLogger()
     replaced, root.handlers[:] = root.handlers[:], [handler]
     for old in replaced:
@@ -154,7 +203,7 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     logging.captureWarnings(capture=True)
     # Their INFO lines tell how they work, not what the service does.
-    for name in ("alembic", "kombu", "amqp", "PIL"):
+    for name in ("alembic", "kombu", "amqp", "PIL", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -189,3 +238,10 @@ def _write_all(file: int, data: bytes) -> None:
 def _is_somebodys(record: logging.LogRecord) -> bool:
     """Drop chatter that a library writes to the root logger, as open_clip does."""
     return record.name != "root" or record.levelno >= logging.WARNING
+
+
+def _add_context(record: logging.LogRecord) -> bool:
+    """Give the record what its context holds; on the thread that logs it."""
+    for name, value in _context.get().items():
+        vars(record).setdefault(name, value)
+    return True

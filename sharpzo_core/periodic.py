@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls `action` at once and then every `seconds`, whatever it raises, until stopped."""
+    """Calls `action` at once and then every `seconds`, whatever it raises, until stopped.
+
+    Its log lines have the context of whoever made it.
+    """
 
     def __init__(
         self,
@@ -29,7 +33,9 @@ class Periodic:
         self._action = action
         self._at_end = at_end
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._run,), name=name, daemon=True
+        )
 
     def start(self) -> None:
         """Begin."""
@@ -52,4 +58,9 @@ class Periodic:
         try:
             action()
         except Exception:  # the database or broker may be away; the next round tries again
-            logger.warning("%s failed; it will be tried again", self._name, exc_info=True)
+            logger.warning(
+                "%s failed; it will be tried again",
+                self._name,
+                exc_info=True,
+                extra={"action": "periodic_failed"},
+            )

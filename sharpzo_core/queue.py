@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from celery import Celery
 
+from sharpzo_core.logging import log_context
 from sharpzo_core.transports import CarefulAMQP
 
 if TYPE_CHECKING:
@@ -106,22 +107,23 @@ class JobQueue:
 
         Never raises. Blocks for about two seconds if the broker does not answer.
         """
-        try:
-            self._app.send_task(
-                TaskName.TUNE,
-                args=[job_id],
-                queue=QueueName.TUNING,
-                retry=False,
-                ignore_result=True,
-            )
-        except Exception as error:  # whatever a broker's driver raises, the job's row is safe
-            logger.warning(
-                "the broker did not take the message of job %s: %s",
-                job_id,
-                error,
-                extra={"action": "ring_failed", "job_id": job_id},
-            )
-            return False
+        with log_context(job_id=job_id):
+            try:
+                self._app.send_task(
+                    TaskName.TUNE,
+                    args=[job_id],
+                    queue=QueueName.TUNING,
+                    retry=False,
+                    ignore_result=True,
+                )
+            except Exception as error:  # whatever a broker's driver raises, the job's row is safe
+                logger.warning(
+                    "the broker did not take the message of job %s: %s",
+                    job_id,
+                    error,
+                    extra={"action": "ring_failed"},
+                )
+                return False
         return True
 
     def depth(self) -> int | None:
@@ -135,7 +137,9 @@ class JobQueue:
                     queue=QueueName.TUNING, passive=False, durable=True
                 )
         except Exception as error:  # as above
-            logger.debug("the broker does not tell its depth: %s", error)
+            logger.debug(
+                "the broker does not tell its depth: %s", error, extra={"action": "no_depth"}
+            )
             return None
         return cast("int", declared.message_count)
 

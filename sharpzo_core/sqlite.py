@@ -97,7 +97,11 @@ class WriteLock:
                     copier.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except (OSError, sqlite3.Error):
             # What was to be written is written; the log only grows on.
-            logger.warning("the database's log could not be shortened", exc_info=True)
+            logger.warning(
+                "the database's log could not be shortened",
+                exc_info=True,
+                extra={"action": "checkpoint_blocked"},
+            )
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path)

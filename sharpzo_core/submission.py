@@ -45,11 +45,12 @@ def submit_job(
     datasets: DatasetStore,
     artifacts: ArtifactStore,
     key_id: str | None = None,
+    request_id: str | None = None,
     within: Callable[[sa.Connection, Job], None] | None = None,
 ) -> Job:
     """Check the request and store the job, with what `within` writes; the caller rings for it.
 
-    `key_id` is the API key that asks.
+    `key_id` is the API key that asks, `request_id` the request that it asks with.
 
     Raises:
         ValidationFailed: the backbone is not offered, the configuration is wrong, the dataset has
@@ -85,6 +86,7 @@ def submit_job(
             job_id=job_id,
             origin=origin,
             key_id=key_id,
+            request_id=request_id,
             within=within,
         )
     except StorageUnavailable:

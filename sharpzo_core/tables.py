@@ -103,6 +103,7 @@ jobs = sa.Table(
     sa.Column("id", ID, primary_key=True),
     _tenant(),
     sa.Column("key_id", ID),  # the API key that submitted it; null where there are none
+    sa.Column("request_id", sa.String(128)),  # of the request that created it
     # Defaults in the database too: an older version of the service may still be inserting.
     sa.Column("kind", sa.String(16), nullable=False, server_default="tuning"),
     sa.Column("name", NAME),
@@ -174,6 +175,18 @@ job_steps = sa.Table(
     sa.Column("sigma", sa.Double),
     sa.Column("sharpness", sa.Double),
     sa.Column("forward_passes", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+)
+
+# How long jobs took that a worker ended, as a histogram that outlives the jobs.
+job_totals = sa.Table(
+    "job_totals",
+    metadata,
+    _tenant(primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("outcome", sa.String(16), primary_key=True),
+    sa.Column("bucket", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("jobs", sa.BigInteger, nullable=False),
     sa.Column("seconds", sa.Double, nullable=False),
 )
 

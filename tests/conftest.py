@@ -1,6 +1,7 @@
 """What all tests share: no network but loopback, and servers that are reached, started or named.
 
-SHARPZO_TEST_REQUIRE=redis,postgres turns the skip of a test whose server is missing into a failure.
+SHARPZO_TEST_REQUIRE=redis,postgres turns the skip of a test whose server is missing into a failure;
+commands that tests need (chromium, docker-compose, prometheus, sqlite3) are named there as well.
 """
 
 import ipaddress
@@ -12,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ REDIS_URL = os.environ.get("SHARPZO_TEST_REDIS_URL", "redis://127.0.0.1:6379/15"
 POSTGRES_URL = os.environ.get(
     "SHARPZO_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 )
+CHROMIUM = os.environ.get("SHARPZO_CHROMIUM") or shutil.which("chromium")
 REQUIRED = os.environ.get("SHARPZO_TEST_REQUIRE", "").split(",")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         for server in marker.args:
-            reason = {"redis": missing_redis, "postgres": missing_postgres}[server]()
+            reason = MISSING.get(server, partial(missing_command, server))()
             if reason and server in REQUIRED:
                 pytest.fail(f"{server} is required: {reason}", pytrace=False)
             if reason:
@@ -57,6 +59,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def missing_command(name: str) -> str | None:
+    """Why the command cannot be run; None if it can."""
+    return None if shutil.which(name) else f"there is no command {name}"
 
 
 @cache
@@ -87,6 +94,14 @@ def missing_postgres() -> str | None:
     finally:
         engine.dispose()
     return None
+
+
+def missing_chromium() -> str | None:
+    """Why there is no browser; None if there is one."""
+    return None if CHROMIUM else "no chromium: install it, or name it in SHARPZO_CHROMIUM"
+
+
+MISSING = {"redis": missing_redis, "postgres": missing_postgres, "chromium": missing_chromium}
 
 
 @pytest.fixture

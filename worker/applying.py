@@ -92,6 +92,9 @@ def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> 
     application = Application(job, lease.token, dataset, record, classifier, zero_shot, parts, deps)
     metrics = _CONCLUSIONS[job.kind](application)
     ended = patiently(lambda: deps.leases.complete(lease, lease.token, metrics), deps.sleep)
+    if ended.status is JobStatus.SUCCEEDED:
+        extra = {"action": "results_published"}
+        logger.info("job %s published its results", job.id, extra=extra)
     _tidy(ended, lease.token, deps)
     return ended
 
@@ -128,7 +131,9 @@ def _tidy(job: Job, folder: str, deps: RunnerDeps) -> None:
             if name != folder:
                 deps.artifacts.delete_prefix(f"{others}/{name}")
     except (StorageFull, StorageUnavailable):
-        logger.warning("job %s: files of no use were not removed", job.id)
+        logger.warning(
+            "job %s: files of no use were not removed", job.id, extra={"action": "files_kept"}
+        )
 
 
 # Conclusions
@@ -179,7 +184,8 @@ def _store_report(report: EvaluationReport, application: Application) -> None:
     try:
         files["html"] = report.to_html().encode()
     except Exception:  # whatever a plotting library may raise
-        logger.exception("job %s: no report page", application.job.id)
+        job_id = application.job.id
+        logger.exception("job %s: no report page", job_id, extra={"action": "report_failed"})
     for form, data in files.items():
         application.store(evaluation_key(application.job.id, application.folder, form), data)
 

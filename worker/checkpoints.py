@@ -85,7 +85,11 @@ class ClaimFolder:
                 checkpoint_prefix(self._job.id, self._job.checkpoint.folder)
             )
         except (StorageFull, StorageUnavailable):  # it goes with the job
-            logger.warning("job %s: a former checkpoint was not removed", self._job.id)
+            logger.warning(
+                "job %s: a former checkpoint was not removed",
+                self._job.id,
+                extra={"action": "files_kept"},
+            )
 
 
 class CheckpointKeeper:
@@ -136,8 +140,14 @@ class CheckpointKeeper:
             self._leases.save_checkpoint(self._lease, checkpoint)
         except StorageUnavailable:
             # The row names the one before, whose files are still there.
-            logger.warning("job %s: a checkpoint is not noted now", self._lease.job_id)
+            logger.warning(
+                "job %s: a checkpoint is not noted now",
+                self._lease.job_id,
+                extra={"action": "checkpoint_waits"},
+            )
             return
+        extra = {"action": "checkpoint_saved", "step": step}
+        logger.debug("job %s has a checkpoint", self._lease.job_id, extra=extra)
         if self._is_first:
             self._is_first = False
             self._folder.drop_former()
@@ -153,7 +163,11 @@ class CheckpointKeeper:
 
     def _tell(self, kind: EventType, message: str, **data: int) -> None:
         level = "info" if kind is EventType.RESUMED else "warning"
+        extra = {"action": "checkpoint_event", "event": kind, **data}
+        logger.info("job %s: %s", self._lease.job_id, message, extra=extra)
         try:
             self._leases.tell(self._lease, NewEvent(kind, message, level, data))
         except StorageUnavailable:
-            logger.warning("job %s: %s", self._lease.job_id, message)
+            logger.warning(
+                "job %s: an event is not noted", self._lease.job_id, extra={"action": "event_lost"}
+            )

@@ -17,7 +17,7 @@ from sharpzo_core.db import make_engine
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import JobLeases
 from sharpzo_core.job_store import JobStore
-from sharpzo_core.logging import configure_logging
+from sharpzo_core.logging import configure_logging, log_context
 from sharpzo_core.migrations import migrate
 from sharpzo_core.periodic import Periodic
 from sharpzo_core.queue import JobQueue, QueueName, make_celery
@@ -62,6 +62,11 @@ def main(settings: Settings, parent_pid: int | None = None) -> int:
     if settings.embedded_broker:
         app.conf.worker_pool = "worker.embedded:Pool"
     name = f"{new_id(Prefix.WORKER)}@{socket.gethostname()}"
+    with log_context(worker=name):
+        return _run(settings, app, name, parent_pid)
+
+
+def _run(settings: Settings, app: Celery, name: str, parent_pid: int | None) -> int:
     flag = DrainFlag(settings.data_dir, name)
     raise_flag = partial(_raise_flag, flag)
     worker_shutting_down.connect(raise_flag)
@@ -90,7 +95,7 @@ def _serve(app: Celery, name: str) -> int:
         without_mingle=True,
         without_heartbeat=True,
     )
-    logger.info("worker %s is ready", name, extra={"action": "worker_started", "worker": name})
+    logger.info("worker %s is ready", name, extra={"action": "worker_started"})
     worker.start()
     return int(worker.exitcode or 0)
 
@@ -123,7 +128,7 @@ def _follow_parent(parent_pid: int) -> None:
     """Shut down like on SIGTERM once the parent is gone; insist after a while."""
     if os.getppid() == parent_pid:
         return
-    logger.warning("the parent process has ended; shutting down")
+    logger.warning("the parent process has ended; shutting down", extra={"action": "parent_ended"})
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(DRAIN_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)

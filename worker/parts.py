@@ -136,7 +136,14 @@ class JobParts:
         try:
             self._deps.leases.save_checkpoint(self._lease, checkpoint)
         except StorageUnavailable:
-            logger.warning("job %s: a part is not noted now", self._job.id)
+            logger.warning(
+                "job %s: a part is not noted now",
+                self._job.id,
+                extra={"action": "checkpoint_waits"},
+            )
+            return
+        extra = {"action": "checkpoint_saved", "step": step}
+        logger.debug("job %s has a checkpoint", self._job.id, extra=extra)
 
     def _listed(self, number: int) -> Sequence[ListedImage]:
         return self.images[number * PART_IMAGES : (number + 1) * PART_IMAGES]
@@ -168,10 +175,14 @@ class JobParts:
         return patiently(action, self._deps.sleep, self._look)
 
     def _tell(self, event: NewEvent) -> None:
+        extra = {"action": "checkpoint_event", "event": event.type, **event.data}
+        logger.info("job %s: %s", self._job.id, event.message, extra=extra)
         try:
             self._deps.leases.tell(self._lease, event)
         except StorageUnavailable:
-            logger.warning("job %s: %s", self._job.id, event.message)
+            logger.warning(
+                "job %s: an event is not noted", self._job.id, extra={"action": "event_lost"}
+            )
 
 
 class _Pace:

@@ -32,7 +32,9 @@ def patiently(
         try:
             return action()
         except StorageUnavailable:
-            logger.warning("the storage is away; trying again", exc_info=True)
+            logger.warning(
+                "the storage is away; trying again", exc_info=True, extra={"action": "storage_away"}
+            )
             sleep(PAUSE_SECONDS)
             check()
     return action()

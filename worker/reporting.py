@@ -96,7 +96,11 @@ class Reporter:
             self._pulse.note(status)
             self._tell(progress, phase, now)
         except StorageUnavailable:
-            logger.warning("job %s: progress is not written now", self._lease.job_id)
+            logger.warning(
+                "job %s: progress is not written now",
+                self._lease.job_id,
+                extra={"action": "progress_waits"},
+            )
 
     def _tell(self, progress: Progress, phase: Phase, now: float) -> None:
         if phase is not self._phase:
@@ -106,6 +110,8 @@ class Reporter:
             where = f" at step {progress.step}" if progress.step > 1 else ""
             message = f"entered {phase}{where}"
             event = NewEvent(EventType.PHASE, message, data={"phase": phase} | data)
+            extra = {"action": "job_phase", "phase": phase, **data}
+            logger.info("job %s %s", self._lease.job_id, message, extra=extra)
         elif progress.message and now - self._told >= MESSAGE_SECONDS:
             event = NewEvent(EventType.MESSAGE, progress.message)
         else:

@@ -14,6 +14,7 @@ from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import JobLeases, lease_of, new_token
 from sharpzo_core.jobs import JobKind, JobStatus
 from sharpzo_core.lineage import tuned_lineage
+from sharpzo_core.logging import job_context
 from sharpzo_core.prompts import NewPrompt, prompt_key, report_key
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.errors import BackboneError, TuningInterrupted
@@ -99,17 +100,25 @@ def run_job(job_id: str, deps: RunnerDeps) -> JobStatus | None:
     """
     job = _claim(job_id, deps)
     if job is None:
-        logger.info("job %s is not to be had", job_id, extra=_extra("claim_lost", job_id))
+        extra = {"action": "claim_lost", "job_id": job_id}
+        logger.info("job %s is not to be had", job_id, extra=extra)
         return None
-    logger.info("job %s: attempt %d", job.id, job.attempt, extra=_extra("job_claimed", job.id))
+    with job_context(job):
+        return _run_claimed(job, deps)
+
+
+def _run_claimed(job: Job, deps: RunnerDeps) -> JobStatus | None:
+    logger.info("job %s: attempt %d", job.id, job.attempt, extra={"action": "job_claimed"})
     lease = lease_of(job)
     try:
         with Pulse(deps.leases, lease, deps.settings.heartbeat_seconds) as pulse:
             ended = _run(job, lease, pulse, deps)
     except LeaseLost:
-        logger.warning("job %s is another's now", job.id, extra=_extra("lease_lost", job.id))
+        logger.warning("job %s is another's now", job.id, extra={"action": "lease_lost"})
         return None
-    logger.info("job %s is %s", job.id, ended.status, extra=_extra("job_left", job.id))
+    logger.info(
+        "job %s is %s", job.id, ended.status, extra={"action": "job_left", "status": ended.status}
+    )
     if ended.status is JobStatus.QUEUED:
         deps.queue.ring(ended.id)
     return ended.status
@@ -141,7 +150,9 @@ def _run(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> Job:
         return patiently(lambda: deps.leases.put_down(lease), deps.sleep)
     except Exception as error:  # whatever it was, the job must end and the worker live
         code, message = describe(error)
-        logger.exception("job %s failed: %s", job.id, code, extra=_extra("job_failed", job.id))
+        logger.exception(
+            "job %s failed: %s", job.id, code, extra={"action": "job_failed", "code": code}
+        )
         return patiently(lambda: deps.leases.fail(lease, code, message), deps.sleep)
 
 
@@ -198,6 +209,9 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
     ended = patiently(lambda: deps.leases.succeed(lease, prompt, metrics), deps.sleep)
     if ended.status is not JobStatus.SUCCEEDED:
         deps.artifacts.delete(prompt_key(prompt.id))
+        return ended
+    extra = {"action": "prompt_published", "prompt_id": prompt.id}
+    logger.info("job %s published %s", job.id, prompt.name, extra=extra)
     return ended
 
 
@@ -210,11 +224,7 @@ def _store_report(job: Job, dataset: DatasetRecord, result: TuneResult, deps: Ru
     try:
         files["html"] = report.to_html().encode()
     except Exception:  # whatever a plotting library may raise
-        logger.exception("job %s: no report page", job.id, extra=_extra("report_failed", job.id))
+        logger.exception("job %s: no report page", job.id, extra={"action": "report_failed"})
     for form, data in files.items():
         key = report_key(job.id, form)
         patiently(partial(deps.artifacts.put_bytes, key, data), deps.sleep)
-
-
-def _extra(action: str, job_id: str) -> dict[str, str]:
-    return {"action": action, "job_id": job_id}

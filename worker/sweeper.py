@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.jobs import JobStatus
+from sharpzo_core.logging import job_context
 from worker.processes import is_gone
 
 if TYPE_CHECKING:
@@ -118,15 +119,16 @@ class Sweeper:
         job = self._leases.recover(lease)
         if job is None:
             return
-        logger.warning(
-            "job %s lost its worker %s and is now %s",
-            job.id,
-            lease.owner,
-            job.status,
-            extra={"action": "worker_lost", "job_id": job.id, "attempt": lease.lease.attempt},
-        )
-        if job.status is JobStatus.QUEUED:
-            self._ring(job.id)
+        with job_context(job):
+            logger.warning(
+                "job %s lost its worker %s and is now %s",
+                job.id,
+                lease.owner,
+                job.status,
+                extra={"action": "worker_lost", "lost_worker": lease.owner},
+            )
+            if job.status is JobStatus.QUEUED:
+                self._ring(job.id)
 
     def _ring_again(self) -> None:
         now, stop_at = self._clock(), self._ticks() + self._ringing_seconds

@@ -11,8 +11,9 @@ from celery import shared_task
 from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_process_init
 
+from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.ids import Prefix, is_id
-from sharpzo_core.logging import configure_logging
+from sharpzo_core.logging import configure_logging, log_context
 from sharpzo_core.queue import TaskName
 from worker.child import child_deps, child_drain, child_settings, pin_gpu, warm_up
 from worker.runner import run_job
@@ -31,8 +32,15 @@ def tune(self: Any, job_id: object) -> None:  # noqa: ANN401 - Celery's task
     drain = child_drain(worker)
     if drain():
         raise Reject(requeue=True)  # the parent hands messages on for a moment after SIGTERM
-    with drain.working():
-        run_job(job_id, child_deps(worker))
+    with drain.working(), log_context(worker=worker):
+        try:
+            run_job(job_id, child_deps(worker))
+        except StorageUnavailable:  # the lease runs out, and another worker takes the job
+            logger.exception(
+                "job %s is given up: the storage stayed away",
+                job_id,
+                extra={"action": "job_abandoned", "job_id": job_id},
+            )
 
 
 def _configure_logging(**_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
@@ -42,7 +50,8 @@ def _configure_logging(**_: Any) -> None:  # noqa: ANN401 - Celery's signal argu
 
 def _begin_child(sender: str, **_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
     child_drain(sender).ignore_sigterm()
-    pin_gpu(child_settings(), current_process().index)
+    with log_context(worker=sender):
+        pin_gpu(child_settings(), current_process().index)
     # Torch takes seconds to import; the first job need not wait for all of them.
     threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
 

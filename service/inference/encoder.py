@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from service.inference.queue import Batch, BatchRules, Entry, ModelQueue
 from service.inference.threads import ModelThread
+from sharpzo_core.logging import logged
 from sharpzo_engine.errors import ImageError
 
 if TYPE_CHECKING:
@@ -90,9 +91,10 @@ class ImageEncoder:
         What nobody waits for at `deadline` (by `time.monotonic`), or because the caller was
         cancelled, is skipped.
         """
-        loop = asyncio.get_running_loop()
+        loop, request_id = asyncio.get_running_loop(), logged("request_id")
         entries: list[_Entry] = [
-            Entry(backbone, None, loop.create_future(), deadline) for _ in images
+            Entry(backbone, None, loop.create_future(), deadline, request_id=request_id)
+            for _ in images
         ]
         self._queue.expect(backbone, len(images))
         for entry, image in zip(entries, images, strict=True):
@@ -144,7 +146,12 @@ class ImageEncoder:
         try:
             embeddings = encode_batch(pixels, batch.lane).numpy()
         except Exception as error:
-            logger.exception("a batch of %d failed", len(pixels), extra={"action": "batch_failed"})
+            asked = sorted({str(entry.request_id) for entry in batch.entries})
+            logger.exception(
+                "a batch of %d failed",
+                len(pixels),
+                extra={"action": "batch_failed", "request_ids": asked},
+            )
             self._encode_apart(batch, error)
             return
         seconds = time.monotonic() - started

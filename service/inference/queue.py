@@ -43,6 +43,7 @@ class Entry(Generic[L, T, R]):
     future: asyncio.Future[R]  #: belongs to the event loop; only looked at elsewhere
     deadline: float | None = None  #: by `time.monotonic`
     queued_at: float = 0.0  #: likewise
+    request_id: object = None  #: for the log
 
     def fault(self, now: float) -> str | None:
         """Why nobody wants the result any more, or None."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from service.inference.queue import Batch, ModelQueue
@@ -41,7 +43,10 @@ class ModelThread(Generic[L, T, R]):
         return self._thread.is_alive()
 
     def submit(self, call: Callable[[], V]) -> Future[V]:
-        """Queue a call; its result or exception arrives in the future."""
+        """Queue a call; its result or exception arrives in the future.
+
+        Its log lines have the caller's context.
+        """
         future: Future[V] = Future()
 
         def run() -> None:
@@ -51,7 +56,7 @@ class ModelThread(Generic[L, T, R]):
                 except BaseException as error:  # the waiting caller gets it, whatever it is
                     future.set_exception(error)
 
-        self._queue.call(run)
+        self._queue.call(partial(copy_context().run, run))
         return future
 
     async def run(self, call: Callable[[], V]) -> V:

@@ -95,12 +95,18 @@ async def _accept(
         prompt = await run_in_threadpool(services.prompts.get, ref)
         completion = attempt.completion(meaning, 202, JobPublic.of)
         job = await run_in_threadpool(submit, prompt, completion)
-    services.ring(job.id)
+    services.accept(job)
     return completion.response()
 
 
 def _desk(services: TenantServices) -> Desk:
-    return Desk(services.settings, services.jobs, services.datasets, services.caller.key_id)
+    return Desk(
+        services.settings,
+        services.jobs,
+        services.datasets,
+        services.caller.key_id,
+        services.request_id,
+    )
 
 
 @router.get(

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from service.access import Needs
 from service.deps import CallerDep, ProcessDep
 from service.errors import NotReady
-from service.metrics import CONTENT_TYPE_LATEST
+from service.metrics import CONTENT_TYPE_LATEST, Fleet
 from service.openapi import problems
 from service.routing import StrictRoute
 from service.services import Services
@@ -105,19 +105,21 @@ _CHECKS: dict[str, Callable[[Services], str | None]] = {
 
 @router.get(
     "/metrics",
-    dependencies=[Needs(Scope.ADMIN)],
+    dependencies=[Needs(Scope.METRICS)],
     response_class=Response,
     include_in_schema=False,
 )
 def metrics(services: ProcessDep, caller: CallerDep) -> Response:
-    """Prometheus's exposition format; of all tenants only for admins of the default one."""
+    """Prometheus's exposition format; of all tenants only for keys of the default one."""
     tenant = None if caller.is_operator else caller.tenant
     try:
-        counts = services.jobs.of(tenant).count_by_status()
-        jobs = {str(status): count for status, count in counts.items()}
-        workers = len(services.workers.alive(services.settings.lease_seconds))
+        fleet = Fleet(
+            jobs=services.jobs.of(tenant).count_by_status(),
+            workers=len(services.workers.alive(services.settings.lease_seconds)),
+            figures=services.figures.of(tenant).read(),
+        )
     except CoreError:
         # What this process counts by itself is worth most while the database is away.
         logger.warning("the database does not answer", extra={"action": "metrics_partial"})
-        jobs, workers = {}, 0
-    return Response(services.metrics.render(jobs, workers, tenant), media_type=CONTENT_TYPE_LATEST)
+        fleet = None
+    return Response(services.metrics.render(fleet, tenant), media_type=CONTENT_TYPE_LATEST)

@@ -25,6 +25,7 @@ from service.deps import (
 from service.errors import ReportMissing
 from service.events import EVENT_STREAM, stream_events
 from service.idempotency import IdempotencyKey
+from service.live import stream_steps
 from service.openapi import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
 from sharpzo_core.errors import NotFound
@@ -59,8 +60,11 @@ Step = Annotated[int, Query(ge=0, le=2**31)]
 Seq = Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events after this `seq`.")]
 _Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
 LastEventId = Annotated[_Seq | SkipJsonSchema[None], Header()]
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _EVENTS: dict[str, Any] = {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}
-_METRICS: dict[str, Any] = {"content": {CSV: {"schema": {"type": "string"}}}}
+_METRICS: dict[str, Any] = {
+    "content": {media: {"schema": {"type": "string"}} for media in (CSV, EVENT_STREAM)}
+}
 _REPORT: dict[str, Any] = {
     "content": {HTML: {"schema": {"type": "string"}}, JSON: {"schema": {"type": "object"}}}
 }
@@ -96,9 +100,10 @@ async def create_job(
             datasets=services.datasets,
             artifacts=services.artifacts,
             key_id=services.caller.key_id,
+            request_id=services.request_id,
             within=completion,
         )
-    services.ring(job.id)
+    services.accept(job)
     return completion.response()
 
 
@@ -127,24 +132,24 @@ def delete_job(job_id: str, services: ServicesDep) -> Response:
 
 
 @router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
-def pause_job(job_id: str, jobs: JobsDep) -> JobPublic:
+def pause_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Put a job by: a checkpoint is saved, and its worker is free for others."""
-    return JobPublic.of(jobs.request_pause(job_id))
+    return JobPublic.of(services.jobs.request_pause(job_id, services.request_id))
 
 
 @router.post("/{job_id}/resume", status_code=202, responses=problems(404, 409))
 def resume_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Go on with a paused, failed or cancelled job, from its last checkpoint."""
-    job = services.jobs.request_resume(job_id, services.caller.key_id)
+    job = services.jobs.request_resume(job_id, services.caller.key_id, services.request_id)
     if job.status is JobStatus.QUEUED:
         services.ring(job.id)
     return JobPublic.of(job)
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
-def cancel_job(job_id: str, jobs: JobsDep) -> JobPublic:
+def cancel_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Stop a job; a running one saves a checkpoint first. Asking again changes nothing."""
-    return JobPublic.of(jobs.request_cancel(job_id))
+    return JobPublic.of(services.jobs.request_cancel(job_id, services.request_id))
 
 
 @router.get(
@@ -171,7 +176,7 @@ async def get_events(
     await run_in_threadpool(services.jobs.get, job_id)  # a 404 must come before the stream
     return EventSourceResponse(
         stream_events(services.jobs, job_id, begin, services.stopping, services.still_admitted),
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        headers=_STREAM_HEADERS,
     )
 
 
@@ -187,16 +192,31 @@ def _events_page(jobs: JobsDep, job_id: str, after: int, limit: int) -> Page[Eve
     response_model=Page[StepPublic],
     responses={200: _METRICS, **problems(404)},
 )
-def get_metrics(
+async def get_metrics(
     job_id: str,
-    jobs: JobsDep,
+    services: ServicesDep,
     accept: AcceptHeader = "",
     from_step: Step = 0,
     to_step: Annotated[int | None, Query(ge=0, le=2**31)] = None,
     resolution: Annotated[int, Query(ge=1, le=MAX_STEPS)] = 1000,
-) -> Any:  # noqa: ANN401 - JSON or CSV
-    """The recorded steps, thinned evenly to `resolution`; `Accept: text/csv` for a table."""
-    steps = [StepPublic.of(step) for step in jobs.steps(job_id, from_step, to_step, resolution)]
+) -> Any:  # noqa: ANN401 - JSON, CSV or a stream
+    """The recorded steps, thinned evenly to `resolution`; `Accept: text/csv` for a table.
+
+    Of a run of steps that is thinned to one, that is the last; what it did not measure is taken
+    from the nearest one before it. With `Accept: text/event-stream`, all steps as they come: a
+    message `job` whenever the job has changed, `series` (replaces all steps sent before) and
+    `steps` (follow them), until the job has ended.
+    """
+    if EVENT_STREAM in accept:
+        await run_in_threadpool(services.jobs.get, job_id)  # a 404 must come before the stream
+        return EventSourceResponse(
+            stream_steps(
+                services.jobs, job_id, resolution, services.stopping, services.still_admitted
+            ),
+            headers=_STREAM_HEADERS,
+        )
+    found = await run_in_threadpool(services.jobs.steps, job_id, from_step, to_step, resolution)
+    steps = [StepPublic.of(step) for step in found]
     if CSV in accept:
         return Response(_csv(steps), media_type=f"{CSV}; charset=utf-8")
     return Page(data=steps, has_more=False, next=None)

@@ -10,9 +10,9 @@ from sharpzo_client import _operations as ops
 from sharpzo_client._constants import DEFAULT_POLL, PAGE_SIZE
 from sharpzo_client._files import replacing
 from sharpzo_client._lines import Lines
-from sharpzo_client._progress import ProgressView, live_progress
 from sharpzo_client._sse import EventLog
 from sharpzo_client.errors import SharpzoError
+from sharpzo_client.progress import ProgressView, live_progress
 from sharpzo_client.resources._base import AsyncResource, Resource
 
 if TYPE_CHECKING:

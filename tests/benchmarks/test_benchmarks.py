@@ -127,6 +127,7 @@ def test_driver_writes_one_json_and_markdown(
         variants=variants,
         serving=least,
         megabytes=1,
+        visits=1,
     )
     file, markdown = tmp_path / "all.json", tmp_path / "all.md"
     arguments = ["--dataset", str(setting.folder), "--backbone", setting.backbone_spec]
@@ -136,7 +137,7 @@ def test_driver_writes_one_json_and_markdown(
     driver.main([*arguments, "--sections", *sections], replace(budget, shots=4, plain_passes=1))
     found = json.loads(file.read_text())
     assert list(found) == ["machine", *sections]
-    assert markdown.read_text().count("### ") == 11
+    assert markdown.read_text().count("### ") == 12
     assert all(row["ratio"] > 0 and row["all_mib"] > row["api_mib"] for row in found["ingestion"])
     (mixed,) = (row for row in found["serving"] if row["figure"] == "mixed")
     assert (mixed["requests"], mixed["wrong"], mixed["server_errors"]) == (60, 0, 0)

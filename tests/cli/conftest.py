@@ -1,4 +1,4 @@
-"""The command, run in this process, and a folder of coloured squares to run it on."""
+"""The command, run in this process, folders to run it on, and a service for it to talk to."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
+from sharpzo_cli.demo.server import Running, running_process
 from sharpzo_cli.main import main
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 COLOURS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 230)}
@@ -54,3 +56,29 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path = folder / split / name / f"{index}.png"
                 Image.new("RGB", (16, 16), shade).save(path)
     return folder
+
+
+@pytest.fixture(scope="session")
+def service_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="session")
+def running(small_backbone: Path, service_folder: Path) -> Iterator[Running]:
+    """A real service with its worker."""
+    settings = {"SHARPZO_BACKBONES": f"tiny=local-dir:{small_backbone}"}
+    with running_process(service_folder / "data", service_folder / "log", settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def dataset_id(running: Running, squares: Path) -> str:
+    return running.client.datasets.upload(squares, name="squares", poll=0.1).id
+
+
+@pytest.fixture
+def url(running: Running, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The service's address, in the environment of commands too."""
+    monkeypatch.setenv("SHARPZO_URL", running.url)
+    monkeypatch.delenv("SHARPZO_API_KEY", raising=False)
+    return running.url

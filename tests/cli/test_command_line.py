@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,10 +14,11 @@ from sharpzo_cli import main as entry
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMMANDS = ["demo", "serve", "worker", "migrate", "tune", "classify", "evaluate"]
+COMMANDS = ["demo", "serve", "worker", "migrate", "tune", "classify", "evaluate", "export"]
+COMMANDS += ["keys", "datasets", "jobs", "prompts"]
 HEAVY = {
-    "torch", "numpy", "PIL", "matplotlib", "jinja2", "httpx", "fastapi", "uvicorn", "celery",
-    "sqlalchemy", "sharpzo_client", "service", "worker",
+    "torch", "numpy", "PIL", "matplotlib", "jinja2", "httpx", "yaml", "fastapi", "uvicorn",
+    "celery", "sqlalchemy", "sharpzo_client.client", "sharpzo_client.models", "service", "worker",
 }  # fmt: skip
 
 
@@ -30,6 +32,10 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     shown = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert "Usage: sharpzo" in shown
     assert "LOADED [] 0" in shown
+
+
+def test_the_version_is_told(sharpzo: Any) -> None:
+    assert sharpzo("--version").out == f"sharpzo {version('sharpzo')}\n"
 
 
 def test_all_commands_are_listed(sharpzo: Any) -> None:
@@ -185,6 +191,10 @@ def test_migrate_makes_a_database(sharpzo: Any, tmp_path: Path) -> None:
         ("a=auto", {"a": "auto"}),
         ("a=none", {"a": "none"}),
         ("a=null", {"a": None}),
+        ("a=True", {"a": True}),
+        ("a=yes", {"a": True}),
+        ("a=z-score", {"a": "z-score"}),
+        ("a= b ", {"a": "b"}),
         ("a=true", {"a": True}),
         ("prompt.context=a photo of a", {"prompt": {"context": "a photo of a"}}),
         ("a=b=c", {"a": "b=c"}),
@@ -195,6 +205,21 @@ def test_values_of_set(text: str, value: object) -> None:
     from sharpzo_cli.values import parse_assignment
 
     assert parse_assignment(text) == value
+
+
+def test_words_and_json_need_no_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sharpzo_cli.values import overlay
+
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    values = ["head=none", "zo.learning_rate=1e-3", "prompt.context=a photo of a", "seed=2"]
+    assert overlay(None, values) == {
+        "head": "none",
+        "zo": {"learning_rate": 0.001},
+        "prompt": {"context": "a photo of a"},
+        "seed": 2,
+    }
+    with pytest.raises(ModuleNotFoundError, match="yaml"):
+        overlay(None, ["seed=.5"])
 
 
 def test_values_are_laid_over_the_file_over_the_preset(tmp_path: Path) -> None:

@@ -248,8 +248,11 @@ def test_a_split_file_is_written_where_there_is_none(sharpzo: Any, tmp_path: Pat
     assert report["images"] == sum(map(len, rows_of(known).values()))
     rows = json.loads(original.read_text())
     assert {row[2] for row in rows["train"]} == {row[2] for row in rows_of(known)["train"]}
-    ran = sharpzo("datasets", "split", "eurosat", "--root", tmp_path, "--force")
-    assert ran.code == 0
+    ran = sharpzo("datasets", "split", "eurosat", "--root", tmp_path, "--force", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    told = json.loads(ran.out)
+    assert told["file"] == str(original)
+    assert told["splits"] == {"train": 40, "val": 20, "test": 20}
 
 
 def test_a_folder_keeps_its_splits_in_its_split_file(

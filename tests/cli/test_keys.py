@@ -137,3 +137,10 @@ def test_a_key_that_has_ended_is_not_replaced(sharpzo: Any, data_dir: Path) -> N
         ran = sharpzo("keys", "revoke", key["id"], "--data-dir", data_dir)
         assert (ran.code, ran.out) == (0, f"{key['prefix']} (n) is revoked\n")
     assert sharpzo("keys", "rotate", key["id"], "--data-dir", data_dir).code == 2
+
+
+def test_names_of_keys_do_nothing_to_the_terminal(sharpzo: Any, data_dir: Path) -> None:
+    made(sharpzo, data_dir, "--name", "\u202e[red]x")
+    shown = sharpzo("keys", "list", "--data-dir", data_dir).out
+    assert "\\u202e[red]x" in shown
+    assert "\u202e" not in shown

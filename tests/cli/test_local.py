@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sharpzo_cli.tuning import Bar, stop_on_interrupt, what_is_served
+from sharpzo_cli.tuning import TuningView, stop_on_interrupt, what_is_served
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,16 +253,16 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume(
     out, kept = tmp_path / "p.safetensors", tmp_path / "kept"
     command = ["tune", squares, *QUICK, "--backbone", f"local-dir:{small_backbone}"]
     command += ["--out", out, "--checkpoint-dir", kept, "--json"]
-    show = Bar.show
+    show = TuningView.show
     shown: list[int] = []
 
-    def press_ctrl_c_at_step_3(bar: Bar, step: Any) -> None:
+    def press_ctrl_c_at_step_3(view: TuningView, step: Any) -> None:
         shown.append(step.step)
         if shown.count(3) == 1 and step.step == 3:
             signal.raise_signal(signal.SIGINT)
-        show(bar, step)
+        show(view, step)
 
-    monkeypatch.setattr(Bar, "show", press_ctrl_c_at_step_3)
+    monkeypatch.setattr(TuningView, "show", press_ctrl_c_at_step_3)
     usual = signal.getsignal(signal.SIGINT)
     ran = sharpzo(*command)
     assert (ran.code, ran.out) == (130, "")

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from sharpzo_core.logging import JsonFormatter, QueuedHandler, TextFormatter
+from sharpzo_core.logging import (
+    JsonFormatter,
+    QueuedHandler,
+    TextFormatter,
+    _add_context,
+    log_context,
+    logged,
+)
+from sharpzo_core.periodic import Periodic
 
 LINES = 200_000
 #: Logs far more than a pipe and the queue hold, tells what it has done, and ends.
@@ -174,3 +182,47 @@ print(len(os.listdir("/proc/self/fd")))
         [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
     )
     assert int(ran.stdout) <= 12
+
+
+def test_lines_say_what_their_context_holds(handlers: list[QueuedHandler]) -> None:
+    written: list[str] = []
+    handlers.append(handler := QueuedHandler(written.append))
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(_add_context)
+    with log_context(request_id="r1", job_id="job_1", key_id=None):
+        with log_context(job_id="job_2"):
+            handler.handle(record("inner"))
+            handler.handle(record("told", job_id="job_3"))
+        handler.handle(record("outer"))
+    handler.handle(record("outside"))
+    handler.flush()
+    lines = [json.loads(line) for line in written]
+    found = [(line["message"], line.get("request_id"), line.get("job_id")) for line in lines]
+    assert found == [
+        ("inner", "r1", "job_2"),
+        ("told", "r1", "job_3"),
+        ("outer", "r1", "job_1"),
+        ("outside", None, None),
+    ]
+    assert "key_id" not in lines[0]
+
+
+def test_text_shows_the_ids_at_the_end() -> None:
+    line = TextFormatter().format(record("hello", request_id="r1", job_id="job_1", tenant="a"))
+    assert line.endswith("INFO worker: hello [request_id=r1 job_id=job_1]")
+
+
+def test_what_is_done_again_and_again_has_the_context_of_who_began_it() -> None:
+    seen: list[object] = []
+    done = threading.Event()
+
+    def look() -> None:
+        seen.append(logged("job_id"))
+        done.set()
+
+    with log_context(job_id="job_1"):
+        periodic = Periodic("looks", 60, look)
+    periodic.start()
+    assert done.wait(20)
+    periodic.stop()
+    assert seen == ["job_1"]

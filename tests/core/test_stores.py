@@ -1,6 +1,7 @@
 """Jobs, datasets, prompts and workers as the API sees them."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC
 
 import pytest
@@ -74,6 +75,22 @@ def test_steps_are_thinned_and_the_last_one_stays(stores: Stores) -> None:
     assert numbers == [1, 4, 7, 10]
     numbers = [s.step for s in stores.jobs.steps(lease.job_id, from_step=3, to_step=5)]
     assert numbers == [3, 4, 5]
+
+
+def test_thinning_keeps_what_few_steps_measured(stores: Stores) -> None:
+    lease = lease_of(stores.claimed())
+    steps = [replace(step(i), val_loss=None, val_accuracy=None, sigma=None) for i in range(1, 11)]
+    steps[4] = replace(steps[4], val_accuracy=0.5, val_loss=0.7)
+    steps[5] = replace(steps[5], sigma=0.2)
+    steps[8] = replace(steps[8], val_accuracy=0.6)
+    stores.leases.save_progress(lease, progress(10), {}, steps)
+    runs = stores.jobs.steps(lease.job_id, resolution=3)
+    assert [(s.step, s.val_accuracy, s.val_loss, s.sigma) for s in runs] == [
+        (2, None, None, None),
+        (6, 0.5, 0.7, 0.2),
+        (10, 0.6, None, None),
+    ]
+    assert [s.forward_passes for s in runs] == [steps[i].forward_passes for i in (1, 5, 9)]
 
 
 def test_deleting_a_job_leaves_its_prompt(stores: Stores) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -76,8 +77,8 @@ class ServerProcess:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line)
-            if "listening on " in line:
-                self._urls.put(line.split("listening on ")[1].strip())
+            if found := re.search(r"listening on (http://[^\s\"]+)", line):
+                self._urls.put(found[1])
 
     def end(self) -> None:
         """Kill it, if it still runs."""

@@ -1,0 +1,26 @@
+// The API key, kept as long as the tab is open and nowhere else.
+import { signal } from "@preact/signals";
+
+const NAME = "sharpzo.key";
+
+/** The key that requests carry, or null. */
+export const key = signal<string | null>(sessionStorage.getItem(NAME));
+/** Whether the service has asked for a key that it did not get. */
+export const keyWanted = signal(false);
+
+export function keyHeaders(): Record<string, string> {
+  return key.value === null ? {} : { Authorization: `Bearer ${key.value}` };
+}
+
+export function takeKey(text: string): void {
+  sessionStorage.setItem(NAME, text);
+  key.value = text;
+  keyWanted.value = false;
+}
+
+/** The service does not know the key, or wants one. */
+export function forgetKey(): void {
+  sessionStorage.removeItem(NAME);
+  key.value = null;
+  keyWanted.value = true;
+}

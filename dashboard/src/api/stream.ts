@@ -1,0 +1,74 @@
+// Server-sent events by fetch: the browser's own EventSource cannot send a key.
+import { EventSourceParserStream } from "eventsource-parser/stream";
+import { ApiError, fetchRaw } from "./client";
+
+const FIRST_PAUSE = 500; // milliseconds
+const LONGEST_PAUSE = 5_000;
+
+export interface Message {
+  event: string;
+  id: string | undefined;
+  data: string;
+}
+
+export type StreamState = "connecting" | "live" | "lost" | "ended";
+
+interface Options {
+  signal: AbortSignal;
+  onMessage: (message: Message) => void;
+  onState: (state: StreamState) => void;
+  /** Whether nothing will follow, when the server has ended the stream. */
+  isOver: () => boolean;
+  /** Go on after this event, or begin anew. */
+  lastEventId?: () => string | null;
+}
+
+/** Read a stream until it is over, however often it breaks; other failures are thrown. */
+export async function follow(path: string, options: Options): Promise<void> {
+  const { signal, onState } = options;
+  let pause = FIRST_PAUSE;
+  onState("connecting");
+  while (!signal.aborted) {
+    try {
+      await read(path, options, () => {
+        pause = FIRST_PAUSE;
+        onState("live");
+      });
+      if (options.isOver()) {
+        onState("ended");
+        return;
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error instanceof ApiError && error.status < 500 && error.status !== 429) throw error;
+    }
+    onState("lost");
+    await sleep(pause, signal);
+    pause = Math.min(2 * pause, LONGEST_PAUSE);
+  }
+}
+
+async function read(path: string, options: Options, onOpen: () => void): Promise<void> {
+  const last = options.lastEventId?.() ?? null;
+  const headers: Record<string, string> = { Accept: "text/event-stream" };
+  if (last !== null) headers["Last-Event-ID"] = last;
+  const { body } = await fetchRaw(path, { headers, signal: options.signal, cache: "no-store" });
+  if (body === null) return;
+  onOpen();
+  const messages = body
+    .pipeThrough(new TextDecoderStream())
+    .pipeThrough(new EventSourceParserStream())
+    .getReader();
+  for (;;) {
+    const { done, value } = await messages.read();
+    if (done) return;
+    options.onMessage({ event: value.event ?? "message", id: value.id, data: value.data });
+  }
+}
+
+function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+}

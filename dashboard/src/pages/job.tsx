@@ -1,0 +1,336 @@
+// One job: where it is, how it got there, and what may be done with it.
+import { useRef, useState } from "preact/hooks";
+import { Link, useLocation } from "wouter-preact";
+import { api, download, type Job, type JobEvent } from "../api/client";
+import { key } from "../api/key";
+import { useEvents, useLiveJob } from "../api/live";
+import { Curves } from "../charts/curves";
+import {
+  Empty,
+  Fact,
+  JobLink,
+  Progress,
+  Status,
+  Table,
+  Text,
+  isOver,
+  phaseName,
+} from "../parts/basics";
+import { count, decimal, duration, moment, percent, points } from "../parts/format";
+import { attempt } from "../parts/notices";
+import { Waiting } from "../parts/resource";
+import { flatten } from "../parts/settings";
+
+export function JobPage({ id }: { id: string }) {
+  const [turn, setTurn] = useState(0);
+  const live = useLiveJob(id, turn);
+  const events = useEvents(id, turn);
+  const { job, steps, state, error } = live;
+  if (error !== undefined) {
+    return (
+      <p class="notice bad" role="alert">
+        {error.message}
+      </p>
+    );
+  }
+  if (job === undefined) return <Waiting />;
+  return (
+    <>
+      <div class="title">
+        <h1>
+          <Text>{job.name ?? job.id}</Text>
+        </h1>
+        <Status job={job} />
+        {state === "lost" && (
+          <span class="bad-text" role="status">
+            Connection lost, trying again…
+          </span>
+        )}
+        <Actions job={job} onResumed={() => setTurn(turn + 1)} />
+      </div>
+      {job.error !== null && (
+        <p class="notice bad" role="alert">
+          <span>
+            <strong>{job.error.code}</strong> · {job.error.message}
+          </span>
+        </p>
+      )}
+      <Summary job={job} />
+      {job.kind === "tuning" && (
+        <section class="card" aria-label="Curves">
+          {steps.length > 0 ? (
+            <>
+              <Curves steps={steps} />
+              <p class="actions below">
+                <Steps job={job} />
+              </p>
+            </>
+          ) : (
+            <Empty>Curves begin with the first step of the search.</Empty>
+          )}
+        </section>
+      )}
+      <div class="columns">
+        <Events events={events} />
+        <Settings job={job} />
+      </div>
+    </>
+  );
+}
+
+function Summary({ job }: { job: Job }) {
+  const { progress } = job;
+  return (
+    <section class="card" aria-label="Summary">
+      <dl class="facts">
+        {!isOver(job) && (
+          <Fact name="Progress">
+            <Progress job={job} />
+          </Fact>
+        )}
+        {job.kind === "tuning" ? <TuningFacts job={job} /> : <ApplyingFacts job={job} />}
+        <Fact name="Forward passes">{count(progress.forward_passes)}</Fact>
+        <Fact name="Running for">{duration(runningSeconds(job))}</Fact>
+        <Fact name="Attempt">{job.attempt}</Fact>
+        {job.checkpoint !== null && (
+          <Fact name="Checkpoint">
+            step {job.checkpoint.step}, <small>{moment(job.checkpoint.saved_at)}</small>
+          </Fact>
+        )}
+        <Fact name="Dataset">
+          <Link href={`/datasets/${job.dataset_id}`}>
+            <code>{job.dataset_id}</code>
+          </Link>
+        </Fact>
+        <Fact name="Backbone">
+          <Text>{job.backbone}</Text>
+        </Fact>
+        {job.from_checkpoint !== null && (
+          <Fact name="Goes on from">
+            <JobLink id={job.from_checkpoint} />
+          </Fact>
+        )}
+        {Object.entries(job.metadata).map(([name, value]) => (
+          <Fact key={name} name={name}>
+            <Text>{value}</Text>
+          </Fact>
+        ))}
+      </dl>
+    </section>
+  );
+}
+
+function TuningFacts({ job: { metrics } }: { job: Job }) {
+  return (
+    <>
+      <Fact name="Zero-shot">
+        <span class="large">{percent(metrics.zero_shot_accuracy)}</span>
+      </Fact>
+      <Fact name={metrics.test_accuracy == null ? "Validation accuracy" : "Tuned"}>
+        <span class="large good-text">
+          {percent(metrics.test_accuracy ?? metrics.val_accuracy)}
+        </span>{" "}
+        {metrics.test_accuracy != null && (
+          <small class="nowrap">
+            {points(metrics.zero_shot_accuracy, metrics.test_accuracy)} points
+          </small>
+        )}
+      </Fact>
+      {metrics.prompt_test_accuracy != null && (
+        <Fact name="Prompt without head">{percent(metrics.prompt_test_accuracy)}</Fact>
+      )}
+      <Fact name="Training loss">{decimal(metrics.loss)}</Fact>
+    </>
+  );
+}
+
+function ApplyingFacts({ job: { metrics, kind } }: { job: Job }) {
+  const pairs: [string, string][] =
+    kind === "evaluation"
+      ? [
+          ["Accuracy", percent(metrics.accuracy)],
+          ["Zero-shot", percent(metrics.zero_shot_accuracy)],
+          ["Mean over classes", percent(metrics.macro_accuracy)],
+          ["Calibration error", percent(metrics.ece)],
+        ]
+      : [];
+  return (
+    <>
+      {[...pairs, ["Images", count(metrics.images)], ["Unreadable", count(metrics.errors)]].map(
+        ([name, value]) => (
+          <Fact key={name} name={name ?? ""}>
+            {value}
+          </Fact>
+        ),
+      )}
+    </>
+  );
+}
+
+function runningSeconds(job: Job): number | null {
+  if (job.started_at === null) return null;
+  const end = job.finished_at === null ? Date.now() : Date.parse(job.finished_at);
+  return (end - Date.parse(job.started_at)) / 1000;
+}
+
+type Move = "pause" | "resume" | "cancel";
+const MOVES: Record<Move, readonly Job["status"][]> = {
+  pause: ["queued", "running"],
+  resume: ["paused", "failed", "cancelled"],
+  cancel: ["queued", "running", "pausing", "paused"],
+};
+const DONE: Record<Move, string> = {
+  pause: "The job saves a checkpoint and pauses.",
+  resume: "The job goes on from its last checkpoint.",
+  cancel: "The job ends; it can be resumed from its last checkpoint.",
+};
+
+function Actions({ job, onResumed }: { job: Job; onResumed: () => void }) {
+  const [, go] = useLocation();
+  const params = { path: { job_id: job.id } };
+  const move = async (name: Move) => {
+    const url = `/v1/jobs/{job_id}/${name}` as const;
+    const went = await attempt(() => api.POST(url, { params }), DONE[name]);
+    if (went && name === "resume") onResumed();
+  };
+  const remove = async () => {
+    const act = () => api.DELETE("/v1/jobs/{job_id}", { params });
+    if (await attempt(act, "The job was deleted; its prompt stays.")) go("/jobs");
+  };
+  const may = (name: Move) => MOVES[name].includes(job.status);
+  return (
+    <p class="actions">
+      {job.prompt_id !== null && (
+        <Link href={`/prompts/${job.prompt_id}`} class="button">
+          Prompt
+        </Link>
+      )}
+      {job.status === "succeeded" && job.kind !== "classification" && <Report job={job} />}
+      {may("pause") && (
+        <button class="quiet" onClick={() => move("pause")}>
+          Pause
+        </button>
+      )}
+      {may("resume") && (
+        <button class="quiet" onClick={() => move("resume")}>
+          Resume
+        </button>
+      )}
+      {may("cancel") && (
+        <button class="danger" onClick={() => move("cancel")}>
+          Cancel
+        </button>
+      )}
+      {isOver(job) && <Delete onDelete={remove} />}
+    </p>
+  );
+}
+
+/** Opens in a tab of its own; with a key, which a link cannot carry, it is saved instead. */
+function Report({ job }: { job: Job }) {
+  const path = `/v1/jobs/${job.id}/report`;
+  if (key.value === null) {
+    return (
+      <a class="button quiet" href={path} target="_blank">
+        Report
+      </a>
+    );
+  }
+  return (
+    <button class="quiet" onClick={() => attempt(() => download(path, `${job.id}.html`))}>
+      Save report
+    </button>
+  );
+}
+
+function Delete({ onDelete }: { onDelete: () => void }) {
+  const dialog = useRef<HTMLDialogElement>(null);
+  return (
+    <>
+      <button class="danger" onClick={() => dialog.current?.showModal()}>
+        Delete
+      </button>
+      <dialog ref={dialog} aria-labelledby="delete-title">
+        <h2 id="delete-title">Delete this job?</h2>
+        <p>Its events, curves, report and checkpoints go with it. The prompt that it made stays.</p>
+        <p class="actions">
+          <button class="danger" onClick={onDelete}>
+            Delete
+          </button>
+          <button class="quiet" onClick={() => dialog.current?.close()}>
+            Keep
+          </button>
+        </p>
+      </dialog>
+    </>
+  );
+}
+
+function Steps({ job }: { job: Job }) {
+  const path = `/v1/jobs/${job.id}/metrics?resolution=10000`;
+  const save = () => download(path, `${job.id}.csv`, { Accept: "text/csv" });
+  return (
+    <button class="quiet" onClick={() => attempt(save)}>
+      All steps as CSV
+    </button>
+  );
+}
+
+function Events({ events }: { events: readonly JobEvent[] }) {
+  return (
+    <section class="card" aria-labelledby="events-title">
+      <h2 id="events-title">Events</h2>
+      {events.length === 0 ? (
+        <Empty>None yet.</Empty>
+      ) : (
+        <ol class="events" aria-live="polite" aria-relevant="additions" tabIndex={0}>
+          {events.toReversed().map((event) => (
+            <li key={event.seq} class={event.level}>
+              <time dateTime={event.created_at} title={moment(event.created_at)}>
+                {clock(event.created_at)}
+              </time>
+              <span>
+                <strong>{event.type}</strong> {describe(event)}
+              </span>
+            </li>
+          ))}
+        </ol>
+      )}
+    </section>
+  );
+}
+
+function describe(event: JobEvent): string {
+  const phase = event.data["phase"];
+  return event.type === "phase" && typeof phase === "string"
+    ? event.message.replace(phase, phaseName(phase))
+    : event.message;
+}
+
+function clock(time: string): string {
+  return new Date(time).toLocaleTimeString("en-GB");
+}
+
+function Settings({ job }: { job: Job }) {
+  return (
+    <section class="card" aria-labelledby="settings-title">
+      <h2 id="settings-title">Configuration</h2>
+      <div class="settings">
+        <Table label="Configuration">
+          <tbody>
+            {flatten(job.config).map(([name, value]) => (
+              <tr key={name}>
+                <th scope="row">
+                  <code>{name}</code>
+                </th>
+                <td>
+                  <Text>{value}</Text>
+                </td>
+              </tr>
+            ))}
+          </tbody>
+        </Table>
+      </div>
+    </section>
+  );
+}

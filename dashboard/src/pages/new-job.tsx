@@ -1,0 +1,185 @@
+// Asking for a prompt to be tuned.
+import { useState } from "preact/hooks";
+import { Link, useLocation } from "wouter-preact";
+import { api, body, idempotencyKey, type Dataset } from "../api/client";
+import { Empty } from "../parts/basics";
+import { isolated } from "../parts/refs";
+import { Shown, useResource } from "../parts/resource";
+
+const OFFERED = 100; // datasets to choose from
+const PRESETS = [
+  "default",
+  "fast",
+  "paper",
+  "reference",
+  "imagenet",
+  "caltech101",
+  "oxford_pets",
+  "stanford_cars",
+  "oxford_flowers",
+  "food101",
+  "fgvc",
+  "sun397",
+  "dtd",
+  "eurosat",
+  "ucf101",
+];
+
+export function NewJobPage({ dataset }: { dataset: string }) {
+  const offers = useResource(loadOffers, []);
+  return (
+    <>
+      <div class="title">
+        <h1>New job</h1>
+      </div>
+      <Shown of={offers}>
+        {({ datasets, backbones }) =>
+          datasets.length === 0 ? (
+            <section class="card">
+              <Empty>
+                A job needs a dataset that is ready: <Link href="/datasets">upload one</Link>.
+              </Empty>
+            </section>
+          ) : (
+            <JobForm datasets={datasets} backbones={backbones} chosen={dataset} />
+          )
+        }
+      </Shown>
+    </>
+  );
+}
+
+async function loadOffers(signal: AbortSignal) {
+  const params = { query: { limit: OFFERED } };
+  const [datasets, backbones] = await Promise.all([
+    body(api.GET("/v1/datasets", { params, signal })),
+    body(api.GET("/v1/backbones", { signal })),
+  ]);
+  return {
+    datasets: datasets.data.filter((dataset) => dataset.status === "ready" && dataset.labelled),
+    backbones: backbones.data,
+  };
+}
+
+interface FormProps {
+  datasets: readonly Dataset[];
+  backbones: readonly { name: string; default: boolean }[];
+  chosen: string;
+}
+
+function JobForm({ datasets, backbones, chosen }: FormProps) {
+  const [, go] = useLocation();
+  const [error, setError] = useState<string>();
+  const [busy, setBusy] = useState(false);
+  const submit = async (event: SubmitEvent) => {
+    event.preventDefault();
+    setBusy(true);
+    setError(undefined);
+    try {
+      const wanted = read(new FormData(event.currentTarget as HTMLFormElement));
+      const headers = idempotencyKey();
+      const job = await body(api.POST("/v1/jobs", { body: wanted, headers }));
+      go(`/jobs/${job.id}`);
+    } catch (failed) {
+      setError(failed instanceof Error ? failed.message : String(failed));
+      setBusy(false);
+    }
+  };
+  return (
+    <form class="card form" onSubmit={submit}>
+      <label>
+        Dataset
+        <select name="dataset_id" required defaultValue={chosen}>
+          {datasets.map((dataset) => (
+            <option key={dataset.id} value={dataset.id} selected={dataset.id === chosen}>
+              {isolated(dataset.name)} · {dataset.classes.length} classes
+            </option>
+          ))}
+        </select>
+      </label>
+      <label>
+        Backbone
+        <input name="backbone" list="backbones" placeholder={nameOfDefault(backbones)} />
+        <datalist id="backbones">
+          {backbones.map(({ name }) => (
+            <option key={name} value={name} />
+          ))}
+        </datalist>
+      </label>
+      <label>
+        Name of the prompt
+        <input name="name" placeholder="its jobs publish versions 1, 2, 3" maxLength={100} />
+      </label>
+      <label>
+        Preset
+        <select name="preset">
+          {PRESETS.map((preset) => (
+            <option key={preset}>{preset}</option>
+          ))}
+        </select>
+      </label>
+      <Setting name="shots" label="Shots per class" min={1} />
+      <Setting name="seed" label="Seed" min={0} />
+      <Setting name="total_steps" label="Steps at most" min={1} />
+      <Setting name="max_forward_passes" label="Forward passes at most" min={1} />
+      <Setting name="max_seconds" label="Seconds at most" min={1} />
+      <label class="whole">
+        Other hyperparameters, as JSON laid over the preset
+        <textarea
+          name="config"
+          spellcheck={false}
+          placeholder={'{"cma": {"rho": 0.1, "sharpness_estimator": "zo"}, "head": "none"}'}
+        />
+      </label>
+      {error !== undefined && (
+        <p class="notice bad whole" role="alert">
+          {error}
+        </p>
+      )}
+      <p class="actions whole">
+        <button type="submit" disabled={busy}>
+          Start tuning
+        </button>
+      </p>
+    </form>
+  );
+}
+
+function Setting({ name, label, min }: { name: string; label: string; min: number }) {
+  return (
+    <label>
+      {label}
+      <input name={`config.${name}`} type="number" min={min} step={1} placeholder="as the preset" />
+    </label>
+  );
+}
+
+function nameOfDefault(backbones: FormProps["backbones"]): string {
+  return backbones.find((backbone) => backbone.default)?.name ?? "";
+}
+
+/** The request that a filled-in form stands for; what is empty is left to the preset. */
+function read(form: FormData) {
+  const filled = [...form].filter((entry): entry is [string, string] => entry[1] !== "");
+  const fields = Object.fromEntries(filled);
+  const numbers = filled
+    .filter(([name]) => name.startsWith("config."))
+    .map(([name, value]) => [name.slice("config.".length), Number(value)]);
+  const config = { ...parse(fields["config"] ?? "{}"), ...Object.fromEntries(numbers) };
+  const { dataset_id = "", backbone, name, preset } = fields;
+  return {
+    dataset_id,
+    config,
+    ...(backbone !== undefined && { backbone }),
+    ...(name !== undefined && { name }),
+    ...(preset !== undefined && { preset }),
+  };
+}
+
+function parse(text: string): Record<string, unknown> {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new Error(`/config: is no JSON (${error instanceof Error ? error.message : error})`);
+  }
+}

@@ -1,0 +1,105 @@
+// Small things that every page uses.
+import type { ComponentChildren } from "preact";
+import { Link } from "wouter-preact";
+import type { Job } from "../api/client";
+import { ago, duration, moment, percent } from "./format";
+
+/** Text of a user's, isolated so that its writing direction changes nothing around it. */
+export function Text({ children, title }: { children: string; title?: string }) {
+  return (
+    <bdi class="user-text" title={title ?? children}>
+      {children}
+    </bdi>
+  );
+}
+
+export function Time({ at }: { at: string }) {
+  return (
+    <time dateTime={at} title={moment(at)}>
+      {ago(at)}
+    </time>
+  );
+}
+
+const PHASES: Record<string, string> = {
+  preparing: "preparing",
+  stage1: "stage 1 · CMA-ES",
+  stage2: "stage 2 · zeroth-order",
+  evaluating: "evaluating",
+};
+
+export function phaseName(phase: string | null): string {
+  return phase === null ? "" : (PHASES[phase] ?? phase);
+}
+
+export function Status({ job }: { job: Job }) {
+  const doing = job.status === "running" && job.phase !== null;
+  return (
+    <span class={`status ${job.status}`}>
+      {job.status}
+      {doing && <small> {phaseName(job.phase)}</small>}
+    </span>
+  );
+}
+
+export function Progress({ job }: { job: Job }) {
+  const { step, total_steps: total, eta_seconds: eta } = job.progress;
+  const label = `step ${step} of ${total}`;
+  return (
+    <span class="progress">
+      <progress value={total > 0 ? step / total : 0} aria-label={label} title={label} />
+      <small>{eta === null ? `${step} / ${total}` : `${duration(eta)} left`}</small>
+    </span>
+  );
+}
+
+/** A share of a whole as a bar with its number; two bars compare. */
+export function Share({ of, kind }: { of: number | null; kind?: "before" | "after" }) {
+  return (
+    <span class="share">
+      <meter class={kind ?? "after"} min={0} max={1} value={of ?? 0} aria-hidden="true" />
+      <span>{percent(of)}</span>
+    </span>
+  );
+}
+
+export function Fact({ name, children }: { name: string; children: ComponentChildren }) {
+  return (
+    <div class="fact">
+      <dt>{name}</dt>
+      <dd>{children}</dd>
+    </div>
+  );
+}
+
+interface TableProps {
+  label: string;
+  /** Show each row as a block on a phone; its cells then need a `data-label`. */
+  stack?: boolean;
+  children: ComponentChildren;
+}
+
+/** A table that scrolls by itself where it is too wide, also by keyboard. */
+export function Table({ label, stack = false, children }: TableProps) {
+  return (
+    <div class="table" role="region" aria-label={label} tabIndex={0}>
+      <table class={stack ? "stack" : ""}>{children}</table>
+    </div>
+  );
+}
+
+export function Empty({ children }: { children: ComponentChildren }) {
+  return <p class="empty">{children}</p>;
+}
+
+export function JobLink({ id }: { id: string }) {
+  return (
+    <Link href={`/jobs/${id}`}>
+      <code>{id}</code>
+    </Link>
+  );
+}
+
+export function isOver(job: Job): boolean {
+  return ["succeeded", "failed", "cancelled"].includes(job.status);
+}

@@ -1,0 +1,53 @@
+// Numbers and times as people read them.
+const whole = new Intl.NumberFormat("en");
+const stamp = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+const DASH = "–";
+
+export function percent(fraction: number | null | undefined): string {
+  return fraction == null ? DASH : `${(100 * fraction).toFixed(1)} %`;
+}
+
+/** A difference of two fractions, in percentage points with its sign. */
+export function points(from: number | null | undefined, to: number | null | undefined): string {
+  if (from == null || to == null) return DASH;
+  const difference = 100 * (to - from);
+  return `${difference < 0 ? "−" : "+"}${Math.abs(difference).toFixed(1)}`;
+}
+
+export function count(value: number | null | undefined): string {
+  return value == null ? DASH : whole.format(Math.round(value));
+}
+
+export function decimal(value: number | null | undefined): string {
+  if (value == null) return DASH;
+  return Math.abs(value) < 0.001 && value !== 0
+    ? value.toExponential(2)
+    : String(Number(value.toPrecision(4)));
+}
+
+export function bytes(value: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  const power = value < 1 ? 0 : Math.min(Math.floor(Math.log10(value) / 3), units.length - 1);
+  return `${(value / 1000 ** power).toFixed(power === 0 ? 0 : 1)} ${units[power]}`;
+}
+
+export function duration(seconds: number | null | undefined): string {
+  if (seconds == null) return DASH;
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
+  return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+}
+
+export function moment(time: string | null): string {
+  return time === null ? DASH : stamp.format(new Date(time));
+}
+
+/** How long ago, roughly; `moment` belongs beside it as a title. */
+export function ago(time: string, now: number = Date.now()): string {
+  const seconds = (now - Date.parse(time)) / 1000;
+  if (seconds < 60) return "just now";
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ago`;
+  return `${Math.floor(seconds / 86_400)} d ago`;
+}

@@ -1,0 +1,48 @@
+// Asking for an API key, once the service wants one.
+import { useEffect, useRef } from "preact/hooks";
+import { key, keyWanted, takeKey } from "../api/key";
+
+export function KeyButton() {
+  if (key.value === null) return null;
+  const change = () => (keyWanted.value = true);
+  return (
+    <button class="plain" title="Change the API key" onClick={change}>
+      Key {key.value.slice(0, 8)}…
+    </button>
+  );
+}
+
+export function KeyDialog() {
+  const dialog = useRef<HTMLDialogElement>(null);
+  const wanted = keyWanted.value;
+  useEffect(() => {
+    if (wanted) dialog.current?.showModal();
+    else dialog.current?.close();
+  }, [wanted]);
+  const submit = (event: SubmitEvent) => {
+    event.preventDefault();
+    const text = new FormData(event.currentTarget as HTMLFormElement).get("key");
+    if (typeof text === "string" && text.trim() !== "") takeKey(text.trim());
+  };
+  return (
+    <dialog ref={dialog} aria-labelledby="key-title" onClose={() => (keyWanted.value = false)}>
+      <form onSubmit={submit}>
+        <h2 id="key-title">API key</h2>
+        <p>
+          This service wants a key. It is kept in this tab until you close it, and sent to no one
+          else. <code>sharpzo keys create --name laptop</code> makes one.
+        </p>
+        <label>
+          Key
+          <input name="key" type="password" autocomplete="off" spellcheck={false} required />
+        </label>
+        <p class="actions">
+          <button type="submit">Use this key</button>
+          <button type="button" class="quiet" onClick={() => (keyWanted.value = false)}>
+            Cancel
+          </button>
+        </p>
+      </form>
+    </dialog>
+  );
+}

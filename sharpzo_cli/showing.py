@@ -1,0 +1,286 @@
+"""Jobs, prompts, datasets and aliases of a service, as people read them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from sharpzo_cli.output import Row, percent, print_facts, print_list
+from sharpzo_client.display import clock, stage_title
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from sharpzo_client import (
+        Alias,
+        AliasChange,
+        Dataset,
+        ImageResult,
+        Job,
+        JobEvent,
+        Metrics,
+        Prediction,
+        Prompt,
+    )
+
+JOB_HEADER = ("JOB", "STATUS", "ACCURACY", "AGE", "NAME")
+PROMPT_HEADER = ("PROMPT", "VERSION", "ACCURACY", "AGE", "NAME")
+DATASET_HEADER = ("DATASET", "STATUS", "CLASSES", "IMAGES", "AGE", "NAME")
+ALIAS_HEADER = ("ALIAS", "VERSION", "PROMPT", "NAME")
+HISTORY_HEADER = ("SEQ", "WHEN", "ACTION", "PROMPT", "COMMENT")
+
+#: Field of the metrics -> what it is called; those that end in accuracy are fractions.
+METRICS = {
+    "zero_shot_accuracy": "zero-shot accuracy",
+    "val_accuracy": "validation accuracy",
+    "prompt_test_accuracy": "test accuracy, prompt alone",
+    "test_accuracy": "test accuracy",
+    "accuracy": "accuracy",
+    "macro_accuracy": "mean accuracy of classes",
+    "loss": "loss",
+    "nll": "negative log-likelihood",
+    "ece": "calibration error",
+    "calibrated_ece": "calibration error, calibrated",
+    "images": "images",
+    "errors": "unreadable images",
+}
+_NOTHING = "-"
+_AGES = ((86_400, "d"), (3600, "h"), (60, "m"), (0, "s"))
+
+
+def show_jobs(jobs: Sequence[Job]) -> None:
+    """A list of jobs."""
+    print_list(JOB_HEADER, [_job_row(job) for job in jobs])
+
+
+def show_prompts(prompts: Sequence[Prompt]) -> None:
+    """A list of prompts."""
+    print_list(PROMPT_HEADER, [_prompt_row(prompt) for prompt in prompts])
+
+
+def show_datasets(datasets: Sequence[Dataset]) -> None:
+    """A list of uploaded datasets."""
+    print_list(DATASET_HEADER, [_dataset_row(dataset) for dataset in datasets])
+
+
+def show_aliases(aliases: Sequence[Alias]) -> None:
+    """A list of aliases."""
+    rows = [(item.alias, str(item.version), item.prompt_id, item.name) for item in aliases]
+    print_list(ALIAS_HEADER, rows)
+
+
+def show_history(changes: Sequence[AliasChange]) -> None:
+    """The history of an alias."""
+    rows = [
+        (
+            str(item.seq),
+            when(item.created_at),
+            item.action,
+            item.prompt_id or _NOTHING,
+            item.comment or "",
+        )
+        for item in changes
+    ]
+    print_list(HISTORY_HEADER, rows)
+
+
+def show_job(job: Job, events: Sequence[JobEvent]) -> None:
+    """Everything about a job, its newest events at the end."""
+    print_facts([*_about(job), *measured(job.metrics), *_settings(job.config)])
+    if events:
+        lines = [event_line(event, job.config) for event in events]
+        print_facts([("" if place else "events", line) for place, line in enumerate(lines)])
+
+
+def show_prompt(prompt: Prompt) -> None:
+    """Everything about a prompt."""
+    backbone, lineage = prompt.backbone, prompt.lineage
+    facts = [
+        ("prompt", prompt.id),
+        ("name", f"{prompt.name}:{prompt.version}" if prompt.name else ""),
+        ("aliases", ", ".join(prompt.aliases)),
+        ("pinned", "yes" if prompt.pinned else ""),
+        ("backbone", "" if backbone is None else " ".join(filter(None, _names(prompt)))),
+        ("classes", ", ".join(prompt.classes)),
+        ("job", prompt.job_id or ""),
+        ("dataset", lineage.dataset_name or lineage.dataset_id or ""),
+        ("created", when(prompt.created_at)),
+        ("sha256", prompt.sha256 or ""),
+    ]
+    print_facts([*facts, *measured(prompt.metrics)])
+
+
+def show_dataset(dataset: Dataset) -> None:
+    """Everything about a dataset."""
+    splits = ", ".join(f"{size:,} {name}" for name, size in _sizes(dataset).items())
+    error = dataset.error
+    print_facts(
+        [
+            ("dataset", dataset.id),
+            ("name", dataset.name or ""),
+            ("status", dataset.status),
+            ("error", "" if error is None else error.message),
+            ("labels", "" if dataset.labelled else "none: it can be classified, no more"),
+            ("images", splits),
+            ("classes", ", ".join(dataset.classes or ())),
+            ("created", when(dataset.created_at)),
+            ("sha256", dataset.sha256 or ""),
+        ]
+    )
+
+
+def show_labels(images: Sequence[Path], results: Sequence[ImageResult]) -> None:
+    """Labels of images, best first, beside those of the hand-written prompt if they were asked for.
+
+    What could not be read has its reason in place of a label.
+    """
+    both = any(result.zero_shot for result in results)
+    rows: list[Row] = []
+    for image, result in zip(images, results, strict=True):
+        cells = list(zip_longest(result.predictions, result.zero_shot if both else ()))
+        if result.error is not None:
+            rows.append(("", "", *(("", "") if both else ()), f"{image}: {result.error.message}"))
+        for rank, pair in enumerate(cells):
+            labels = [cell for p in pair[: 1 + both] for cell in _label(p)]
+            rows.append((*labels, str(image) if rank == 0 else ""))
+    headings = ("LABEL", "SCORE", *(("ZERO-SHOT", "SCORE") if both else ()), "IMAGE")
+    print_list(headings, rows)
+
+
+def _label(prediction: Prediction | None) -> tuple[str, str]:
+    return ("", "") if prediction is None else (prediction.label, percent(prediction.score))
+
+
+def event_line(event: JobEvent, config: Mapping[str, object] | None) -> str:
+    """One line about something that happened to a job with this configuration."""
+    mark = {"warning": "! ", "error": "✗ "}.get(event.level, "")
+    message, phase = event.message or event.type, (event.data or {}).get("phase")
+    if event.type == "phase" and isinstance(phase, str):
+        message = message.replace(phase, stage_title(phase, config or {}), 1)
+    return f"{when(event.created_at, seconds=True)}  {mark}{message}"
+
+
+def show_outcome(job: Job) -> None:
+    """How a job ended."""
+    passes = f"{job.progress.forward_passes:,}" if job.kind == "tuning" else ""
+    facts = [("job", job.id), ("status", job.status), *measured(job.metrics)]
+    print_facts([*facts, ("forward passes", passes), ("prompt", job.prompt_id or "")])
+
+
+def measured(metrics: Metrics) -> list[tuple[str, str]]:
+    """Figures by their names."""
+    found = []
+    for field, name in METRICS.items():
+        value = getattr(metrics, field)
+        if value is not None:
+            share = field.endswith("accuracy")
+            found.append((name, percent(value) if share else f"{value:,.4g}"))
+    return found
+
+
+def when(moment: datetime | None, *, seconds: bool = False) -> str:
+    """A time in this machine's zone."""
+    if moment is None:
+        return ""
+    local = moment.astimezone()
+    return f"{local:%F %T}" if seconds else f"{local:%F %R}"
+
+
+def age(moment: datetime | None) -> str:
+    """How long ago a time was, in few characters."""
+    if moment is None:
+        return _NOTHING
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    size, unit = next((size, unit) for size, unit in _AGES if seconds >= size)
+    return f"{seconds // max(1, size)}{unit}"
+
+
+def _about(job: Job) -> Iterator[tuple[str, str]]:
+    progress = job.progress
+    yield "job", job.id
+    yield "name", job.name or ""
+    yield "kind", job.kind
+    yield "status", job.status + (f" (attempt {job.attempt})" if job.attempt > 1 else "")
+    yield "error", "" if job.error is None else f"{job.error.code}: {job.error.message}"
+    yield "phase", stage_title(job.phase, job.config or {}) if job.phase else ""
+    yield "step", f"{progress.step:,} of {progress.total_steps:,}" if progress.total_steps else ""
+    yield "forward passes", f"{progress.forward_passes:,}" if progress.forward_passes else ""
+    yield "time left", "" if progress.eta_seconds is None else clock(progress.eta_seconds)
+    yield "dataset", job.dataset_id or ""
+    yield "backbone", job.backbone or ""
+    yield "prompt", job.prompt_id or ""
+    yield "goes on from", job.from_checkpoint or ""
+    yield "created", when(job.created_at)
+    yield "started", when(job.started_at)
+    yield "finished", when(job.finished_at)
+    yield "metadata", "  ".join(f"{key}={value}" for key, value in (job.metadata or {}).items())
+
+
+def _settings(config: Mapping[str, object] | None) -> list[tuple[str, str]]:
+    """A configuration as `--set` takes it; what is none is left out."""
+    if not config:
+        return []
+    flat = {
+        (f"{key}.{inner}" if inner else key): value
+        for key, section in config.items()
+        for inner, value in (section.items() if isinstance(section, dict) else [("", section)])
+    }
+    return [("config", "  ".join(f"{k}={v}" for k, v in flat.items() if v is not None))]
+
+
+def _job_row(job: Job) -> Row:
+    accuracy = job.metrics.test_accuracy
+    for other in (job.metrics.accuracy, job.metrics.val_accuracy):
+        accuracy = other if accuracy is None else accuracy
+    return (
+        job.id,
+        _state(job),
+        _NOTHING if accuracy is None else percent(accuracy),
+        age(job.created_at),
+        job.name or "",
+    )
+
+
+def _state(job: Job) -> str:
+    """The status; of a running job the phase, and how far it is."""
+    if job.status != "running" or not job.phase:
+        return job.status
+    total = job.progress.total_steps
+    return f"{job.phase} {job.progress.step / total:.0%}" if total else job.phase
+
+
+def _prompt_row(prompt: Prompt) -> Row:
+    accuracy = prompt.metrics.test_accuracy
+    name = " ".join([prompt.name or "", *(f"@{alias}" for alias in prompt.aliases)])
+    return (
+        prompt.id,
+        _NOTHING if prompt.version is None else str(prompt.version),
+        _NOTHING if accuracy is None else percent(accuracy),
+        age(prompt.created_at),
+        name,
+    )
+
+
+def _dataset_row(dataset: Dataset) -> Row:
+    return (
+        dataset.id,
+        dataset.status,
+        _NOTHING if dataset.classes is None else f"{len(dataset.classes):,}",
+        _NOTHING if dataset.images is None else f"{dataset.images:,}",
+        age(dataset.created_at),
+        dataset.name or "",
+    )
+
+
+def _names(prompt: Prompt) -> tuple[str, str | None]:
+    return (prompt.backbone.name, prompt.backbone.pretrained) if prompt.backbone else ("", None)
+
+
+def _sizes(dataset: Dataset) -> dict[str, int]:
+    """Split -> images."""
+    return {
+        name: sum(size.values()) if isinstance(size, dict) else int(size)
+        for name, size in (dataset.splits or {}).items()
+    }

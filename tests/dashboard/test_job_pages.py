@@ -1,0 +1,148 @@
+"""Jobs in the browser: the list, live curves, what may be done, comparison."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.dashboard.conftest import OpenPage, picture
+from tests.faults.cluster import ENDLESS, Cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium"), pytest.mark.timeout(300)]
+
+STEPS = re.compile(r"step (\d+) to (\d+)")
+
+
+def steps_drawn(page: Page, title: str = "Loss") -> int:
+    """The last step that the chart of that title shows, as it tells a screen reader."""
+    label = (
+        page.locator("figure", has_text=title).first.get_by_role("img").get_attribute("aria-label")
+    )
+    found = STEPS.search(label or "")
+    return 0 if found is None else int(found[2])
+
+
+def wait_for_steps(page: Page, more_than: int) -> int:
+    """The last step drawn, once it is beyond that."""
+    page.wait_for_function(
+        """([more]) => {
+            const label = document.querySelector("figure [role=img]")?.ariaLabel ?? "";
+            const found = /to (\\d+)/.exec(label);
+            return found !== null && Number(found[1]) > more;
+        }""",
+        arg=[more_than],
+    )
+    return steps_drawn(page)
+
+
+def test_curves_move_and_survive_the_api_s_restart(cluster: Cluster, open_page: OpenPage) -> None:
+    job = cluster.submit(**ENDLESS)
+    page = open_page(f"/jobs/{job.id}")
+    first = wait_for_steps(page, 0)
+    further = wait_for_steps(page, first)
+    picture(page, "job-live-1280-light")
+    assert cluster.api is not None
+    cluster.api.kill()
+    expect(page.get_by_text("Connection lost")).to_be_visible()
+    cluster.start_api()
+    expect(page.get_by_text("Connection lost")).to_be_hidden()
+    after = wait_for_steps(page, further)
+    assert after > further > first
+    events = page.locator(".events li strong").all_inner_texts()
+    assert events[::-1] == [event.type for event in cluster.events(job.id)][: len(events)]
+
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator(".status")).to_have_text("paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator(".status")).to_contain_text("running")
+    wait_for_steps(page, after)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".status")).to_have_text("cancelled")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
+    assert job.id not in [other.id for other in cluster.client.jobs.list()]
+
+
+def test_jobs_are_chosen_in_the_list_and_compared(cluster: Cluster, open_page: OpenPage) -> None:
+    made = [cluster.submit(name=f"compared-{seed}", seed=seed) for seed in (1, 2)]
+    for job in made:
+        cluster.wait_until_ended(job.id)
+    page = open_page("/jobs")
+    for job in made:
+        page.get_by_label(f"Compare {job.name}").check()
+    page.get_by_role("button", name="Compare (2)").click()
+    chart = page.get_by_role("img", name="Validation accuracy")
+    for job in made:
+        expect(chart).to_have_accessible_name(re.compile(f"{job.name} · {job.id[-6:]}: from"))
+    page.get_by_label("Measure").select_option(label="Training loss")
+    page.get_by_label("Over").select_option(label="step")
+    expect(page.get_by_role("img", name="Training loss, step")).to_be_visible()
+    differences = page.get_by_role("region", name="Settings that differ")
+    assert differences.get_by_role("rowheader").all_inner_texts() == ["seed"]
+    picture(page, "compare-1280-light")
+    page.get_by_role("button", name=f"Remove {made[0].name}").click()
+    expect(page.get_by_role("region", name="Compared jobs").get_by_role("row")).to_have_count(2)
+
+
+def test_a_request_that_is_refused_is_told_and_lost_to_nobody(
+    cluster: Cluster, open_page: OpenPage
+) -> None:
+    page = open_page(f"/new-job/{cluster.dataset_id}")
+    page.get_by_label("Other hyperparameters").fill('{"cma": {"sigma": -1}}')
+    page.get_by_role("button", name="Start tuning").click()
+    expect(page.get_by_role("alert")).to_contain_text("/config/cma/sigma")
+    page.get_by_label("Other hyperparameters").fill("{")
+    page.get_by_role("button", name="Start tuning").click()
+    expect(page.get_by_role("alert")).to_contain_text("is no JSON")
+    page.get_by_label("Other hyperparameters").fill('{"head": "none"}')
+    page.get_by_label("Steps at most").fill("12")
+    page.get_by_label("Shots per class").fill("2")
+    page.get_by_role("button", name="Start tuning").click()
+    expect(page.locator(".status")).to_have_text("succeeded")
+    job = cluster.client.jobs.get(page.url.rsplit("/", 1)[1])
+    config = job.config
+    assert (config["head"], config["total_steps"], config["shots"]) == ("none", 12, 2)
+
+
+def test_a_job_that_does_not_exist(open_page: OpenPage) -> None:
+    page = open_page("/jobs/job_01m8b7hcz6x9wwpehzgwd06yy4")
+    expect(page.get_by_role("alert")).to_contain_text("no such job")
+
+
+def test_pages_are_walked_by_keyboard(cluster: Cluster, open_page: OpenPage) -> None:
+    page = open_page("/jobs")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    for name in ("Compare", "Datasets", "Prompts", "Try it"):
+        page.get_by_role("link", name=name, exact=True).focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("main")).to_be_focused()
+        expect(page.get_by_role("link", name=name, exact=True)).to_have_attribute(
+            "aria-current", "page"
+        )
+
+
+def test_the_theme_is_kept(open_page: OpenPage) -> None:
+    page = open_page("/jobs")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.get_by_role("button", name="Theme: auto").click()
+    page.get_by_role("button", name="Theme: light").click()
+    dark = page.evaluate(colour)
+    assert dark != light
+    page.reload()
+    expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
+    assert page.evaluate(colour) == dark
+
+
+def test_the_api_has_its_own_page(open_page: OpenPage) -> None:
+    page = open_page()
+    page.goto("/docs")
+    expect(page.get_by_text("/v1/jobs/{job_id}/metrics")).to_be_visible()
+    picture(page, "docs-1280-light")
