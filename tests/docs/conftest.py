@@ -133,7 +133,7 @@ def make_page(
 
     def make(path: Path) -> Page:
         text = path.read_text()
-        data = tmp_path / "data"
+        data = folder / ".sharpzo"  # the default, there
         if "keys create" in text:
             url = services.enter_context(running_process(data, tmp_path / "log")).url
         else:

@@ -40,6 +40,8 @@ def cases() -> list[object]:
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("path", cases())
 def test_every_block_of_the_page_runs(path: Path, make_page: MakePage) -> None:
     assert make_page(path).run() > 0
