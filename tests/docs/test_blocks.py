@@ -24,7 +24,7 @@ from tests.docs.blocks import (
 )
 from tests.docs.conftest import MakePage, environment
 
-MOST_OPT_OUTS = 6
+MOST_OPT_OUTS = 8
 
 
 def needs(path: Path) -> list[pytest.MarkDecorator]:
