@@ -52,9 +52,10 @@ def print_list(header: Row, rows: Sequence[Row]) -> None:
         table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1 if last else None)
     for row in rows:
         table.add_row(*map(plain, row))
+    # Measured without the terminal's width, which would be the most that rich tells.
     endless = console.options.update(width=_NO_TERMINAL)
     table.expand = console.measure(table, options=endless).maximum > console.width
-    console.print(table)
+    _draw(console, table)
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
@@ -66,7 +67,14 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     for name, value in facts:
         if value:
             table.add_row(Text(name, "bold"), plain(value))
-    console.print(table)
+    _draw(console, table)
+
+
+def _draw(console: Console, table: Table) -> None:
+    """Print a table without the blanks that fill up its lines."""
+    with console.capture() as drawn:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
 def plain(text: str, style: str = "") -> Text:

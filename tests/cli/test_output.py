@@ -87,6 +87,7 @@ def test_only_the_last_column_is_cut_and_only_on_a_terminal(
         print_list(("JOB", "STATUS", "NAME"), rows)
         shown.append(out.getvalue().splitlines()[-1].split())
     (job, status, name), whole = shown
+    assert not any(line.endswith(" ") for line in sys.stdout.getvalue().splitlines())
     assert (job, status) == rows[0][:2]
     assert name.endswith("n…")
     assert len(job) + 2 + len(status) + 2 + len(name) <= 60
