@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("sharpzo", "make", "docker", "python")
 #: What a process says once it works.
 READY = {"serve": "listening on ", "worker": "ready."}
-#: Commands that load torch, and are run in a process that has done so.
-SLOW = ("tune", "classify", "evaluate")
+#: Commands that load much and end soon: they run in a process that has loaded it.
+SLOW = {"classify", "datasets", "evaluate", "export", "jobs", "keys", "migrate", "prompts", "tune"}
 BUDGET = ("--set", "max_forward_passes=300", "--set", "shots=4")
 
 
