@@ -2,18 +2,20 @@
 
 `sharpzo` is the real one, with two differences: what would run for ever (`serve`, `worker`) is
 ended in order as soon as it is ready and must exit with 0, and `tune` has a small budget. `make`
-only tells that a target exists and what it would run; `docker compose` checks the files that it
-would start; `python` is the interpreter of the tests.
+only tells that a target exists and what it would run; `docker` checks the files that it would use;
+`python` is the interpreter of the tests.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from tests.docs.warm import ask
@@ -22,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("sharpzo", "make", "docker", "python")
 #: What a process says once it works.
 READY = {"serve": "listening on ", "worker": "ready."}
-#: Commands that load torch, and are run in a process that has done so.
-SLOW = ("tune", "classify", "evaluate")
+#: Commands that load much and end soon: they run in a process that has loaded it.
+SLOW = {"classify", "datasets", "evaluate", "export", "jobs", "keys", "migrate", "prompts", "tune"}
 BUDGET = ("--set", "max_forward_passes=300", "--set", "shots=4")
 
 
@@ -66,9 +68,11 @@ def make(arguments: Sequence[str]) -> int:
 
 
 def docker(arguments: Sequence[str]) -> int:
-    """Only `docker compose`: the files must be valid, and a service that is named must be there."""
-    if not arguments or arguments[0] != "compose":
-        sys.exit("only docker compose is known here")
+    """The files of `docker compose` must be valid, and what is named must be there."""
+    if arguments[:1] == ["build"]:
+        return build_image(arguments[1:])
+    if arguments[:1] != ["compose"]:
+        sys.exit("only docker compose and docker build are known here")
     options, (verb, *rest) = split_options(arguments[1:])
     if shutil.which("docker-compose") is None:
         return 0  # the files have tests of their own, which tell what was skipped
@@ -84,6 +88,16 @@ def docker(arguments: Sequence[str]) -> int:
         if command[:1] == ["sharpzo"]:
             return sharpzo(rest[rest.index("sharpzo") + 1 :])
     return 0
+
+
+def build_image(arguments: Sequence[str]) -> int:
+    """Whether the file (`-f`) has the stage (`--target`)."""
+    given = dict(pairwise(arguments))
+    file = ROOT / given.get("-f", given.get("--file", "Dockerfile"))
+    stage = given.get("--target")
+    if stage and not re.search(rf"(?im)^FROM .* AS {re.escape(stage)}$", file.read_text()):
+        sys.exit(f"{file.name} has no stage {stage}")
+    return 0 if file.exists() else 1
 
 
 def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

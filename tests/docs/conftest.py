@@ -133,7 +133,7 @@ def make_page(
 
     def make(path: Path) -> Page:
         text = path.read_text()
-        data = tmp_path / "data"
+        data = folder / ".sharpzo"  # the default, there
         if "keys create" in text:
             url = services.enter_context(running_process(data, tmp_path / "log")).url
         else:
@@ -147,7 +147,7 @@ def make_page(
         return Page(
             path,
             folder,
-            environment(bin_folder, data) | {"DOCS_WARM": warm},
+            environment(bin_folder, data) | {"DOCS_WARM": warm, "SHARPZO_URL": url},
             substitutions(url, folder / "data", databases),
         )
 
@@ -162,5 +162,6 @@ def environment(bin_folder: Path, data: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "DOCS_COMMANDS": str(bin_folder),
         "SHARPZO_DATA_DIR": str(data),
+        "HOME": str(data.parent),  # whatever a page installs for its reader
         "MPLBACKEND": "agg",
     }

@@ -24,7 +24,7 @@ from tests.docs.blocks import (
 )
 from tests.docs.conftest import MakePage, environment
 
-MOST_OPT_OUTS = 6
+MOST_OPT_OUTS = 8
 
 
 def needs(path: Path) -> list[pytest.MarkDecorator]:
@@ -40,6 +40,8 @@ def cases() -> list[object]:
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("path", cases())
 def test_every_block_of_the_page_runs(path: Path, make_page: MakePage) -> None:
     assert make_page(path).run() > 0
@@ -83,6 +85,7 @@ def broken_page(path: Path, *blocks: str) -> Path:
         ("sh\nfalse | true", "exit code 1"),
         ("sh\necho $undefined", "unbound variable"),
         ("sh\nmake demonstration", "exit code 2"),
+        ("sh\ndocker build --target cliend .", "no stage cliend"),
         ("sh\ndocker compose exec apo sharpzo keys list", "no service apo"),
         ('json\n{"id": "job_1"}', "/id is not in the answer"),
         ('json\n{"a": "text"}', "/a is 1"),

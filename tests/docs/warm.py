@@ -19,7 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LOADED = ("sharpzo_cli.main", "sharpzo_engine.tuner", "sharpzo_engine.report_plots")
+LOADED = (
+    "sharpzo_cli.main",
+    "sharpzo_client",
+    "sharpzo_core.key_store",
+    "sharpzo_core.migrations",
+    "sharpzo_engine.report_plots",
+    "sharpzo_engine.tuner",
+)
 MAX_MESSAGE = 1 << 20
 
 
