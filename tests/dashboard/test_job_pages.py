@@ -128,6 +128,23 @@ def test_pages_are_walked_by_keyboard(cluster: Cluster, open_page: OpenPage) -> 
         )
 
 
+def test_a_slow_answer_is_waited_for(cluster: Cluster, open_page: OpenPage) -> None:
+    """The list looks again every two seconds, and this answer takes three."""
+    job = cluster.submit(name="slowly-told")
+    page = open_page("/nowhere")
+    page.add_init_script("""
+        const now = window.fetch;
+        window.fetch = async (input, init) => {
+            if (new URL(input.url).pathname === "/v1/jobs") {
+                await new Promise((answered) => setTimeout(answered, 3000));
+            }
+            return now(input, init);
+        };
+    """)
+    page.goto("/")
+    expect(page.locator(f'a[href="#/jobs/{job.id}"]')).to_be_visible(timeout=30_000)
+
+
 def test_the_theme_is_kept(open_page: OpenPage) -> None:
     page = open_page("/jobs")
     colour = "getComputedStyle(document.body).backgroundColor"

@@ -1,6 +1,6 @@
 // Server-sent events by fetch: the browser's own EventSource cannot send a key.
 import { EventSourceParserStream } from "eventsource-parser/stream";
-import { ApiError, fetchRaw } from "./client";
+import { fetchRaw, isRefusal } from "./client";
 
 const FIRST_PAUSE = 500; // milliseconds
 const LONGEST_PAUSE = 5_000;
@@ -40,7 +40,7 @@ export async function follow(path: string, options: Options): Promise<void> {
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof ApiError && error.status < 500 && error.status !== 429) throw error;
+      if (isRefusal(error)) throw error;
     }
     onState("lost");
     await sleep(pause, signal);
