@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.dashboard.conftest import OpenPage, picture
 from tests.faults.cluster import ENDLESS, Cluster
@@ -143,6 +143,35 @@ def test_a_slow_answer_is_waited_for(cluster: Cluster, open_page: OpenPage) -> N
     """)
     page.goto("/")
     expect(page.locator(f'a[href="#/jobs/{job.id}"]')).to_be_visible(timeout=30_000)
+
+
+def hide(page: Page, *, hidden: bool) -> None:
+    """Have the page think that its tab is behind another, or before."""
+    page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", { configurable: true, value: hidden });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
+def test_pages_that_nobody_sees_leave_connections_to_others(
+    cluster: Cluster, browser: Browser
+) -> None:
+    job = cluster.submit(**ENDLESS)
+    context = browser.new_context(base_url=cluster.url)
+    pages = [context.new_page() for _ in range(4)]
+    for page in pages:  # two streams each, and a browser has six connections
+        page.goto(f"/#/jobs/{job.id}")
+        wait_for_steps(page, 0)
+        hide(page, hidden=True)
+    before = steps_drawn(pages[0])
+    hide(pages[0], hidden=False)
+    wait_for_steps(pages[0], before)
+    expect(pages[0].locator(".events li strong", has_text="queued")).to_have_count(1)
+    context.close()
+    cluster.client.jobs.cancel(job.id)
 
 
 def test_the_theme_is_kept(open_page: OpenPage) -> None:
