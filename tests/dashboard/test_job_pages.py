@@ -87,6 +87,22 @@ def test_jobs_are_chosen_in_the_list_and_compared(cluster: Cluster, open_page: O
     expect(page.get_by_role("region", name="Compared jobs").get_by_role("row")).to_have_count(2)
 
 
+def test_a_job_that_is_gone_does_not_hide_those_it_is_compared_with(
+    cluster: Cluster, open_page: OpenPage
+) -> None:
+    kept, gone = (cluster.submit(name=f"there-{seed}", seed=seed) for seed in (1, 2))
+    for job in (kept, gone):
+        cluster.wait_until_ended(job.id)
+    cluster.client.jobs.delete(gone.id)
+    page = open_page(f"/compare/{kept.id},{gone.id}")
+    expect(page.get_by_role("alert")).to_contain_text(gone.id)
+    compared = page.get_by_role("region", name="Compared jobs").first
+    expect(compared.get_by_role("link")).to_have_attribute("href", f"#/jobs/{kept.id}")
+    page.get_by_role("button", name=f"Remove {gone.id}").click()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    assert page.url.endswith(f"/compare/{kept.id}")
+
+
 def test_a_request_that_is_refused_is_told_and_lost_to_nobody(
     cluster: Cluster, open_page: OpenPage
 ) -> None:

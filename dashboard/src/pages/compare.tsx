@@ -1,7 +1,7 @@
 // Several jobs in one chart.
 import { useMemo, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
-import { api, body, type Job, type Step } from "../api/client";
+import { ApiError, api, body, type Job, type Step } from "../api/client";
 import { LineChart } from "../charts/line-chart";
 import { Empty, Status, Table, Text, isOver } from "../parts/basics";
 import { count, decimal, duration, percent } from "../parts/format";
@@ -32,10 +32,15 @@ interface Run {
 
 export function ComparePage({ chosen }: { chosen: string }) {
   const ids = useMemo(() => chosen.split(",").filter((id) => id !== ""), [chosen]);
+  const shown = useMemo(() => ids.slice(0, COLOURS.length), [ids]);
   const [, go] = useLocation();
   const choose = (next: readonly string[]) => go(`/compare/${next.join(",")}`);
+  const drop = (id: string) => choose(ids.filter((other) => other !== id));
   const runs = useResource(
-    (signal) => Promise.all(ids.slice(0, COLOURS.length).map((id) => loadRun(id, signal))),
+    async (signal) => {
+      const found = await Promise.all(shown.map((id) => loadRun(id, signal)));
+      return found.filter((run) => run !== null);
+    },
     [ids],
     (found) => (found?.every(({ job }) => isOver(job)) ? undefined : LIVELY),
   );
@@ -56,8 +61,12 @@ export function ComparePage({ chosen }: { chosen: string }) {
         <Shown of={runs}>
           {(found) => (
             <>
+              <Gone
+                ids={shown.filter((id) => !found.some(({ job }) => job.id === id))}
+                onDrop={drop}
+              />
               <Comparison runs={found} />
-              <Runs runs={found} onDrop={(id) => choose(ids.filter((other) => other !== id))} />
+              <Runs runs={found} onDrop={drop} />
               <Differences runs={found} />
             </>
           )}
@@ -67,14 +76,37 @@ export function ComparePage({ chosen }: { chosen: string }) {
   );
 }
 
-async function loadRun(id: string, signal: AbortSignal): Promise<Run> {
+/** A job and its steps, or null if there is no such job, or no longer. */
+async function loadRun(id: string, signal: AbortSignal): Promise<Run | null> {
   const path = { job_id: id };
   const query = { resolution: RESOLUTION };
-  const [job, page] = await Promise.all([
-    body(api.GET("/v1/jobs/{job_id}", { params: { path }, signal })),
-    body(api.GET("/v1/jobs/{job_id}/metrics", { params: { path, query }, signal })),
-  ]);
-  return { job, steps: (page as { data: Step[] }).data }; // asked for as JSON
+  try {
+    const [job, page] = await Promise.all([
+      body(api.GET("/v1/jobs/{job_id}", { params: { path }, signal })),
+      body(api.GET("/v1/jobs/{job_id}/metrics", { params: { path, query }, signal })),
+    ]);
+    return { job, steps: (page as { data: Step[] }).data }; // asked for as JSON
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 404) return null;
+    throw error;
+  }
+}
+
+function Gone({ ids, onDrop }: { ids: readonly string[]; onDrop: (id: string) => void }) {
+  return (
+    <>
+      {ids.map((id) => (
+        <p key={id} class="notice bad" role="alert">
+          <span>
+            There is no such job as <Text>{id}</Text>.
+          </span>
+          <button class="quiet" aria-label={`Remove ${id}`} onClick={() => onDrop(id)}>
+            Remove
+          </button>
+        </p>
+      ))}
+    </>
+  );
 }
 
 function AddJob({ ids, onAdd }: { ids: readonly string[]; onAdd: (id: string) => void }) {
