@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.dashboard.conftest import OpenPage, picture
 from tests.faults.cluster import ENDLESS, Cluster
@@ -117,10 +117,38 @@ def test_a_request_that_is_refused_is_told_and_lost_to_nobody(
     page.get_by_label("Steps at most").fill("12")
     page.get_by_label("Shots per class").fill("2")
     page.get_by_role("button", name="Start tuning").click()
-    expect(page.locator(".status")).to_have_text("succeeded")
+    expect(page.locator(".status")).to_have_text("succeeded", timeout=120_000)
     job = cluster.client.jobs.get(page.url.rsplit("/", 1)[1])
     config = job.config
     assert (config["head"], config["total_steps"], config["shots"]) == ("none", 12, 2)
+
+
+def test_a_request_whose_answer_is_lost_starts_one_job(
+    cluster: Cluster, open_page: OpenPage
+) -> None:
+    page = open_page(f"/new-job/{cluster.dataset_id}")
+    taken = 0
+
+    def lose_the_first_answer(route: Route) -> None:
+        nonlocal taken
+        taken += 1
+        answer = route.fetch()
+        if taken == 1:
+            route.abort("connectionclosed")
+        else:
+            route.fulfill(response=answer)
+
+    page.route("**/v1/jobs", lose_the_first_answer)
+    page.get_by_label("Name of the prompt").fill("asked-twice")
+    page.get_by_label("Steps at most").fill("12")
+    page.get_by_label("Shots per class").fill("2")
+    start = page.get_by_role("button", name="Start tuning")
+    start.click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    start.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("asked-twice")
+    assert taken == 2
+    assert [job.name for job in cluster.client.jobs.list()].count("asked-twice") == 1
 
 
 def test_a_job_that_does_not_exist(open_page: OpenPage) -> None:
