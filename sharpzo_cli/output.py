@@ -98,8 +98,8 @@ def tell_deleted(what: str, *, as_json: bool) -> None:
 def print_json(value: object) -> None:
     """One JSON object on one line of standard output; what is not a number is null."""
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-    # Bytes of a file's name that are not UTF-8 are lone surrogates in it, and escapes in JSON.
-    typer.echo(text.encode("utf-8", "backslashreplace").decode())
+    # What a terminal obeys, and bytes of a file's name that are not UTF-8, are escapes in JSON.
+    typer.echo("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
 
 def percent(value: float | None) -> str:

@@ -330,7 +330,9 @@ def _merge_run(steps: Sequence[JobStep]) -> JobStep:
 
 
 def _latest(steps: Sequence[JobStep], name: str) -> float | None:
-    values = (getattr(step, name) for step in reversed(steps))
+    # A stage's measures are not those of the next one.
+    phase = steps[-1].phase
+    values = (getattr(step, name) for step in reversed(steps) if step.phase is phase)
     return next((value for value in values if value is not None), None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from datetime import UTC, datetime, timedelta
 
@@ -99,6 +100,15 @@ def test_bytes_of_a_name_that_are_not_utf_8_are_escapes_in_json(
 ) -> None:
     print_json({"name": "a\udcff"})
     assert capsys.readouterr().out == '{"name": "a\\udcff"}\n'
+
+
+def test_json_holds_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"name": "a\x9b31m\x7f\u202e\u2028\U000e0001\x1b[2J\n", "text": "é 猫 \U0001f600"}
+    print_json(value)
+    told = capsys.readouterr().out
+    assert told.rstrip("\n").isprintable()
+    assert "é 猫 \U0001f600" in told
+    assert json.loads(told) == value
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from sharpzo_core.datasets import DatasetStatus
 from sharpzo_core.errors import NotFound, StateConflict, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.job_leases import lease_of
-from sharpzo_core.jobs import JobStatus
+from sharpzo_core.jobs import JobStatus, Phase
 from tests.core.conftest import Stores
 from tests.core.test_job_states import prompt_of
 from tests.core.test_leases import progress, step
@@ -91,6 +91,17 @@ def test_thinning_keeps_what_few_steps_measured(stores: Stores) -> None:
         (10, 0.6, None, None),
     ]
     assert [s.forward_passes for s in runs] == [steps[i].forward_passes for i in (1, 5, 9)]
+
+
+def test_a_run_across_two_stages_tells_the_later_ones_measures_alone(stores: Stores) -> None:
+    lease = lease_of(stores.claimed())
+    first = [replace(step(i), phase=Phase.STAGE1, sigma=0.2) for i in range(1, 4)]
+    second = [replace(step(i), phase=Phase.STAGE2, sigma=None) for i in range(4, 7)]
+    stores.leases.save_progress(lease, progress(6), {}, [*first, *second])
+    runs = stores.jobs.steps(lease.job_id, resolution=2)
+    assert [(s.step, s.sigma) for s in runs] == [(3, 0.2), (6, None)]
+    (whole,) = stores.jobs.steps(lease.job_id, resolution=1)
+    assert (whole.step, whole.sigma) == (6, None)
 
 
 def test_deleting_a_job_leaves_its_prompt(stores: Stores) -> None:

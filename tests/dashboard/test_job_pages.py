@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.dashboard.conftest import OpenPage, picture
 from tests.faults.cluster import ENDLESS, Cluster
@@ -87,6 +87,22 @@ def test_jobs_are_chosen_in_the_list_and_compared(cluster: Cluster, open_page: O
     expect(page.get_by_role("region", name="Compared jobs").get_by_role("row")).to_have_count(2)
 
 
+def test_a_job_that_is_gone_does_not_hide_those_it_is_compared_with(
+    cluster: Cluster, open_page: OpenPage
+) -> None:
+    kept, gone = (cluster.submit(name=f"there-{seed}", seed=seed) for seed in (1, 2))
+    for job in (kept, gone):
+        cluster.wait_until_ended(job.id)
+    cluster.client.jobs.delete(gone.id)
+    page = open_page(f"/compare/{kept.id},{gone.id}")
+    expect(page.get_by_role("alert")).to_contain_text(gone.id)
+    compared = page.get_by_role("region", name="Compared jobs").first
+    expect(compared.get_by_role("link")).to_have_attribute("href", f"#/jobs/{kept.id}")
+    page.get_by_role("button", name=f"Remove {gone.id}").click()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    assert page.url.endswith(f"/compare/{kept.id}")
+
+
 def test_a_request_that_is_refused_is_told_and_lost_to_nobody(
     cluster: Cluster, open_page: OpenPage
 ) -> None:
@@ -101,10 +117,38 @@ def test_a_request_that_is_refused_is_told_and_lost_to_nobody(
     page.get_by_label("Steps at most").fill("12")
     page.get_by_label("Shots per class").fill("2")
     page.get_by_role("button", name="Start tuning").click()
-    expect(page.locator(".status")).to_have_text("succeeded")
+    expect(page.locator(".status")).to_have_text("succeeded", timeout=120_000)
     job = cluster.client.jobs.get(page.url.rsplit("/", 1)[1])
     config = job.config
     assert (config["head"], config["total_steps"], config["shots"]) == ("none", 12, 2)
+
+
+def test_a_request_whose_answer_is_lost_starts_one_job(
+    cluster: Cluster, open_page: OpenPage
+) -> None:
+    page = open_page(f"/new-job/{cluster.dataset_id}")
+    taken = 0
+
+    def lose_the_first_answer(route: Route) -> None:
+        nonlocal taken
+        taken += 1
+        answer = route.fetch()
+        if taken == 1:
+            route.abort("connectionclosed")
+        else:
+            route.fulfill(response=answer)
+
+    page.route("**/v1/jobs", lose_the_first_answer)
+    page.get_by_label("Name of the prompt").fill("asked-twice")
+    page.get_by_label("Steps at most").fill("12")
+    page.get_by_label("Shots per class").fill("2")
+    start = page.get_by_role("button", name="Start tuning")
+    start.click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    start.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("asked-twice")
+    assert taken == 2
+    assert [job.name for job in cluster.client.jobs.list()].count("asked-twice") == 1
 
 
 def test_a_job_that_does_not_exist(open_page: OpenPage) -> None:
@@ -126,6 +170,52 @@ def test_pages_are_walked_by_keyboard(cluster: Cluster, open_page: OpenPage) -> 
         expect(page.get_by_role("link", name=name, exact=True)).to_have_attribute(
             "aria-current", "page"
         )
+
+
+def test_a_slow_answer_is_waited_for(cluster: Cluster, open_page: OpenPage) -> None:
+    """The list looks again every two seconds, and this answer takes three."""
+    job = cluster.submit(name="slowly-told")
+    page = open_page("/nowhere")
+    page.add_init_script("""
+        const now = window.fetch;
+        window.fetch = async (input, init) => {
+            if (new URL(input.url).pathname === "/v1/jobs") {
+                await new Promise((answered) => setTimeout(answered, 3000));
+            }
+            return now(input, init);
+        };
+    """)
+    page.goto("/")
+    expect(page.locator(f'a[href="#/jobs/{job.id}"]')).to_be_visible(timeout=30_000)
+
+
+def hide(page: Page, *, hidden: bool) -> None:
+    """Have the page think that its tab is behind another, or before."""
+    page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", { configurable: true, value: hidden });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
+def test_pages_that_nobody_sees_leave_connections_to_others(
+    cluster: Cluster, browser: Browser
+) -> None:
+    job = cluster.submit(**ENDLESS)
+    context = browser.new_context(base_url=cluster.url)
+    pages = [context.new_page() for _ in range(4)]
+    for page in pages:  # two streams each, and a browser has six connections
+        page.goto(f"/#/jobs/{job.id}")
+        wait_for_steps(page, 0)
+        hide(page, hidden=True)
+    before = steps_drawn(pages[0])
+    hide(pages[0], hidden=False)
+    wait_for_steps(pages[0], before)
+    expect(pages[0].locator(".events li strong", has_text="queued")).to_have_count(1)
+    context.close()
+    cluster.client.jobs.cancel(job.id)
 
 
 def test_the_theme_is_kept(open_page: OpenPage) -> None:

@@ -29,6 +29,20 @@ HOSTILE = {
 }
 
 
+#: Answers to a wrong key come when the test says so, whoever has given up waiting for them.
+LATE_ANSWERS = """
+    const now = window.fetch;
+    window.late = [];
+    window.fetch = async (input, init) => {
+        const headers = new Headers(input.headers ?? init?.headers);
+        if (headers.get("Authorization") !== "Bearer szo_wrong") return now(input, init);
+        const answer = await now(input.url, { headers });
+        await new Promise((answered) => window.late.push(answered));
+        return answer;
+    };
+"""
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_hostile_text_is_text(cluster: Cluster, open_page: OpenPage, width: int) -> None:
     job = cluster.client.jobs.create(
@@ -75,6 +89,68 @@ def enter(page: Page, key: str) -> None:
     dialog = page.get_by_role("dialog", name="API key")
     dialog.get_by_label("Key").fill(key)
     dialog.get_by_role("button", name="Use this key").click()
+
+
+def another_key(cluster: Cluster) -> str:
+    return KeyStore(cluster.stores.engine).of("default").create("another", tuple(Scope)).text
+
+
+def test_a_new_key_does_not_ask_for_ever_what_an_ended_job_does(
+    keyed: tuple[Cluster, str], browser: Browser
+) -> None:
+    cluster, key = keyed
+    with Client(cluster.url, api_key=key) as client:
+        job = client.jobs.create(cluster.dataset_id, config=CONFIG)
+        client.jobs.cancel(job.id)
+    context = browser.new_context(base_url=cluster.url)
+    page = context.new_page()
+    page.goto(f"/#/jobs/{job.id}")
+    enter(page, key)
+    events = page.locator(".events li")
+    expect(events.locator("strong")).to_have_text(["cancelled", "queued"])
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.get_by_role("button", name="Key").click()
+    enter(page, another_key(cluster))
+    expect(page.locator(".status")).to_have_text("cancelled")
+    page.wait_for_timeout(3000)  # several rounds of a client that comes again and again
+    assert sum(url.endswith("/events") for url in asked) == 1
+    expect(events.locator("strong")).to_have_text(["cancelled", "queued"])
+    context.close()
+
+
+def test_who_does_not_want_to_give_a_key_is_not_asked_again(
+    keyed: tuple[Cluster, str], browser: Browser
+) -> None:
+    cluster, _ = keyed
+    context = browser.new_context(base_url=cluster.url)
+    page = context.new_page()
+    page.goto("/")
+    dialog = page.get_by_role("dialog", name="API key")
+    dialog.get_by_role("button", name="Cancel").click()
+    page.wait_for_timeout(5000)  # longer than between two looks at a list
+    expect(dialog).to_be_hidden()
+    context.close()
+
+
+def test_a_late_refusal_of_a_former_key_does_not_take_the_new_one_away(
+    keyed: tuple[Cluster, str], browser: Browser
+) -> None:
+    cluster, key = keyed
+    context = browser.new_context(base_url=cluster.url)
+    page = context.new_page()
+    page.add_init_script(LATE_ANSWERS)
+    page.goto("/#/new-job")
+    enter(page, "szo_wrong")
+    page.wait_for_function("() => window.late.length > 0")
+    page.get_by_role("button", name="Key").click()
+    enter(page, key)
+    expect(page.get_by_text("A job needs a dataset")).to_be_visible()
+    page.evaluate("window.late.forEach((answer) => answer())")
+    page.wait_for_timeout(500)
+    expect(page.get_by_role("dialog", name="API key")).to_be_hidden()
+    assert page.evaluate("sessionStorage.getItem('sharpzo.key')") == key
+    context.close()
 
 
 def test_a_key_is_asked_for_kept_in_the_tab_and_sent(

@@ -17,6 +17,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.app import create_app
+from service.events import EVENT_STREAM
 from sharpzo_core.db import make_engine
 from sharpzo_core.key_store import KeyStore
 from sharpzo_core.keys import Scope
@@ -82,6 +84,21 @@ def test_the_dashboard_shows_each_kind_of_figure() -> None:
         *("sharpzo_http_problems_total", "sharpzo_batch_images_count", "sharpzo_images_waiting"),
     ):
         assert wanted in shown
+
+
+def test_latencies_leave_out_what_streams() -> None:
+    """A stream lasts as long as somebody looks at a job, and is no slow answer."""
+    streaming = {
+        path
+        for path, methods in create_app(Settings()).openapi()["paths"].items()
+        if EVENT_STREAM in str(methods.get("get", {}).get("responses"))
+    }
+    queries = [query for query in QUERIES if "sharpzo_http_request_seconds" in query]
+    assert (len(streaming), len(queries)) == (2, 3)
+    for query in queries:
+        excluded = re.search(r'route!~"([^"]*)"', query)
+        assert excluded is not None
+        assert all(re.fullmatch(excluded[1], path) for path in streaming), query
 
 
 def test_panels_stand_side_by_side_and_read_the_one_source() -> None:

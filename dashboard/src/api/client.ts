@@ -1,7 +1,7 @@
 // The API as the dashboard calls it: typed from the service's own OpenAPI document.
 import createClient, { type Middleware } from "openapi-fetch";
 import type { components, paths } from "./schema";
-import { forgetKey, keyHeaders } from "./key";
+import { forgetKey, keyHeaders, keyOf } from "./key";
 
 type Schemas = components["schemas"];
 export type Job = Schemas["JobPublic"];
@@ -30,9 +30,14 @@ function describe(status: number, problem: Partial<Problem>): string {
   return [problem.detail ?? problem.title ?? `HTTP ${status}`, ...fields].join(" · ");
 }
 
-/** The problem that a failed answer holds. */
-export async function failure(response: Response): Promise<ApiError> {
-  if (response.status === 401) forgetKey();
+/** Whether the service has said no, and will say so again however often it is asked. */
+export function isRefusal(error: unknown): boolean {
+  return error instanceof ApiError && error.status < 500 && error.status !== 429;
+}
+
+/** The problem that a failed answer holds; `sent` is the key that was asked with. */
+export async function failure(response: Response, sent: string | null): Promise<ApiError> {
+  if (response.status === 401) forgetKey(sent);
   const problem = await response.json().catch(() => ({}));
   return new ApiError(response.status, problem as Partial<Problem>);
 }
@@ -42,8 +47,8 @@ const authentication: Middleware = {
     for (const [name, value] of Object.entries(keyHeaders())) request.headers.set(name, value);
     return request;
   },
-  async onResponse({ response }) {
-    if (!response.ok) throw await failure(response);
+  async onResponse({ request, response }) {
+    if (!response.ok) throw await failure(response, keyOf(request.headers));
   },
 };
 
@@ -64,8 +69,9 @@ export function idempotencyKey(): Record<string, string> {
 
 /** Fetch something that is no JSON, with the key. */
 export async function fetchRaw(path: string, init: RequestInit = {}): Promise<Response> {
-  const response = await fetch(path, { ...init, headers: { ...keyHeaders(), ...init.headers } });
-  if (!response.ok) throw await failure(response);
+  const headers = new Headers({ ...keyHeaders(), ...init.headers });
+  const response = await fetch(path, { ...init, headers });
+  if (!response.ok) throw await failure(response, keyOf(headers));
   return response;
 }
 

@@ -12,14 +12,20 @@ export function keyHeaders(): Record<string, string> {
   return key.value === null ? {} : { Authorization: `Bearer ${key.value}` };
 }
 
+/** The key that a request was sent with. */
+export function keyOf(headers: Headers): string | null {
+  return headers.get("Authorization")?.replace(/^Bearer /, "") ?? null;
+}
+
 export function takeKey(text: string): void {
   sessionStorage.setItem(NAME, text);
   key.value = text;
   keyWanted.value = false;
 }
 
-/** The service does not know the key, or wants one. */
-export function forgetKey(): void {
+/** The service does not know the key that was sent, or wants one; another may be in use by now. */
+export function forgetKey(sent: string | null): void {
+  if (key.value !== sent) return;
   sessionStorage.removeItem(NAME);
   key.value = null;
   keyWanted.value = true;

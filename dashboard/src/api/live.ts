@@ -46,12 +46,13 @@ const NOTHING: LiveJob = { job: undefined, steps: [], state: "connecting", error
 /** The job's events so far, and those that follow. */
 export function useEvents(id: string, turn: number): readonly JobEvent[] {
   const [events, setEvents] = useState<readonly JobEvent[]>([]);
-  const last = useRef<{ id: string; seq: string | null }>({ id, seq: null });
   const credentials = key.value;
+  const source = `${id} ${credentials}`;
+  const last = useRef<{ source: string; seq: string | null }>({ source, seq: null });
   useEffect(() => {
     const controller = new AbortController();
-    if (last.current.id !== id) {
-      last.current = { id, seq: null };
+    if (last.current.source !== source) {
+      last.current = { source, seq: null }; // who has the end already would be told nothing, for ever
       setEvents([]);
     }
     let ended = false;

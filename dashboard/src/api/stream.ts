@@ -1,6 +1,6 @@
 // Server-sent events by fetch: the browser's own EventSource cannot send a key.
 import { EventSourceParserStream } from "eventsource-parser/stream";
-import { ApiError, fetchRaw } from "./client";
+import { fetchRaw, isRefusal } from "./client";
 
 const FIRST_PAUSE = 500; // milliseconds
 const LONGEST_PAUSE = 5_000;
@@ -23,14 +23,23 @@ interface Options {
   lastEventId?: () => string | null;
 }
 
-/** Read a stream until it is over, however often it breaks; other failures are thrown. */
+/**
+ * Read a stream until it is over, however often it breaks; other failures are thrown.
+ *
+ * While the page is hidden nothing is read: a browser has six connections to a service for all its
+ * tabs, and streams would keep them.
+ */
 export async function follow(path: string, options: Options): Promise<void> {
   const { signal, onState } = options;
   let pause = FIRST_PAUSE;
   onState("connecting");
   while (!signal.aborted) {
+    await untilSeen(signal);
+    const away = new AbortController();
+    const look = () => document.hidden && away.abort();
+    document.addEventListener("visibilitychange", look);
     try {
-      await read(path, options, () => {
+      await read(path, options, AbortSignal.any([signal, away.signal]), () => {
         pause = FIRST_PAUSE;
         onState("live");
       });
@@ -40,7 +49,10 @@ export async function follow(path: string, options: Options): Promise<void> {
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof ApiError && error.status < 500 && error.status !== 429) throw error;
+      if (away.signal.aborted) continue;
+      if (isRefusal(error)) throw error;
+    } finally {
+      document.removeEventListener("visibilitychange", look);
     }
     onState("lost");
     await sleep(pause, signal);
@@ -48,11 +60,16 @@ export async function follow(path: string, options: Options): Promise<void> {
   }
 }
 
-async function read(path: string, options: Options, onOpen: () => void): Promise<void> {
+async function read(
+  path: string,
+  options: Options,
+  signal: AbortSignal,
+  onOpen: () => void,
+): Promise<void> {
   const last = options.lastEventId?.() ?? null;
   const headers: Record<string, string> = { Accept: "text/event-stream" };
   if (last !== null) headers["Last-Event-ID"] = last;
-  const { body } = await fetchRaw(path, { headers, signal: options.signal, cache: "no-store" });
+  const { body } = await fetchRaw(path, { headers, signal, cache: "no-store" });
   if (body === null) return;
   onOpen();
   const messages = body
@@ -64,6 +81,20 @@ async function read(path: string, options: Options, onOpen: () => void): Promise
     if (done) return;
     options.onMessage({ event: value.event ?? "message", id: value.id, data: value.data });
   }
+}
+
+function untilSeen(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const look = () => {
+      if (document.hidden && !signal.aborted) return;
+      document.removeEventListener("visibilitychange", look);
+      signal.removeEventListener("abort", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    signal.addEventListener("abort", look);
+    look();
+  });
 }
 
 function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {

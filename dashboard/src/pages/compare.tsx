@@ -1,7 +1,7 @@
 // Several jobs in one chart.
 import { useMemo, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
-import { api, body, type Job, type Step } from "../api/client";
+import { ApiError, api, body, type Job, type Step } from "../api/client";
 import { LineChart } from "../charts/line-chart";
 import { Empty, Status, Table, Text, isOver } from "../parts/basics";
 import { count, decimal, duration, percent } from "../parts/format";
@@ -10,6 +10,8 @@ import { isolated } from "../parts/refs";
 import { flatten } from "../parts/settings";
 
 const COLOURS = ["--line1", "--line2", "--line3", "--line4", "--line5", "--line6"];
+/** Jobs in one chart: as many as there are colours. */
+export const COMPARED = COLOURS.length;
 const RESOLUTION = 500;
 const LIVELY = 3; // seconds
 const OFFERED = 100; // jobs to choose from
@@ -32,10 +34,15 @@ interface Run {
 
 export function ComparePage({ chosen }: { chosen: string }) {
   const ids = useMemo(() => chosen.split(",").filter((id) => id !== ""), [chosen]);
+  const shown = useMemo(() => ids.slice(0, COMPARED), [ids]);
   const [, go] = useLocation();
   const choose = (next: readonly string[]) => go(`/compare/${next.join(",")}`);
+  const drop = (id: string) => choose(ids.filter((other) => other !== id));
   const runs = useResource(
-    (signal) => Promise.all(ids.slice(0, COLOURS.length).map((id) => loadRun(id, signal))),
+    async (signal) => {
+      const found = await Promise.all(shown.map((id) => loadRun(id, signal)));
+      return found.filter((run) => run !== null);
+    },
     [ids],
     (found) => (found?.every(({ job }) => isOver(job)) ? undefined : LIVELY),
   );
@@ -48,7 +55,7 @@ export function ComparePage({ chosen }: { chosen: string }) {
       {ids.length === 0 ? (
         <section class="card">
           <Empty>
-            Choose up to {COLOURS.length} tuning jobs here, or tick them in the{" "}
+            Choose up to {COMPARED} tuning jobs here, or tick them in the{" "}
             <Link href="/jobs">list of jobs</Link>.
           </Empty>
         </section>
@@ -56,8 +63,12 @@ export function ComparePage({ chosen }: { chosen: string }) {
         <Shown of={runs}>
           {(found) => (
             <>
+              <Gone
+                ids={shown.filter((id) => !found.some(({ job }) => job.id === id))}
+                onDrop={drop}
+              />
               <Comparison runs={found} />
-              <Runs runs={found} onDrop={(id) => choose(ids.filter((other) => other !== id))} />
+              <Runs runs={found} onDrop={drop} />
               <Differences runs={found} />
             </>
           )}
@@ -67,14 +78,37 @@ export function ComparePage({ chosen }: { chosen: string }) {
   );
 }
 
-async function loadRun(id: string, signal: AbortSignal): Promise<Run> {
+/** A job and its steps, or null if there is no such job, or no longer. */
+async function loadRun(id: string, signal: AbortSignal): Promise<Run | null> {
   const path = { job_id: id };
   const query = { resolution: RESOLUTION };
-  const [job, page] = await Promise.all([
-    body(api.GET("/v1/jobs/{job_id}", { params: { path }, signal })),
-    body(api.GET("/v1/jobs/{job_id}/metrics", { params: { path, query }, signal })),
-  ]);
-  return { job, steps: (page as { data: Step[] }).data }; // asked for as JSON
+  try {
+    const [job, page] = await Promise.all([
+      body(api.GET("/v1/jobs/{job_id}", { params: { path }, signal })),
+      body(api.GET("/v1/jobs/{job_id}/metrics", { params: { path, query }, signal })),
+    ]);
+    return { job, steps: (page as { data: Step[] }).data }; // asked for as JSON
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 404) return null;
+    throw error;
+  }
+}
+
+function Gone({ ids, onDrop }: { ids: readonly string[]; onDrop: (id: string) => void }) {
+  return (
+    <>
+      {ids.map((id) => (
+        <p key={id} class="notice bad" role="alert">
+          <span>
+            There is no such job as <Text>{id}</Text>.
+          </span>
+          <button class="quiet" aria-label={`Remove ${id}`} onClick={() => onDrop(id)}>
+            Remove
+          </button>
+        </p>
+      ))}
+    </>
+  );
 }
 
 function AddJob({ ids, onAdd }: { ids: readonly string[]; onAdd: (id: string) => void }) {
@@ -91,7 +125,7 @@ function AddJob({ ids, onAdd }: { ids: readonly string[]; onAdd: (id: string) =>
   };
   return (
     <p class="actions">
-      <select aria-label="Add a job" disabled={ids.length >= COLOURS.length} onChange={add}>
+      <select aria-label="Add a job" disabled={ids.length >= COMPARED} onChange={add}>
         <option value="">Add a job…</option>
         {left.map((job) => (
           <option key={job.id} value={job.id}>

@@ -5,6 +5,7 @@ import { api, body, type Job } from "../api/client";
 import { Empty, Progress, Status, Table, Text, Time, isOver } from "../parts/basics";
 import { count, duration, percent } from "../parts/format";
 import { Shown, useResource } from "../parts/resource";
+import { COMPARED } from "./compare";
 
 const PAGE = 50;
 const LIVELY = 2; // seconds between two looks while something is under way
@@ -138,7 +139,13 @@ function JobsTable({ jobs, chosen, onChoose }: TableProps) {
       </thead>
       <tbody>
         {jobs.map((job) => (
-          <JobRow key={job.id} job={job} chosen={chosen.includes(job.id)} onToggle={toggle} />
+          <JobRow
+            key={job.id}
+            job={job}
+            chosen={chosen.includes(job.id)}
+            full={chosen.length >= COMPARED}
+            onToggle={toggle}
+          />
         ))}
       </tbody>
     </Table>
@@ -148,10 +155,12 @@ function JobsTable({ jobs, chosen, onChoose }: TableProps) {
 interface RowProps {
   job: Job;
   chosen: boolean;
+  /** Whether no more can be chosen. */
+  full: boolean;
   onToggle: (id: string) => void;
 }
 
-function JobRow({ job, chosen, onToggle }: RowProps) {
+function JobRow({ job, chosen, full, onToggle }: RowProps) {
   return (
     <tr>
       <td class="corner">
@@ -160,6 +169,7 @@ function JobRow({ job, chosen, onToggle }: RowProps) {
             type="checkbox"
             aria-label={`Compare ${job.name ?? job.id}`}
             checked={chosen}
+            disabled={full && !chosen}
             onChange={() => onToggle(job.id)}
           />
         )}

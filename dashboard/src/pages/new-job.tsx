@@ -1,5 +1,5 @@
 // Asking for a prompt to be tuned.
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, body, idempotencyKey, type Dataset } from "../api/client";
 import { Empty } from "../parts/basics";
@@ -71,13 +71,17 @@ function JobForm({ datasets, backbones, chosen }: FormProps) {
   const [, go] = useLocation();
   const [error, setError] = useState<string>();
   const [busy, setBusy] = useState(false);
+  const sent = useRef({ text: "", headers: {} });
   const submit = async (event: SubmitEvent) => {
     event.preventDefault();
     setBusy(true);
     setError(undefined);
     try {
       const wanted = read(new FormData(event.currentTarget as HTMLFormElement));
-      const headers = idempotencyKey();
+      const text = JSON.stringify(wanted);
+      // The same once more, after the connection broke, starts no second job.
+      if (text !== sent.current.text) sent.current = { text, headers: idempotencyKey() };
+      const { headers } = sent.current;
       const job = await body(api.POST("/v1/jobs", { body: wanted, headers }));
       go(`/jobs/${job.id}`);
     } catch (failed) {

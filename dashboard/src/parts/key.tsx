@@ -34,7 +34,15 @@ export function KeyDialog() {
         </p>
         <label>
           Key
-          <input name="key" type="password" autocomplete="off" spellcheck={false} required />
+          <input
+            name="key"
+            type="password"
+            autocomplete="off"
+            spellcheck={false}
+            pattern={String.raw`\s*[\x21-\x7e]+\s*`}
+            title="Letters, digits and signs of ASCII, as the service printed it"
+            required
+          />
         </label>
         <p class="actions">
           <button type="submit">Use this key</button>

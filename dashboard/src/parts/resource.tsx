@@ -1,6 +1,7 @@
 // Something of the service's that a page shows: fetched, looked at again, and told when it fails.
 import type { ComponentChildren } from "preact";
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { isRefusal } from "../api/client";
 import { key } from "../api/key";
 
 export interface Resource<T> {
@@ -10,18 +11,25 @@ export interface Resource<T> {
   reload: () => void;
 }
 
+interface State<T> {
+  value?: T;
+  error?: Error;
+}
+
 /**
  * What `load` gives. It is called again when `inputs` or the key change, and after `everySeconds`
- * while the page is visible; a newer call ends an older one.
+ * while the page is visible, unless the former answer is still on its way or was a refusal; a newer
+ * call ends an older one.
  */
 export function useResource<T>(
   load: (signal: AbortSignal) => Promise<T>,
   inputs: readonly unknown[],
   everySeconds?: number | ((value: T | undefined) => number | undefined),
 ): Resource<T> {
-  const [state, setState] = useState<{ value?: T; error?: Error }>({});
+  const [state, setState] = useState<State<T>>({});
   const [turn, setTurn] = useState(0);
   const latest = useRef(load);
+  const waiting = useRef(false);
   latest.current = load;
   const reload = useCallback(() => setTurn((n) => n + 1), []);
   const credentials = key.value;
@@ -29,18 +37,25 @@ export function useResource<T>(
   useEffect(() => setState({}), [credentials, ...inputs]);
   useEffect(() => {
     const controller = new AbortController();
+    const settle = (next: (old: State<T>) => State<T>) => {
+      if (controller.signal.aborted) return;
+      waiting.current = false;
+      setState(next);
+    };
+    waiting.current = true;
     latest.current(controller.signal).then(
-      (value) => controller.signal.aborted || setState({ value }),
-      (error) =>
-        controller.signal.aborted || setState((old) => ({ ...old, error: asError(error) })),
+      (value) => settle(() => ({ value })),
+      (error) => settle((old) => ({ ...old, error: asError(error) })),
     );
     return () => controller.abort();
   }, [credentials, turn, ...inputs]);
 
-  const seconds = typeof everySeconds === "function" ? everySeconds(state.value) : everySeconds;
+  const wanted = typeof everySeconds === "function" ? everySeconds(state.value) : everySeconds;
+  const seconds = isRefusal(state.error) ? undefined : wanted;
   useEffect(() => {
     if (seconds === undefined) return;
-    const timer = setInterval(() => document.hidden || reload(), seconds * 1000);
+    const again = () => document.hidden || waiting.current || reload();
+    const timer = setInterval(again, seconds * 1000);
     return () => clearInterval(timer);
   }, [seconds]);
   return { value: state.value, error: state.error, reload };

@@ -1,6 +1,6 @@
 // Sending files with word of how far it is, which fetch does not tell.
 import { failure } from "../api/client";
-import { keyHeaders } from "../api/key";
+import { keyHeaders, keyOf } from "../api/key";
 
 interface Options {
   headers: Record<string, string>;
@@ -14,14 +14,13 @@ export function upload(path: string, form: FormData, options: Options): Promise<
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", path);
-    for (const [name, value] of Object.entries({ ...keyHeaders(), ...options.headers })) {
-      request.setRequestHeader(name, value);
-    }
+    const headers = new Headers({ ...keyHeaders(), ...options.headers });
+    headers.forEach((value, name) => request.setRequestHeader(name, value));
     request.upload.onprogress = ({ loaded, total }) => options.onProgress(loaded / total);
     request.onload = () => {
       const { status, responseText } = request;
       if (status < 300) resolve(JSON.parse(responseText));
-      else void failure(new Response(responseText, { status })).then(reject);
+      else void failure(new Response(responseText, { status }), keyOf(headers)).then(reject);
     };
     request.onerror = () => reject(new Error("The connection broke off. Send it again."));
     request.onabort = () => reject(new Error("Not sent: you stopped it."));
