@@ -13,7 +13,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 from tests.conftest import CHROMIUM
 from tests.faults.cluster import Cluster
@@ -26,10 +33,12 @@ _NO_NAMES = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE l
 _ANSWER = re.compile("Failed to load resource: the server responded with a status of [45]")
 _AWAY = re.compile("net::ERR_(CONNECTION|EMPTY|INCOMPLETE)")
 
+expect.set_options(timeout=60_000)  # on a machine that is busy; what is there passes at once
+
 OpenPage = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop would be in the way of other folders' tests
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", _NO_NAMES]
@@ -85,7 +94,7 @@ def open_page(browser: Browser, cluster: Cluster) -> Iterator[OpenPage]:
             color_scheme=scheme,  # type: ignore[arg-type] # light or dark
             base_url=cluster.url,
         )
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(60_000)
         opened.append((context, Watched(context)))
         page = context.new_page()
         page.goto(f"/#{path}")

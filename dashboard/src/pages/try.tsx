@@ -152,14 +152,19 @@ function useBench(ref: string, calibrated: boolean): Bench {
   const [notes, setNotes] = useState(new Set<LeftOut>());
   const [error, setError] = useState<Error>();
   const [done, setDone] = useState<Bench["done"]>();
-  const kept = useRef(images);
-  kept.current = images;
+  const kept = useRef(images); // what is there now, also before it is drawn
   const running = useRef(new AbortController());
 
+  const keep = (next: Tried[]) => {
+    kept.current = next;
+    setImages(next);
+  };
   const settle = (asked: Tried[], results: readonly Tried["result"][]) => {
     const found = new Map(asked.map(({ id }, index) => [id, results[index]]));
-    setImages((old) =>
-      old.map((tried) => (found.has(tried.id) ? { ...tried, result: found.get(tried.id) } : tried)),
+    keep(
+      kept.current.map((tried) =>
+        found.has(tried.id) ? { ...tried, result: found.get(tried.id) } : tried,
+      ),
     );
   };
   const run = async (wanted: Tried[]) => {
@@ -195,7 +200,7 @@ function useBench(ref: string, calibrated: boolean): Bench {
     stop();
     if (kept.current.length === 0) return;
     const again = kept.current.map((tried) => ({ ...tried, result: undefined }));
-    setImages(again);
+    keep(again);
     void run(again);
   }, [ref, calibrated]);
   useEffect(
@@ -210,17 +215,17 @@ function useBench(ref: string, calibrated: boolean): Bench {
     const added = files.map((file) => {
       return { id: ++ids, file, url: URL.createObjectURL(file), result: undefined };
     });
-    setImages((old) => [...added, ...old]);
+    keep([...added, ...kept.current]);
     void run(added);
   };
   const remove = (tried: Tried) => {
     URL.revokeObjectURL(tried.url);
-    setImages((old) => old.filter(({ id }) => id !== tried.id));
+    keep(kept.current.filter(({ id }) => id !== tried.id));
   };
   const clear = () => {
     stop();
-    for (const { url } of images) URL.revokeObjectURL(url);
-    setImages([]);
+    for (const { url } of kept.current) URL.revokeObjectURL(url);
+    keep([]);
   };
   return { images, notes, error, done, add, remove, clear };
 }
