@@ -212,9 +212,9 @@ function Result({ job }: { job: Job }) {
     return metrics.val_accuracy == null ? <>–</> : <>{percent(metrics.val_accuracy)} val</>;
   }
   return (
-    <>
+    <span class="nowrap">
       <small>{percent(metrics.zero_shot_accuracy)} → </small>
-      <span>{percent(metrics.test_accuracy)}</span>
-    </>
+      {percent(metrics.test_accuracy)}
+    </span>
   );
 }
