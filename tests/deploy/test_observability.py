@@ -194,6 +194,11 @@ def is_up(client: httpx2.Client) -> bool:
     return [sample["value"][1] for sample in found] == ["1"]
 
 
+def rule_groups(client: httpx2.Client) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = client.get("/api/v1/rules").json()["data"]["groups"]
+    return groups
+
+
 @pytest.mark.needs("prometheus")
 def test_a_real_prometheus_reads_the_figures_with_a_key_for_nothing_else(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "service", device="cpu")
@@ -213,7 +218,8 @@ def test_a_real_prometheus_reads_the_figures_with_a_key_for_nothing_else(tmp_pat
         stored = set(client.get("/api/v1/label/__name__/values").json()["data"])
         samples = text_string_to_metric_families(told)
         assert {sample.name for family in samples for sample in family.samples} <= stored
-        rules = client.get("/api/v1/rules").json()["data"]["groups"][0]["rules"]
+        eventually(lambda: rule_groups(client), 30)  # they are loaded a moment after it answers
+        rules = rule_groups(client)[0]["rules"]
         assert {rule["name"]: rule["health"] for rule in rules}.keys() == {
             rule["alert"] for rule in RULES
         }

@@ -1,7 +1,7 @@
 """The commands that stand on PATH while blocks of the documentation run.
 
 `sharpzo` is the real one, with two differences: what would run for ever (`serve`, `worker`) is
-ended in order as soon as it is ready and must exit with 0, and `tune` has a small budget. `make`
+ended in order as soon as it works and must exit with 0, and `tune` has a small budget. `make`
 only tells that a target exists and what it would run; `docker` checks the files that it would use;
 `python` is the interpreter of the tests.
 """
@@ -14,15 +14,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from urllib.request import urlopen
 
 from tests.docs.warm import ask
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("sharpzo", "make", "docker", "python")
-#: What a process says once it works.
+#: What a process says once it works; the API begins to when it has told its address.
 READY = {"serve": "listening on ", "worker": "ready."}
 #: Commands that load much and end soon: they run in a process that has loaded it.
 SLOW = {"classify", "datasets", "evaluate", "export", "jobs", "keys", "migrate", "prompts", "tune"}
@@ -58,9 +61,20 @@ def start_and_end(command: Sequence[str], name: str) -> int:
         sys.stderr.write(line)
         if READY[name] in line and not ready:
             ready = True
+            if name == "serve":
+                wait_until_it_answers(line.split(READY[name])[1].strip())
             process.terminate()
     code = process.wait()
     return code if ready else code or 1
+
+
+def wait_until_it_answers(url: str) -> None:
+    """Return once the service lives; a process that has ended answers nobody, and is found out."""
+    address = url.replace("//0.0.0.0", "//127.0.0.1")
+    for _ in range(600):
+        with suppress(OSError), urlopen(f"{address}/livez", timeout=5):
+            return
+        time.sleep(0.1)
 
 
 def make(arguments: Sequence[str]) -> int:

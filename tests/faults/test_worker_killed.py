@@ -16,6 +16,7 @@ from tests.faults.workers import (
     ended_as,
     kill_child,
     kill_group,
+    pause,
     poison,
     seconds_to_recover,
     suspend,
@@ -25,7 +26,8 @@ from tests.helpers import eventually
 RECOVERY_SECONDS = 15  # with quick timings, on a machine that is busy
 DRAIN_SECONDS = 10
 ZOMBIE_SECONDS = 5
-MORE_BYTES = 128 << 20  # than a process has already
+MORE_BYTES = 128 << 20  # than a process has already; the greedy job needs several times that
+SETTLED_SECONDS, LOOKS = 2.0, 10
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -105,17 +107,20 @@ def test_a_job_that_needs_too_much_memory_fails_and_its_worker_serves_on(
     cluster.wait_until_ended(cluster.submit().id)
     (worker,) = cluster.workers
     children = children_of(worker.pid)
+    allowed = {child: settled_memory_of(child) + MORE_BYTES for child in children}
     # What a parent may use, the children that it starts later may use as well.
-    limited = [worker.pid, *children]
-    limit_memory(limited, max(memory_of(child) for child in children) + MORE_BYTES)
+    allowed[worker.pid] = max(allowed.values())
     try:
+        for pid, most in allowed.items():
+            limit_memory(pid, most)
         greedy = cluster.submit(
             prompt={"intrinsic_dim": 4096}, cma={"covariance": "full", "population_size": 6}
         )
         failed = cluster.wait_until_ended(greedy.id)
         following = cluster.wait_until_ended(cluster.submit().id)
     finally:
-        limit_memory(limited, resource.RLIM_INFINITY)
+        for pid in allowed:
+            limit_memory(pid, resource.RLIM_INFINITY)
 
     assert failed.error is not None
     assert (failed.status, failed.error.code) == ("failed", "out_of_memory")
@@ -124,7 +129,9 @@ def test_a_job_that_needs_too_much_memory_fails_and_its_worker_serves_on(
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Those of all its threads: a child that replaces a killed one is not the main thread's."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for children in lists for child in children.read_text().split()]
 
 
 def memory_of(pid: int) -> int:
@@ -133,7 +140,19 @@ def memory_of(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def limit_memory(pids: list[int], soft: int) -> None:
-    for pid in pids:
-        hard = resource.prlimit(pid, resource.RLIMIT_AS)[1]
-        resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
+def settled_memory_of(pid: int) -> int:
+    """The same once it has not changed for a while: a job ends before all of it is given back."""
+    seen = [memory_of(pid)]
+
+    def settled() -> bool:
+        pause(SETTLED_SECONDS / LOOKS)
+        seen.append(memory_of(pid))
+        return len(seen) > LOOKS and len(set(seen[-LOOKS:])) == 1
+
+    eventually(settled, RECOVERY_SECONDS, "its memory")
+    return seen[-1]
+
+
+def limit_memory(pid: int, soft: int) -> None:
+    hard = resource.prlimit(pid, resource.RLIMIT_AS)[1]
+    resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))

@@ -41,7 +41,7 @@ FUNCTIONS = frozenset(
     }
 )
 #: A loader that knows safe types alone; a test of the command line proves it.
-SAFE = frozenset({"yaml.load(text, Loader=_Loader)"})
+SAFE = frozenset({"yaml.load(text, Loader=Loader)"})
 METHODS = frozenset({"extractall", "extract", "pickle_dumps", "pickle_loads", "unpack_archive"})
 
 

@@ -24,7 +24,7 @@ def post_raw(client: TestClient, body: bytes, content_type: str = "application/j
 
 def test_unknown_routes_and_methods(client: TestClient) -> None:
     assert_problem(client.get("/v1/nonesuch"), 404, "not_found")
-    assert_problem(client.get("/"), 404, "not_found")
+    assert_problem(client.get("/nonesuch"), 404, "not_found")
     response = client.put("/v1/jobs")
     assert_problem(response, 405, "method_not_allowed")
     assert set(response.headers["allow"].replace(" ", "").split(",")) <= {"GET", "POST"}
