@@ -7,14 +7,17 @@ import contextlib
 import gc
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from service.app import create_app
+from service.inference.threads import MODELS
 from service.protocol import bounded_protocol
 from service.supervisor import Supervisor, worker_command
 from sharpzo_core.errors import SettingsError
@@ -78,7 +81,12 @@ def main(
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    with listener, _exit_on_sigterm(), _worker(settings, with_worker) as end_worker:
+    with (
+        _past_loading_threads(),
+        listener,
+        _exit_on_sigterm(),
+        _worker(settings, with_worker) as end_worker,
+    ):
         logger.info("listening on %s", _url(listener), extra={"action": "listening"})
         with contextlib.suppress(KeyboardInterrupt):
             _Server(config, app, end_worker).run(sockets=[listener])
@@ -183,6 +191,22 @@ def _exit_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _past_loading_threads() -> Iterator[None]:
+    """End the process at once if it is told to end while a thread still loads or runs a model.
+
+    Such a thread is not waited for, and the interpreter's own end, which takes torch apart under
+    it, may abort or never come. All that has to be closed has been by then.
+    """
+    try:
+        yield
+    except SystemExit as ending:
+        if ending.code == 0 and MODELS in {thread.name for thread in threading.enumerate()}:
+            logging.getLogger().handlers[0].flush()
+            os._exit(0)
+        raise
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:

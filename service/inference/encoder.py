@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.inference.queue import Batch, BatchRules, Entry, ModelQueue
-from service.inference.threads import ModelThread
+from service.inference.threads import MODELS, ModelThread
 from sharpzo_core.logging import logged
 from sharpzo_engine.errors import ImageError
 
@@ -56,7 +56,7 @@ class ImageEncoder:
         self._queue: ModelQueue[Backbone, Tensor | None, Embedded] = ModelQueue(
             rules, metrics.count_dropped
         )
-        self._models = ModelThread(self._queue, self._encode, "models")
+        self._models = ModelThread(self._queue, self._encode, MODELS)
         threads = settings.decode_threads or min(_MAX_DECODERS, os.cpu_count() or 1)
         self._decoders = ThreadPoolExecutor(threads, "decode", _compute_on_one_thread)
         self._pace = 0.0  # seconds of the model thread per image

@@ -19,6 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 V = TypeVar("V")
 
+MODELS = "models"  #: Name of the thread
 _JOIN_SECONDS = 10
 
 

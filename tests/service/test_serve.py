@@ -152,6 +152,31 @@ def test_an_idle_service_with_its_worker_ends_within_three_seconds(data_dir: Pat
     assert "Traceback" not in "".join(server.log)
 
 
+SLOW_MODELS = """
+import atexit, sys, time
+import sharpzo_engine
+def slow(*_, **__):
+    sys.stderr.write("a model loads\\n")
+    time.sleep(600)
+sharpzo_engine.load_backbone = slow
+atexit.register(sys.stderr.write, "the interpreter takes itself apart\\n")
+"""
+
+
+def test_a_service_that_is_ended_while_a_model_loads_leaves_past_the_interpreter(
+    data_dir: Path,
+) -> None:
+    """Torch's own end may abort, or never come, while a thread is within torch."""
+    settings = Settings(data_dir=data_dir, device="cpu")
+    with server_process(settings, before=SLOW_MODELS) as server:
+        server.url()
+        eventually(lambda: any("a model loads" in line for line in server.log), 60)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+    assert not any("takes itself apart" in line for line in server.log)
+    assert any("Finished server process" in line for line in server.log)
+
+
 def test_header_fields_without_end_are_cut_off(data_dir: Path) -> None:
     with server_process(Settings(data_dir=data_dir, device="cpu")) as server:
         host, port = server.url().removeprefix("http://").split(":")
