@@ -46,7 +46,7 @@ def main(
     port: int | None = None,
     with_worker: bool = True,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; returns, or leaves by SystemExit(0), when all has ended.
+    """Serve until SIGINT or SIGTERM; returns, or leaves with exit code 0, when all has ended.
 
     Args:
         settings: What the operator chose.
@@ -87,9 +87,12 @@ def main(
         _exit_on_sigterm(),
         _worker(settings, with_worker) as end_worker,
     ):
+        server = _Server(config, app, end_worker)
+        # From here on it ends in order; an exception would come into the event loop's own start.
+        signal.signal(signal.SIGTERM, server.handle_exit)
         logger.info("listening on %s", _url(listener), extra={"action": "listening"})
         with contextlib.suppress(KeyboardInterrupt):
-            _Server(config, app, end_worker).run(sockets=[listener])
+            server.run(sockets=[listener])
 
 
 def _allow_descriptors(connections: int) -> None:
@@ -182,10 +185,7 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """Leave by an exception, so that the worker is ended on the way out.
-
-    Uvicorn handles the signal, shuts down, and then raises it again for whoever was there before.
-    """
+    """Leave by an exception until there is a server, so that the worker is ended on the way out."""
     previous = signal.signal(signal.SIGTERM, _exit)
     try:
         yield
@@ -200,13 +200,17 @@ def _past_loading_threads() -> Iterator[None]:
     Such a thread is not waited for, and the interpreter's own end, which takes torch apart under
     it, may abort or never come. All that has to be closed has been by then.
     """
+    told = False
     try:
         yield
+        told = True
     except SystemExit as ending:
-        if ending.code == 0 and MODELS in {thread.name for thread in threading.enumerate()}:
+        told = ending.code == 0
+        raise
+    finally:
+        if told and MODELS in {thread.name for thread in threading.enumerate()}:
             logging.getLogger().handlers[0].flush()
             os._exit(0)
-        raise
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:
