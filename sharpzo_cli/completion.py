@@ -114,7 +114,7 @@ def _ask(ctx: typer.Context, question: Callable[[Client], Iterable[Offer]]) -> l
 
         patience = float(os.environ.get(PATIENCE_VARIABLE) or MAX_WAIT)
         client = Client(url, timeout=patience, max_retries=0)
-    except Exception:
+    except Exception:  # whoever presses Tab is typing: no fault of ours may come into their line
         return []
 
     def ask() -> None:
