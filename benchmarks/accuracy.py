@@ -28,8 +28,8 @@ from benchmarks.output import (
 from benchmarks.results import Results
 from benchmarks.setting import Setting, make_parser, setting_of
 from sharpzo_engine import TuneResult, TuningConfig
-from sharpzo_engine.heads import CPU, fit_gda
-from sharpzo_engine.stacking import accuracy
+from sharpzo_engine.heads.fitting import CPU, fit_gda
+from sharpzo_engine.heads.stacking import accuracy
 
 SEEDS = (1, 2, 3, 4, 5)
 PASSES = 30_000

@@ -18,7 +18,7 @@ from benchmarks.output import RESULTS, Row, Table
 from benchmarks.results import Results
 from benchmarks.setting import Setting, make_parser, setting_of
 from sharpzo_engine import evaluate, tune
-from sharpzo_engine.dataset import select_classes
+from sharpzo_engine.data.dataset import select_classes
 
 SEEDS, PASSES = (1, 2, 3), 10_000
 

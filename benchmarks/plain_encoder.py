@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 from sharpzo_engine import load_backbone
-from sharpzo_engine.images import decode_image
+from sharpzo_engine.data.images import decode_image
 
 
 def main() -> None:

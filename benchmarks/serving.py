@@ -199,7 +199,7 @@ def prepare(model: Path, pictures: Path, count: int) -> tuple[Prompts, NDArray[n
     import torch
 
     from sharpzo_engine import load_backbone
-    from sharpzo_engine.images import decode_image
+    from sharpzo_engine.data.images import decode_image
 
     backbone = load_backbone(f"local-dir:{model}", device="cpu", alias="bench")
     files = sorted(pictures.glob("*.jpg"))

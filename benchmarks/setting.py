@@ -20,13 +20,13 @@ from sharpzo_engine import (
     load_dataset,
     tune,
 )
-from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import Features, extract_features
 from sharpzo_engine.config import PRESETS
-from sharpzo_engine.features import Features, extract_features
-from sharpzo_engine.objective import Objective
-from sharpzo_engine.progress import OnStep
-from sharpzo_engine.prompt import PromptSpace
-from sharpzo_engine.search import Search
+from sharpzo_engine.search.loop import Search
+from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.progress import OnStep
+from sharpzo_engine.search.prompt_space import PromptSpace
 from sharpzo_engine.tuner import split_validation
 
 #: The budget is in forward passes; steps shall never end a run before it does.

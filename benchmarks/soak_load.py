@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sharpzo_engine import TunedPrompt
-from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.images import decode_image
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.data.images import decode_image
 
 SIDES = (32, 64, 160, 224, 300, 512)  # pixels of the pictures, one of each
 BROKEN = (b"", b"no picture", b"\x89PNG\r\n\x1a\n")

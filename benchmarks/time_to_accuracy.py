@@ -30,10 +30,10 @@ from benchmarks.output import RESULTS, Comparison, Row, Table, comparison_table
 from benchmarks.results import Results
 from benchmarks.setting import Setting, make_parser, setting_of
 from sharpzo_engine import TuningConfig, TuningInterrupted
-from sharpzo_engine.objective import Objective
-from sharpzo_engine.progress import Progress
-from sharpzo_engine.prompt import Array
-from sharpzo_engine.search import Search
+from sharpzo_engine.search.loop import Search
+from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.progress import Progress
+from sharpzo_engine.search.prompt_space import Array
 
 SEEDS = (1, 2, 3)
 PASSES = 30_000

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharpzo_engine import load_backbone, load_dataset
+from sharpzo_engine.clip.features import Features, extract_features
 from sharpzo_engine.config import CmaConfig, PromptConfig, ZoConfig
-from sharpzo_engine.features import Features, extract_features
-from sharpzo_engine.prompt import PromptSpace
-from sharpzo_engine.stages.sharp_cma import SharpCma
-from sharpzo_engine.stages.sparse_zo import SparseZo
+from sharpzo_engine.search.prompt_space import PromptSpace
+from sharpzo_engine.search.stages.sharp_cma import SharpCma
+from sharpzo_engine.search.stages.sparse_zo import SparseZo
 
 Array = NDArray[np.float64]
 SMOOTHING = 0.1

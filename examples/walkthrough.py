@@ -21,7 +21,7 @@ from sharpzo_engine import (
     load_dataset,
     tune,
 )
-from sharpzo_engine.evaluation import Assessment, Tally
+from sharpzo_engine.prompts.evaluation import Assessment, Tally
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "walkthrough")
 BLUE, ORANGE, GREY = "#3b82f6", "#f97316", "#8b8f98"

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from service.archives import Member
 from sharpzo_core.datasets import SPLITS, UNLABELLED
 from sharpzo_core.errors import CoreError
-from sharpzo_engine.contact_sheet import MAX_CLASSES, PER_CLASS, THUMBNAIL, contact_sheet
+from sharpzo_engine.data.contact_sheet import MAX_CLASSES, PER_CLASS, THUMBNAIL, contact_sheet
+from sharpzo_engine.data.layout_detection import Layout, list_images, survey_layout
+from sharpzo_engine.data.preflight import ImageFacts, ImageSizes, Preflight, inspect
 from sharpzo_engine.errors import DatasetError, ImageError
-from sharpzo_engine.layout import Layout, list_images, survey_layout
-from sharpzo_engine.preflight import ImageFacts, ImageSizes, Preflight, inspect
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from service.decoding.decoders import Decoders
     from service.keeping import ImageKeeper
     from sharpzo_core.artifact_store import Draft
-    from sharpzo_engine.images import Inspection
+    from sharpzo_engine.data.images import Inspection
 
 MAX_JSON_BYTES = 16 << 20  # of classnames.json and split files together
 MAX_JSON_ITEMS = 600_000  # brackets and commas of one; a hundred thousand rows of a split file

@@ -11,15 +11,15 @@ import typer
 
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import percent, print_json, print_table
-from sharpzo_engine.dataset import load_dataset
+from sharpzo_engine.data.dataset import load_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sharpzo_engine import Backbone, Dataset, Prediction, PromptClassifier, TunedPrompt
-    from sharpzo_engine.evaluation_report import EvaluationReport
-    from sharpzo_engine.labelled import Part
+    from sharpzo_engine.data.layout import Part
+    from sharpzo_engine.reports.evaluation_report import EvaluationReport
 
     #: Key in the JSON -> per image its predictions, best first.
     Answers = Mapping[str, Sequence[Sequence[Prediction]]]
@@ -136,9 +136,9 @@ def evaluate_dataset(model: Model, subject: Subject, *, as_json: bool) -> None:
 
 def _measure(classifier: PromptClassifier, data: Dataset, split: str) -> EvaluationReport:
     """The classifier and the hand-written prompt on one split of a dataset."""
-    from sharpzo_engine.evaluation import Tally
-    from sharpzo_engine.evaluation_report import EvaluationReport
-    from sharpzo_engine.features import extract_features
+    from sharpzo_engine.clip.features import extract_features
+    from sharpzo_engine.prompts.evaluation import Tally
+    from sharpzo_engine.reports.evaluation_report import EvaluationReport
 
     prompt, examples = classifier.prompt, data.split(split)
     index = {name: place for place, name in enumerate(prompt.class_names)}

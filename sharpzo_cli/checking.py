@@ -16,16 +16,16 @@ from rich.text import Text
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import plain, print_json, writable
 from sharpzo_cli.subjects import Looked, Subject, look_into, open_subject
-from sharpzo_engine.contact_sheet import MAX_CLASSES, PER_CLASS, contact_sheet
-from sharpzo_engine.labelled import SPLITS, Layout, Part, part_of
-from sharpzo_engine.preflight import MAX_NAME_TOKENS, Preflight, Spread, inspect
+from sharpzo_engine.data.contact_sheet import MAX_CLASSES, PER_CLASS, contact_sheet
+from sharpzo_engine.data.layout import SPLITS, Layout, Part, part_of
+from sharpzo_engine.data.preflight import MAX_NAME_TOKENS, Preflight, Spread, inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
-    from sharpzo_engine.findings import Finding
-    from sharpzo_engine.preflight import CountTokens, ImageSizes
+    from sharpzo_engine.data.diagnostics import Finding
+    from sharpzo_engine.data.preflight import CountTokens, ImageSizes
 
 LISTED_CLASSES = 30  # of more, those with the fewest training images are shown
 BAR = 16  # characters of the longest bar

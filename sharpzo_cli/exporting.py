@@ -26,8 +26,8 @@ def export_prompt(
     if not artifact.is_file():
         raise UsageProblem(f"{artifact} does not exist", "give a file of `sharpzo tune`")
     from sharpzo_engine import TunedPrompt
-    from sharpzo_engine.export import ExportFormat, Origin, export
     from sharpzo_engine.files import write_atomically
+    from sharpzo_engine.prompts.export import ExportFormat, Origin, export
 
     if form not in list(ExportFormat):
         raise UsageProblem(f"there is no format {form!r}", f"use {' or '.join(ExportFormat)}")

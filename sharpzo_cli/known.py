@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import print_json, print_table, say, writable
-from sharpzo_engine.catalogue import CATALOGUE
-from sharpzo_engine.file_names import is_split_file
-from sharpzo_engine.labelled import SPLITS
-from sharpzo_engine.layout import usable
-from sharpzo_engine.sources import ROOT_VARIABLE, open_unsplit
-from sharpzo_engine.split_file import Row, SplitFile, write_split_file
+from sharpzo_engine.data.catalogue import CATALOGUE
+from sharpzo_engine.data.file_names import is_split_file
+from sharpzo_engine.data.layout import SPLITS
+from sharpzo_engine.data.layout_detection import usable
+from sharpzo_engine.data.sources import ROOT_VARIABLE, open_unsplit
+from sharpzo_engine.data.split_file import Row, SplitFile, write_split_file
 
 if TYPE_CHECKING:
-    from sharpzo_engine.catalogue import KnownDataset
-    from sharpzo_engine.sources import Source
+    from sharpzo_engine.data.catalogue import KnownDataset
+    from sharpzo_engine.data.sources import Source
 
 
 def list_datasets(root: Path | None, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sharpzo_cli import completion
-from sharpzo_engine.labelled import Part
+from sharpzo_engine.data.layout import Part
 
 
 class Split(StrEnum):

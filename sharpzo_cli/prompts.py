@@ -23,7 +23,7 @@ from sharpzo_cli.options import (
     Watch,
 )
 from sharpzo_cli.output import print_json, say, tell_deleted, writable
-from sharpzo_engine.labelled import Part
+from sharpzo_engine.data.layout import Part
 
 if TYPE_CHECKING:
     from sharpzo_client import Alias, Prompt

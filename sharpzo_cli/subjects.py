@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sharpzo_cli.errors import UsageProblem
-from sharpzo_engine.class_names import CLASS_NAMES_FILE
-from sharpzo_engine.contact_sheet import thumbnail
+from sharpzo_engine.data.class_names import CLASS_NAMES_FILE
+from sharpzo_engine.data.contact_sheet import thumbnail
+from sharpzo_engine.data.file_names import is_split_file
+from sharpzo_engine.data.layout_detection import Layout, survey_layout
+from sharpzo_engine.data.preflight import ImageFacts, examine
+from sharpzo_engine.data.sources import open_source
 from sharpzo_engine.errors import DatasetError, ImageError
-from sharpzo_engine.file_names import is_split_file
-from sharpzo_engine.layout import Layout, survey_layout
-from sharpzo_engine.preflight import ImageFacts, examine
-from sharpzo_engine.sources import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

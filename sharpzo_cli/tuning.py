@@ -14,7 +14,7 @@ from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import percent, print_json, print_table, writable
 from sharpzo_cli.values import tuning_config
 from sharpzo_client.display import SEARCHING, Pace, Standing, display, stage_title
-from sharpzo_engine.dataset import load_dataset
+from sharpzo_engine.data.dataset import load_dataset
 from sharpzo_engine.errors import TuningInterrupted
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from sharpzo_client.display import Display
     from sharpzo_engine import Progress as EngineProgress
     from sharpzo_engine import StepRecord, TuneResult, TuningConfig
-    from sharpzo_engine.labelled import Part
-    from sharpzo_engine.progress import OnStep
+    from sharpzo_engine.data.layout import Part
+    from sharpzo_engine.search.progress import OnStep
 
 
 @dataclass(frozen=True)

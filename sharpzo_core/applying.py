@@ -11,7 +11,7 @@ from sharpzo_core.errors import BackboneNotServed, StateConflict, ValidationFail
 from sharpzo_core.jobs import Job, JobKind
 from sharpzo_core.schemas import BatchCreate, EvaluationCreate
 from sharpzo_core.submission import check_queue
-from sharpzo_engine.labelled import Part, labels_of
+from sharpzo_engine.data.layout import Part, labels_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sharpzo_core.errors import NotFound
-from sharpzo_engine.checkpoint import CURRENT, PREVIOUS
+from sharpzo_engine.search.checkpoint import CURRENT, PREVIOUS
 
 if TYPE_CHECKING:
     from sharpzo_core.artifact_store import ArtifactStore

@@ -22,8 +22,8 @@ from sharpzo_core.jobs import Job, JobKind, JobStatus
 from sharpzo_core.json_values import unsafe_paths
 from sharpzo_core.schemas import JobCreate
 from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, differing, merge
+from sharpzo_engine.data.layout import Part, labels_of
 from sharpzo_engine.errors import ConfigError
-from sharpzo_engine.labelled import Part, labels_of
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -6,8 +6,8 @@
     dataset = load_dataset("photos/", shots=16)
     tune(dataset, backbone, TuningConfig()).prompt.save("prompt.safetensors")
 
-Names are loaded when first used: importing this package, or its `config`, `errors`, `layout` and
-`images`, never loads torch.
+Names are loaded when first used: importing this package, its `config`, `errors` or most of its
+`data`, never loads torch.
 """
 
 from __future__ import annotations
@@ -15,59 +15,90 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from sharpzo_engine._version import __version__
+
 if TYPE_CHECKING:
-    from sharpzo_engine.artifact import TunedPrompt
-    from sharpzo_engine.backbone import Backbone, load_backbone
-    from sharpzo_engine.classifier import Prediction, PromptClassifier
-    from sharpzo_engine.config import TuningConfig
-    from sharpzo_engine.dataset import Dataset, Example, few_shot, load_dataset
+    from sharpzo_engine.clip.backbone import Backbone, load_backbone
+    from sharpzo_engine.clip.features import Features, extract_features
+    from sharpzo_engine.config import CmaConfig, PromptConfig, TuningConfig, ZoConfig
+    from sharpzo_engine.data.dataset import Dataset, Example, few_shot, load_dataset
     from sharpzo_engine.errors import EngineError, TuningCancelled, TuningInterrupted
-    from sharpzo_engine.evaluation import Evaluation, evaluate
-    from sharpzo_engine.report import RunReport
-    from sharpzo_engine.tuner import Progress, StepRecord, TuneResult, tune
+    from sharpzo_engine.prompts.artifact import TunedPrompt
+    from sharpzo_engine.prompts.classifier import Prediction, PromptClassifier
+    from sharpzo_engine.prompts.evaluation import Evaluation, evaluate
+    from sharpzo_engine.reports.report import RunReport
+    from sharpzo_engine.result import TuneResult
+    from sharpzo_engine.search.history import StepRecord
+    from sharpzo_engine.search.objective import Objective
+    from sharpzo_engine.search.progress import Progress
+    from sharpzo_engine.search.prompt_space import PromptSpace
+    from sharpzo_engine.search.stages.gauss_newton import GaussNewton
+    from sharpzo_engine.search.stages.sharp_cma import SharpCma
+    from sharpzo_engine.search.stages.sparse_zo import SparseZo
+    from sharpzo_engine.tuner import tune
 
-__version__ = "0.1.0"
-
+#: Where each public name lives.
 _HOME = {
-    "Backbone": "backbone",
-    "Dataset": "dataset",
+    "Backbone": "clip.backbone",
+    "CmaConfig": "config",
+    "Dataset": "data.dataset",
     "EngineError": "errors",
-    "Evaluation": "evaluation",
-    "Example": "dataset",
-    "Prediction": "classifier",
-    "Progress": "tuner",
-    "PromptClassifier": "classifier",
-    "RunReport": "report",
-    "StepRecord": "tuner",
-    "TuneResult": "tuner",
-    "TunedPrompt": "artifact",
+    "Evaluation": "prompts.evaluation",
+    "Example": "data.dataset",
+    "Features": "clip.features",
+    "GaussNewton": "search.stages.gauss_newton",
+    "Objective": "search.objective",
+    "Prediction": "prompts.classifier",
+    "Progress": "search.progress",
+    "PromptClassifier": "prompts.classifier",
+    "PromptConfig": "config",
+    "PromptSpace": "search.prompt_space",
+    "RunReport": "reports.report",
+    "SharpCma": "search.stages.sharp_cma",
+    "SparseZo": "search.stages.sparse_zo",
+    "StepRecord": "search.history",
+    "TuneResult": "result",
+    "TunedPrompt": "prompts.artifact",
     "TuningCancelled": "errors",
     "TuningConfig": "config",
     "TuningInterrupted": "errors",
-    "evaluate": "evaluation",
-    "few_shot": "dataset",
-    "load_backbone": "backbone",
-    "load_dataset": "dataset",
+    "ZoConfig": "config",
+    "evaluate": "prompts.evaluation",
+    "extract_features": "clip.features",
+    "few_shot": "data.dataset",
+    "load_backbone": "clip.backbone",
+    "load_dataset": "data.dataset",
     "tune": "tuner",
 }
 
 __all__ = [
     "Backbone",
+    "CmaConfig",
     "Dataset",
     "EngineError",
     "Evaluation",
     "Example",
+    "Features",
+    "GaussNewton",
+    "Objective",
     "Prediction",
     "Progress",
     "PromptClassifier",
+    "PromptConfig",
+    "PromptSpace",
     "RunReport",
+    "SharpCma",
+    "SparseZo",
     "StepRecord",
     "TuneResult",
     "TunedPrompt",
     "TuningCancelled",
     "TuningConfig",
     "TuningInterrupted",
+    "ZoConfig",
+    "__version__",
     "evaluate",
+    "extract_features",
     "few_shot",
     "load_backbone",
     "load_dataset",
@@ -82,4 +113,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted(__all__)

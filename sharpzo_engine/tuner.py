@@ -8,24 +8,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.checkpoint import (
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import OnProgress, extract_features, hash_file
+from sharpzo_engine.config import EXTENDABLE, TuningConfig
+from sharpzo_engine.data.dataset import Dataset, Example, few_shot, group_by_label, select_classes
+from sharpzo_engine.errors import DatasetError
+from sharpzo_engine.result import FinishedSearch, Metrics, TuneResult, conclude, fit_head
+from sharpzo_engine.search.checkpoint import (
     BACKBONE,
     CheckpointEvent,
     CheckpointFolder,
     Checkpointing,
     OnCheckpoint,
 )
-from sharpzo_engine.config import EXTENDABLE, TuningConfig
-from sharpzo_engine.dataset import Dataset, Example, few_shot, group_by_label, select_classes
-from sharpzo_engine.errors import DatasetError
-from sharpzo_engine.features import OnProgress, extract_features, hash_file
-from sharpzo_engine.history import StepRecord
-from sharpzo_engine.objective import Objective
-from sharpzo_engine.outcome import FinishedSearch, Metrics, TuneResult, conclude, fit_head
-from sharpzo_engine.progress import OnStep, Phase, Progress
-from sharpzo_engine.prompt import PromptSpace
-from sharpzo_engine.search import Search
+from sharpzo_engine.search.history import StepRecord
+from sharpzo_engine.search.loop import Search
+from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.progress import OnStep, Phase, Progress
+from sharpzo_engine.search.prompt_space import PromptSpace
 
 __all__ = ["CheckpointEvent", "Metrics", "Progress", "StepRecord", "TuneResult", "tune"]
 

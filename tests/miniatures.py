@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sharpzo_engine.catalogue import CATALOGUE, KnownDataset
-from sharpzo_engine.known import CLASS_NAMES, VARIANTS
-from sharpzo_engine.labelled import SPLITS, Form
+from sharpzo_engine.data.catalogue import CATALOGUE, KnownDataset
+from sharpzo_engine.data.catalogue_readers import CLASS_NAMES, VARIANTS
+from sharpzo_engine.data.layout import SPLITS, Form
 
 #: Images per class. ImageNet has no validation images, its variants have none to train on.
 IMAGES = {"train": 4, "val": 2, "test": 2}

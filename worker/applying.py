@@ -23,13 +23,13 @@ from sharpzo_core.results import (
     results_key,
     results_prefix,
 )
-from sharpzo_engine.artifact import TunedPrompt
-from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.classifier import PromptClassifier, top_predictions
+from sharpzo_engine.clip.backbone import Backbone
 from sharpzo_engine.errors import ArtifactError, BackboneMismatch, ImageError
-from sharpzo_engine.evaluation import Tally
-from sharpzo_engine.evaluation_report import EvaluationReport
-from sharpzo_engine.parts import Part
+from sharpzo_engine.prompts.artifact import TunedPrompt
+from sharpzo_engine.prompts.classifier import PromptClassifier, top_predictions
+from sharpzo_engine.prompts.embedding_shards import Part
+from sharpzo_engine.prompts.evaluation import Tally
+from sharpzo_engine.reports.evaluation_report import EvaluationReport
 from worker.materials import ListedImage
 from worker.parts import JobParts
 from worker.patience import patiently

@@ -12,8 +12,8 @@ from sharpzo_core.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.errors import NotFound, StorageFull, StorageUnavailable
 from sharpzo_core.job_rows import NewEvent
 from sharpzo_core.jobs import CheckpointRef, EventType
-from sharpzo_engine.checkpoint import CURRENT
 from sharpzo_engine.files import write_atomically
+from sharpzo_engine.search.checkpoint import CURRENT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.job_leases import JobLeases
     from sharpzo_core.jobs import Job, Lease
-    from sharpzo_engine.checkpoint import CheckpointEvent
+    from sharpzo_engine.search.checkpoint import CheckpointEvent
 
 MAX_FAILURES = 10  # checkpoints in a row that may fail before the job does
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

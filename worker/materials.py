@@ -16,7 +16,7 @@ from sharpzo_core.datasets import (
     manifest_key,
     stored_key,
 )
-from sharpzo_engine.dataset import Dataset, Example, few_shot
+from sharpzo_engine.data.dataset import Dataset, Example, few_shot
 from sharpzo_engine.errors import ImageError
 from sharpzo_engine.files import write_atomically
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from sharpzo_engine.labelled import Part
+    from sharpzo_engine.data.layout import Part
 
 DOWNLOADS = 8  # at a time
 

@@ -12,9 +12,9 @@ from sharpzo_core.errors import NotFound, StorageUnavailable
 from sharpzo_core.job_rows import NewEvent
 from sharpzo_core.jobs import CheckpointRef, EventType
 from sharpzo_core.results import PART_IMAGES, PARTS, part_key
-from sharpzo_engine.parts import Part, embed_part
-from sharpzo_engine.progress import Phase, Progress
-from sharpzo_engine.sealed import SealBroken
+from sharpzo_engine.checksummed import SealBroken
+from sharpzo_engine.prompts.embedding_shards import Part, embed_part
+from sharpzo_engine.search.progress import Phase, Progress
 from worker.patience import patiently
 
 if TYPE_CHECKING:

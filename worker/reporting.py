@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sharpzo_core.job_leases import JobLeases
-    from sharpzo_engine.history import StepRecord
-    from sharpzo_engine.progress import Progress
+    from sharpzo_engine.search.history import StepRecord
+    from sharpzo_engine.search.progress import Progress
     from worker.pulse import Pulse
 
 WRITE_SECONDS = 1.0  # between two writes of progress; also how soon a request is noticed

@@ -12,8 +12,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
-from sharpzo_engine.classifier import Prediction
 from sharpzo_engine.errors import ImageError
+from sharpzo_engine.prompts.classifier import Prediction
 from worker.materials import ListedImage
 
 #: What makes a spreadsheet take a cell for a formula.

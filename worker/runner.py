@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sharpzo_core.queue import JobQueue
     from sharpzo_core.settings import Settings
     from sharpzo_engine import Backbone, TuneResult
-    from sharpzo_engine.dataset import Dataset
+    from sharpzo_engine.data.dataset import Dataset
     from worker.materials import Materials
 
 logger = logging.getLogger(__name__)

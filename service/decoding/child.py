@@ -16,8 +16,8 @@ from PIL import Image
 
 from service.decoding.confinement import confine, limit_processor_time
 from service.decoding.frames import BrokenFrame, answer, read_file
+from sharpzo_engine.data.images import FORMATS, inspect_image
 from sharpzo_engine.errors import ImageError
-from sharpzo_engine.images import FORMATS, inspect_image
 
 _BUFFER = 256 << 10
 _REPLY = 3  # the descriptor that answers go to

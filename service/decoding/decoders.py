@@ -16,8 +16,8 @@ from PIL import Image
 from service.decoding.frames import ABORT, CHUNK, END, LENGTH, SIDE, BrokenFrame, read_answer
 from sharpzo_core.errors import CoreError
 from sharpzo_core.periodic import Periodic
+from sharpzo_engine.data.images import FORMATS, Inspection
 from sharpzo_engine.errors import ImageError
-from sharpzo_engine.images import FORMATS, Inspection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

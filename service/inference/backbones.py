@@ -50,7 +50,7 @@ class Backbones:
         """
         if spec.name not in self._loaded:
             from sharpzo_engine import load_backbone
-            from sharpzo_engine.parallel import keep_numpy_on_one_thread
+            from sharpzo_engine.clip.parallel import keep_numpy_on_one_thread
 
             try:
                 backbone = load_backbone(spec.model, spec.pretrained, self._device, alias=spec.name)

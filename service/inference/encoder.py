@@ -127,7 +127,7 @@ class ImageEncoder:
 
     def _prepare(self, backbone: Backbone, image: bytes) -> Tensor:
         """Decode and preprocess; of very large pictures one at a time, for what they take."""
-        from sharpzo_engine.images import decode_image
+        from sharpzo_engine.data.images import decode_image
 
         with ExitStack() as held:
 
@@ -139,7 +139,7 @@ class ImageEncoder:
 
     def _encode(self, batch: _Batch) -> None:
         """Put a batch through the image encoder; on the model thread."""
-        from sharpzo_engine.features import encode_batch
+        from sharpzo_engine.clip.features import encode_batch
 
         started = time.monotonic()
         pixels = [entry.item for entry in batch.entries if entry.item is not None]

@@ -258,7 +258,7 @@ def _scores(
     ready: ReadyPrompt, embeddings: Sequence[Embedding], question: Question
 ) -> list[Scores]:
     """Score embeddings [E] with the prompt and, if asked, with the hand-written one."""
-    from sharpzo_engine.classifier import top_predictions
+    from sharpzo_engine.prompts.classifier import top_predictions
 
     if not embeddings:
         return []
@@ -293,7 +293,7 @@ def _inspect(data: bytes) -> ImportedPrompt:
 
 
 def _check_known(spec: BackboneSpec) -> None:
-    from sharpzo_engine.backbone import check_weights
+    from sharpzo_engine.clip.backbone import check_weights
 
     try:
         check_weights(spec.model.replace("/", "-"), spec.pretrained)

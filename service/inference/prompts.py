@@ -88,7 +88,7 @@ class PromptLoader:
 
 def _make_ready(prompt: PromptRecord, data: bytes, backbone: Backbone) -> ReadyPrompt:
     from sharpzo_engine import TunedPrompt
-    from sharpzo_engine.classifier import check_backbone
+    from sharpzo_engine.prompts.classifier import check_backbone
 
     try:
         tuned = TunedPrompt.load(data)

@@ -91,7 +91,7 @@ class ReadyPrompt:
         Raises:
             NoZeroShot: its words or a class name cannot be encoded.
         """
-        from sharpzo_engine.classifier import zero_shot_weights
+        from sharpzo_engine.prompts.classifier import zero_shot_weights
 
         names = self.class_names[start:end]
         try:

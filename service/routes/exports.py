@@ -15,10 +15,10 @@ from service.openapi import problems
 from service.routing import StrictRoute
 from sharpzo_core.keys import Scope
 from sharpzo_core.prompts import PromptRecord
-from sharpzo_engine.artifact import TunedPrompt
 from sharpzo_engine.errors import ArtifactError, MissingPackage
 from sharpzo_engine.errors import NotCalibrated as NoTemperature
-from sharpzo_engine.export import ExportFormat, Origin, export
+from sharpzo_engine.prompts.artifact import TunedPrompt
+from sharpzo_engine.prompts.export import ExportFormat, Origin, export
 
 router = APIRouter(
     prefix="/v1/prompts",

@@ -29,7 +29,7 @@ from benchmarks.soak_load import (
     check_labels,
 )
 from benchmarks.soak_verdict import Sample, Verdict, judge
-from sharpzo_engine.backbone import load_backbone
+from sharpzo_engine.clip.backbone import load_backbone
 from tests.helpers import eventually
 
 NO_FAULTS = dict.fromkeys([*(fault.value for fault in Fault), soak.TRACEBACKS], 0)

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from sharpzo_cli.checking import token_counter
-from sharpzo_engine.catalogue import CATALOGUE, find
-from sharpzo_engine.sources import ROOT_VARIABLE
+from sharpzo_engine.data.catalogue import CATALOGUE, find
+from sharpzo_engine.data.sources import ROOT_VARIABLE
 from tests.miniatures import IMAGES, make_all, make_miniature, rows_of
 
 if TYPE_CHECKING:

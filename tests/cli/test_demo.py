@@ -16,7 +16,7 @@ import pytest
 from sharpzo_cli.demo import run, server
 from sharpzo_cli.demo.digits import NAMES, PER_DIGIT, write_digits
 from sharpzo_cli.errors import RunFailed
-from sharpzo_engine.dataset import load_dataset
+from sharpzo_engine.data.dataset import load_dataset
 
 CONFIG = {"shots": 16, "max_forward_passes": 3000}
 KEYS = ["job_id", "prompt_id", "zero_shot_accuracy", "tuned_accuracy", "forward_passes", "seconds"]

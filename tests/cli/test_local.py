@@ -173,7 +173,7 @@ def test_export_writes_what_the_engine_exports(
     sharpzo: Any, tuned: Path, tmp_path: Path, form: str
 ) -> None:
     from sharpzo_engine import TunedPrompt
-    from sharpzo_engine.export import ExportFormat, Origin, export
+    from sharpzo_engine.prompts.export import ExportFormat, Origin, export
 
     prompt = TunedPrompt.load(tuned)
     copy = tmp_path / "colours.safetensors"

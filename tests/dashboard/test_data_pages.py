@@ -19,7 +19,7 @@ from playwright.sync_api import FilePayload, Locator, Page, expect
 
 from sharpzo_client.errors import NotFoundError
 from sharpzo_client.models import Dataset, Prompt
-from sharpzo_engine.artifact import TunedPrompt
+from sharpzo_engine.prompts.artifact import TunedPrompt
 from tests.dashboard.conftest import SCHEMES, WIDTHS, OpenPage, picture
 from tests.faults.cluster import Cluster
 from tests.helpers import CONFIG

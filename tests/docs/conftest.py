@@ -14,7 +14,7 @@ import pytest
 
 from sharpzo_cli.demo.digits import NAMES, write_digits
 from sharpzo_cli.demo.server import clean_environment, running_process
-from sharpzo_engine.catalogue import find
+from sharpzo_engine.data.catalogue import find
 from sharpzo_engine.tiny import PATH as TINY
 from tests.docs import commands
 from tests.docs.blocks import ROOT, Page

@@ -24,7 +24,7 @@ LOADED = (
     "sharpzo_client",
     "sharpzo_core.key_store",
     "sharpzo_core.migrations",
-    "sharpzo_engine.report_plots",
+    "sharpzo_engine.reports.report_plots",
     "sharpzo_engine.tuner",
 )
 MAX_MESSAGE = 1 << 20

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
-from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.clip.backbone import Backbone
 
 ClipMaker = Callable[..., Backbone]
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from sharpzo_engine.config import TuningConfig
-from sharpzo_engine.evaluation import Evaluation
-from sharpzo_engine.history import StepRecord
-from sharpzo_engine.landscape import Landscape, NoLandscape, Pace, survey
-from sharpzo_engine.report import RunReport
+from sharpzo_engine.prompts.evaluation import Evaluation
+from sharpzo_engine.reports.report import RunReport
+from sharpzo_engine.search.history import StepRecord
+from sharpzo_engine.search.landscape import Landscape, NoLandscape, Pace, survey
 
 PER_CLASS = 20  # test images
 

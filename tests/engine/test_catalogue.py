@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 from open_clip import IMAGENET_CLASSNAMES
 
 from sharpzo_engine import PromptClassifier, TuningConfig, load_dataset, tune
-from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.catalogue import CATALOGUE, KnownDataset, find
-from sharpzo_engine.class_names import judge_names
+from sharpzo_engine.clip.backbone import Backbone
 from sharpzo_engine.config import PRESETS
-from sharpzo_engine.dataset import Dataset, Example, few_shot, select_classes
-from sharpzo_engine.errors import DatasetError, TooFewImages
-from sharpzo_engine.known import read_known, split_known
-from sharpzo_engine.labelled import SPLITS, Form, Part, labels_of
-from sharpzo_engine.preflight import examine, inspect
-from sharpzo_engine.sources import ROOT_VARIABLE, open_source, open_unsplit
-from sharpzo_engine.split_file import (
+from sharpzo_engine.data.catalogue import CATALOGUE, KnownDataset, find
+from sharpzo_engine.data.catalogue_readers import read_known, split_known
+from sharpzo_engine.data.class_names import judge_names
+from sharpzo_engine.data.dataset import Dataset, Example, few_shot, select_classes
+from sharpzo_engine.data.layout import SPLITS, Form, Part, labels_of
+from sharpzo_engine.data.preflight import examine, inspect
+from sharpzo_engine.data.sources import ROOT_VARIABLE, open_source, open_unsplit
+from sharpzo_engine.data.split_file import (
     Row,
     SplitFile,
     read_split_file,
     write_split_file,
 )
+from sharpzo_engine.errors import DatasetError, TooFewImages
 from tests.miniatures import (
     IMAGES,
     OF_200,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sharpzo_engine import PromptClassifier, TuneResult, TuningConfig, load_dataset, tune
-from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import extract_features
 from sharpzo_engine.errors import ArtifactError, NotCalibrated
-from sharpzo_engine.evaluation import evaluate
-from sharpzo_engine.features import extract_features
+from sharpzo_engine.prompts.evaluation import evaluate
 
 CONFIG = TuningConfig.parse(
     {

@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.autograd.functional import hessian
 from torch.nn import functional
 
-from sharpzo_engine import cross_entropy as module
-from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import Features
+from sharpzo_engine.clip.text_encoder import ForwardTextEncoder, PlainTextEncoder
 from sharpzo_engine.config import PromptConfig
-from sharpzo_engine.cross_entropy import CrossEntropy
-from sharpzo_engine.features import Features
-from sharpzo_engine.objective import Objective
-from sharpzo_engine.prompt import PromptSpace
-from sharpzo_engine.stages.gauss_newton import Composite
-from sharpzo_engine.text_encoder import ForwardTextEncoder, PlainTextEncoder
+from sharpzo_engine.search.cross_entropy import CrossEntropy
+from sharpzo_engine.search.loop import cross_entropy as module
+from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.prompt_space import PromptSpace
+from sharpzo_engine.search.stages.gauss_newton import Composite
 
 NAMES = ["cat", "red panda", "fire truck", "dog", "very old red zebra house"]
 IMAGES, DIM = 40, 6

@@ -118,9 +118,10 @@ def test_configs_are_frozen() -> None:
 
 def test_torch_free_modules_load_no_torch() -> None:
     code = (
-        "import sys, sharpzo_engine.config, sharpzo_engine.errors, sharpzo_engine.layout, "
-        "sharpzo_engine.images, sharpzo_engine.dataset, sharpzo_engine.artifact, "
-        "sharpzo_engine.preflight, sharpzo_engine.contact_sheet, "
-        "sharpzo_engine.export; sys.exit('torch' in sys.modules)"
+        "import sys, sharpzo_engine.config, sharpzo_engine.errors, "
+        "sharpzo_engine.data.layout_detection, "
+        "sharpzo_engine.data.images, sharpzo_engine.data.dataset, sharpzo_engine.prompts.artifact, "
+        "sharpzo_engine.data.preflight, sharpzo_engine.data.contact_sheet, "
+        "sharpzo_engine.prompts.export; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from sharpzo_engine.config import TuningConfig
-from sharpzo_engine.dataset import Dataset, Example, few_shot, load_dataset
+from sharpzo_engine.data.dataset import Dataset, Example, few_shot, load_dataset
+from sharpzo_engine.data.folders import list_files, list_folder
+from sharpzo_engine.data.images import decode_image
+from sharpzo_engine.data.layout_detection import Layout, read_layout
 from sharpzo_engine.errors import DatasetError, ImageError, TooFewImages
-from sharpzo_engine.folders import list_files, list_folder
-from sharpzo_engine.images import decode_image
-from sharpzo_engine.layout import Layout, read_layout
 from sharpzo_engine.tuner import split_validation
 
 SPLIT_FOLDERS = ["train/cat/1.jpg", "train/dog/2.png", "val/cat/3.webp", "test/dog/4.JPEG"]

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from sharpzo_engine.catalogue import CATALOGUE, SPLIT_FILES_URL, KnownDataset
-from sharpzo_engine.contact_sheet import MAX_CLASSES, PER_CLASS
-from sharpzo_engine.findings import CODES, EXAMPLES
-from sharpzo_engine.known import VARIANTS
-from sharpzo_engine.labelled import Form
-from sharpzo_engine.layout import survey_layout
-from sharpzo_engine.preflight import FORMAT, LISTED_CLASSES, LISTED_UNREADABLE, inspect
+from sharpzo_engine.data.catalogue import CATALOGUE, SPLIT_FILES_URL, KnownDataset
+from sharpzo_engine.data.catalogue_readers import VARIANTS
+from sharpzo_engine.data.contact_sheet import MAX_CLASSES, PER_CLASS
+from sharpzo_engine.data.diagnostics import CODES, EXAMPLES
+from sharpzo_engine.data.layout import Form
+from sharpzo_engine.data.layout_detection import survey_layout
+from sharpzo_engine.data.preflight import FORMAT, LISTED_CLASSES, LISTED_UNREADABLE, inspect
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 

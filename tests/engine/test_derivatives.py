@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.features import Features
-from sharpzo_engine.objective import Objective
-from sharpzo_engine.prompt import PromptSpace
-from sharpzo_engine.text_encoder import ForwardTextEncoder
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import Features
+from sharpzo_engine.clip.text_encoder import ForwardTextEncoder
+from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.prompt_space import PromptSpace
 from tests.engine.conftest import ClipMaker, draw_backbone, draw_names
 
 

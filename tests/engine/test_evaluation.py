@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sharpzo_engine.artifact import TunedPrompt
 from sharpzo_engine.errors import DatasetError, ImageError
-from sharpzo_engine.evaluation import BINS, Assessment, Tally
-from sharpzo_engine.evaluation_report import LISTED_ERRORS, EvaluationReport
+from sharpzo_engine.prompts.artifact import TunedPrompt
+from sharpzo_engine.prompts.evaluation import BINS, Assessment, Tally
+from sharpzo_engine.reports.evaluation_report import LISTED_ERRORS, EvaluationReport
 
 NAMES = ("cat", "dog", "bird")
 

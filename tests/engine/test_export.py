@@ -12,11 +12,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from sharpzo_engine.artifact import Stacked, TunedPrompt
-from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.classifier import PromptClassifier
+from sharpzo_engine.clip.backbone import Backbone
 from sharpzo_engine.errors import NotCalibrated
-from sharpzo_engine.export import ExportFormat, Origin, classifier_matrix, export
+from sharpzo_engine.prompts.artifact import Stacked, TunedPrompt
+from sharpzo_engine.prompts.classifier import PromptClassifier
+from sharpzo_engine.prompts.export import ExportFormat, Origin, classifier_matrix, export
 
 ORIGIN = Origin("clothes", 3, "a" * 64)
 TEMPERATURE = 2.5
@@ -171,7 +171,7 @@ def test_without_the_package_the_error_says_how_to_get_it() -> None:
         "import numpy as np\n"
         "from sharpzo_engine import TunedPrompt\n"
         "from sharpzo_engine.errors import MissingPackage\n"
-        "from sharpzo_engine.export import ExportFormat, Origin, export\n"
+        "from sharpzo_engine.prompts.export import ExportFormat, Origin, export\n"
         "eye = np.eye(2, dtype=np.float32)\n"
         "prompt = TunedPrompt(('a', 'b'), eye, eye, 1.0, {'backbone': {}})\n"
         "assert export(prompt, ExportFormat.NPY, Origin('p', 1, ''))\n"

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharpzo_engine import checkpoint
-from sharpzo_engine.artifact import HEADLESS_KIND, KIND, Stacked, TunedPrompt
-from sharpzo_engine.checkpoint import (
+from sharpzo_engine.checksummed import SealBroken, seal, unseal
+from sharpzo_engine.errors import ArtifactError, BackboneMismatch, CheckpointError
+from sharpzo_engine.prompts.artifact import HEADLESS_KIND, KIND, Stacked, TunedPrompt
+from sharpzo_engine.search.checkpoint import (
     CheckpointEvent,
     CheckpointFolder,
     Checkpointing,
     Snapshot,
 )
-from sharpzo_engine.errors import ArtifactError, BackboneMismatch, CheckpointError
-from sharpzo_engine.sealed import SealBroken, seal, unseal
+from sharpzo_engine.search.loop import checkpoint
 
 
 def some_prompt(**changes: object) -> TunedPrompt:

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sharpzo_engine.search.loop.stages import gauss_newton as module
 
 from sharpzo_engine.config import ZoConfig
 from sharpzo_engine.errors import CheckpointError, ConfigError
-from sharpzo_engine.gradients import ForwardDerivatives, RandomGradient
-from sharpzo_engine.stages import gauss_newton as module
-from sharpzo_engine.stages.gauss_newton import Composite, GaussNewton
-from sharpzo_engine.stages.sparse_zo import SparseZo
-from sharpzo_engine.stages.stage import StageState
+from sharpzo_engine.search.gradients import ForwardDerivatives, RandomGradient
+from sharpzo_engine.search.stages.gauss_newton import Composite, GaussNewton
+from sharpzo_engine.search.stages.sparse_zo import SparseZo
+from sharpzo_engine.search.stages.stage import StageState
 
 DIM, OUTPUTS = 12, 30
 LIMIT = 10**6

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from sharpzo_engine import gradients
 from sharpzo_engine.errors import ConfigError
-from sharpzo_engine.gradients import (
+from sharpzo_engine.search.gradients import (
     Backpropagation,
     BlackBox,
     CentralDifferences,
@@ -15,6 +14,7 @@ from sharpzo_engine.gradients import (
     RandomGradient,
     draw_directions,
 )
+from sharpzo_engine.search.loop import gradients
 
 DIM = 24
 RNG = np.random.default_rng(0)

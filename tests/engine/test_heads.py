@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
-from sharpzo_engine.features import Features
-from sharpzo_engine.heads import BlendedHead, CacheHead, LinearHead, fit_gda, fit_linear
-from sharpzo_engine.lbfgs import minimise
+from sharpzo_engine.clip.features import Features
+from sharpzo_engine.heads.fitting import BlendedHead, CacheHead, LinearHead, fit_gda, fit_linear
+from sharpzo_engine.heads.lbfgs import minimise
 
 CLASSES, WIDTH = 5, 24
 Array = NDArray[np.float64]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sharpzo_engine.landscape import (
+from sharpzo_engine.search.landscape import (
     ACROSS,
     ALONG,
     Array,

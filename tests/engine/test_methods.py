@@ -8,29 +8,29 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import Features
+from sharpzo_engine.clip.text_encoder import ForwardTextEncoder
+from sharpzo_engine.clip.text_reverse import TextReverse
+from sharpzo_engine.clip.text_tangent import TextTangent
 from sharpzo_engine.config import PRESETS, CmaConfig, PromptConfig, TuningConfig
 from sharpzo_engine.errors import ConfigError
-from sharpzo_engine.features import Features
-from sharpzo_engine.gradients import (
+from sharpzo_engine.search.gradients import (
     Backpropagation,
     CentralDifferences,
     CoordinateGradient,
     ForwardDerivatives,
     RandomGradient,
 )
-from sharpzo_engine.methods import passes_per_stage_2_step, stage_1, stage_2
-from sharpzo_engine.objective import Objective
-from sharpzo_engine.prompt import PromptSpace
-from sharpzo_engine.search import Search
-from sharpzo_engine.stages.gauss_newton import GaussNewton
-from sharpzo_engine.stages.reference import ReferenceCma, ReferenceZo
-from sharpzo_engine.stages.sharp_cma import SharpCma, sharpness_estimator
-from sharpzo_engine.stages.sparse_zo import SparseZo
-from sharpzo_engine.stages.stage import Stage
-from sharpzo_engine.text_encoder import ForwardTextEncoder
-from sharpzo_engine.text_reverse import TextReverse
-from sharpzo_engine.text_tangent import TextTangent
+from sharpzo_engine.search.loop import Search
+from sharpzo_engine.search.methods import passes_per_stage_2_step, stage_1, stage_2
+from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.prompt_space import PromptSpace
+from sharpzo_engine.search.stages.gauss_newton import GaussNewton
+from sharpzo_engine.search.stages.reference import ReferenceCma, ReferenceZo
+from sharpzo_engine.search.stages.sharp_cma import SharpCma, sharpness_estimator
+from sharpzo_engine.search.stages.sparse_zo import SparseZo
+from sharpzo_engine.search.stages.stage import Stage
 
 NAMES = ["cat", "red panda", "fire truck"]
 DIM = 16

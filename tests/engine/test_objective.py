@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sharpzo_engine import objective as module
-from sharpzo_engine.backbone import Backbone
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import Features
 from sharpzo_engine.config import PromptConfig
-from sharpzo_engine.features import Features
-from sharpzo_engine.objective import Objective
-from sharpzo_engine.prompt import PromptSpace, draw_projection
+from sharpzo_engine.search.loop import objective as module
+from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.prompt_space import PromptSpace, draw_projection
 
 NAMES = ["cat", "red panda", "fire truck", "dog"]
 

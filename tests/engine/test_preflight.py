@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sharpzo_engine.contact_sheet import THUMBNAIL, contact_sheet, thumbnail
+from sharpzo_engine.data.contact_sheet import THUMBNAIL, contact_sheet, thumbnail
+from sharpzo_engine.data.diagnostics import CODES, Finding
+from sharpzo_engine.data.layout_detection import Layout, read_layout, survey_layout
+from sharpzo_engine.data.preflight import ImageFacts, Preflight, examine, inspect
 from sharpzo_engine.errors import DatasetError, ImageError
-from sharpzo_engine.findings import CODES, Finding
-from sharpzo_engine.layout import Layout, read_layout, survey_layout
-from sharpzo_engine.preflight import ImageFacts, Preflight, examine, inspect
 
 FINE = [
     f"{s}/{c}/{i}.jpg" for s in ("train", "val", "test") for c in ("cat", "dog") for i in range(16)

@@ -8,9 +8,9 @@ import pytest
 
 from sharpzo_engine.config import CmaConfig, TuningConfig, ZoConfig
 from sharpzo_engine.errors import CheckpointError
-from sharpzo_engine.stages.reference import ReferenceCma, ReferenceZo
-from sharpzo_engine.stages.sharp_cma import SharpCma
-from sharpzo_engine.stages.sparse_zo import SparseZo
+from sharpzo_engine.search.stages.reference import ReferenceCma, ReferenceZo
+from sharpzo_engine.search.stages.sharp_cma import SharpCma
+from sharpzo_engine.search.stages.sparse_zo import SparseZo
 
 DIM, S = 30, 12
 ETA, MU = 0.02, 1e-3

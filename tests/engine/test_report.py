@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from sharpzo_engine import Backbone, TuneResult, TuningConfig, load_dataset, tune
-from sharpzo_engine.landscape import ACROSS, ALONG, Landscape, NoLandscape
-from sharpzo_engine.report_page import percent, points, render
+from sharpzo_engine.reports.report_page import percent, points, render
+from sharpzo_engine.search.landscape import ACROSS, ALONG, Landscape, NoLandscape
 from tests.engine.reports import a_history, a_report
 
 HOSTILE = (
@@ -308,5 +308,8 @@ def test_without_a_test_split_validation_is_shown(pictures: Path, clip: Backbone
 
 
 def test_importing_the_report_loads_no_plotting_library() -> None:
-    code = "import sys, sharpzo_engine.report; print({'matplotlib', 'jinja2'} & set(sys.modules))"
+    code = (
+        "import sys, sharpzo_engine.reports.report; "
+        "print({'matplotlib', 'jinja2'} & set(sys.modules))"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -5,9 +5,9 @@ import pytest
 
 from sharpzo_engine.config import CmaConfig, ZoConfig
 from sharpzo_engine.errors import CheckpointError
-from sharpzo_engine.stages.sharp_cma import SharpCma
-from sharpzo_engine.stages.sparse_zo import SparseZo, prune_mask
-from sharpzo_engine.stages.stage import StageState
+from sharpzo_engine.search.stages.sharp_cma import SharpCma
+from sharpzo_engine.search.stages.sparse_zo import SparseZo, prune_mask
+from sharpzo_engine.search.stages.stage import StageState
 
 DIM = 30
 

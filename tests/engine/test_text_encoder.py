@@ -9,14 +9,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sharpzo_engine.backbone import Backbone, load_backbone
+from sharpzo_engine.clip.backbone import Backbone, load_backbone
+from sharpzo_engine.clip.features import Features
+from sharpzo_engine.clip.packing import Packing, deal
+from sharpzo_engine.clip.text_encoder import ForwardTextEncoder
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import BackboneError, ConfigError, DatasetError
-from sharpzo_engine.features import Features
-from sharpzo_engine.objective import Objective
-from sharpzo_engine.packing import Packing, deal
-from sharpzo_engine.prompt import PromptSpace
-from sharpzo_engine.text_encoder import ForwardTextEncoder
+from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.prompt_space import PromptSpace
 from tests.engine.conftest import ClipMaker, draw_backbone, draw_names
 
 #: Names of 1 to 12 tokens, in no order of length.

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from sharpzo_engine.tiny import MODEL_NAME, PATH
-from sharpzo_engine.tiny.captions import write_caption
-from sharpzo_engine.tiny.corpus import make_corpus
-from sharpzo_engine.tiny.evaluate import evaluate
-from sharpzo_engine.tiny.glyphs import Concept, concepts
-from sharpzo_engine.tiny.pretrain import CONFIG_FILE, WEIGHTS_FILE, build_model, main
-from sharpzo_engine.tiny.render import IMAGE_SIZE, render
-from sharpzo_engine.tiny.style import Turn, draw_style
+from tools.tiny_clip.captions import write_caption
+from tools.tiny_clip.corpus import make_corpus
+from tools.tiny_clip.evaluate import evaluate
+from tools.tiny_clip.glyphs import Concept, concepts
+from tools.tiny_clip.pretrain import CONFIG_FILE, WEIGHTS_FILE, build_model, main
+from tools.tiny_clip.render import IMAGE_SIZE, render
+from tools.tiny_clip.style import Turn, draw_style
 
 SIZE_LIMIT = 9.5e6  # bytes
 

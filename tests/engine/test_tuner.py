@@ -22,15 +22,15 @@ from sharpzo_engine import (
     tiny,
     tune,
 )
-from sharpzo_engine import features as features_module
 from sharpzo_engine import tuner as tuner_module
-from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.checkpoint import CheckpointEvent
+from sharpzo_engine.clip import features as features_module
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import extract_features
 from sharpzo_engine.errors import BackboneError, BackboneMismatch, CheckpointError, DatasetError
-from sharpzo_engine.features import extract_features
-from sharpzo_engine.heads import fit_gda
-from sharpzo_engine.progress import Progress
-from sharpzo_engine.stacking import accuracy
+from sharpzo_engine.heads.fitting import fit_gda
+from sharpzo_engine.heads.stacking import accuracy
+from sharpzo_engine.search.checkpoint import CheckpointEvent
+from sharpzo_engine.search.progress import Progress
 from sharpzo_engine.tuner import split_validation
 from tests.engine.conftest import ClipMaker
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sharpzo_engine.backbone import Backbone
-from sharpzo_engine.dataset import load_dataset
-from sharpzo_engine.features import extract_features
-from sharpzo_engine.views import View
+from sharpzo_engine.clip.augmentation import View
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import extract_features
+from sharpzo_engine.data.dataset import load_dataset
 
 
 def ramp(width: int = 60, height: int = 40) -> Image.Image:

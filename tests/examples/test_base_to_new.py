@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sharpzo_engine.catalogue import find
+from sharpzo_engine.data.catalogue import find
 from tests.miniatures import make_miniature
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "base_to_new.py"

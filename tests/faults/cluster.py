@@ -23,7 +23,7 @@ from sharpzo_client import Client
 from sharpzo_client.errors import SharpzoError
 from sharpzo_client.models import Job, JobEvent
 from sharpzo_core.settings import Settings
-from sharpzo_engine.artifact import TunedPrompt
+from sharpzo_engine.prompts.artifact import TunedPrompt
 from tests.conftest import own_database
 from tests.faults.proxy import Proxy
 from tests.helpers import CONFIG, Workplace, eventually

@@ -19,13 +19,13 @@ from PIL import Image
 from service.archives import sniff, walk
 from service.strict_json import loads
 from sharpzo_core.errors import CoreError
-from sharpzo_engine.artifact import KIND as PROMPT
-from sharpzo_engine.artifact import TunedPrompt
-from sharpzo_engine.checkpoint import CURRENT, CheckpointFolder, Snapshot
+from sharpzo_engine.checksummed import seal, unseal
+from sharpzo_engine.data.images import decode_image
+from sharpzo_engine.data.layout_detection import read_layout
 from sharpzo_engine.errors import EngineError
-from sharpzo_engine.images import decode_image
-from sharpzo_engine.layout import read_layout
-from sharpzo_engine.sealed import seal, unseal
+from sharpzo_engine.prompts.artifact import KIND as PROMPT
+from sharpzo_engine.prompts.artifact import TunedPrompt
+from sharpzo_engine.search.checkpoint import CURRENT, CheckpointFolder, Snapshot
 from tests.fuzz.mutations import mutate, mutate_json
 
 TYPED = (CoreError, EngineError)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sharpzo_engine import sealed
-from sharpzo_engine.artifact import TunedPrompt
+from sharpzo_engine import checksummed as sealed
+from sharpzo_engine.checksummed import SealBroken, unseal
 from sharpzo_engine.errors import ArtifactError
-from sharpzo_engine.sealed import SealBroken, unseal
+from sharpzo_engine.prompts.artifact import TunedPrompt
 from tests.fuzz.imports import import_mutants
 from tests.fuzz.readers import prompt
 

@@ -492,8 +492,8 @@ def test_claims_of_a_file_that_are_of_no_use_are_not_repeated(
 def test_a_file_whose_metadata_is_nested_without_end_is_refused(
     client: TestClient, backbone: Backbone
 ) -> None:
-    from sharpzo_engine.artifact import KIND
-    from sharpzo_engine.sealed import _digest
+    from sharpzo_engine.checksummed import _digest
+    from sharpzo_engine.prompts.artifact import KIND
 
     good = artifact_of(backbone)
     for text in ("[" * 100_000 + "]" * 100_000, "5", '"text"', "[]", "{", "9" * 5000):

@@ -26,7 +26,7 @@ from service.services import Services
 from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.settings import Settings
 from sharpzo_engine import Backbone, PromptClassifier, TunedPrompt
-from sharpzo_engine.classifier import zero_shot_weights
+from sharpzo_engine.prompts.classifier import zero_shot_weights
 from tests.service.conftest import MakeClient, assert_problem, png
 from tests.service.servers import eventually, server_thread
 from tests.service.toys import COLORS, artifact_of, files, import_, make_backbone, with_backbones
@@ -472,7 +472,7 @@ def test_an_image_that_breaks_its_batch_breaks_no_other(
 
 
 def to_image(data: bytes) -> Any:
-    from sharpzo_engine.images import decode_image
+    from sharpzo_engine.data.images import decode_image
 
     return decode_image(data)
 

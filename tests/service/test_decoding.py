@@ -29,8 +29,8 @@ from service.decoding.frames import (
     read_answer,
     read_file,
 )
+from sharpzo_engine.data.images import Inspection, decode_image, inspect_image
 from sharpzo_engine.errors import ImageError
-from sharpzo_engine.images import Inspection, decode_image, inspect_image
 from tests.service.conftest import png
 from tests.service.servers import eventually
 

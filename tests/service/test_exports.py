@@ -20,7 +20,7 @@ from service.services import Services
 from sharpzo_core.prompts import prompt_key
 from sharpzo_core.settings import Settings
 from sharpzo_engine import Backbone, PromptClassifier, TunedPrompt, load_backbone
-from sharpzo_engine.artifact import Stacked
+from sharpzo_engine.prompts.artifact import Stacked
 from tests.service.conftest import assert_problem, png
 
 NAMES = ("red", "green", "blue")

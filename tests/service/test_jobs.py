@@ -397,7 +397,7 @@ def test_only_a_job_that_succeeded_has_a_report(
 
 def test_the_api_process_never_loads_a_plotting_library() -> None:
     code = (
-        "import sys, service.app, service.inference.host, sharpzo_engine.classifier\n"
+        "import sys, service.app, service.inference.host, sharpzo_engine.prompts.classifier\n"
         "print(sorted({'cma', 'matplotlib', 'jinja2'} & set(sys.modules)))"
     )
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).strip()

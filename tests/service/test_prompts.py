@@ -18,7 +18,7 @@ from service.services import Services
 from sharpzo_core.prompts import prompt_key
 from sharpzo_core.settings import Settings
 from sharpzo_engine import Backbone, PromptClassifier, TunedPrompt
-from sharpzo_engine.artifact import Stacked
+from sharpzo_engine.prompts.artifact import Stacked
 from tests.service.conftest import MakeClient, assert_problem, files_below, open_client, png
 from tests.service.toys import COLORS, artifact_of, files, import_, make_backbone, with_backbones
 

@@ -19,7 +19,7 @@ from service.services import Services
 from sharpzo_core.datasets import TENANTS, image_key, manifest_key
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.settings import Settings
-from sharpzo_engine.images import decode_image
+from sharpzo_engine.data.images import decode_image
 from tests.helpers import Workplace
 from tests.service.conftest import (
     MakeClient,

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from sharpzo_core.settings import Settings
 from sharpzo_engine import Backbone, TunedPrompt, load_backbone
-from sharpzo_engine.images import decode_image
+from sharpzo_engine.data.images import decode_image
 from tests.service.conftest import png
 
 CONFIG = {

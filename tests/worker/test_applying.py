@@ -48,8 +48,8 @@ from sharpzo_engine import (
     load_dataset,
     tune,
 )
-from sharpzo_engine.evaluation_report import EvaluationReport
-from sharpzo_engine.sealed import seal
+from sharpzo_engine.checksummed import seal
+from sharpzo_engine.reports.evaluation_report import EvaluationReport
 from tests.helpers import CLASSES, Workplace
 from worker import child, parts
 from worker.materials import Materials
@@ -189,7 +189,7 @@ class Killed(BaseException):
 def expected(place: Workplace, prompt: TunedPrompt, dataset: DatasetRecord, backbone: Any) -> Any:
     """Probabilities [N, C] of all images, computed plainly."""
     images = Materials(place.artifacts, place.settings.cache_dir).images(dataset, None)
-    from sharpzo_engine.classifier import PromptClassifier
+    from sharpzo_engine.prompts.classifier import PromptClassifier
 
     classifier = PromptClassifier(prompt, backbone)
     return classifier.probabilities(classifier.embed([str(image.path) for image in images]))

@@ -17,13 +17,13 @@ from sharpzo_core.jobs import EventType, Job, JobStatus
 from sharpzo_core.prompts import prompt_key, report_key
 from sharpzo_core.schemas import PromptPublic
 from sharpzo_engine import TunedPrompt, __version__
-from sharpzo_engine.checkpoint import CheckpointEvent, OnCheckpoint
+from sharpzo_engine.checksummed import SealBroken
 from sharpzo_engine.errors import BackboneError, TooFewImages, TuningInterrupted
 from sharpzo_engine.files import write_atomically
-from sharpzo_engine.history import StepRecord
-from sharpzo_engine.progress import Progress
-from sharpzo_engine.report import RunReport
-from sharpzo_engine.sealed import SealBroken
+from sharpzo_engine.reports.report import RunReport
+from sharpzo_engine.search.checkpoint import CheckpointEvent, OnCheckpoint
+from sharpzo_engine.search.history import StepRecord
+from sharpzo_engine.search.progress import Progress
 from tests.engine.reports import a_report
 from tests.helpers import CLASSES, Workplace
 from worker import child

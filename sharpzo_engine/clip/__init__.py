@@ -1,0 +1,1 @@
+"""CLIP: loading a backbone, and its image and text encoders, forward only."""

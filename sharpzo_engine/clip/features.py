@@ -1,0 +1,200 @@
+"""Image features: every image through the image tower once, kept on disk by content."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sharpzo_engine.clip.augmentation import View
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.parallel import even_slices, map_chunks
+from sharpzo_engine.data.dataset import Example
+from sharpzo_engine.data.images import decode_image
+from sharpzo_engine.errors import DatasetError, ImageError
+from sharpzo_engine.randomness import Purpose, generator
+
+BATCH_SIZE = 32  # images per forward of the image tower
+
+Item = TypeVar("Item")
+OnProgress = Callable[[int, int], None]  #: (images done, images in all)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Features:
+    """L2-normalised image embeddings [N, E] and class labels [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """N."""
+        return int(self.labels.shape[0])
+
+    def to(self, device: torch.device) -> Features:
+        """The same on another device."""
+        return Features(self.images.to(device), self.labels.to(device))
+
+
+def extract_features(
+    examples: Sequence[Example],
+    backbone: Backbone,
+    *,
+    cache_dir: Path | None = None,
+    on_progress: OnProgress | None = None,
+    view_seed: int | None = None,
+) -> Features:
+    """Embed every image of a split: its centre crop, or one random view drawn from `view_seed`.
+
+    Embeddings are cached under the hash of the images' bytes and the backbone's fingerprint:
+    renamed files hit, changed files miss.
+
+    Raises:
+        DatasetError: an image cannot be read, naming the file.
+    """
+    labels = torch.tensor([example.label for example in examples], device=backbone.device)
+    if not examples:
+        return Features(torch.empty(0, backbone.embed_dim, device=backbone.device), labels.long())
+    paths = [example.path for example in examples]
+    cached = cache_dir and CacheFile.of(cache_dir, paths, backbone, view_seed)
+    images = cached.read(len(examples), backbone.embed_dim) if cached else None
+    if images is None:
+        images = _embed(examples, backbone, on_progress, _views(len(examples), view_seed))
+        if cached:
+            cached.write(images)
+    elif on_progress:
+        on_progress(len(examples), len(examples))
+    return Features(images.to(backbone.device), labels)
+
+
+def encode_batch(pixels: Sequence[Tensor], backbone: Backbone) -> Tensor:
+    """Preprocessed images, each [3, H, W], -> L2-normalised embeddings [B, E] on the processor.
+
+    Cut into a part for each thread where the processor does the work.
+    """
+
+    def embed(part: slice) -> Tensor:
+        return backbone.encode_images(torch.stack(list(pixels[part]))).cpu()
+
+    if len(pixels) == 1:  # nothing to cut: torch's own way to use all threads is the better one
+        return embed(slice(1))
+    parts = even_slices(len(pixels), len(pixels), backbone.device)
+    return torch.cat(list(map_chunks(embed, parts, backbone.device)))
+
+
+def _views(count: int, seed: int | None) -> list[View | None]:
+    if seed is None:
+        return [None] * count
+    rng = generator(seed, Purpose.VIEWS)
+    return [View.draw(rng) for _ in range(count)]
+
+
+def _embed(
+    examples: Sequence[Example],
+    backbone: Backbone,
+    on_progress: OnProgress | None,
+    views: Sequence[View | None],
+) -> Tensor:
+    def pixels(example: Example, view: View | None) -> Tensor:
+        image = _read(example)
+        return backbone.preprocess(view.of(image, backbone.image_size) if view else image)
+
+    def embed(batch: Sequence[tuple[Example, View | None]]) -> Tensor:
+        return backbone.encode_images(torch.stack([pixels(*item) for item in batch])).cpu()
+
+    embedded: list[Tensor] = []
+    done = 0
+    items = list(zip(examples, views, strict=True))
+    for images in map_chunks(embed, _batches(items, BATCH_SIZE), backbone.device):
+        embedded.append(images)
+        done += len(images)
+        if on_progress:
+            on_progress(done, len(examples))
+    return torch.cat(embedded)
+
+
+def _read(example: Example) -> Image.Image:
+    try:
+        return decode_image(example.path.read_bytes())
+    except ImageError as error:
+        raise DatasetError(f"{example.path.name}: {error}") from error
+    except OSError as error:
+        raise DatasetError(f"{example.path.name}: cannot be read ({error.strerror})") from error
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+@dataclass(frozen=True)
+class CacheFile:
+    """Embeddings of some images in some order, named by the content of all that decides them."""
+
+    path: Path
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        images: Iterable[Path],
+        backbone: Backbone,
+        view_seed: int | None = None,
+    ) -> CacheFile:
+        """The place of the embeddings of these files.
+
+        Raises:
+            DatasetError: a file cannot be read.
+        """
+        digest = hashlib.sha256(backbone.fingerprint.encode())
+        if view_seed is not None:
+            digest.update(f"random view {view_seed}".encode())
+        for image in images:
+            digest.update(hash_file(image))
+        return cls(folder / f"{digest.hexdigest()}.safetensors")
+
+    def read(self, count: int, width: int) -> Tensor | None:
+        """The cached embeddings, or None; a damaged file is as good as none."""
+        if not self.path.is_file():
+            return None
+        try:
+            # A copy is aligned like an embedding that was just made. A tensor inside the file need
+            # not be, and kernels may round differently then: a resumed run would not be the same.
+            images = load_file(self.path)["images"].clone()
+        except (SafetensorError, KeyError, OSError):
+            logger.warning("feature cache file %s is damaged and is made anew", self.path.name)
+            return None
+        fits = images.shape == (count, width) and bool(images.isfinite().all())
+        return images if fits else None
+
+    def write(self, images: Tensor) -> None:
+        """Atomically: several workers may share the folder."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=self.path.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+        save_file({"images": images.contiguous()}, temporary)
+        os.replace(temporary, self.path)  # noqa: PTH105 - the atomic one
+
+
+def hash_file(path: Path) -> bytes:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
+        raise DatasetError(f"{path.name}: cannot be read ({error.strerror})") from error

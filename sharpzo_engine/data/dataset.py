@@ -1,0 +1,166 @@
+"""Datasets as lists of labelled files, and few-shot sampling. Datasets differ by data alone."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sharpzo_engine.data.layout import SPLITS, Part, labels_of
+from sharpzo_engine.data.layout_detection import usable
+from sharpzo_engine.data.sources import open_source
+from sharpzo_engine.errors import DatasetError, TooFewImages
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled image file."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Class names (label order) and three splits; `shots` is set once `few_shot` has sampled."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: tuple[Example, ...]
+    val: tuple[Example, ...] = ()
+    test: tuple[Example, ...] = ()
+    shots: int | None = None
+    classes: Part = "all"  #: of the dataset's own classes, which these are
+
+    @property
+    def test_only(self) -> bool:
+        """Whether nothing can be trained on it."""
+        return not self.train
+
+    def split(self, name: str) -> tuple[Example, ...]:
+        """One split by name.
+
+        Raises:
+            DatasetError: it is not one of train, val, test.
+        """
+        if name not in SPLITS:
+            raise DatasetError(f"unknown split {name!r} (choose one of: {', '.join(SPLITS)})")
+        examples: tuple[Example, ...] = getattr(self, name)
+        return examples
+
+
+def load_dataset(
+    path: str | Path,
+    shots: int | None = None,
+    seed: int = 1,
+    name: str | None = None,
+    *,
+    root: str | Path | None = None,
+    classes: Part = "all",
+) -> Dataset:
+    """Read a dataset: a folder in one of the forms of `layout`, a split file, or one by its name.
+
+    Args:
+        path: the folder, the split file, or a name of `catalogue` such as `eurosat`.
+        shots: training images per class to sample at once; without it `tune` samples.
+        seed: of the sample, and of the split where the dataset has none.
+        name: what reports call it; none takes the folder's or the catalogue's name.
+        root: folder of the datasets that are known by name; none is that of SHARPZO_DATASETS_ROOT.
+        classes: `base` keeps the first half of the classes (rounded up), `new` the others, once
+            shots are sampled.
+
+    Raises:
+        DatasetError: no such dataset, or one that cannot be used, naming every problem.
+        TooFewImages: a class has fewer training images than `shots`.
+    """
+    source = open_source(path, root, seed)
+    layout = usable(source.layout)
+    train, val, test = (
+        tuple(Example(source.folder / entry.path, entry.label) for entry in layout.splits[split])
+        for split in SPLITS
+    )
+    dataset = Dataset(name or source.name, layout.class_names, train, val, test)
+    if shots is None:
+        return select_classes(dataset, classes)
+    return few_shot(dataset, shots, seed, classes)
+
+
+def few_shot(dataset: Dataset, shots: int, seed: int, classes: Part = "all") -> Dataset:
+    """Draw `shots` training images per class without replacement, then keep some of the classes.
+
+    The draw is CoOp's (labels in order of first appearance, `random.sample`), so that the same list
+    and seed give CoOp's subset. CoOp repeats images where a class is short of them; we refuse, but
+    for classes that are not kept.
+
+    Raises:
+        DatasetError: there is nothing to train on, or fewer than two classes are kept.
+        TooFewImages: naming the classes and what would mend it.
+    """
+    if dataset.test_only:
+        message = f"{dataset.name} has test images alone (tune on another dataset, evaluate on it)"
+        raise DatasetError(message)
+    by_label = group_by_label(dataset.train)
+    cut_already = dataset.classes == classes
+    kept = labels_of("all" if cut_already else classes, len(dataset.class_names))
+    short = {i: len(group) for i, group in by_label.items() if len(group) < shots and i in kept}
+    if short:
+        raise TooFewImages(
+            too_few_message({dataset.class_names[i]: n for i, n in short.items()}, shots)
+        )
+    rng = random.Random(seed)  # noqa: S311 - sampling, not a secret
+    sample: list[Example] = []
+    for group in by_label.values():
+        # CoOp draws from every class, so what is not kept moves the generator on.
+        enough = len(group) >= shots
+        sample += rng.sample(group, shots) if enough else rng.choices(group, k=shots)
+    return select_classes(replace(dataset, train=tuple(sample), shots=shots), classes)
+
+
+def select_classes(dataset: Dataset, classes: Part) -> Dataset:
+    """The dataset of some of its classes, numbered from 0; one that was cut so already is kept.
+
+    Raises:
+        DatasetError: it was cut to other classes, or fewer than two are left.
+    """
+    if classes in ("all", dataset.classes):
+        return dataset
+    if dataset.classes != "all":
+        raise DatasetError(
+            f"the dataset was loaded with its {dataset.classes} classes alone (load it with all)"
+        )
+    labels = labels_of(classes, len(dataset.class_names))
+    if len(labels) < 2:
+        raise DatasetError(
+            f"{len(dataset.class_names)} classes have {len(labels)} in their {classes} half (a "
+            "classifier needs two or more)"
+        )
+
+    def kept(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+        return tuple(
+            replace(e, label=e.label - labels.start) for e in examples if e.label in labels
+        )
+
+    return replace(
+        dataset,
+        class_names=dataset.class_names[labels.start : labels.stop],
+        train=kept(dataset.train),
+        val=kept(dataset.val),
+        test=kept(dataset.test),
+        classes=classes,
+    )
+
+
+def too_few_message(short: dict[str, int], shots: int) -> str:
+    """Say which classes have fewer images than shots, and the mend."""
+    listed = ", ".join(f"{name!r} has {count}" for name, count in list(short.items())[:5])
+    fewest = min(short.values())
+    mend = f"add images, or lower shots to {fewest}"
+    return f"fewer training images than shots = {shots}: {listed} ({mend})"
+
+
+def group_by_label(examples: tuple[Example, ...]) -> dict[int, list[Example]]:
+    """Label -> examples, labels in order of first appearance."""
+    groups: dict[int, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.label, []).append(example)
+    return groups

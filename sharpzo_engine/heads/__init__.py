@@ -1,0 +1,1 @@
+"""Closed-form and linear heads on the image features."""

@@ -1,0 +1,203 @@
+"""`TunedPrompt`: what tuning leaves behind, as one sealed safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharpzo_engine.checksummed import SealBroken, seal, unseal
+from sharpzo_engine.config import PromptConfig
+from sharpzo_engine.errors import ArtifactError, NotCalibrated
+from sharpzo_engine.files import write_atomically
+
+KIND = "sharpzo-prompt/2"
+#: Files from before there were heads.
+HEADLESS_KIND = "sharpzo-prompt/1"
+
+Floats = NDArray[np.float32]
+
+LARGEST = 1e30  # so that sums of products stay finite in float32
+TEMPERATURES = (1e-3, 1e3)  # smallest and largest that may divide logits
+
+
+class Stacked(NamedTuple):
+    """A prompt and a head in one: logits = f weights^T + bias."""
+
+    weights: Floats  #: [C, E]
+    bias: Floats  #: [C]
+
+
+@dataclass(frozen=True)
+class TunedPrompt:
+    """One tuned prompt, perhaps with a head, and where they come from.
+
+    Serving needs `weights` and `bias` alone. `class_embeddings` is the prompt without a head;
+    `context` gives embeddings for classes not seen yet.
+    """
+
+    class_names: tuple[str, ...]
+    class_embeddings: Floats  #: [C, E], L2-normalised
+    context: Floats  #: [M, W], token embeddings that replace those of the context words
+    logit_scale: float  #: the prompt's logits are logit_scale * image . class
+    #: backbone, config, dataset, metrics, head, engine_version, created_at
+    metadata: Mapping[str, Any]
+    stacked: Stacked | None = None  #: None without a head
+
+    def __post_init__(self) -> None:
+        """Check what a file could get wrong.
+
+        Raises:
+            ArtifactError: shapes, names or scale do not fit one another.
+        """
+        classes = len(self.class_names)
+        if self.class_embeddings.ndim != 2 or self.class_embeddings.shape[0] != classes:
+            raise ArtifactError("the prompt file is inconsistent: classes and embeddings differ")
+        if classes < 2 or self.context.ndim != 2 or not self.logit_scale > 0:
+            raise ArtifactError("the prompt file is inconsistent")
+        if self.weights.shape != self.class_embeddings.shape or self.bias.shape != (classes,):
+            raise ArtifactError("the prompt file is inconsistent: head and embeddings differ")
+        arrays = (self.class_embeddings, self.context, self.weights, self.bias)
+        if not all((np.abs(array) <= LARGEST).all() for array in arrays):
+            raise ArtifactError("the prompt file holds numbers that are too large or none")
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the backbone it was tuned on."""
+        return str(self.metadata["backbone"]["fingerprint"])
+
+    @property
+    def weights(self) -> Floats:
+        """What image embeddings are multiplied by [C, E]."""
+        if self.stacked:
+            return self.stacked.weights
+        return np.float32(self.logit_scale) * self.class_embeddings
+
+    @property
+    def bias(self) -> Floats:
+        """What is added to the products [C]."""
+        if self.stacked:
+            return self.stacked.bias
+        return np.zeros(len(self.class_names), dtype=np.float32)
+
+    def among(self, class_names: Sequence[str]) -> TunedPrompt:
+        """The same prompt, head included, that tells only these of its classes apart.
+
+        Raises:
+            ArtifactError: it does not know one of them, or they are fewer than two.
+        """
+        if len(class_names) < 2:
+            raise ArtifactError("a classifier needs two classes or more")
+        places = {name: place for place, name in enumerate(self.class_names)}
+        unknown = [name for name in class_names if name not in places]
+        if unknown:
+            raise ArtifactError(f"the prompt was not tuned on the class {unknown[0]!r}")
+        rows = [places[name] for name in class_names]
+        stacked = self.stacked
+        return replace(
+            self,
+            class_names=tuple(class_names),
+            class_embeddings=self.class_embeddings[rows],
+            stacked=None if stacked is None else Stacked(*(array[rows] for array in stacked)),
+        )
+
+    @property
+    def temperature(self) -> float | None:
+        """Divides the logits where probabilities are to be calibrated; fitted on validation images.
+
+        None in a file that does not say, or whose number no fit can have given.
+        """
+        head = self.metadata.get("head")
+        value = head.get("temperature") if isinstance(head, Mapping) else None
+        if isinstance(value, int | float) and TEMPERATURES[0] <= value <= TEMPERATURES[1]:
+            return float(value)
+        return None
+
+    def require_temperature(self) -> float:
+        """The temperature, for those who cannot do without.
+
+        Raises:
+            NotCalibrated: the file tells none.
+        """
+        if self.temperature is None:
+            raise NotCalibrated
+        return self.temperature
+
+    @property
+    def hand_written_context(self) -> str:
+        """The words that the search began with, such as `a photo of a`."""
+        config = self.metadata.get("config")
+        prompt = config.get("prompt") if isinstance(config, Mapping) else None
+        words = prompt.get("context") if isinstance(prompt, Mapping) else None
+        return words if isinstance(words, str) else PromptConfig().context
+
+    @property
+    def vectors_sha256(self) -> str:
+        """Hash of all that decides answers: equal for runs that learned the same, whenever."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for array in (self.context, self.class_embeddings, self.weights, self.bias):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        arrays = {"class_embeddings": self.class_embeddings, "context": self.context}
+        if self.stacked:
+            arrays |= self.stacked._asdict()
+        metadata = {
+            **self.metadata,
+            "class_names": list(self.class_names),
+            "logit_scale": self.logit_scale,
+            "vectors_sha256": self.vectors_sha256,
+        }
+        return seal(arrays, metadata, KIND)
+
+    def save(self, path: str | Path) -> str:
+        """Write the file atomically and return its SHA-256."""
+        data = self.to_bytes()
+        write_atomically(Path(path), data)
+        return hashlib.sha256(data).hexdigest()
+
+    @classmethod
+    def load(cls, source: str | Path | bytes) -> TunedPrompt:
+        """Read a file or its bytes, checking every one of them.
+
+        Raises:
+            ArtifactError: missing, damaged, or not a tuned prompt.
+        """
+        data = source if isinstance(source, bytes) else _read(Path(source))
+        try:
+            arrays, metadata = unseal(data, KIND, HEADLESS_KIND)
+            # Numbers too large for float32 become infinite, which is found out below.
+            with np.errstate(over="ignore", invalid="ignore"):
+                return cls(
+                    class_names=tuple(str(name) for name in metadata.pop("class_names")),
+                    class_embeddings=arrays["class_embeddings"].astype(np.float32),
+                    context=arrays["context"].astype(np.float32),
+                    logit_scale=float(metadata.pop("logit_scale")),
+                    metadata={**metadata, "backbone": dict(metadata["backbone"])},
+                    stacked=_stacked(arrays),
+                )
+        except SealBroken as error:
+            raise ArtifactError(f"not a usable prompt file: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError("not a usable prompt file: fields are missing") from error
+
+
+def _stacked(arrays: Mapping[str, NDArray[Any]]) -> Stacked | None:
+    if "weights" not in arrays:
+        return None
+    return Stacked(arrays["weights"].astype(np.float32), arrays["bias"].astype(np.float32))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error

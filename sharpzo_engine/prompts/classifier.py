@@ -1,0 +1,222 @@
+"""Classifying with a tuned prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import BATCH_SIZE
+from sharpzo_engine.data.images import decode_image
+from sharpzo_engine.errors import ArtifactError, BackboneMismatch, ImageError
+from sharpzo_engine.prompts.artifact import TunedPrompt
+
+ImageInput = str | Path | bytes | Image.Image
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class with its probability."""
+
+    label: str
+    index: int
+    score: float
+
+
+class PromptClassifier:
+    """A tuned prompt on the backbone it was tuned on."""
+
+    def __init__(self, prompt: TunedPrompt, backbone: Backbone) -> None:
+        """Raises BackboneMismatch where fingerprints differ: answers would be nonsense."""
+        check_backbone(prompt, backbone)
+        self.prompt = prompt
+        self.backbone = backbone
+        self._weights = torch.tensor(prompt.weights, device=backbone.device)
+        self._bias = torch.tensor(prompt.bias, device=backbone.device)
+
+    def embed(self, images: Sequence[ImageInput]) -> Tensor:
+        """Images -> L2-normalised embeddings [B, E].
+
+        Raises:
+            ImageError: an image cannot be decoded, naming it.
+        """
+        batches = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]
+        embedded = [self.backbone.encode_images(self._preprocess(batch)) for batch in batches]
+        empty = torch.empty(0, self.backbone.embed_dim, device=self.backbone.device)
+        return torch.cat([empty, *embedded])
+
+    def _preprocess(self, images: Sequence[ImageInput]) -> Tensor:
+        return torch.stack([self.backbone.preprocess(to_image(image)) for image in images])
+
+    @torch.inference_mode()
+    def logits(self, embeddings: Tensor | NDArray[np.float32]) -> Tensor:
+        """Image embeddings [B, E] -> logits [B, C]."""
+        images = torch.as_tensor(embeddings, device=self._weights.device)
+        return torch.addmm(self._bias, images, self._weights.T)
+
+    @torch.inference_mode()
+    def probabilities(
+        self, embeddings: Tensor | NDArray[np.float32], temperature: float = 1.0
+    ) -> NDArray[np.float32]:
+        """Image embeddings [B, E] -> class probabilities [B, C], each row summing to 1.
+
+        The logits are divided by `temperature`; the prompt's own calibrates them.
+        """
+        result: NDArray[np.float32] = (
+            (self.logits(embeddings) / temperature).softmax(-1).cpu().numpy()
+        )
+        return result
+
+    def rank(
+        self,
+        embeddings: Tensor | NDArray[np.float32],
+        top_k: int = 5,
+        *,
+        calibrated: bool = False,
+    ) -> list[list[Prediction]]:
+        """The `top_k` most probable classes of each image embedding [B, E], best first.
+
+        Raises:
+            NotCalibrated: calibrated probabilities are asked for, and there is no temperature.
+        """
+        temperature = self.prompt.require_temperature() if calibrated else 1.0
+        rows = self.probabilities(embeddings, temperature)
+        return [top_predictions(row, self.prompt.class_names, top_k) for row in rows]
+
+    def predict(
+        self, images: Sequence[ImageInput], top_k: int = 5, *, calibrated: bool = False
+    ) -> list[list[Prediction]]:
+        """The `top_k` most probable classes of each image, best first.
+
+        Raises:
+            ImageError: an image cannot be decoded, naming it.
+            NotCalibrated: calibrated probabilities are asked for, and there is no temperature.
+        """
+        if calibrated:
+            self.prompt.require_temperature()  # before the work, not after it
+        return self.rank(self.embed(images), top_k, calibrated=calibrated)
+
+    def zero_shot(self) -> PromptClassifier:
+        """The hand-written prompt that the search began with: no head, no temperature.
+
+        Raises:
+            ConfigError: the artifact's words are unusable.
+            DatasetError: a class name is too long for the text tower.
+        """
+        words, names = self.prompt.hand_written_context, self.prompt.class_names
+        tokens = self.backbone.tokenize(words, names)
+        context = self.backbone.token_embeddings(tokens.context).cpu().numpy()
+        return self._with_context(context, names, {})
+
+    def among(self, class_names: Sequence[str]) -> PromptClassifier:
+        """Of these classes alone: a part of the prompt's own, or others by `with_classes`.
+
+        Raises:
+            ArtifactError, ConfigError, DatasetError: see `with_classes`.
+        """
+        if not set(class_names) <= set(self.prompt.class_names):
+            return self.with_classes(class_names)
+        return PromptClassifier(self.prompt.among(class_names), self.backbone)
+
+    def with_classes(self, class_names: Sequence[str]) -> PromptClassifier:
+        """The tuned context before other class names, which it may never have seen.
+
+        A head and a temperature were fitted to images of the prompt's own classes, and are left
+        behind.
+
+        Raises:
+            ArtifactError: the artifact's words are not those of its vectors.
+            ConfigError: they are unusable.
+            DatasetError: a class name is too long for the text tower.
+        """
+        metadata = {**self.prompt.metadata, "head": {"kind": "none"}}
+        return self._with_context(self.prompt.context, class_names, metadata)
+
+    def _with_context(
+        self, context: NDArray[np.float32], names: Sequence[str], metadata: Mapping[str, Any]
+    ) -> PromptClassifier:
+        """A classifier from context vectors [M, W] and class names."""
+        backbone, own = self.backbone, self.prompt.metadata
+        tokens = backbone.tokenize(self.prompt.hand_written_context, names)
+        if context.shape[0] != len(tokens.context):
+            raise ArtifactError("the prompt file is inconsistent: its words and vectors differ")
+        vectors = torch.tensor(context, device=backbone.device)
+        prompt = TunedPrompt(
+            class_names=tuple(names),
+            class_embeddings=backbone.text_encoder(tokens).encode(vectors[None])[0].cpu().numpy(),
+            context=context,
+            logit_scale=backbone.logit_scale,
+            metadata={"backbone": own["backbone"], "config": own.get("config"), **metadata},
+        )
+        return PromptClassifier(prompt, backbone)
+
+
+def check_backbone(prompt: TunedPrompt, backbone: Backbone) -> None:
+    """Return if the prompt was tuned on this backbone.
+
+    Raises:
+        BackboneMismatch: on another one.
+    """
+    if prompt.fingerprint != backbone.fingerprint:
+        tuned_on = prompt.metadata["backbone"].get("name", "another backbone")
+        raise BackboneMismatch(
+            f"the prompt was tuned on {tuned_on} with weights {prompt.fingerprint[:12]}, this "
+            f"is {backbone.name} with weights {backbone.fingerprint[:12]} (load that one)"
+        )
+
+    width = prompt.weights.shape[1]
+    if width != backbone.embed_dim:
+        raise BackboneMismatch(
+            f"the prompt has embeddings of {width} numbers, {backbone.name} of "
+            f"{backbone.embed_dim} (the file is not what it says)"
+        )
+
+
+def top_predictions(
+    probabilities: NDArray[np.float32], class_names: Sequence[str], top_k: int
+) -> list[Prediction]:
+    """The best `top_k` of one row [C], best first."""
+    order = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
+    return [Prediction(class_names[i], int(i), float(probabilities[i])) for i in order]
+
+
+def zero_shot_weights(
+    backbone: Backbone, context: str, class_names: Sequence[str]
+) -> NDArray[np.float32]:
+    """What the hand-written prompt "{context} {class}." multiplies image embeddings by [C, E].
+
+    Raises:
+        ConfigError: the context is unusable.
+        DatasetError: a class name is too long for the text tower.
+    """
+    tokens = backbone.tokenize(context, class_names)
+    words = backbone.token_embeddings(tokens.context)  # [M, W]
+    embeddings = backbone.text_encoder(tokens).encode(words[None])[0]
+    result: NDArray[np.float32] = (backbone.logit_scale * embeddings).cpu().numpy()
+    return result
+
+
+def to_image(source: ImageInput) -> Image.Image:
+    """Decode a path or bytes; an image is taken as it is.
+
+    Raises:
+        ImageError: naming the file, where there is one.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, bytes):
+        return decode_image(source)
+    try:
+        return decode_image(Path(source).read_bytes())
+    except OSError as error:
+        raise ImageError(f"{source}: cannot be read ({error.strerror})") from error
+    except ImageError as error:
+        raise ImageError(f"{source}: {error}", error.code) from error

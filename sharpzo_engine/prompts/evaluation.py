@@ -1,0 +1,238 @@
+"""How well a classifier does: right or wrong, and how far its probabilities can be believed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sharpzo_engine.clip.features import Features
+from sharpzo_engine.errors import DatasetError
+
+BINS = 15  # of a reliability diagram, as in Guo et al. 2017
+TOP = 5
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a prompt does on one split."""
+
+    images: int
+    accuracy: float
+    per_class: dict[str, float | None]  #: None for a class without images
+    confusion: list[list[int]]  #: [true][predicted] counts
+
+
+def evaluate(
+    weights: Tensor, features: Features, class_names: Sequence[str], bias: Tensor | None = None
+) -> Evaluation:
+    """Score a class matrix [C, E], and a bias [C] if there is one, on embedded images.
+
+    Raises:
+        DatasetError: there are no images to score.
+    """
+    if not len(features):
+        raise DatasetError("the split has no images to evaluate on")
+    images = features.images
+    logits = images @ weights.to(images.device).T
+    predicted = (logits if bias is None else logits + bias.to(images.device)).argmax(-1)
+    classes = len(class_names)
+    cells = (features.labels * classes + predicted).cpu()
+    confusion = torch.bincount(cells, minlength=classes**2).view(classes, classes)
+    right, totals = confusion.diagonal(), confusion.sum(1)
+    per_class = {
+        name: float(right[i] / totals[i]) if totals[i] else None
+        for i, name in enumerate(class_names)
+    }
+    return Evaluation(
+        len(features), int(right.sum()) / len(features), per_class, confusion.tolist()
+    )
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Images whose most probable class has a probability in (low, low + 1 / BINS]."""
+
+    low: float
+    images: int
+    confidence: float | None  #: mean probability of that class; None without images
+    accuracy: float | None  #: how often it is the true one
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far probabilities can be believed, the logits being divided by `temperature`.
+
+    `ece` is the expected calibration error of the most probable class over bins of equal width
+    (Guo et al. 2017, On Calibration of Modern Neural Networks, eq. 3).
+    """
+
+    temperature: float
+    nll: float  #: mean negative log-likelihood of the true class
+    ece: float
+    bins: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class."""
+
+    name: str
+    images: int  #: that are of this class
+    predicted: int  #: that were taken for this class
+    accuracy: float | None  #: share of its images that were recognised; None without images
+    precision: float | None  #: share of what was taken for it that is; None if nothing was
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A classifier on labelled images."""
+
+    images: int
+    accuracy: float
+    macro_accuracy: float  #: mean over the classes that have images
+    top5_accuracy: float
+    classes: tuple[ClassFigures, ...]
+    cells: tuple[tuple[int, int, int], ...]  #: (true, predicted, images) where there are any
+    calibration: Calibration
+    calibrated: Calibration | None = None  #: at a temperature of its own
+
+    @property
+    def confusion(self) -> list[list[int]]:
+        """[true][predicted] counts."""
+        rows = [[0] * len(self.classes) for _ in self.classes]
+        for true, predicted, images in self.cells:
+            rows[true][predicted] = images
+        return rows
+
+    def figures(self) -> dict[str, float | int | None]:
+        """The numbers that sum it up."""
+        calibrated = self.calibrated
+        return {
+            "images": self.images,
+            "accuracy": self.accuracy,
+            "macro_accuracy": self.macro_accuracy,
+            "top5_accuracy": self.top5_accuracy,
+            "nll": self.calibration.nll,
+            "ece": self.calibration.ece,
+            "calibrated_nll": None if calibrated is None else calibrated.nll,
+            "calibrated_ece": None if calibrated is None else calibrated.ece,
+        }
+
+
+class Tally:
+    """Counts images, some at a time, into an `Assessment`; no image is kept."""
+
+    def __init__(self, class_names: Sequence[str], temperature: float | None = None) -> None:
+        """With a `temperature`, probabilities are judged at that one as well as at 1."""
+        self._names = tuple(class_names)
+        self._images = 0
+        self._top = 0
+        self._cells: Counter[int] = Counter()  # true * classes + predicted -> images
+        self._plain = _Reliability(1.0)
+        self._calibrated = None if temperature is None else _Reliability(temperature)
+
+    def add(self, logits: NDArray[Any], labels: NDArray[np.int64]) -> None:
+        """Take in logits [B, C] and true classes [B]."""
+        if not len(labels):
+            return
+        logits = logits.astype(np.float64)
+        predicted = logits.argmax(1)
+        true = logits[np.arange(len(labels)), labels]
+        self._images += len(labels)
+        self._top += int(((logits > true[:, None]).sum(1) < TOP).sum())
+        cells, counts = np.unique(labels * len(self._names) + predicted, return_counts=True)
+        self._cells.update(dict(zip(cells.tolist(), counts.tolist(), strict=True)))
+        for reliability in filter(None, (self._plain, self._calibrated)):
+            reliability.add(logits, predicted, labels)
+
+    def result(self) -> Assessment:
+        """The figures of everything that was taken in.
+
+        Raises:
+            DatasetError: there were no images.
+        """
+        if not self._images:
+            raise DatasetError("there are no images to evaluate on")
+        cells = tuple(
+            (*divmod(cell, len(self._names)), images)
+            for cell, images in sorted(self._cells.items())
+        )
+        classes = _class_figures(self._names, cells)
+        measured = [figures.accuracy for figures in classes if figures.accuracy is not None]
+        return Assessment(
+            images=self._images,
+            accuracy=sum(n for true, predicted, n in cells if true == predicted) / self._images,
+            macro_accuracy=sum(measured) / len(measured),
+            top5_accuracy=self._top / self._images,
+            classes=classes,
+            cells=cells,
+            calibration=self._plain.result(),
+            calibrated=None if self._calibrated is None else self._calibrated.result(),
+        )
+
+
+def _class_figures(
+    names: Sequence[str], cells: Sequence[tuple[int, int, int]]
+) -> tuple[ClassFigures, ...]:
+    images, predicted, right = ([0] * len(names) for _ in range(3))
+    for true, answer, count in cells:
+        images[true] += count
+        predicted[answer] += count
+        right[true] += count if true == answer else 0
+    return tuple(
+        ClassFigures(
+            name,
+            images[i],
+            predicted[i],
+            right[i] / images[i] if images[i] else None,
+            right[i] / predicted[i] if predicted[i] else None,
+        )
+        for i, name in enumerate(names)
+    )
+
+
+class _Reliability:
+    """Sums per bin of confidence."""
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+        self._surprise = 0.0
+        self._images, self._confidence, self._right = np.zeros((3, BINS))
+
+    def add(self, logits: Array, predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        scaled = logits / self._temperature
+        scaled -= scaled.max(1, keepdims=True)
+        log_probabilities = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+        rows = np.arange(len(labels))
+        confidence = np.exp(log_probabilities[rows, predicted])
+        self._surprise -= float(log_probabilities[rows, labels].sum())
+        bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+        np.add.at(self._images, bins, 1)
+        np.add.at(self._confidence, bins, confidence)
+        np.add.at(self._right, bins, predicted == labels)
+
+    def result(self) -> Calibration:
+        total = self._images.sum()
+        gaps = np.abs(self._right - self._confidence)  # |B_m| |acc(B_m) - conf(B_m)|
+        return Calibration(
+            temperature=self._temperature,
+            nll=self._surprise / total,
+            ece=float(gaps.sum() / total),
+            bins=tuple(self._bin(index) for index in range(BINS)),
+        )
+
+    def _bin(self, index: int) -> ReliabilityBin:
+        images = int(self._images[index])
+        if not images:
+            return ReliabilityBin(index / BINS, 0, None, None)
+        confidence, right = self._confidence[index] / images, self._right[index] / images
+        return ReliabilityBin(index / BINS, images, float(confidence), float(right))

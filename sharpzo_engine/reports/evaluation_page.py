@@ -1,0 +1,91 @@
+"""The page of an evaluation: the JSON's numbers, arranged for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from sharpzo_engine.reports.report_page import (
+    MAX_ROWS,
+    TELLING,
+    class_lists,
+    confused_pairs,
+    confusion_matrix,
+    fill_template,
+)
+from sharpzo_engine.reports.report_plots import draw_reliability
+
+Data = Mapping[str, Any]
+
+CAPTIONS = {
+    "tuned": "As it answers",
+    "calibrated": "Calibrated by its own temperature",
+    "zero_shot": "Zero-shot",
+}
+#: Rows of the table of figures: what, key, and whether it is a fraction.
+FIGURES = (
+    ("accuracy", "accuracy", True),
+    ("mean accuracy of the classes", "macro_accuracy", True),
+    ("top-5 accuracy", "top5_accuracy", True),
+    ("expected calibration error", "ece", True),
+    ("… at the prompt's temperature", "calibrated_ece", True),
+    ("negative log-likelihood", "nll", False),
+    ("… at the prompt's temperature", "calibrated_nll", False),
+)
+
+
+def render(data: Data) -> str:
+    """The page of an evaluation's JSON; equal JSON gives equal bytes."""
+    figures = draw_reliability(data["calibration"])
+    rows = [
+        {**row, "tuned": row["accuracy"], "zero_shot": row["zero_shot_accuracy"]}
+        for row in data["classes"]
+    ]
+    return fill_template(
+        "evaluation.html.j2",
+        **data,
+        title=data["labels"].get("prompt") or data["classifier"],
+        rows=list(_figures(data)),
+        diagrams=[
+            (CAPTIONS[name], data["calibration"][name], Markup(svg))  # noqa: S704 - ours
+            for name, svg in figures.items()
+        ],
+        class_lists=list(_class_lists(rows, compared=data["zero_shot"] is not None)),
+        matrix=confusion_matrix(data["classes"], data["confusion"]),
+        pairs=confused_pairs(data["classes"], data["confusion"]),
+        facts=[fact for fact in _facts(data) if fact[1] is not None],
+    )
+
+
+def _figures(data: Data) -> Iterator[dict[str, Any]]:
+    before = data["zero_shot"] or {}
+    for name, key, fraction in FIGURES:
+        after = data["figures"][key]
+        if after is not None:
+            yield {"name": name, "after": after, "before": before.get(key), "fraction": fraction}
+
+
+def _class_lists(rows: Sequence[Data], *, compared: bool) -> Iterator[dict[str, Any]]:
+    """All classes, or of many the most telling ones; by their gain where there is one."""
+    if compared:
+        yield from class_lists(rows)
+        return
+    known = sorted((row for row in rows if row["tuned"] is not None), key=lambda row: row["tuned"])
+    plain = [{**row, "gain": None} for row in known]
+    if len(rows) <= MAX_ROWS:
+        absent = [{**row, "gain": None} for row in rows if row["tuned"] is None]
+        yield {"title": None, "rows": plain[::-1] + absent}
+        return
+    yield {"title": "Most accurate", "rows": plain[::-1][:TELLING]}
+    yield {"title": "Least accurate", "rows": plain[:TELLING]}
+
+
+def _facts(data: Data) -> Iterator[tuple[str, Any]]:
+    backbone = data["backbone"]
+    parts = (backbone.get("name"), backbone.get("pretrained"))
+    yield "backbone", ", ".join(part for part in parts if part) or None
+    yield "backbone fingerprint", backbone.get("fingerprint")
+    for name, value in data["labels"].items():
+        yield name.replace("_", " "), value

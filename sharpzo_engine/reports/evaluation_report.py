@@ -1,0 +1,96 @@
+"""`EvaluationReport`: how a prompt does on one split, as JSON and as one self-contained page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sharpzo_engine.errors import ImageError
+from sharpzo_engine.prompts.artifact import TunedPrompt
+from sharpzo_engine.prompts.evaluation import Assessment, Calibration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORMAT = "sharpzo-evaluation/1"
+LISTED_ERRORS = 100  # images that could not be read and that the report names
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """A prompt, and beside it perhaps the hand-written one, on the same images.
+
+    The page is made from `to_json()` and nothing else, so both always hold the same numbers.
+    """
+
+    assessment: Assessment
+    zero_shot: Assessment | None
+    split: str
+    prompt: TunedPrompt
+    errors: Sequence[tuple[str, ImageError]] = ()  #: of images that could not be read, by file name
+    labels: Mapping[str, str | None] = field(default_factory=dict)  #: what only the caller knows
+
+    def figures(self) -> dict[str, float | int | None]:
+        """The numbers that sum it up."""
+        zero_shot = self.zero_shot
+        return {
+            **self.assessment.figures(),
+            "zero_shot_accuracy": None if zero_shot is None else zero_shot.accuracy,
+            "zero_shot_ece": None if zero_shot is None else zero_shot.calibration.ece,
+            "errors": len(self.errors),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        zero_shot = self.zero_shot
+        return {
+            "format": FORMAT,
+            "split": self.split,
+            "classifier": self.classifier,
+            "images": self.assessment.images,
+            "figures": self.assessment.figures(),
+            "zero_shot": None if zero_shot is None else zero_shot.figures(),
+            "classes": list(self._classes()),
+            "confusion": [list(cell) for cell in self.assessment.cells],
+            "calibration": {name: asdict(item) for name, item in self._calibrations()},
+            "errors": {
+                "count": len(self.errors),
+                "examples": [
+                    {"file": file, "code": error.code, "message": str(error)}
+                    for file, error in self.errors[:LISTED_ERRORS]
+                ],
+            },
+            "backbone": dict(self.prompt.metadata["backbone"]),
+            "labels": dict(self.labels),
+        }
+
+    def to_json_bytes(self) -> bytes:
+        """`to_json()` as a file's content."""
+        return json.dumps(self.to_json(), allow_nan=False, separators=(",", ":")).encode()
+
+    def to_html(self) -> str:
+        """The page, without a single reference to anything outside it."""
+        from sharpzo_engine.reports.evaluation_page import render  # matplotlib is needed here alone
+
+        return render(self.to_json())
+
+    @property
+    def classifier(self) -> str:
+        """What is measured."""
+        head = self.prompt.metadata.get("head")
+        kind = head.get("kind", "none") if isinstance(head, Mapping) else "none"
+        return "tuned prompt" if kind == "none" else f"tuned prompt with head {kind}"
+
+    def _calibrations(self) -> Iterator[tuple[str, Calibration]]:
+        yield "tuned", self.assessment.calibration
+        if self.assessment.calibrated is not None:
+            yield "calibrated", self.assessment.calibrated
+        if self.zero_shot is not None:
+            yield "zero_shot", self.zero_shot.calibration
+
+    def _classes(self) -> Iterator[dict[str, Any]]:
+        for place, figures in enumerate(self.assessment.classes):
+            zero_shot = None if self.zero_shot is None else self.zero_shot.classes[place].accuracy
+            yield {**asdict(figures), "zero_shot_accuracy": zero_shot}

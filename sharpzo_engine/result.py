@@ -1,0 +1,198 @@
+"""`conclude`: from a finished search to its result: head, test accuracies, prompt file, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+
+from sharpzo_engine._version import __version__
+from sharpzo_engine.clip.features import Features
+from sharpzo_engine.config import TuningConfig
+from sharpzo_engine.heads.fitting import CPU, LinearHead
+from sharpzo_engine.heads.stacking import (
+    HEAD_ALONE,
+    PROMPT,
+    TIP_ADAPTER,
+    ZERO_SHOT,
+    Material,
+    Stacking,
+    accuracy,
+    stack_heads,
+)
+from sharpzo_engine.prompts.artifact import Stacked, TunedPrompt
+from sharpzo_engine.prompts.evaluation import evaluate
+from sharpzo_engine.randomness import Purpose, generator
+from sharpzo_engine.reports.report import RunReport
+from sharpzo_engine.search.history import StepRecord
+from sharpzo_engine.search.landscape import Pace, survey
+from sharpzo_engine.search.loop import Search
+from sharpzo_engine.search.objective import Objective
+
+Metrics = dict[str, float | int | None]
+OnRow = Callable[[int, int], None]  #: (rows of the loss landscape done, rows in all)
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """A tuned prompt, what it scores, and how the run went."""
+
+    prompt: TunedPrompt
+    metrics: Metrics  #: accuracies are fractions
+    history: tuple[StepRecord, ...]
+    stopped_by: str  #: "completed", "max_forward_passes" or "max_seconds"
+    validation_source: str  #: "official", "holdout" or "training", see `split_validation`
+    comparison: Mapping[str, float]  #: accuracy of everything that could have been served
+    comparison_split: str  #: "test"; without test images "validation", and without those "training"
+    report: RunReport  #: all of this as JSON and as an HTML page
+
+
+@dataclass(frozen=True)
+class FinishedSearch:
+    """A search that has ended, and the images it looked at."""
+
+    config: TuningConfig
+    search: Search
+    dataset: Mapping[str, object]  #: name and shots
+    train: Features
+    validation: Features
+    source: str  #: of the validation images, see `tuner.split_validation`
+
+
+def conclude(
+    finished: FinishedSearch, stacking: Stacking, test: Features, on_row: OnRow
+) -> TuneResult:
+    """Score what was found on the test images, which are looked at here and nowhere else."""
+    search, config = finished.search, finished.config
+    comparison, split = _compare(finished, stacking, test.to(CPU))
+    served = accuracy(stacking.served.head, test.to(CPU)) if split == "test" else None
+    metrics = _metrics(search, comparison, served, len(test), len(finished.validation))
+    origin = {
+        "dataset": finished.dataset,
+        "validation_source": finished.source,
+        "stopped_by": search.stopped_by,
+    }
+    prompt = _to_prompt(search, config, stacking, metrics, origin)
+    report = replace(_run_report(finished, prompt, test, on_row), comparison=comparison)
+    return TuneResult(
+        prompt,
+        metrics,
+        report.history,
+        search.stopped_by,
+        finished.source,
+        comparison,
+        split,
+        report,
+    )
+
+
+def fit_head(finished: FinishedSearch) -> Stacking:
+    """Choose and fit the head; test images are no part of it."""
+    return stack_heads(finished.config.head, _material(finished))
+
+
+def _material(finished: FinishedSearch) -> Material:
+    space, point = finished.search.space, finished.search.best.point
+    embeddings = space.class_embeddings(np.stack([space.origin, point])).cpu()
+    zero_shot, tuned = (
+        LinearHead(space.backbone.logit_scale * rows, torch.zeros(len(rows))) for rows in embeddings
+    )
+    train, validation = finished.train.to(CPU), finished.validation.to(CPU)
+    return Material(train, validation, finished.source, tuned, zero_shot)
+
+
+def _compare(
+    finished: FinishedSearch, stacking: Stacking, test: Features
+) -> tuple[dict[str, float], str]:
+    """Accuracies of all that could be served, and the split that they were measured on.
+
+    Without test images heads are measured on validation images that they were not fitted to.
+    """
+    compared, split = test, "test"
+    if not len(test):
+        compared = finished.validation.to(CPU)
+        split = "training" if finished.source == "training" else "validation"
+        if finished.source == "holdout":
+            stacking = fit_head(replace(finished, source="official"))
+    return {name: accuracy(head, compared) for name, head in stacking.rows.items()}, split
+
+
+def _metrics(
+    search: Search,
+    comparison: Mapping[str, float],
+    served: float | None,
+    test_images: int,
+    validation_images: int,
+) -> Metrics:
+    """What the run reached; test accuracies are None where there are no test images."""
+    tested: Mapping[str, float] = comparison if test_images else {}
+    return {
+        "zero_shot_accuracy": tested.get(ZERO_SHOT, search.start.accuracy),
+        "test_accuracy": served,
+        "prompt_test_accuracy": tested.get(PROMPT),
+        "head_test_accuracy": tested.get(HEAD_ALONE),
+        "tip_adapter_test_accuracy": tested.get(TIP_ADAPTER),
+        "val_accuracy": search.best.score.accuracy,
+        "val_loss": search.best.score.loss,
+        "zero_shot_val_accuracy": search.start.accuracy,
+        "loss": search.training_loss,
+        "forward_passes": search.forward_passes,
+        "seconds": search.seconds,
+        "steps": len(search.history),
+        "test_images": test_images,
+        "validation_images": validation_images,
+    }
+
+
+def _run_report(
+    finished: FinishedSearch, prompt: TunedPrompt, test: Features, on_row: OnRow
+) -> RunReport:
+    search = finished.search
+    space, point = search.space, search.best.point
+    scored = test if len(test) else finished.validation
+    zero_shot, tuned = space.class_embeddings(np.stack([space.origin, point]))
+    before = evaluate(zero_shot, scored, space.class_names)
+    after = evaluate(tuned, scored, space.class_names)
+    if len(test):
+        # What is served; a head may have been fitted to any other images than those of the test.
+        weights = torch.from_numpy(prompt.weights)
+        after = evaluate(weights, scored, space.class_names, torch.from_numpy(prompt.bias))
+    history = tuple(search.history)
+    pace = Pace(history[-1].seconds, history[-1].forward_passes) if history else Pace(0.0, 0)
+    rng = generator(finished.config.seed, Purpose.LANDSCAPE)
+    objective = Objective(space, finished.train)  # its own: these passes are not billed
+    landscape = survey(objective, space.origin, point, rng, pace, on_row)
+    return RunReport(space.class_names, prompt.metadata, history, before, after, landscape)
+
+
+def _to_prompt(
+    search: Search,
+    config: TuningConfig,
+    stacking: Stacking,
+    metrics: Metrics,
+    origin: Mapping[str, object],
+) -> TunedPrompt:
+    space, point = search.space, search.best.point
+    served = stacking.served
+    matrix = Stacked(served.head.weights.numpy(), served.head.bias.numpy())
+    return TunedPrompt(
+        class_names=space.class_names,
+        class_embeddings=space.class_embeddings(point[None])[0].cpu().numpy(),
+        context=space.context(point[None])[0].cpu().numpy(),
+        logit_scale=space.backbone.logit_scale,
+        metadata={
+            "backbone": space.backbone.describe(),
+            "config": config.model_dump(mode="json"),
+            "metrics": metrics,
+            "head": served.describe(),
+            **origin,
+            "point": point.tolist(),
+            "projection_sha256": space.projection_sha256,
+            "engine_version": __version__,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+        stacked=None if served.kind == "none" else matrix,
+    )

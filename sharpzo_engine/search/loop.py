@@ -1,0 +1,306 @@
+"""The search loop: runs the stages, validates, keeps the best point, honours the budgets."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharpzo_engine.clip.parallel import numpy_on_one_thread
+from sharpzo_engine.config import TuningConfig
+from sharpzo_engine.errors import TuningInterrupted
+from sharpzo_engine.search.checkpoint import Checkpointing, Snapshot
+from sharpzo_engine.search.history import StepRecord, history_arrays, history_records
+from sharpzo_engine.search.methods import (
+    has_stage_1,
+    has_stage_2,
+    passes_per_stage_2_step,
+    stage_1,
+    stage_2,
+)
+from sharpzo_engine.search.objective import Objective, Score
+from sharpzo_engine.search.progress import OnStep, Phase, Progress
+from sharpzo_engine.search.prompt_space import PromptSpace
+from sharpzo_engine.search.stages.stage import Descent, Stage, StageState, StepOutcome
+
+Array = NDArray[np.float64]
+Clock = Callable[[], float]
+
+#: In stage 2 a step is cheap; it is validated about once per this many evaluations.
+PASSES_BETWEEN_VALIDATIONS = 200
+#: Steps of a stage before its pace says anything about the time left.
+STEPS_BEFORE_ETA = 10
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A point and its score on the validation images."""
+
+    point: Array
+    score: Score
+
+
+class Search:
+    """One run from the hand-written prompt to the best validated point."""
+
+    def __init__(
+        self,
+        config: TuningConfig,
+        objective: Objective,
+        validation: Objective,
+        on_step: OnStep | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """`validation` decides the change point and what is kept; it never steers a step."""
+        self._config = config
+        self._objective = objective
+        self._validation = validation
+        self._on_step = on_step or (lambda _: None)
+        self._clock = clock
+        self._began = clock()
+        self._passes_before = 0
+        self._since_validation = 0
+        self._stale = 0
+        self._first_step, self._stage_began = 0, self._began
+        self.stopped_by = "completed"
+        self.training_loss = math.nan  # of the best point, once the search is over
+        self.history: list[StepRecord] = []
+        origin = objective.space.origin
+        self.best = Validated(origin, validation.score(origin))
+        self.start = self.best.score
+        self._best_rank = _rank(self.start)
+        self._stage: Stage = self._first_stage()
+
+    @property
+    def space(self) -> PromptSpace:
+        """The space that is searched."""
+        return self._objective.space
+
+    @property
+    def forward_passes(self) -> int:
+        """Evaluations so far, those on validation images included."""
+        counted = self._objective.forward_passes + self._validation.forward_passes
+        return self._passes_before + counted
+
+    @property
+    def seconds(self) -> float:
+        """Time of tuning so far, over all attempts."""
+        return self._clock() - self._began
+
+    @property
+    def phase(self) -> Phase:
+        """The stage under way."""
+        return self._stage.name
+
+    @property
+    def _budget(self) -> list[int | None]:
+        """What stage 2's schedule depends on."""
+        return [self._config.total_steps, self._config.max_forward_passes]
+
+    def run(self, checkpoints: Checkpointing | None = None) -> Array:
+        """Search to the end of the budget and return the best validated point [d].
+
+        Raises:
+            TuningInterrupted: `on_step` asked for it; a checkpoint is written first.
+        """
+        try:
+            with numpy_on_one_thread():
+                self._loop(checkpoints)
+        except TuningInterrupted:
+            if checkpoints:
+                checkpoints.save(len(self.history), self.snapshot)
+            raise
+        if checkpoints:  # what follows can be interrupted too, and a longer run can begin here
+            checkpoints.save(len(self.history), self.snapshot)
+        self._validate()
+        self.training_loss = float(self._objective(self.best.point)[0])
+        return self.best.point
+
+    def _loop(self, checkpoints: Checkpointing | None) -> None:
+        while not self._is_over():
+            self._advance()
+            if checkpoints:
+                checkpoints.save_if_due(len(self.history), self.snapshot)
+
+    def _advance(self) -> None:
+        """One step of the current stage, its validation, its report."""
+        passes = self._objective.forward_passes
+        outcome = self._stage.step(self._objective)
+        self._since_validation += self._objective.forward_passes - passes
+        due = self.phase == "stage1" or self._since_validation >= PASSES_BETWEEN_VALIDATIONS
+        self._record(outcome, self._validate() if due else None)
+
+    def _validate(self) -> Score:
+        """Score the stage's candidates; keep the best point there was, or the last."""
+        self._since_validation = 0
+        scored = [Validated(p, self._validation.score(p)) for p in self._stage.candidates]
+        best = min(scored, key=lambda validated: _rank(validated.score))
+        improved = _rank(best.score) < self._best_rank
+        self._stale = 0 if improved else self._stale + 1
+        self._best_rank = min(self._best_rank, _rank(best.score))
+        if self._config.selection == "last":
+            self.best = scored[0]  # the stage's own point
+        elif improved:
+            self.best = best
+        return best.score
+
+    def _record(self, outcome: StepOutcome, score: Score | None) -> None:
+        record = StepRecord(
+            step=len(self.history) + 1,
+            phase=self.phase,
+            loss=outcome.loss,
+            val_loss=score.loss if score else None,
+            val_accuracy=score.accuracy if score else None,
+            sigma=outcome.sigma,
+            sharpness=outcome.sharpness,
+            forward_passes=self.forward_passes,
+            seconds=self.seconds,
+        )
+        self.history.append(record)
+        progress = Progress(
+            phase=self.phase,
+            step=record.step,
+            total_steps=self._config.total_steps,
+            forward_passes=record.forward_passes,
+            eta_seconds=self._eta(),
+            record=record,
+        )
+        if self._change_point_reached():
+            self._begin_stage_2()
+        self._on_step(progress)
+
+    def _is_over(self) -> bool:
+        """Whether the next step must not be taken; notes the reason."""
+        config = self._config
+        if len(self.history) >= config.total_steps or self._stage.exhausted:
+            return True
+        if config.max_seconds is not None and self.seconds >= config.max_seconds:
+            self.stopped_by = "max_seconds"
+        elif not self._affords(self._stage.passes_per_step):
+            self.stopped_by = "max_forward_passes"
+        return self.stopped_by != "completed"
+
+    def _affords(self, passes: int) -> bool:
+        budget = self._config.max_forward_passes
+        # The step's own validation, and the one at the end, are part of the bill.
+        reserve = 2 * len(self._stage.candidates)
+        return budget is None or self.forward_passes + passes + reserve <= budget
+
+    def _change_point_reached(self) -> bool:
+        config = self._config
+        if self.phase == "stage2" or not has_stage_2(config):
+            return False
+        if config.change_point == "auto":
+            share = self._stage_1_share()
+            return self._stale >= config.patience or share >= 0.5 or self._stage.exhausted
+        return len(self.history) >= config.change_point or self._stage.exhausted
+
+    def _stage_1_share(self) -> float:
+        """Largest share of any budget that stage 1 has used."""
+        config = self._config
+        shares = [len(self.history) / config.total_steps]
+        if config.max_forward_passes is not None:
+            shares.append(self.forward_passes / config.max_forward_passes)
+        if config.max_seconds is not None:
+            shares.append(self.seconds / config.max_seconds)
+        return max(shares)
+
+    def _first_stage(self) -> Stage:
+        if has_stage_1(self._config):
+            return stage_1(self._config, self._objective)
+        return self._stage_2()
+
+    def _begin_stage_2(self) -> None:
+        self._stale = self._since_validation = 0
+        self._first_step, self._stage_began = len(self.history), self._clock()
+        self._stage = self._stage_2(self._stage)
+
+    def _stage_2(self, before: Stage | None = None) -> Stage:
+        """Stage 2 from the best validated point; as released, from wherever stage 1 stood."""
+        start = self.best.point
+        if before is not None and self._config.numerics == "reference":
+            start = before.point
+        return stage_2(self._config, self._objective, start, self._stage_2_horizon(), before)
+
+    def _stage_2_horizon(self) -> int:
+        """Steps that the budgets leave for stage 2."""
+        steps = self._config.total_steps - len(self.history)
+        budget = self._config.max_forward_passes
+        if budget is None:
+            return steps
+        per_step = passes_per_stage_2_step(self._config, self._objective)
+        per_step *= 1 + 1 / PASSES_BETWEEN_VALIDATIONS
+        return min(steps, int((budget - self.forward_passes) / per_step))
+
+    def _eta(self) -> float | None:
+        """Seconds left, from the stage's own pace; None while the change point is open."""
+        done = len(self.history) - self._first_step
+        if self.phase == "stage1" and has_stage_2(self._config):
+            return None
+        if done < STEPS_BEFORE_ETA:
+            return None
+        pace = (self._clock() - self._stage_began) / done
+        left = pace * (self._config.total_steps - len(self.history))
+        if self.phase == "stage2":
+            left = pace * self._stage_2_horizon()
+        if self._config.max_seconds is not None:
+            left = min(left, self._config.max_seconds - self.seconds)
+        return max(0.0, left)
+
+    def snapshot(self) -> Snapshot:
+        """The whole state, from which `restore` goes on bit-identically."""
+        stage = self._stage.state()
+        return Snapshot(
+            arrays={
+                **{f"stage.{name}": array for name, array in stage.arrays.items()},
+                **history_arrays(self.history),
+                "best_point": self.best.point,
+            },
+            scalars={
+                "phase": self.phase,
+                "stage": stage.scalars,
+                "best": [self.best.score.loss, self.best.score.accuracy],
+                "start": [self.start.loss, self.start.accuracy],
+                "stale": self._stale,
+                "since_validation": self._since_validation,
+                "first_step": self._first_step,
+                "forward_passes": self.forward_passes,
+                "seconds": self.seconds,
+                "budget": self._budget,
+                "stage_seconds": self._clock() - self._stage_began,
+            },
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot of the same run, or of one with another budget."""
+        arrays, scalars = snapshot.arrays, snapshot.scalars
+        self.history = history_records(arrays)
+        self.best = Validated(arrays["best_point"], Score(*scalars["best"]))
+        self.start = Score(*scalars["start"])
+        self._best_rank = min(map(_rank, (self.start, *_validated_scores(self.history))))
+        self._stage = self._stage_2() if scalars["phase"] == "stage2" else self._first_stage()
+        own = {k.removeprefix("stage."): v for k, v in arrays.items() if k.startswith("stage.")}
+        self._stage.restore(StageState(own, scalars["stage"]))
+        self._stale, self._since_validation = scalars["stale"], scalars["since_validation"]
+        self._first_step = scalars["first_step"]
+        self._objective.forward_passes = self._validation.forward_passes = 0
+        self._passes_before = scalars["forward_passes"]
+        self._began = self._clock() - scalars["seconds"]
+        self._stage_began = self._clock() - scalars["stage_seconds"]
+        if scalars["budget"] != self._budget and isinstance(self._stage, Descent):
+            self._stage.extend(self._stage.steps + self._stage_2_horizon())
+
+
+def _validated_scores(history: Iterable[StepRecord]) -> Iterator[Score]:
+    for record in history:
+        if record.val_loss is not None and record.val_accuracy is not None:
+            yield Score(record.val_loss, record.val_accuracy)
+
+
+def _rank(score: Score) -> tuple[float, float]:
+    """Lower is better: validation loss, which is smoother than accuracy on few images."""
+    return (math.inf if math.isnan(score.loss) else score.loss, -score.accuracy)

@@ -1,0 +1,120 @@
+"""Which stages a method runs, and with which estimators: the only difference between methods."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharpzo_engine.config import TuningConfig, ZoConfig
+from sharpzo_engine.randomness import Purpose, generator
+from sharpzo_engine.search.gradients import (
+    Backpropagation,
+    BlackBox,
+    CentralDifferences,
+    CoordinateGradient,
+    ForwardDerivatives,
+    ForwardMode,
+    GradientEstimator,
+    RandomGradient,
+    Slopes,
+)
+from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.stages.gauss_newton import Composite, GaussNewton
+from sharpzo_engine.search.stages.reference import ReferenceCma, ReferenceZo
+from sharpzo_engine.search.stages.sharp_cma import SharpCma
+from sharpzo_engine.search.stages.sparse_zo import SparseZo
+from sharpzo_engine.search.stages.stage import Stage
+
+Array = NDArray[np.float64]
+
+
+def has_stage_1(config: TuningConfig) -> bool:
+    """Whether the run begins with CMA-ES."""
+    return config.method == "cma-es" or (config.method == "sharpzo" and config.change_point != 0)
+
+
+def has_stage_2(config: TuningConfig) -> bool:
+    """Whether the run ends with gradient steps."""
+    return config.method != "cma-es"
+
+
+def stage_1(config: TuningConfig, objective: Objective) -> SharpCma:
+    """CMA-ES from the hand-written prompt."""
+    rng = generator(config.seed, Purpose.STAGE_1)
+    origin = objective.space.origin
+    if config.numerics == "reference":
+        return ReferenceCma(config.cma, origin, rng)
+    ranking = objective.in_precision(config.cma.ranking_precision)
+    return SharpCma(config.cma, origin, rng, ranking=ranking)
+
+
+def stage_2(
+    config: TuningConfig,
+    objective: Objective,
+    start: Array,
+    horizon: int,
+    before: Stage | None = None,
+) -> Stage:
+    """Gradient steps from `start` [d]; `before` is the stage that they follow, if any."""
+    rng = generator(config.seed, Purpose.STAGE_2)
+    if config.numerics == "reference":
+        gradient = before.gradient if isinstance(before, ReferenceCma) else np.zeros_like(start)
+        rows = config.cma.population_size
+        return ReferenceZo(config.zo, start, rng, horizon, gradient=gradient, rows=rows)
+    if _is_gauss_newton(config, objective):
+        return GaussNewton(config.zo, start, rng, horizon)
+    return SparseZo(
+        config.zo,
+        start,
+        rng,
+        horizon,
+        estimator=_estimator(config, objective, rng),
+        mask_estimator=_mask_estimator(config, objective),
+    )
+
+
+def passes_per_stage_2_step(config: TuningConfig, objective: Objective) -> float:
+    """Evaluations that a step of stage 2 takes on average, refreshes of the mask included."""
+    if config.numerics == "reference":
+        return 2 * config.zo.queries
+    dim = objective.space.dim
+    if _is_gauss_newton(config, objective):
+        return 2 + min(config.zo.queries, dim)  # values, tangents, and a trial that succeeds
+    rng = generator(config.seed, Purpose.STAGE_2)
+    passes: float = _estimator(config, objective, rng).passes(dim)
+    if config.zo.mask != "none":
+        passes += _mask_estimator(config, objective).passes(dim) / config.zo.prune_interval
+    return passes
+
+
+def _is_gauss_newton(config: TuningConfig, objective: BlackBox) -> bool:
+    zo = config.zo
+    if config.method == "first-order" or zo.optimizer not in ("auto", "gauss-newton"):
+        return False
+    return zo.optimizer == "gauss-newton" or (
+        zo.mask == "none" and isinstance(objective, Composite)
+    )
+
+
+def _estimator(
+    config: TuningConfig, objective: BlackBox, rng: np.random.Generator
+) -> GradientEstimator:
+    """The gradient that stage 2 follows."""
+    if config.method == "first-order":
+        return Backpropagation()
+    zo = config.zo
+    return RandomGradient(_slopes(zo, objective, zo.rge_step), zo.queries, zo.directions, rng)
+
+
+def _mask_estimator(config: TuningConfig, objective: BlackBox) -> GradientEstimator:
+    if config.method == "first-order":
+        return Backpropagation()
+    return CoordinateGradient(_slopes(config.zo, objective, config.zo.mask_step))
+
+
+def _slopes(config: ZoConfig, objective: BlackBox, step: float) -> Slopes:
+    """Exact where that was asked for, or where it is to be had and nothing was asked for."""
+    offered = config.estimator == "auto" and isinstance(objective, ForwardMode)
+    if offered or config.estimator == "jvp":
+        return ForwardDerivatives()
+    return CentralDifferences(step)

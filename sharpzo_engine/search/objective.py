@@ -1,0 +1,142 @@
+"""The black box that both stages minimise: points in, losses out, forward passes only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sharpzo_engine.clip.features import Features
+from sharpzo_engine.clip.text_encoder import TextEncoder
+from sharpzo_engine.clip.text_reverse import TextReverse
+from sharpzo_engine.clip.text_tangent import TextTangent
+from sharpzo_engine.search.cross_entropy import CrossEntropy
+from sharpzo_engine.search.prompt_space import PromptSpace
+
+Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
+
+#: Class embeddings held at once (floats): 32 MiB, whatever the numbers of points and classes.
+MAX_EMBEDDINGS = 2**23
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy and accuracy (a fraction) on one split."""
+
+    loss: float
+    accuracy: float
+
+
+class Objective:
+    """Mean cross-entropy of search points on a fixed set of image features (METHOD: eq. of L(w)).
+
+    `objective(points [n, d] float64) -> losses [n] float64`. `forward_passes` counts the points
+    and directions evaluated, `backward_passes` the reverse passes, which only `gradient` makes.
+    Results do not depend on how points are batched, beyond rounding.
+    """
+
+    def __init__(self, space: PromptSpace, features: Features) -> None:
+        """Keep the features on the backbone's device."""
+        self.space = space
+        self.features = features.to(space.backbone.device)
+        self.forward_passes = 0
+        self.backward_passes = 0
+        self._images = CrossEntropy(
+            self.features.images, self.features.labels, space.backbone.logit_scale
+        )
+
+    def __call__(self, points: Array) -> Array:
+        """Mean cross-entropy [n] of points [n, d]; NaN where a point overflows the tower."""
+        return self._losses(points, self.space.encoder)
+
+    def score(self, point: Array) -> Score:
+        """Loss and accuracy of one point [d]; counts as one forward pass."""
+        self.forward_passes += 1
+        embeddings = self.space.class_embeddings(point[None])
+        loss = float(self._images.losses(embeddings)[0])
+        return Score(loss, self._images.accuracy(embeddings[0]))
+
+    def in_precision(self, name: Literal["float32", "bfloat16"]) -> Callable[[Array], Array]:
+        """The same black box with the text tower in another precision, on the same count.
+
+        bfloat16 keeps three digits: enough to rank candidates, useless for finite differences.
+        """
+        if name == "float32":
+            return self
+        space = self.space
+        encoder = space.backbone.text_encoder(space.tokens, getattr(torch, name))
+        return lambda points: self._losses(points, encoder)
+
+    def directional_derivatives(self, point: Array, directions: Array) -> tuple[float, Array]:
+        """Loss at `point` [d] and exact slopes [q] along `directions` [q, d].
+
+        Forward mode: slope_j = <dL/dT, dT_j>, with dL/dT in closed form and dT_j the tangent of the
+        class embeddings. Counts as 1 + q forward passes.
+        """
+        self.forward_passes += 1 + len(directions)
+        tangent = TextTangent(self.space.encoder, self.space.context(point[None])[0])
+        loss, gradient = self._images.gradient(tangent.embeddings)
+        slopes = tangent.slopes(self.space.context_offsets(directions), gradient)
+        return loss, slopes.double().cpu().numpy()
+
+    def gradient(self, point: Array) -> tuple[float, Array]:
+        """Loss and gradient [d] at `point` [d] by reverse mode: the first-order baseline.
+
+        Not forward-only. Counts as one forward and one backward pass.
+        """
+        self.forward_passes += 1
+        self.backward_passes += 1
+        reverse = TextReverse(self.space.encoder, self.space.context(point[None])[0])
+        loss, gradient = self._images.gradient(reverse.embeddings)
+        context = reverse.pull_back(gradient).double().cpu().numpy()
+        return loss, context.ravel() @ self.space.projection
+
+    def outputs(self, points: Array) -> Floats:
+        """Class embeddings T of points [n, d], flattened to [n, C * E]; n forward passes."""
+        self.forward_passes += len(points)
+        found: Floats = self.space.class_embeddings(points).flatten(1).cpu().numpy()
+        return found
+
+    def tangents(self, point: Array, directions: Array) -> Floats:
+        """Changes of T at `point` [d] along `directions` [q, d], flattened to [q, C * E].
+
+        Forward mode; counts as 1 + q forward passes.
+        """
+        self.forward_passes += 1 + len(directions)
+        tangent = TextTangent(self.space.encoder, self.space.context(point[None])[0])
+        products = tangent.products(self.space.context_offsets(directions))
+        found: Floats = products.flatten(1).cpu().numpy()
+        return found
+
+    def outer_loss(self, outputs: Floats) -> float:
+        """Loss of flattened class embeddings [C * E]; no pass."""
+        return float(self._images.losses(self._embeddings(outputs)[None])[0])
+
+    def quadratic_model(self, outputs: Floats, jacobian: Floats) -> tuple[Array, Array]:
+        """Gradient [k] and Gauss-Newton curvature [k, k] along a Jacobian's rows [k, C * E]."""
+        embeddings, rows = self._embeddings(outputs), self._embeddings(jacobian)
+        _, gradient = self._images.gradient(embeddings)
+        slopes = rows.flatten(1) @ gradient.flatten()
+        return slopes.double().cpu().numpy(), self._images.curvature(embeddings, rows).numpy()
+
+    def _embeddings(self, flat: Floats) -> Tensor:
+        """[..., C * E] -> [..., C, E] on the backbone's device."""
+        shape = (len(self.space.class_names), self.space.backbone.embed_dim)
+        rows = torch.from_numpy(flat).to(self.space.backbone.device)
+        return rows.view(*flat.shape[:-1], *shape)
+
+    def _losses(self, points: Array, encoder: TextEncoder) -> Array:
+        points = np.atleast_2d(np.asarray(points, dtype=np.float64))
+        self.forward_passes += len(points)
+        size = len(self.space.class_names) * self.space.backbone.embed_dim
+        step = max(1, MAX_EMBEDDINGS // size)
+        parts = [points[start : start + step] for start in range(0, len(points), step)]
+        return np.concatenate(
+            [self._images.losses(encoder.encode(self.space.context(part))) for part in parts]
+        )

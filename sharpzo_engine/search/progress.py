@@ -1,0 +1,27 @@
+"""What a run reports while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from sharpzo_engine.search.history import StepRecord
+
+Phase = Literal["preparing", "stage1", "stage2", "evaluating"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is; handed to `on_step` after every step and during preparation."""
+
+    phase: Phase
+    step: int
+    total_steps: int
+    forward_passes: int
+    eta_seconds: float | None = None  #: None rather than a guess
+    record: StepRecord | None = None  #: the step just done
+    message: str | None = None  #: what is going on where no step was done
+
+
+OnStep = Callable[[Progress], None]  #: may raise `TuningInterrupted` to stop the run

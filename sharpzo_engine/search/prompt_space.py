@@ -1,0 +1,111 @@
+"""`PromptSpace`: from a search point w to context vectors to class embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.config import PromptConfig
+from sharpzo_engine.errors import ConfigError
+from sharpzo_engine.randomness import Purpose, generator
+
+Array = NDArray[np.float64]
+
+
+class PromptSpace:
+    """The map `ctx(w) = p0 + reshape(A w, M x W)`, shared by all classes (METHOD: section 3.1).
+
+    A is fixed and random; p0 are the token embeddings of the context words. The origin w = 0 is
+    the hand-written prompt itself.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        config: PromptConfig | None = None,
+        seed: int = 1,
+        projection: NDArray[np.floating] | None = None,
+    ) -> None:
+        """Tokenise the prompts and draw A [M * W, d] from `seed`, unless it is given.
+
+        Raises:
+            ConfigError: the context is unusable, or `projection` has the wrong shape.
+            DatasetError: a class name is too long for the text tower.
+        """
+        config = config or PromptConfig()
+        self.backbone = backbone
+        self.class_names = tuple(class_names)
+        self.tokens = backbone.tokenize(config.context, class_names)
+        self.initial_context = backbone.token_embeddings(self.tokens.context)  # [M, W]
+        self.encoder = backbone.text_encoder(self.tokens)
+        size = self.initial_context.numel()
+        if projection is None:
+            std = self._projection_std(config)
+            rng = generator(seed, Purpose.PROJECTION)
+            projection = draw_projection(size, config.intrinsic_dim, config.projection, std, rng)
+        elif projection.ndim != 2 or projection.shape[0] != size:
+            raise ConfigError(f"projection: needs shape [{size}, d], not {projection.shape}")
+        self.projection: Array = np.ascontiguousarray(projection, dtype=np.float64)
+
+    def _projection_std(self, config: PromptConfig) -> float:
+        if config.projection_std != "auto":
+            return config.projection_std
+        rms = float(self.initial_context.square().mean().sqrt())
+        return config.projection_scale * rms / math.sqrt(config.intrinsic_dim)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.projection.shape[1])
+
+    @property
+    def origin(self) -> Array:
+        """W = 0 [d], the hand-written prompt."""
+        return np.zeros(self.dim)
+
+    @property
+    def projection_sha256(self) -> str:
+        """Hash of A, by which a stored w can be matched to its projection."""
+        return hashlib.sha256(self.projection.data).hexdigest()
+
+    def context(self, points: Array) -> Tensor:
+        """Points [n, d] -> context vectors [n, M, W] in float32.
+
+        The product is taken in float64, so that finite differences lose nothing before the tower.
+        """
+        return self.initial_context + self.context_offsets(points)
+
+    def context_offsets(self, directions: Array) -> Tensor:
+        """Directions [q, d] -> the changes A u of the context vectors [q, M, W] in float32."""
+        start = self.initial_context
+        offsets = torch.from_numpy(directions @ self.projection.T).to(torch.float32)
+        return offsets.to(start.device).view(-1, *start.shape)
+
+    def class_embeddings(self, points: Array) -> Tensor:
+        """Points [n, d] -> L2-normalised class embeddings [n, C, E]."""
+        return self.encoder.encode(self.context(points))
+
+
+def draw_projection(
+    rows: int, columns: int, law: str, std: float, rng: np.random.Generator
+) -> Array:
+    """Draw A [rows, columns] whose entries have standard deviation `std`.
+
+    `orthogonal` takes the Q factor of a normal matrix: every column has norm std * sqrt(rows), or,
+    where there are more columns than rows, every row has norm std * sqrt(columns).
+    """
+    normal = rng.standard_normal((rows, columns))
+    if law == "gaussian":
+        return std * normal
+    tall = rows >= columns
+    frame, triangle = np.linalg.qr(normal if tall else normal.T)
+    frame *= np.sign(np.diag(triangle))  # makes the factor unique, whatever the LAPACK
+    return std * math.sqrt(max(rows, columns)) * (frame if tall else frame.T)

@@ -1,0 +1,193 @@
+"""Stage 1: sharpness-aware CMA-ES (SharpZO, arXiv 2506.20990, section 4.1; pycma does the CMA).
+
+Per generation t, with mean theta_t, step size sigma_t and covariance C_t:
+
+    g    = CGE(theta_t)                                  coordinate-wise gradient
+    eps  = rho g / ||g||                                 sharpness perturbation
+    x_i ~ N(theta_t, sigma_t^2 C_t),   i = 1..S          candidates
+    f_i  = L(x_i + eps)                                  perturbed fitness
+    (theta, sigma, C)_{t+1} from the pairs (x_i, f_i)    unperturbed candidates
+
+The direction g may serve several generations (`sharpness_interval`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import cma
+import numpy as np
+from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
+from numpy.typing import NDArray
+
+from sharpzo_engine.config import CmaConfig
+from sharpzo_engine.errors import CheckpointError
+from sharpzo_engine.search.gradients import (
+    Backpropagation,
+    BlackBox,
+    CentralDifferences,
+    CoordinateGradient,
+    ForwardDerivatives,
+    GradientEstimator,
+)
+from sharpzo_engine.search.stages.stage import StageName, StageState, StepOutcome
+
+Array = NDArray[np.float64]
+_TINY = 1e-12  # keeps the division defined where the gradient vanishes
+_STEP_SIZE_ADAPTATION = {"csa": CMAAdaptSigmaCSA, "tpa": CMAAdaptSigmaTPA}
+
+
+class SharpCma:
+    """One run of stage 1, a generation at a time.
+
+    Its state is what it was started with plus the fitness of every generation: CMA-ES is a function
+    of these, so a checkpoint holds a table of losses instead of pycma's internals, and `restore`
+    replays the updates without evaluating anything.
+    """
+
+    name: StageName = "stage1"
+
+    def __init__(
+        self,
+        config: CmaConfig,
+        start: Array,
+        rng: np.random.Generator,
+        *,
+        ranking: BlackBox | None = None,
+    ) -> None:
+        """Start at `start` [d]; `rng` is used by this run alone.
+
+        `ranking` is a cheaper black box for the candidates, of which only the order counts.
+        """
+        self._config = config
+        self._rng = rng
+        self._ranking = ranking
+        self._estimator = sharpness_estimator(config)
+        self._strategy = _strategy(config, start, rng)
+        self._perturbation = np.zeros_like(start)
+        self._gradient_norm = 0.0
+        self._fitness: list[Array] = []
+        self._best_candidate = start
+
+    @property
+    def point(self) -> Array:
+        """The mean theta [d]."""
+        mean: Array = np.array(self._strategy.result.xfavorite, dtype=np.float64)
+        return mean
+
+    @property
+    def candidates(self) -> list[Array]:
+        """Points worth validating: the mean, and the last generation's best candidate."""
+        return [self.point, self._best_candidate]
+
+    @property
+    def steps(self) -> int:
+        """Generations done."""
+        return len(self._fitness)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether CMA-ES's own stopping rules say that nothing more is to be gained."""
+        return bool(self._strategy.stop())
+
+    @property
+    def passes_per_step(self) -> int:
+        """Evaluations of the next generation."""
+        passes = self._config.population_size
+        if self._estimator and self._direction_is_due():
+            passes += self._estimator.passes(self._perturbation.size)
+        return passes
+
+    def step(self, objective: BlackBox) -> StepOutcome:
+        """Run one generation: S evaluations, and a gradient where a sharpness direction is due."""
+        if self._estimator and self._direction_is_due():
+            self._perturb(self._estimator(objective, self._gradient_point()).gradient)
+        candidates = self._strategy.ask()
+        rank = self._ranking or objective
+        self._tell(candidates, rank(np.stack(candidates) + self._perturbation))
+        return StepOutcome(
+            loss=float(self._fitness[-1].min()),
+            sigma=float(self._strategy.sigma),
+            sharpness=self._radius * self._gradient_norm if self._estimator else None,
+        )
+
+    def _direction_is_due(self) -> bool:
+        return self.steps % self._config.sharpness_interval == 0
+
+    def _gradient_point(self) -> Array:
+        """Where the sharpness direction is found: the mean theta_t."""
+        return self.point
+
+    @property
+    def _radius(self) -> float:
+        return self._config.rho
+
+    def _perturb(self, gradient: Array) -> None:
+        """Eps = rho g / ||g||: the steepest ascent within radius rho."""
+        self._gradient_norm = float(np.linalg.norm(gradient))
+        self._perturbation = self._radius * gradient / (self._gradient_norm + _TINY)
+
+    def _tell(self, candidates: list[Array], losses: Array) -> None:
+        # A loss that is not a number is worse than any number; the update ranks it last.
+        fitness = np.where(np.isnan(losses), np.inf, losses)
+        self._strategy.tell(candidates, _rankable(fitness).tolist())
+        self._fitness.append(fitness)
+        self._best_candidate = np.array(candidates[int(fitness.argmin())])
+
+    def state(self) -> StageState:
+        """Everything needed to go on: arrays, and JSON-able scalars."""
+        dim = self._perturbation.size
+        # Files hold finite numbers only; the update sees these in the place of infinities anyway.
+        table = np.stack([_rankable(f) for f in self._fitness]) if self._fitness else np.empty(0)
+        return StageState(
+            arrays={"fitness": table, "perturbation": self._perturbation},
+            scalars={"gradient_norm": self._gradient_norm, "dim": dim},
+        )
+
+    def restore(self, state: StageState) -> None:
+        """Replay a saved run; the next `step` then equals the uninterrupted one bit for bit.
+
+        Raises:
+            CheckpointError: the state is of another search space, or this run has begun.
+        """
+        if self._fitness or state.scalars["dim"] != self._perturbation.size:
+            raise CheckpointError("the stage-1 state belongs to another run")
+        for losses in state.arrays["fitness"]:
+            self._tell(self._strategy.ask(), losses)
+        self._perturbation = state.arrays["perturbation"]
+        self._gradient_norm = float(state.scalars["gradient_norm"])
+
+
+def sharpness_estimator(config: CmaConfig) -> GradientEstimator | None:
+    """The estimator of g, or None where the perturbation is off."""
+    if config.sharpness_estimator == "none" or config.rho == 0:
+        return None
+    if config.sharpness_estimator == "fo":
+        return Backpropagation()
+    if config.sharpness_estimator == "jvp":
+        return CoordinateGradient(ForwardDerivatives())
+    return CoordinateGradient(CentralDifferences(config.cge_step))
+
+
+def _rankable(fitness: Array) -> Array:
+    """Put infinities at a finite distance behind the worst number: pycma's sums need numbers."""
+    finite = fitness[np.isfinite(fitness)]
+    worst = float(finite.max()) if finite.size else 0.0
+    return np.where(np.isfinite(fitness), fitness, worst + 1.0)
+
+
+def _strategy(
+    config: CmaConfig, start: Array, rng: np.random.Generator
+) -> cma.CMAEvolutionStrategy:
+    options: Mapping[str, Any] = {
+        "popsize": config.population_size,
+        "bounds": None if config.bound is None else [-config.bound, config.bound],
+        "CMA_diagonal": config.covariance == "diagonal",
+        "AdaptSigma": _STEP_SIZE_ADAPTATION[config.step_size_adaptation],
+        "seed": np.nan,  # leave numpy's global generator alone ...
+        "randn": lambda *shape: rng.standard_normal(shape),  # ... and draw from ours
+        "verbose": -10,  # no output, and no signals file is looked for
+        "verb_log": 0,
+    }
+    return cma.CMAEvolutionStrategy(start, config.sigma, options)
