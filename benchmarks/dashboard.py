@@ -35,13 +35,13 @@ from benchmarks.output import (
     write_json,
 )
 from sharpzo_cli.demo.server import running_process
-from sharpzo_core.dataset_store import DatasetStore
-from sharpzo_core.db import make_engine
-from sharpzo_core.job_leases import JobLeases, lease_of
-from sharpzo_core.job_store import JobStore
-from sharpzo_core.jobs import JobProgress, JobStep, Lease, Phase
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.migrations import migrate
+from sharpzo_core.records.jobs import JobProgress, JobStep, Lease, Phase
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.job_leases import JobLeases, lease_of
+from sharpzo_core.stores.job_store import JobStore
 from sharpzo_engine.config import TuningConfig
 
 RUNS = 7

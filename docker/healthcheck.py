@@ -6,9 +6,9 @@ import socket
 import sys
 import urllib.request
 
-from sharpzo_core.db import make_engine
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.settings import Settings
-from sharpzo_core.worker_store import WorkerStore
+from sharpzo_core.stores.worker_store import WorkerStore
 
 LIVEZ = "http://127.0.0.1:8000/livez"
 SECONDS = 3

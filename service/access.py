@@ -15,7 +15,7 @@ from fastapi.routing import iter_route_contexts
 
 from service.callers import known_caller
 from sharpzo_core.errors import AuthRequired, ScopeForbidden
-from sharpzo_core.keys import Scope
+from sharpzo_core.records.keys import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

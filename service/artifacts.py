@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from service.errors import Unavailable
-from sharpzo_core.prompt_files import describe_file, read_prompt_file
+from sharpzo_core.storage.prompt_files import describe_file, read_prompt_file
 from sharpzo_engine.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from sharpzo_core.artifact_store import ArtifactStore
-    from sharpzo_core.prompts import PromptRecord
+    from sharpzo_core.records.prompts import PromptRecord
+    from sharpzo_core.storage.artifact_store import ArtifactStore
 
 _CODE = "artifact_corrupt"
 

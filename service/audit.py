@@ -21,12 +21,12 @@ from service.access import METHODS, READING, changes_state
 from service.callers import known_caller
 from service.errors import RateLimited
 from service.problems import REQUEST_ID_KEY, problem_code
-from sharpzo_core.audit import AuditEntry
 from sharpzo_core.clock import Clock, utc_now
+from sharpzo_core.database.tenants import DEFAULT_TENANT
 from sharpzo_core.errors import AuthRequired, CoreError
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.keys import holds_key
-from sharpzo_core.tenants import DEFAULT_TENANT
+from sharpzo_core.records.keys import holds_key
+from sharpzo_core.stores.audit import AuditEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fastapi.routing import RouteContext
     from starlette.types import Scope
 
-    from sharpzo_core.audit import AuditStore
+    from sharpzo_core.stores.audit import AuditStore
 
 MAX_WAITING = 10_000  # entries
 BATCH = 500  # entries in one transaction

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import redis
 
 if TYPE_CHECKING:
-    from sharpzo_core.queue import JobQueue
+    from sharpzo_core.broker.queue import JobQueue
     from sharpzo_core.settings import Settings
 
 TIMEOUT_SECONDS = 2.0

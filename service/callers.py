@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sharpzo_core.keys import Scope
-from sharpzo_core.tenants import DEFAULT_TENANT
+from sharpzo_core.database.tenants import DEFAULT_TENANT
+from sharpzo_core.records.keys import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from starlette.types import Scope as Connection
 
-    from sharpzo_core.keys import ApiKey
+    from sharpzo_core.records.keys import ApiKey
 
 _CALLER = "sharpzo.caller"  # in the ASGI scope
 

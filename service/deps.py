@@ -13,12 +13,13 @@ from service.callers import Caller, caller_of
 from service.inference.host import InferenceHost
 from service.problems import REQUEST_ID_KEY
 from service.services import Services, TenantServices
-from sharpzo_core.alias_store import AliasStore
-from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.errors import ValidationFailed
-from sharpzo_core.job_store import JobStore
-from sharpzo_core.prompt_store import NAME_PATTERN, PromptStore
+from sharpzo_core.records.prompts import NAME_PATTERN
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.alias_store import AliasStore
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.job_store import JobStore
+from sharpzo_core.stores.prompt_store import PromptStore
 
 _TENANTS = "sharpzo.services"  # in the ASGI scope
 MAX_CURSOR = 100  # characters

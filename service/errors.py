@@ -15,7 +15,6 @@ CoreError
  ├── NotCalibrated         409  a prompt has no temperature
  ├── NoZeroShot            409  a prompt's hand-written words cannot be encoded
  ├── TooManyFiles          413  more files than one request may carry
- ├── ArchiveError     413, 422  an archive that is damaged, unsafe or too large
  ├── RateLimited           429  too many requests with this key, or wrong keys from this address
  ├── Busy                  429  the classification queue is full
  ├── TooManyBytesAtOnce    429  the bodies of all requests together fill their memory
@@ -26,12 +25,9 @@ CoreError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from sharpzo_core.errors import CoreError, PayloadTooLarge
-
-if TYPE_CHECKING:
-    from service.rates import Allowance
+from sharpzo_core.errors import CoreError
 
 
 class MalformedJson(CoreError):
@@ -138,22 +134,22 @@ class TooManyFiles(CoreError):
     title = "Too many files"
 
 
-class ArchiveError(CoreError):
-    """The archive is damaged, unsafe or too large.
+@dataclass(frozen=True)
+class Allowance:
+    """What is left of a rate."""
 
-    `code` is one of `archive_corrupt`, `archive_encrypted`, `archive_unsupported`,
-    `archive_unsafe_path`, `archive_unsafe_entry`, `archive_bomb` and `too_many_files`.
-    """
+    limit: int  #: requests
+    window: int  #: seconds
+    remaining: int
+    reset: int  #: seconds until there is more
 
-    status = 422
-    code = "archive_corrupt"
-    title = "Archive not accepted"
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-        if code == "archive_bomb":
-            self.status = PayloadTooLarge.status
+    @property
+    def headers(self) -> dict[str, str]:
+        """As draft-ietf-httpapi-ratelimit-headers has it."""
+        return {
+            "RateLimit-Policy": f'"key";q={self.limit};w={self.window}',
+            "RateLimit": f'"key";r={self.remaining};t={self.reset}',
+        }
 
 
 class RateLimited(CoreError):

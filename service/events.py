@@ -12,14 +12,14 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from sharpzo_core.errors import CoreError
-from sharpzo_core.jobs import TERMINAL_EVENTS, JobEvent, is_terminal
+from sharpzo_core.records.jobs import TERMINAL_EVENTS, JobEvent, is_terminal
 from sharpzo_core.schemas import EventPublic
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from sharpzo_core.job_store import JobStore
+    from sharpzo_core.stores.job_store import JobStore
 
 logger = logging.getLogger(__name__)
 

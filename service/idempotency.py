@@ -18,8 +18,13 @@ from fastapi import Header, Response
 from starlette.concurrency import run_in_threadpool
 
 from sharpzo_core.errors import CoreError, IdempotencyMismatch
-from sharpzo_core.idempotency import RESERVED_SECONDS, IdempotencyStore, Reservation, StoredAnswer
 from sharpzo_core.periodic import Periodic
+from sharpzo_core.stores.idempotency import (
+    RESERVED_SECONDS,
+    IdempotencyStore,
+    Reservation,
+    StoredAnswer,
+)
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -15,11 +15,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from service.archives import sniff, walk
 from service.decoding.decoders import Decoders, DecodeRules, default_processes
 from service.intake import Intake, Unusable
 from service.keeping import ImageKeeper
-from sharpzo_core.datasets import dataset_prefix, manifest_key, sheet_key
 from sharpzo_core.errors import (
     CoreError,
     LeaseLost,
@@ -29,6 +27,8 @@ from sharpzo_core.errors import (
 )
 from sharpzo_core.logging import log_context
 from sharpzo_core.periodic import Periodic
+from sharpzo_core.records.datasets import dataset_prefix, manifest_key, sheet_key
+from sharpzo_core.storage.archives import sniff, walk
 from sharpzo_engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
     from service.intake import Content, Walk
     from service.uploads import Uploads
-    from sharpzo_core.artifact_store import ArtifactStore
-    from sharpzo_core.dataset_leases import DatasetLeases
-    from sharpzo_core.dataset_store import DatasetStore
-    from sharpzo_core.datasets import DatasetRecord
-    from sharpzo_core.image_store import ImageStore
+    from sharpzo_core.records.datasets import DatasetRecord
     from sharpzo_core.settings import Settings
+    from sharpzo_core.storage.artifact_store import ArtifactStore
+    from sharpzo_core.stores.dataset_leases import DatasetLeases
+    from sharpzo_core.stores.dataset_store import DatasetStore
+    from sharpzo_core.stores.image_store import ImageStore
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from service.archives import Member
-from sharpzo_core.datasets import SPLITS, UNLABELLED
 from sharpzo_core.errors import CoreError
+from sharpzo_core.records.datasets import SPLITS, UNLABELLED
+from sharpzo_core.storage.archives import Member
 from sharpzo_engine.data.contact_sheet import MAX_CLASSES, PER_CLASS, THUMBNAIL, contact_sheet
 from sharpzo_engine.data.layout_detection import Layout, list_images, survey_layout
 from sharpzo_engine.data.preflight import ImageFacts, ImageSizes, Preflight, inspect
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from service.decoding.decoders import Decoders
     from service.keeping import ImageKeeper
-    from sharpzo_core.artifact_store import Draft
+    from sharpzo_core.storage.artifact_store import Draft
     from sharpzo_engine.data.images import Inspection
 
 MAX_JSON_BYTES = 16 << 20  # of classnames.json and split files together

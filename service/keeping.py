@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sharpzo_core.datasets import blob_key, images_prefix
 from sharpzo_core.errors import CoreError
+from sharpzo_core.records.datasets import blob_key, images_prefix
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sharpzo_core.artifact_store import ArtifactStore, Draft
-    from sharpzo_core.datasets import DatasetRecord
-    from sharpzo_core.image_store import ImageStore
+    from sharpzo_core.records.datasets import DatasetRecord
+    from sharpzo_core.storage.artifact_store import ArtifactStore, Draft
+    from sharpzo_core.stores.image_store import ImageStore
 
 BATCH_FILES = 256  # that share a transaction
 BATCH_BYTES = 32 << 20  # and how much of a disk they may take until then

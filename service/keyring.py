@@ -19,13 +19,13 @@ from starlette.concurrency import run_in_threadpool
 from service.callers import Caller
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.errors import AuthInvalid, AuthRequired, CoreError, StorageUnavailable
-from sharpzo_core.keys import MAX_KEY, ApiKey, digest_of, is_key, prefix_of
 from sharpzo_core.periodic import Periodic
+from sharpzo_core.records.keys import MAX_KEY, ApiKey, digest_of, is_key, prefix_of
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sharpzo_core.key_store import KeyStore
+    from sharpzo_core.stores.key_store import KeyStore
 
 T = TypeVar("T")
 

@@ -16,15 +16,15 @@ from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from service.events import KEEPALIVE_SECONDS, open_stream
-from sharpzo_core.jobs import Job, is_terminal
+from sharpzo_core.records.jobs import Job, is_terminal
 from sharpzo_core.schemas import JobPublic, StepPublic
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from sharpzo_core.job_store import JobStore
-    from sharpzo_core.jobs import JobStep
+    from sharpzo_core.records.jobs import JobStep
+    from sharpzo_core.stores.job_store import JobStore
 
 _steps: TypeAdapter[list[StepPublic]] = TypeAdapter(list[StepPublic])
 

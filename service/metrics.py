@@ -28,9 +28,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from service.events import open_streams
-from sharpzo_core.figures import DURATIONS
+from sharpzo_core.database.tenants import DEFAULT_TENANT
 from sharpzo_core.logging import dropped_records
-from sharpzo_core.tenants import DEFAULT_TENANT
+from sharpzo_core.stores.job_totals import DURATIONS
 from sharpzo_engine import __version__
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from prometheus_client.samples import Sample
 
     from service.inference.resident import ResidentPrompts
-    from sharpzo_core.figures import Figures
-    from sharpzo_core.jobs import JobStatus
+    from sharpzo_core.records.jobs import JobStatus
+    from sharpzo_core.stores.job_totals import Figures
 
 __all__ = ["CONTENT_TYPE_LATEST", "Fleet", "Metrics"]
 

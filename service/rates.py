@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import redis
@@ -18,7 +17,7 @@ from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.concurrency import run_in_threadpool
 
-from service.errors import RateLimited
+from service.errors import Allowance, RateLimited
 from sharpzo_core.rates import NO_LIMIT, parse_rate
 
 if TYPE_CHECKING:
@@ -33,24 +32,6 @@ ANSWER_SECONDS = 0.25  # how long a request waits for Redis
 AWAY_SECONDS = 5.0  # until one that did not answer is asked again
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """What is left of a rate."""
-
-    limit: int  #: requests
-    window: int  #: seconds
-    remaining: int
-    reset: int  #: seconds until there is more
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """As draft-ietf-httpapi-ratelimit-headers has it."""
-        return {
-            "RateLimit-Policy": f'"key";q={self.limit};w={self.window}',
-            "RateLimit": f'"key";r={self.remaining};t={self.reset}',
-        }
 
 
 class RateLimits:

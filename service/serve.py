@@ -21,9 +21,9 @@ from service.inference.threads import MODELS
 from service.protocol import bounded_protocol
 from service.supervisor import Supervisor, worker_command
 from sharpzo_core.errors import SettingsError
-from sharpzo_core.key_store import keys_exist
 from sharpzo_core.logging import configure_logging
 from sharpzo_core.migrations import migrate
+from sharpzo_core.stores.key_store import keys_exist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

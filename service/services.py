@@ -20,23 +20,23 @@ from service.ingest import Ingest
 from service.keyring import Keyring
 from service.rates import RateLimits
 from service.uploads import Uploads
-from sharpzo_core.alias_store import AliasStore
-from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.audit import AuditStore
-from sharpzo_core.dataset_leases import DatasetLeases
-from sharpzo_core.dataset_store import DatasetStore
-from sharpzo_core.db import make_engine
-from sharpzo_core.figures import FigureStore
-from sharpzo_core.idempotency import IdempotencyStore
-from sharpzo_core.image_store import ImageStore
-from sharpzo_core.job_store import JobStore
-from sharpzo_core.key_store import KeyStore
+from sharpzo_core.broker.queue import JobQueue, make_celery
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.logging import job_context
 from sharpzo_core.migrations import migrate
-from sharpzo_core.prompt_store import PromptStore
-from sharpzo_core.queue import JobQueue, make_celery
-from sharpzo_core.quotas import Quotas, UsageStore
-from sharpzo_core.worker_store import WorkerStore
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.alias_store import AliasStore
+from sharpzo_core.stores.audit import AuditStore
+from sharpzo_core.stores.dataset_leases import DatasetLeases
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.idempotency import IdempotencyStore
+from sharpzo_core.stores.image_store import ImageStore
+from sharpzo_core.stores.job_store import JobStore
+from sharpzo_core.stores.job_totals import FigureStore
+from sharpzo_core.stores.key_store import KeyStore
+from sharpzo_core.stores.prompt_store import PromptStore
+from sharpzo_core.stores.quotas import Quotas, UsageStore
+from sharpzo_core.stores.worker_store import WorkerStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from service.callers import Caller
     from service.metrics import Metrics
-    from sharpzo_core.jobs import Job
+    from sharpzo_core.records.jobs import Job
     from sharpzo_core.settings import Settings
 
 logger = logging.getLogger(__name__)

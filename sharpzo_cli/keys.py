@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from sharpzo_core.audit import AuditStore
-    from sharpzo_core.key_store import KeyStore
-    from sharpzo_core.keys import ApiKey, NewKey, Scope
+    from sharpzo_core.records.keys import ApiKey, NewKey, Scope
+    from sharpzo_core.stores.audit import AuditStore
+    from sharpzo_core.stores.key_store import KeyStore
 
 app = typer.Typer(
     name="keys",
@@ -125,8 +125,8 @@ class _Stores:
 
     def note(self, action: str, key: ApiKey) -> None:
         """Write to the log of the key's tenant that this command has changed something."""
-        from sharpzo_core.audit import AuditEntry
         from sharpzo_core.ids import Prefix, new_id
+        from sharpzo_core.stores.audit import AuditEntry
 
         entry = AuditEntry(
             id=new_id(Prefix.AUDIT),
@@ -148,10 +148,10 @@ class _Stores:
 def _store(data_dir: Path | None) -> Iterator[_Stores]:
     """What is in the database that `serve` would use."""
     from sharpzo_cli.processes import load_settings, run_migrations
-    from sharpzo_core.audit import AuditStore
-    from sharpzo_core.db import make_engine
+    from sharpzo_core.database.engine import make_engine
     from sharpzo_core.errors import NotFound
-    from sharpzo_core.key_store import KeyStore
+    from sharpzo_core.stores.audit import AuditStore
+    from sharpzo_core.stores.key_store import KeyStore
 
     run_migrations(data_dir)
     engine = make_engine(load_settings(data_dir=data_dir))
@@ -174,8 +174,8 @@ def _all(store: KeyStore) -> Iterator[ApiKey]:
 
 
 def _check_names(name: str, tenant: str) -> None:
+    from sharpzo_core.database.tenants import is_tenant
     from sharpzo_core.schemas import MAX_LABEL, is_safe_text
-    from sharpzo_core.tenants import is_tenant
 
     if not 1 <= len(name) <= MAX_LABEL or not is_safe_text(name):
         fix = f"give --name 1 to {MAX_LABEL} characters without control characters"
@@ -186,7 +186,7 @@ def _check_names(name: str, tenant: str) -> None:
 
 
 def _scopes(text: str) -> list[Scope]:
-    from sharpzo_core.keys import Scope
+    from sharpzo_core.records.keys import Scope
 
     names = [part.strip() for part in text.split(",") if part.strip()]
     known = ", ".join(Scope)

@@ -116,7 +116,7 @@ def _look(path: str, load: Load, show: bool) -> tuple[ImageFacts, Image.Image | 
 
 
 def _archive(path: Path, seed: int) -> Subject:
-    from service.archives import sniff, walk
+    from sharpzo_core.storage.archives import sniff, walk
 
     with _told_of(path):
         kind = sniff(path)

@@ -19,6 +19,7 @@ CoreError
  ├── IdempotencyInProgress  409  an earlier request with this key is being worked on
  ├── IdempotencyMismatch    422  the key was used for another request
  ├── PayloadTooLarge        413  more bytes than allowed
+ ├── ArchiveError      413, 422  an archive that is damaged, unsafe or too large
  ├── UnsupportedMedia       415  a kind of content that is not accepted
  ├── AuthRequired           401  no API key was sent
  ├── AuthInvalid            401  the API key is not valid
@@ -188,6 +189,24 @@ class PayloadTooLarge(CoreError):
     status = 413
     code = "payload_too_large"
     title = "Too large"
+
+
+class ArchiveError(CoreError):
+    """The archive is damaged, unsafe or too large.
+
+    `code` is one of `archive_corrupt`, `archive_encrypted`, `archive_unsupported`,
+    `archive_unsafe_path`, `archive_unsafe_entry`, `archive_bomb` and `too_many_files`.
+    """
+
+    status = 422
+    code = "archive_corrupt"
+    title = "Archive not accepted"
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        if code == "archive_bomb":
+            self.status = PayloadTooLarge.status
 
 
 class UnsupportedMedia(CoreError):

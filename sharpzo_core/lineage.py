@@ -12,8 +12,8 @@ from sharpzo_core.json_values import unsafe_paths
 from sharpzo_core.schemas import Label, SafeText
 
 if TYPE_CHECKING:
-    from sharpzo_core.datasets import DatasetRecord
-    from sharpzo_core.jobs import Job
+    from sharpzo_core.records.datasets import DatasetRecord
+    from sharpzo_core.records.jobs import Job
 
 MAX_CONFIG_BYTES = 16 << 10  # of an imported configuration as JSON; ours has about 1 KiB
 

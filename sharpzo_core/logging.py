@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from sharpzo_core.jobs import Job
+    from sharpzo_core.records.jobs import Job
     from sharpzo_core.settings import Settings
 
 MAX_QUEUED = 10_000  # lines that wait to be written

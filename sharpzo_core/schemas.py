@@ -7,22 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVa
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sharpzo_core.aliases import AliasAction, AliasHistory, AliasRecord, Expected, Gate
-from sharpzo_core.datasets import DatasetRecord, DatasetStatus
 from sharpzo_core.ids import Prefix, id_pattern, is_id
-from sharpzo_core.jobs import CheckpointRef, Job, JobEvent, JobKind, JobStatus, JobStep, Phase
-from sharpzo_core.keys import Scope
-from sharpzo_core.prompt_store import NAME_PATTERN
 from sharpzo_core.rates import RATE_PATTERN, write_rate
+from sharpzo_core.records.aliases import AliasAction, AliasHistory, AliasRecord, Expected, Gate
+from sharpzo_core.records.datasets import DatasetRecord, DatasetStatus
+from sharpzo_core.records.jobs import (
+    CheckpointRef,
+    Job,
+    JobEvent,
+    JobKind,
+    JobStatus,
+    JobStep,
+    Phase,
+)
+from sharpzo_core.records.keys import Scope
+from sharpzo_core.records.prompts import NAME_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sharpzo_core.aliases import AliasChange
-    from sharpzo_core.audit import AuditEntry
-    from sharpzo_core.keys import ApiKey, NewKey
-    from sharpzo_core.prompts import PromptRecord
-    from sharpzo_core.quotas import Quotas, Usage
+    from sharpzo_core.records.aliases import AliasChange
+    from sharpzo_core.records.keys import ApiKey, NewKey
+    from sharpzo_core.records.prompts import PromptRecord
+    from sharpzo_core.stores.audit import AuditEntry
+    from sharpzo_core.stores.quotas import Quotas, Usage
 
 T = TypeVar("T")
 

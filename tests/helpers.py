@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.dataset_store import DatasetStore
-from sharpzo_core.datasets import DatasetRecord, image_key, manifest_key
-from sharpzo_core.db import make_engine
-from sharpzo_core.job_leases import JobLeases
-from sharpzo_core.job_store import JobStore
-from sharpzo_core.jobs import Job, JobStatus
+from sharpzo_core.broker.queue import JobQueue, make_celery
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.migrations import migrate
-from sharpzo_core.prompt_store import PromptStore
-from sharpzo_core.queue import JobQueue, make_celery
+from sharpzo_core.records.datasets import DatasetRecord, image_key, manifest_key
+from sharpzo_core.records.jobs import Job, JobStatus
 from sharpzo_core.schemas import JobCreate
 from sharpzo_core.settings import Settings
-from sharpzo_core.submission import submit_job
-from sharpzo_core.worker_store import WorkerStore
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.job_leases import JobLeases
+from sharpzo_core.stores.job_store import JobStore
+from sharpzo_core.stores.prompt_store import PromptStore
+from sharpzo_core.stores.worker_store import WorkerStore
+from sharpzo_core.submission.tuning import submit_job
 
 CLASSES = ("cat", "dog", "bird")
 IMAGES = {"train": 4, "val": 2, "test": 2}  # per class

@@ -10,12 +10,10 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from sharpzo_core.applying import classes_of
 from sharpzo_core.backbones import serving
 from sharpzo_core.errors import NotFound, StorageFull, StorageUnavailable
-from sharpzo_core.jobs import Job, JobKind, JobStatus, Lease
-from sharpzo_core.prompt_files import read_prompt_file
-from sharpzo_core.results import (
+from sharpzo_core.records.jobs import Job, JobKind, JobStatus, Lease
+from sharpzo_core.records.results import (
     ReportForm,
     ResultForm,
     evaluation_key,
@@ -23,6 +21,8 @@ from sharpzo_core.results import (
     results_key,
     results_prefix,
 )
+from sharpzo_core.storage.prompt_files import read_prompt_file
+from sharpzo_core.submission.prompt_jobs import classes_of
 from sharpzo_engine.clip.backbone import Backbone
 from sharpzo_engine.errors import ArtifactError, BackboneMismatch, ImageError
 from sharpzo_engine.prompts.artifact import TunedPrompt
@@ -37,8 +37,8 @@ from worker.reporting import Reporter, finite_numbers
 from worker.results import Answer, ResultWriter, scratch_file
 
 if TYPE_CHECKING:
-    from sharpzo_core.datasets import DatasetRecord
-    from sharpzo_core.prompts import PromptRecord
+    from sharpzo_core.records.datasets import DatasetRecord
+    from sharpzo_core.records.prompts import PromptRecord
     from worker.runner import RunnerDeps
 
 Metrics = Mapping[str, float | None]

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 from celery import current_app
 
-from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.dataset_store import DatasetStore
-from sharpzo_core.db import make_engine
-from sharpzo_core.job_leases import JobLeases
-from sharpzo_core.prompt_store import PromptStore
-from sharpzo_core.queue import JobQueue
+from sharpzo_core.broker.queue import JobQueue
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.settings import Settings
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.job_leases import JobLeases
+from sharpzo_core.stores.prompt_store import PromptStore
 from worker.draining import ChildDrain, DrainFlag
 from worker.materials import Materials
 from worker.runner import RunnerDeps
 
 if TYPE_CHECKING:
     from sharpzo_core.backbones import BackboneSpec
-    from sharpzo_core.jobs import Job, Lease
+    from sharpzo_core.records.jobs import Job, Lease
     from sharpzo_engine import Backbone, TuneResult
     from worker.reporting import Reporter
 

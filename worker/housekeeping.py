@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from sharpzo_core.checkpoints import checkpoint_prefix
-from sharpzo_core.datasets import TENANTS, images_prefix
-from sharpzo_core.db import reading
+from sharpzo_core.database.engine import reading
+from sharpzo_core.database.pagination import known_ids
+from sharpzo_core.database.tables import datasets, jobs, prompts
 from sharpzo_core.errors import NotFound
-from sharpzo_core.image_store import ImageStore
-from sharpzo_core.jobs import TERMINAL, JobStatus
-from sharpzo_core.listing import known_ids
-from sharpzo_core.results import parts_prefix, results_prefix
-from sharpzo_core.tables import datasets, jobs, prompts
+from sharpzo_core.records.checkpoints import checkpoint_prefix
+from sharpzo_core.records.datasets import TENANTS, images_prefix
+from sharpzo_core.records.jobs import TERMINAL, JobStatus
+from sharpzo_core.records.results import parts_prefix, results_prefix
+from sharpzo_core.stores.image_store import ImageStore
 from sharpzo_engine.files import remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sharpzo_core.artifact_store import ArtifactStore
+    from sharpzo_core.storage.artifact_store import ArtifactStore
 
 #: Files come before the row that names them, and go after it. Nothing takes so long in between.
 STRAY_SECONDS = 24 * 3600.0

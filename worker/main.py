@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_shutting_down
 
-from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.db import make_engine
+from sharpzo_core.broker.queue import JobQueue, QueueName, make_celery
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import JobLeases
-from sharpzo_core.job_store import JobStore
 from sharpzo_core.logging import configure_logging, log_context
 from sharpzo_core.migrations import migrate
 from sharpzo_core.periodic import Periodic
-from sharpzo_core.queue import JobQueue, QueueName, make_celery
-from sharpzo_core.worker_store import WorkerStore
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.job_leases import JobLeases
+from sharpzo_core.stores.job_store import JobStore
+from sharpzo_core.stores.worker_store import WorkerStore
 from worker.draining import DrainFlag
 from worker.housekeeping import Housekeeper
 from worker.sweeper import Sweeper

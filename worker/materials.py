@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.datasets import (
+from sharpzo_core.records.datasets import (
     SPLITS,
     UNLABELLED,
     DatasetRecord,
@@ -16,6 +15,7 @@ from sharpzo_core.datasets import (
     manifest_key,
     stored_key,
 )
+from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_engine.data.dataset import Dataset, Example, few_shot
 from sharpzo_engine.errors import ImageError
 from sharpzo_engine.files import write_atomically

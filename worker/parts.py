@@ -7,11 +7,11 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sharpzo_core.applying import classes_of
 from sharpzo_core.errors import NotFound, StorageUnavailable
-from sharpzo_core.job_rows import NewEvent
-from sharpzo_core.jobs import CheckpointRef, EventType
-from sharpzo_core.results import PART_IMAGES, PARTS, part_key
+from sharpzo_core.records.jobs import CheckpointRef, EventType
+from sharpzo_core.records.results import PART_IMAGES, PARTS, part_key
+from sharpzo_core.stores.job_rows import NewEvent
+from sharpzo_core.submission.prompt_jobs import classes_of
 from sharpzo_engine.checksummed import SealBroken
 from sharpzo_engine.prompts.embedding_shards import Part, embed_part
 from sharpzo_engine.search.progress import Phase, Progress
@@ -20,8 +20,8 @@ from worker.patience import patiently
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sharpzo_core.datasets import DatasetRecord
-    from sharpzo_core.jobs import Job, Lease
+    from sharpzo_core.records.datasets import DatasetRecord
+    from sharpzo_core.records.jobs import Job, Lease
     from sharpzo_engine import Backbone
     from worker.materials import ListedImage
     from worker.reporting import Reporter

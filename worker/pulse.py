@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from sharpzo_core.errors import LeaseLost
-from sharpzo_core.jobs import JobStatus, Lease
 from sharpzo_core.periodic import Periodic
+from sharpzo_core.records.jobs import JobStatus, Lease
 from sharpzo_engine.errors import TuningInterrupted
 
 if TYPE_CHECKING:
-    from sharpzo_core.job_leases import JobLeases
+    from sharpzo_core.stores.job_leases import JobLeases
 
 
 class Pulse:

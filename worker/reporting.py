@@ -7,14 +7,14 @@ import math
 from typing import TYPE_CHECKING
 
 from sharpzo_core.errors import StorageUnavailable
-from sharpzo_core.job_rows import NewEvent
-from sharpzo_core.jobs import EventType, JobProgress, JobStep, Lease, Phase
+from sharpzo_core.records.jobs import EventType, JobProgress, JobStep, Lease, Phase
+from sharpzo_core.stores.job_rows import NewEvent
 from sharpzo_engine.errors import TuningInterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sharpzo_core.job_leases import JobLeases
+    from sharpzo_core.stores.job_leases import JobLeases
     from sharpzo_engine.search.history import StepRecord
     from sharpzo_engine.search.progress import Progress
     from worker.pulse import Pulse

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from sharpzo_core.errors import LeaseLost, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import JobLeases, lease_of, new_token
-from sharpzo_core.jobs import JobKind, JobStatus
 from sharpzo_core.lineage import tuned_lineage
 from sharpzo_core.logging import job_context
-from sharpzo_core.prompts import NewPrompt, prompt_key, report_key
+from sharpzo_core.records.jobs import JobKind, JobStatus
+from sharpzo_core.records.prompts import NewPrompt, prompt_key, report_key
+from sharpzo_core.stores.job_leases import JobLeases, lease_of, new_token
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.errors import BackboneError, TuningInterrupted
 from worker.checkpoints import CheckpointKeeper, ClaimFolder
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.backbones import BackboneSpec
-    from sharpzo_core.dataset_store import DatasetStore
-    from sharpzo_core.datasets import DatasetRecord
-    from sharpzo_core.jobs import Job, Lease
-    from sharpzo_core.prompt_store import PromptStore
-    from sharpzo_core.queue import JobQueue
+    from sharpzo_core.broker.queue import JobQueue
+    from sharpzo_core.records.datasets import DatasetRecord
+    from sharpzo_core.records.jobs import Job, Lease
     from sharpzo_core.settings import Settings
+    from sharpzo_core.storage.artifact_store import ArtifactStore
+    from sharpzo_core.stores.dataset_store import DatasetStore
+    from sharpzo_core.stores.prompt_store import PromptStore
     from sharpzo_engine import Backbone, TuneResult
     from sharpzo_engine.data.dataset import Dataset
     from worker.materials import Materials

@@ -12,20 +12,20 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sharpzo_core.clock import Clock, utc_now
-from sharpzo_core.jobs import JobStatus
 from sharpzo_core.logging import job_context
+from sharpzo_core.records.jobs import JobStatus
 from worker.processes import is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from sharpzo_core.job_leases import HeldLease, JobLeases
-    from sharpzo_core.job_store import JobStore
-    from sharpzo_core.jobs import Job
-    from sharpzo_core.queue import JobQueue
+    from sharpzo_core.broker.queue import JobQueue
+    from sharpzo_core.records.jobs import Job
     from sharpzo_core.settings import Settings
-    from sharpzo_core.worker_store import WorkerStore
+    from sharpzo_core.stores.job_leases import HeldLease, JobLeases
+    from sharpzo_core.stores.job_store import JobStore
+    from sharpzo_core.stores.worker_store import WorkerStore
 
 MAX_RINGS = 100  # messages of one sweep
 RING_CAP_SECONDS = 30.0  # longest pause between two messages for one waiting job

@@ -11,10 +11,10 @@ from celery import shared_task
 from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_process_init
 
+from sharpzo_core.broker.queue import TaskName
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.ids import Prefix, is_id
 from sharpzo_core.logging import configure_logging, log_context
-from sharpzo_core.queue import TaskName
 from worker.child import child_deps, child_drain, child_settings, pin_gpu, warm_up
 from worker.runner import run_job
 

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from service.inference.encoder import Embedded, Embedding
     from service.metrics import Metrics
-    from sharpzo_core.artifact_store import ArtifactStore
     from sharpzo_core.backbones import BackboneSpec
-    from sharpzo_core.prompts import PromptRecord
+    from sharpzo_core.records.prompts import PromptRecord
     from sharpzo_core.settings import Settings
+    from sharpzo_core.storage.artifact_store import ArtifactStore
     from sharpzo_engine import Prediction
 
 INLINE_PRODUCTS = 2_000_000  # multiplications that the event loop does itself: a millisecond

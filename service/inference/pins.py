@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from service.inference.host import InferenceHost
-    from sharpzo_core.prompt_store import PromptStore
+    from sharpzo_core.stores.prompt_store import PromptStore
 
 LOOK_SECONDS = 10.0  # until a pin that another process was told is seen here
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from service.inference.backbones import Backbones
     from service.inference.encoder import ImageEncoder
-    from sharpzo_core.artifact_store import ArtifactStore
-    from sharpzo_core.prompts import PromptRecord
+    from sharpzo_core.records.prompts import PromptRecord
+    from sharpzo_core.storage.artifact_store import ArtifactStore
     from sharpzo_engine import Backbone
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sharpzo_core.prompts import PromptRecord
+    from sharpzo_core.records.prompts import PromptRecord
     from sharpzo_engine import Backbone, TunedPrompt
 
     Floats = NDArray[np.float32]

@@ -20,11 +20,11 @@ from service.deps import (
 from service.idempotency import IdempotencyKey
 from service.openapi import body, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
-from sharpzo_core.aliases import ALIAS_PATTERN
-from sharpzo_core.idempotency import fingerprint
-from sharpzo_core.keys import Scope
-from sharpzo_core.prompt_store import NAME_PATTERN
+from sharpzo_core.records.aliases import ALIAS_PATTERN
+from sharpzo_core.records.keys import Scope
+from sharpzo_core.records.prompts import NAME_PATTERN
 from sharpzo_core.schemas import AliasHistoryPublic, AliasPublic, AliasRollback, AliasSet, Page
+from sharpzo_core.stores.idempotency import fingerprint
 
 router = APIRouter(
     prefix="/v1/aliases",

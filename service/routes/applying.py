@@ -15,15 +15,15 @@ from service.idempotency import IdempotencyKey
 from service.openapi import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
 from service.services import TenantServices
-from sharpzo_core.applying import Desk
-from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.errors import StateConflict
-from sharpzo_core.idempotency import fingerprint
-from sharpzo_core.jobs import Job, JobKind, JobStatus
-from sharpzo_core.keys import Scope
-from sharpzo_core.prompts import PromptRecord
-from sharpzo_core.results import ResultForm, results_key
+from sharpzo_core.records.jobs import Job, JobKind, JobStatus
+from sharpzo_core.records.keys import Scope
+from sharpzo_core.records.prompts import PromptRecord
+from sharpzo_core.records.results import ResultForm, results_key
 from sharpzo_core.schemas import ApplyRequest, BatchCreate, EvaluationCreate, JobPublic
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.idempotency import fingerprint
+from sharpzo_core.submission.prompt_jobs import Desk
 
 CSV = "text/csv"
 NDJSON = "application/x-ndjson"

@@ -24,9 +24,8 @@ from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from sharpzo_core.errors import CoreError, UnsupportedMedia, ValidationFailed
-from sharpzo_core.keys import Scope
-from sharpzo_core.prompt_store import PromptStore
-from sharpzo_core.prompts import PromptRecord
+from sharpzo_core.records.keys import Scope
+from sharpzo_core.records.prompts import PromptRecord
 from sharpzo_core.schemas import (
     ClassifyAnswer,
     ClassifyAnswers,
@@ -36,6 +35,7 @@ from sharpzo_core.schemas import (
     PromptAnswer,
     SafeText,
 )
+from sharpzo_core.stores.prompt_store import PromptStore
 from sharpzo_engine.errors import ImageError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 from starlette.concurrency import run_in_threadpool
 
-from service import archives, imports
+from service import imports
 from service.access import Needs
 from service.bodies import SPOOLED
 from service.deps import After, DatasetsDep, Limit, ServicesDep, reject_repeated_parameters
@@ -20,17 +20,18 @@ from service.multipart import FormRules, announced_bytes, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from service.services import TenantServices
-from sharpzo_core.datasets import UNLABELLED, DatasetRecord, sheet_key
 from sharpzo_core.errors import (
     NotFound,
     StorageUnavailable,
     UnsupportedMedia,
     ValidationFailed,
 )
-from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.keys import Scope
+from sharpzo_core.records.datasets import UNLABELLED, DatasetRecord, sheet_key
+from sharpzo_core.records.keys import Scope
 from sharpzo_core.schemas import DatasetImport, DatasetPublic, Label, Page
+from sharpzo_core.storage.archives import check as check_archive
+from sharpzo_core.stores.idempotency import fingerprint
 
 MAX_REQUEST_BYTES = 1 << 40  # the archive itself is bounded while it is written
 MAX_NAME_BYTES = 1000
@@ -111,7 +112,7 @@ async def _take_in(
         if attempt.replay(received.meaning):
             services.uploads.discard(dataset_id)
         else:
-            await run_in_threadpool(archives.check, services.uploads.path(dataset_id))
+            await run_in_threadpool(check_archive, services.uploads.path(dataset_id))
     except BaseException:  # also when the client goes away in the middle
         services.uploads.discard(dataset_id)
         raise

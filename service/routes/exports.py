@@ -13,8 +13,8 @@ from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import NotCalibrated, Unavailable
 from service.openapi import problems
 from service.routing import StrictRoute
-from sharpzo_core.keys import Scope
-from sharpzo_core.prompts import PromptRecord
+from sharpzo_core.records.keys import Scope
+from sharpzo_core.records.prompts import PromptRecord
 from sharpzo_engine.errors import ArtifactError, MissingPackage
 from sharpzo_engine.errors import NotCalibrated as NoTemperature
 from sharpzo_engine.prompts.artifact import TunedPrompt

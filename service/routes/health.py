@@ -16,9 +16,9 @@ from service.metrics import CONTENT_TYPE_LATEST, Fleet
 from service.openapi import problems
 from service.routing import StrictRoute
 from service.services import Services
-from sharpzo_core.db import ping
+from sharpzo_core.database.engine import ping
 from sharpzo_core.errors import CoreError
-from sharpzo_core.keys import Scope
+from sharpzo_core.records.keys import Scope
 
 logger = logging.getLogger(__name__)
 

@@ -29,14 +29,14 @@ from service.live import stream_steps
 from service.openapi import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
 from sharpzo_core.errors import NotFound
-from sharpzo_core.idempotency import fingerprint
-from sharpzo_core.job_store import MAX_STEPS
-from sharpzo_core.jobs import Job, JobKind, JobStatus
-from sharpzo_core.keys import Scope
-from sharpzo_core.prompts import report_key
-from sharpzo_core.results import evaluation_key
+from sharpzo_core.records.jobs import Job, JobKind, JobStatus
+from sharpzo_core.records.keys import Scope
+from sharpzo_core.records.prompts import report_key
+from sharpzo_core.records.results import evaluation_key
 from sharpzo_core.schemas import EventPublic, JobCreate, JobPublic, Page, StepPublic
-from sharpzo_core.submission import submit_job
+from sharpzo_core.stores.idempotency import fingerprint
+from sharpzo_core.stores.job_store import MAX_STEPS
+from sharpzo_core.submission.tuning import submit_job
 
 CSV = "text/csv"
 JSON = "application/json"

@@ -14,9 +14,7 @@ from service.openapi import body, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
 from sharpzo_core.clock import utc_now
 from sharpzo_core.errors import NotFound
-from sharpzo_core.idempotency import fingerprint
-from sharpzo_core.keys import NewKey, Scope
-from sharpzo_core.quotas import Quotas
+from sharpzo_core.records.keys import NewKey, Scope
 from sharpzo_core.schemas import (
     AuditPublic,
     KeyCreate,
@@ -26,6 +24,8 @@ from sharpzo_core.schemas import (
     Page,
     UsagePublic,
 )
+from sharpzo_core.stores.idempotency import fingerprint
+from sharpzo_core.stores.quotas import Quotas
 
 router = APIRouter(
     prefix="/v1",

@@ -21,17 +21,16 @@ from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse
 from service.services import TenantServices
 from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia
-from sharpzo_core.idempotency import fingerprint
 from sharpzo_core.ids import Prefix, is_id, new_id
-from sharpzo_core.keys import Scope
-from sharpzo_core.prompt_store import NAME_PATTERN
-from sharpzo_core.prompts import NewPrompt, PromptRecord, prompt_key
+from sharpzo_core.records.keys import Scope
+from sharpzo_core.records.prompts import NAME_PATTERN, NewPrompt, PromptRecord, prompt_key
 from sharpzo_core.schemas import (
     Page,
     PromptPublic,
     ResidencyPublic,
     Slug,
 )
+from sharpzo_core.stores.idempotency import fingerprint
 
 MAX_ARTIFACT_BYTES = 256 << 20
 MAX_NAME_BYTES = 200

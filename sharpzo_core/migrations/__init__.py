@@ -12,9 +12,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
-from sharpzo_core.db import make_engine, writing
+from sharpzo_core.database.engine import make_engine, writing
+from sharpzo_core.database.sqlite import report_version
 from sharpzo_core.errors import SchemaTooNew, ValidationFailed
-from sharpzo_core.sqlite import report_version
 
 if TYPE_CHECKING:
     import sqlite3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from sharpzo_core.tables import metadata
+from sharpzo_core.database.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

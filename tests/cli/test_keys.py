@@ -11,10 +11,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from sharpzo_core.audit import AuditStore
-from sharpzo_core.db import make_engine
-from sharpzo_core.keys import is_key
+from sharpzo_core.database.engine import make_engine
+from sharpzo_core.records.keys import is_key
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.audit import AuditStore
 
 
 @pytest.fixture

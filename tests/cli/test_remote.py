@@ -12,12 +12,12 @@ import pytest
 
 from sharpzo_cli.demo.server import Running, clean_environment, free_port
 from sharpzo_cli.options import JobKind, JobStatus
-from sharpzo_core import jobs as core
-from sharpzo_core.db import make_engine
-from sharpzo_core.key_store import KeyStore
-from sharpzo_core.keys import Scope
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.migrations import migrate
+from sharpzo_core.records import jobs as core
+from sharpzo_core.records.keys import Scope
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.key_store import KeyStore
 from tests.cli.terminals import on_terminal
 from tests.service.servers import server_thread
 

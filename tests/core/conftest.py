@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sharpzo_core.alias_store import AliasStore
-from sharpzo_core.dataset_store import DatasetStore
-from sharpzo_core.datasets import DatasetRecord
-from sharpzo_core.db import make_engine
-from sharpzo_core.job_leases import JobLeases
-from sharpzo_core.job_store import JobStore
-from sharpzo_core.jobs import Job
+from sharpzo_core.database.engine import make_engine
+from sharpzo_core.database.tables import metadata
 from sharpzo_core.migrations import migrate
-from sharpzo_core.prompt_store import PromptStore
+from sharpzo_core.records.datasets import DatasetRecord
+from sharpzo_core.records.jobs import Job
 from sharpzo_core.settings import Settings
-from sharpzo_core.tables import metadata
-from sharpzo_core.worker_store import WorkerStore
+from sharpzo_core.stores.alias_store import AliasStore
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.job_leases import JobLeases
+from sharpzo_core.stores.job_store import JobStore
+from sharpzo_core.stores.prompt_store import PromptStore
+from sharpzo_core.stores.worker_store import WorkerStore
 
 LEASE_SECONDS = 20.0
 

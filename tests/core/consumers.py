@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
-from sharpzo_core.queue import QueueName, make_celery
+from sharpzo_core.broker.queue import QueueName, make_celery
 from sharpzo_core.settings import Settings
 
 SECONDS = 10.0  # how long a message may take

@@ -11,13 +11,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.dataset_leases import DatasetLeases
-from sharpzo_core.dataset_store import DatasetStore
-from sharpzo_core.datasets import DatasetRecord, images_prefix
-from sharpzo_core.db import make_engine, writing
-from sharpzo_core.image_store import ImageStore
+from sharpzo_core.database.engine import make_engine, writing
+from sharpzo_core.records.datasets import DatasetRecord, images_prefix
 from sharpzo_core.settings import Settings
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.dataset_leases import DatasetLeases
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.image_store import ImageStore
 
 OWNER = "a process"
 #: What a process does to files, as Python tells it.

@@ -14,8 +14,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sharpzo_core.aliases import AliasAction
 from sharpzo_core.errors import NotFound, NothingToRollBack, PromptInUse
+from sharpzo_core.records.aliases import AliasAction
 from tests.core.conftest import Stores
 from tests.core.test_aliases import assert_is_a_chain, publish
 

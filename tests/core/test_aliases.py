@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sharpzo_core.aliases import AliasAction, AliasChange, AliasRef, Expected, Gate
-from sharpzo_core.db import writing
+from sharpzo_core.database.engine import writing
+from sharpzo_core.database.tables import jobs
+from sharpzo_core.database.tenants import DEFAULT_TENANT
 from sharpzo_core.errors import (
     AliasAmbiguous,
     AliasMoved,
@@ -24,11 +25,10 @@ from sharpzo_core.errors import (
     ValidationFailed,
 )
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.jobs import TERMINAL, JobStatus
-from sharpzo_core.prompt_store import hold_prompt
-from sharpzo_core.prompts import NewPrompt, PromptRecord
-from sharpzo_core.tables import jobs
-from sharpzo_core.tenants import DEFAULT_TENANT
+from sharpzo_core.records.aliases import AliasAction, AliasChange, AliasRef, Expected, Gate
+from sharpzo_core.records.jobs import TERMINAL, JobStatus
+from sharpzo_core.records.prompts import NewPrompt, PromptRecord
+from sharpzo_core.stores.prompt_store import hold_prompt
 from tests.core.conftest import Stores
 
 SET, ROLLBACK, DELETED = AliasAction.SET, AliasAction.ROLLBACK, AliasAction.DELETED

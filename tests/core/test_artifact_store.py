@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.errors import (
     CoreError,
     NotFound,
@@ -13,6 +12,7 @@ from sharpzo_core.errors import (
     StorageFull,
     StorageUnavailable,
 )
+from sharpzo_core.storage.artifact_store import ArtifactStore
 
 KEY = "prompts/prm_1.safetensors"
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import redis
 
+from sharpzo_core.broker.queue import QueueName, TaskName
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.jobs import JobStatus
-from sharpzo_core.queue import QueueName, TaskName
+from sharpzo_core.records.jobs import JobStatus
 from tests.helpers import Workplace
 
 LARGE = "x" * 5_000_000

@@ -11,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from sharpzo_core.dataset_store import DatasetStore
-from sharpzo_core.db import make_engine, ping, reading, writing
+from sharpzo_core.database.engine import make_engine, ping, reading, writing
 from sharpzo_core.errors import CoreError, StorageFull, StorageUnavailable
 from sharpzo_core.migrations import migrate
 from sharpzo_core.settings import Settings
-from sharpzo_core.worker_store import WorkerStore
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.worker_store import WorkerStore
 
 LARGE = {"filling": "x" * 100_000}
 

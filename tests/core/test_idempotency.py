@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sharpzo_core.dataset_leases import DatasetLeases
-from sharpzo_core.datasets import DatasetRecord
-from sharpzo_core.db import reading, writing
+from sharpzo_core.database.engine import reading, writing
+from sharpzo_core.database.tables import idempotency_keys
 from sharpzo_core.errors import IdempotencyInProgress, LeaseLost
-from sharpzo_core.idempotency import (
+from sharpzo_core.records.datasets import DatasetRecord
+from sharpzo_core.stores.dataset_leases import DatasetLeases
+from sharpzo_core.stores.idempotency import (
     RESERVED_SECONDS,
     IdempotencyStore,
     Reservation,
     StoredAnswer,
     fingerprint,
 )
-from sharpzo_core.tables import idempotency_keys
 from tests.core.conftest import LEASE_SECONDS, Stores
 
 KEPT_HOURS = 24.0

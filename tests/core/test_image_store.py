@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.dataset_store import DatasetStore
-from sharpzo_core.datasets import TENANTS, DatasetRecord, blob_key
-from sharpzo_core.db import make_engine
+from sharpzo_core.database.engine import make_engine
+from sharpzo_core.database.tables import blobs, dataset_images, datasets
 from sharpzo_core.errors import LeaseLost, StateConflict, StorageBusy
-from sharpzo_core.image_store import LOCAL_BATCH, ImageStore
 from sharpzo_core.migrations import migrate
+from sharpzo_core.records.datasets import TENANTS, DatasetRecord, blob_key
 from sharpzo_core.settings import Settings
-from sharpzo_core.tables import blobs, dataset_images, datasets
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.image_store import LOCAL_BATCH, ImageStore
 from tests.core.image_life import OWNER, begin, finish, live_and_die, store_images
 from worker.housekeeping import Housekeeper
 

@@ -4,12 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from sharpzo_core.db import writing
+from sharpzo_core.database.engine import writing
+from sharpzo_core.database.tables import jobs
 from sharpzo_core.errors import CoreError, LeaseLost, NotFound, StateConflict
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import lease_of
-from sharpzo_core.job_rows import NewEvent, change
-from sharpzo_core.jobs import (
+from sharpzo_core.records.jobs import (
     REQUESTS,
     TERMINAL,
     TERMINAL_EVENTS,
@@ -20,8 +19,9 @@ from sharpzo_core.jobs import (
     JobStatus,
     Request,
 )
-from sharpzo_core.prompts import NewPrompt
-from sharpzo_core.tables import jobs
+from sharpzo_core.records.prompts import NewPrompt
+from sharpzo_core.stores.job_leases import lease_of
+from sharpzo_core.stores.job_rows import NewEvent, change
 from tests.core.conftest import Stores
 
 

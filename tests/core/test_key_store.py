@@ -10,10 +10,10 @@ from threading import Barrier
 import pytest
 
 from sharpzo_core.errors import AuthInvalid, NotFound, StateConflict
-from sharpzo_core.job_leases import lease_of
-from sharpzo_core.jobs import TERMINAL, Job, JobStatus
-from sharpzo_core.key_store import KeyStore
-from sharpzo_core.keys import NewKey, Scope, digest_of, make_key, prefix_of
+from sharpzo_core.records.jobs import TERMINAL, Job, JobStatus
+from sharpzo_core.records.keys import NewKey, Scope, digest_of, make_key, prefix_of
+from sharpzo_core.stores.job_leases import lease_of
+from sharpzo_core.stores.key_store import KeyStore
 from tests.core.conftest import Stores
 
 

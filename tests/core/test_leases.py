@@ -4,11 +4,10 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from sharpzo_core.db import writing
+from sharpzo_core.database.engine import writing
+from sharpzo_core.database.tables import job_events, jobs
 from sharpzo_core.errors import LeaseLost
-from sharpzo_core.job_leases import HeldLease, lease_of
-from sharpzo_core.job_rows import NewEvent
-from sharpzo_core.jobs import (
+from sharpzo_core.records.jobs import (
     JOB_FORMAT,
     CheckpointRef,
     EventType,
@@ -17,7 +16,8 @@ from sharpzo_core.jobs import (
     JobStep,
     Phase,
 )
-from sharpzo_core.tables import job_events, jobs
+from sharpzo_core.stores.job_leases import HeldLease, lease_of
+from sharpzo_core.stores.job_rows import NewEvent
 from tests.core.conftest import LEASE_SECONDS, Stores
 from tests.core.test_job_states import prompt_of
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from sharpzo_core.job_leases import lease_of
-from sharpzo_core.jobs import CheckpointRef
 from sharpzo_core.lineage import MAX_CONFIG_BYTES, claimed_lineage, tuned_lineage
+from sharpzo_core.records.jobs import CheckpointRef
 from sharpzo_core.schemas import PromptPublic
+from sharpzo_core.stores.job_leases import lease_of
 from tests.core.conftest import Stores
 from tests.core.test_job_states import prompt_of
 

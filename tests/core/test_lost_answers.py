@@ -12,12 +12,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from sharpzo_core.db import reading
+from sharpzo_core.database.engine import reading
+from sharpzo_core.database.tables import metadata
 from sharpzo_core.errors import LeaseLost, NotFound, StateConflict, StorageUnavailable
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import lease_of, new_token
-from sharpzo_core.jobs import CheckpointRef, JobStatus, Lease
-from sharpzo_core.tables import metadata
+from sharpzo_core.records.jobs import CheckpointRef, JobStatus, Lease
+from sharpzo_core.stores.job_leases import lease_of, new_token
 from tests.core.conftest import LEASE_SECONDS, Stores
 from tests.core.test_job_states import prompt_of
 from tests.core.test_leases import progress, step

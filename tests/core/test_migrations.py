@@ -13,15 +13,15 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 
-from sharpzo_core.alias_store import AliasStore
-from sharpzo_core.db import make_engine, ping, writing
+from sharpzo_core.database.engine import make_engine, ping, writing
+from sharpzo_core.database.tables import metadata, workers
 from sharpzo_core.errors import SchemaTooNew, StorageUnavailable
 from sharpzo_core.migrations import migrate, migration_engine, upgrade
-from sharpzo_core.prompt_store import PromptStore
 from sharpzo_core.schemas import LineagePublic, PromptPublic
 from sharpzo_core.settings import Settings
-from sharpzo_core.tables import metadata, workers
-from sharpzo_core.worker_store import WorkerStore
+from sharpzo_core.stores.alias_store import AliasStore
+from sharpzo_core.stores.prompt_store import PromptStore
+from sharpzo_core.stores.worker_store import WorkerStore
 from tests.core.dying import migrate_and_die
 
 FIRST = "0001"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sharpzo_core.broker.queue import JobQueue, make_celery
 from sharpzo_core.ids import Prefix, is_id, new_id
-from sharpzo_core.queue import JobQueue, make_celery
 from sharpzo_core.settings import Settings
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import redis
 
+from sharpzo_core.broker.queue import JobQueue, QueueName, TaskName, make_celery
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.queue import JobQueue, QueueName, TaskName, make_celery
 from sharpzo_core.settings import Settings
 from tests.conftest import wait_for_port
 from tests.core.consumers import receive, receive_and_die

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from sharpzo_core import sqlite
-from sharpzo_core.dataset_store import DatasetStore
-from sharpzo_core.db import make_engine, reading, writing
+from sharpzo_core.database import sqlite
+from sharpzo_core.database.engine import make_engine, reading, writing
+from sharpzo_core.database.tables import job_events, job_steps
 from sharpzo_core.errors import StorageBusy
 from sharpzo_core.settings import Settings
-from sharpzo_core.tables import job_events, job_steps
-from sharpzo_core.worker_store import WorkerStore
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.worker_store import WorkerStore
 from tests.core.conftest import Stores
 from tests.core.writers import processes, write_many
 

@@ -6,11 +6,11 @@ from datetime import UTC
 
 import pytest
 
-from sharpzo_core.datasets import DatasetStatus
 from sharpzo_core.errors import NotFound, StateConflict, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import lease_of
-from sharpzo_core.jobs import JobStatus, Phase
+from sharpzo_core.records.datasets import DatasetStatus
+from sharpzo_core.records.jobs import JobStatus, Phase
+from sharpzo_core.stores.job_leases import lease_of
 from tests.core.conftest import Stores
 from tests.core.test_job_states import prompt_of
 from tests.core.test_leases import progress, step

@@ -3,8 +3,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.errors import (
     ConfigMismatch,
     CoreError,
@@ -14,11 +12,13 @@ from sharpzo_core.errors import (
     ValidationFailed,
 )
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import lease_of
-from sharpzo_core.jobs import CheckpointRef, Job, JobProgress, Phase
+from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
+from sharpzo_core.records.jobs import CheckpointRef, Job, JobProgress, Phase
 from sharpzo_core.schemas import CheckpointPublic, JobCreate, JobPublic
 from sharpzo_core.settings import Settings
-from sharpzo_core.submission import submit_job
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.job_leases import lease_of
+from sharpzo_core.submission.tuning import submit_job
 from sharpzo_engine.config import TuningConfig
 from tests.core.conftest import Stores
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from sharpzo_core.audit import AuditEntry, AuditStore
-from sharpzo_core.dataset_store import DatasetStore
 from sharpzo_core.errors import CoreError, NotFound, QuotaExceeded
-from sharpzo_core.idempotency import IdempotencyStore, Reservation, StoredAnswer
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import JobLeases, lease_of
-from sharpzo_core.job_store import JobStore
-from sharpzo_core.jobs import Job, JobProgress, JobStatus, Phase
-from sharpzo_core.prompt_store import PromptStore
-from sharpzo_core.prompts import NewPrompt
-from sharpzo_core.quotas import Quotas, UsageStore
+from sharpzo_core.records.jobs import Job, JobProgress, JobStatus, Phase
+from sharpzo_core.records.prompts import NewPrompt
+from sharpzo_core.stores.audit import AuditEntry, AuditStore
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.idempotency import IdempotencyStore, Reservation, StoredAnswer
+from sharpzo_core.stores.job_leases import JobLeases, lease_of
+from sharpzo_core.stores.job_store import JobStore
+from sharpzo_core.stores.prompt_store import PromptStore
+from sharpzo_core.stores.quotas import Quotas, UsageStore
 from tests.core.conftest import LEASE_SECONDS, Stores
 
 DAY = timedelta(days=1)

@@ -7,13 +7,13 @@ from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from sharpzo_core.db import make_engine
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import JobLeases, lease_of
-from sharpzo_core.job_rows import NewEvent
-from sharpzo_core.job_store import JobStore
-from sharpzo_core.jobs import EventType, JobProgress, JobStep, Phase
+from sharpzo_core.records.jobs import EventType, JobProgress, JobStep, Phase
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.job_leases import JobLeases, lease_of
+from sharpzo_core.stores.job_rows import NewEvent
+from sharpzo_core.stores.job_store import JobStore
 
 
 def processes() -> ForkServerContext:

@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from sharpzo_client import Client
-from sharpzo_core.key_store import KeyStore
-from sharpzo_core.keys import Scope
+from sharpzo_core.records.keys import Scope
+from sharpzo_core.stores.key_store import KeyStore
 from tests.dashboard.conftest import OpenPage, picture
 from tests.faults.cluster import Cluster
 from tests.helpers import CONFIG

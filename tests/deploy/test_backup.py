@@ -15,8 +15,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from sharpzo_core.database.tables import job_events, jobs, metadata
 from sharpzo_core.settings import Settings
-from sharpzo_core.tables import job_events, jobs, metadata
 from tests.deploy.pages import PAGE
 from tests.helpers import CONFIG, Workplace
 from tests.service.conftest import dataset_members, png, zip_of

@@ -14,12 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from service.services import Services
+from sharpzo_core.database.tables import job_totals
 from sharpzo_core.errors import StorageUnavailable
-from sharpzo_core.figures import DURATIONS, FigureStore
-from sharpzo_core.job_leases import JobLeases, lease_of
-from sharpzo_core.job_store import JobStore
-from sharpzo_core.jobs import Job, JobProgress, JobStatus, Phase
-from sharpzo_core.tables import job_totals
+from sharpzo_core.records.jobs import Job, JobProgress, JobStatus, Phase
+from sharpzo_core.stores.job_leases import JobLeases, lease_of
+from sharpzo_core.stores.job_store import JobStore
+from sharpzo_core.stores.job_totals import DURATIONS, FigureStore
 from tests.deploy.pages import table
 from tests.helpers import Workplace
 from tests.service.conftest import open_client, png

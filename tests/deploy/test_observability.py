@@ -19,11 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
 from service.events import EVENT_STREAM
-from sharpzo_core.db import make_engine
-from sharpzo_core.key_store import KeyStore
-from sharpzo_core.keys import Scope
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.migrations import migrate
+from sharpzo_core.records.keys import Scope
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.key_store import KeyStore
 from tests.deploy.pages import table
 from tests.figures import ROOT
 from tests.service.servers import eventually, server_thread

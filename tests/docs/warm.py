@@ -22,7 +22,7 @@ from typing import Any
 LOADED = (
     "sharpzo_cli.main",
     "sharpzo_client",
-    "sharpzo_core.key_store",
+    "sharpzo_core.stores.key_store",
     "sharpzo_core.migrations",
     "sharpzo_engine.reports.report_plots",
     "sharpzo_engine.tuner",

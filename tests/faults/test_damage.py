@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sharpzo_client.errors import ConflictError, ServiceUnavailableError
-from sharpzo_core.prompts import prompt_key
+from sharpzo_core.records.prompts import prompt_key
 from tests.faults.cluster import EMBEDDED, ENDLESS, FAST, Cluster, open_mode
 from tests.helpers import write_small_backbone
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from sharpzo_client.models import Job
-from sharpzo_core.db import writing
+from sharpzo_core.database.engine import writing
+from sharpzo_core.database.tables import jobs
 from sharpzo_core.errors import StorageUnavailable
-from sharpzo_core.jobs import is_terminal
-from sharpzo_core.tables import jobs
+from sharpzo_core.records.jobs import is_terminal
 from tests.faults.cluster import END_SECONDS, ENDLESS, LONG, Cluster, Worker, history_faults
 from tests.helpers import eventually
 

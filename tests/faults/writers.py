@@ -8,10 +8,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sharpzo_core.db import make_engine
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.errors import CoreError
-from sharpzo_core.job_store import JobStore
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.job_store import JobStore
 from tests.helpers import Workplace
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from sharpzo_client import Client
-from sharpzo_core.db import make_engine
-from sharpzo_core.key_store import KeyStore
-from sharpzo_core.keys import NewKey, Scope
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.migrations import migrate
+from sharpzo_core.records.keys import NewKey, Scope
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.key_store import KeyStore
 from tests.fuzz.hooks import OBJECTS, OWN_KEY
 from tests.service.conftest import dataset_members, zip_of
 from tests.service.servers import server_process

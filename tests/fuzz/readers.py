@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from service.archives import sniff, walk
 from service.strict_json import loads
 from sharpzo_core.errors import CoreError
+from sharpzo_core.storage.archives import sniff, walk
 from sharpzo_engine.checksummed import seal, unseal
 from sharpzo_engine.data.images import decode_image
 from sharpzo_engine.data.layout_detection import read_layout

@@ -12,11 +12,11 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.services import Services
-from sharpzo_core.db import make_engine
-from sharpzo_core.key_store import KeyStore
-from sharpzo_core.keys import NewKey, Scope
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.migrations import migrate
+from sharpzo_core.records.keys import NewKey, Scope
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.key_store import KeyStore
 from sharpzo_engine import Backbone
 from tests.service.toys import make_backbone, with_backbones
 

@@ -20,9 +20,9 @@ from service import access, keyring, serve
 from service.access import PUBLIC, declared
 from service.app import create_app
 from sharpzo_core.clock import utc_now
+from sharpzo_core.database.tables import api_keys, metadata
 from sharpzo_core.errors import SettingsError, StorageUnavailable
-from sharpzo_core.key_store import keys_exist
-from sharpzo_core.keys import (
+from sharpzo_core.records.keys import (
     CHECKSUM_LENGTH,
     MAX_KEY,
     Scope,
@@ -32,7 +32,7 @@ from sharpzo_core.keys import (
     prefix_of,
 )
 from sharpzo_core.settings import Settings
-from sharpzo_core.tables import api_keys, metadata
+from sharpzo_core.stores.key_store import keys_exist
 from tests.helpers import eventually
 from tests.security.conftest import Door, OpenDoor, bearer, changed, problem_of, scopes_text
 from tests.security.raw import connect, read

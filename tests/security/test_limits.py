@@ -17,17 +17,17 @@ import sqlalchemy as sa
 
 from service import audit, events, rates
 from service.audit import MAX_WAITING, AuditLog
-from sharpzo_core.audit import AuditEntry, AuditStore
 from sharpzo_core.clock import utc_now
-from sharpzo_core.db import make_engine
+from sharpzo_core.database.engine import make_engine
+from sharpzo_core.database.tables import audit_log
 from sharpzo_core.errors import SettingsError, StorageUnavailable
-from sharpzo_core.job_leases import JobLeases, lease_of
-from sharpzo_core.jobs import JobProgress, Phase
-from sharpzo_core.key_store import KeyStore
-from sharpzo_core.keys import NewKey, Scope, make_key
 from sharpzo_core.rates import parse_rate, write_rate
+from sharpzo_core.records.jobs import JobProgress, Phase
+from sharpzo_core.records.keys import NewKey, Scope, make_key
 from sharpzo_core.settings import Settings
-from sharpzo_core.tables import audit_log
+from sharpzo_core.stores.audit import AuditEntry, AuditStore
+from sharpzo_core.stores.job_leases import JobLeases, lease_of
+from sharpzo_core.stores.key_store import KeyStore
 from sharpzo_engine import Backbone, load_backbone
 from tests.core.test_tenants import entry
 from tests.helpers import CONFIG, Workplace, eventually

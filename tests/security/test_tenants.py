@@ -18,15 +18,15 @@ from fastapi.routing import iter_route_contexts
 from service.access import PUBLIC, declared
 from service.deps import process
 from service.inference.resident import PromptKey
+from sharpzo_core.database.tables import metadata
+from sharpzo_core.database.tenants import TenantStore
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import JobLeases, lease_of
-from sharpzo_core.jobs import Job, JobProgress, JobStep, Phase
-from sharpzo_core.keys import NewKey
-from sharpzo_core.prompts import report_key
-from sharpzo_core.results import evaluation_key, results_key
+from sharpzo_core.records.jobs import Job, JobProgress, JobStep, Phase
+from sharpzo_core.records.keys import NewKey
+from sharpzo_core.records.prompts import report_key
+from sharpzo_core.records.results import evaluation_key, results_key
 from sharpzo_core.settings import Settings
-from sharpzo_core.tables import metadata
-from sharpzo_core.tenants import TenantStore
+from sharpzo_core.stores.job_leases import JobLeases, lease_of
 from sharpzo_engine import Backbone
 from tests.security.conftest import Door, OpenDoor, bearer, essence
 from tests.service.conftest import dataset_members, png, settle, upload, zip_of

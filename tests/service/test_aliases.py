@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy as sa
 
 from service.services import Services
-from sharpzo_core.db import reading, writing
+from sharpzo_core.database.engine import reading, writing
+from sharpzo_core.database.tables import alias_changes, jobs
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.prompts import NewPrompt
-from sharpzo_core.tables import alias_changes, jobs
+from sharpzo_core.records.prompts import NewPrompt
 from tests.service.conftest import assert_problem, files_below, png, ready_dataset
 from tests.service.test_prompts import artifact_of, backbone, files, import_, settings
 

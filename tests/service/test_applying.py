@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 from service.routes import applying
 from service.services import Services
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import JobLeases, lease_of
-from sharpzo_core.prompts import NewPrompt, prompt_key
-from sharpzo_core.results import evaluation_key, part_key, results_key
+from sharpzo_core.records.prompts import NewPrompt, prompt_key
+from sharpzo_core.records.results import evaluation_key, part_key, results_key
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.job_leases import JobLeases, lease_of
 from sharpzo_engine import TunedPrompt, load_backbone
 from tests.service.conftest import (
     MakeClient,

@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import intake
-from service.archives import ArchiveKind, Limits, check, names, safe_path, sniff, walk
-from service.errors import ArchiveError
-from sharpzo_core.errors import CoreError
+from sharpzo_core.errors import ArchiveError, CoreError
 from sharpzo_core.settings import Settings
+from sharpzo_core.storage.archives import ArchiveKind, Limits, check, names, safe_path, sniff, walk
 from tests.service import crafted
 from tests.service.conftest import Members, dataset_members, tar_of, zip_of
 from tests.service.crafted import Entry, zip_with

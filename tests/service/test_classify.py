@@ -23,8 +23,8 @@ from starlette.testclient import TestClient
 from service import metrics as metrics_module
 from service.inference import host
 from service.services import Services
-from sharpzo_core.artifact_store import ArtifactStore
 from sharpzo_core.settings import Settings
+from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_engine import Backbone, PromptClassifier, TunedPrompt
 from sharpzo_engine.prompts.classifier import zero_shot_weights
 from tests.service.conftest import MakeClient, assert_problem, png

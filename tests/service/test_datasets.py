@@ -11,8 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.services import Services
-from sharpzo_core.datasets import manifest_key, stored_key
 from sharpzo_core.errors import StorageFull, StorageUnavailable
+from sharpzo_core.records.datasets import manifest_key, stored_key
 from sharpzo_core.settings import Settings
 from tests.service.conftest import (
     MakeClient,

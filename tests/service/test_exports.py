@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from service.services import Services
-from sharpzo_core.prompts import prompt_key
+from sharpzo_core.records.prompts import prompt_key
 from sharpzo_core.settings import Settings
 from sharpzo_engine import Backbone, PromptClassifier, TunedPrompt, load_backbone
 from sharpzo_engine.prompts.artifact import Stacked

@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from service.services import Services
 from sharpzo_client import Client, UnprocessableEntityError
 from sharpzo_core.errors import StorageUnavailable
-from sharpzo_core.idempotency import RESERVED_SECONDS
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.idempotency import RESERVED_SECONDS
 from sharpzo_engine import load_backbone
 from tests.service.conftest import (
     MakeClient,
@@ -208,7 +208,7 @@ def test_a_process_that_dies_after_the_commit_has_answered(
     body = {"config": CONFIG, "name": "a", "dataset_id": dataset["id"]}
     dies = """
 import os, signal
-from sharpzo_core.job_store import JobStore
+from sharpzo_core.stores.job_store import JobStore
 create = JobStore.create
 def create_and_die(self, **values):
     create(self, **values)

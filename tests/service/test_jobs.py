@@ -14,14 +14,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.services import Services
-from sharpzo_core.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.clock import utc_now
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import JobLeases, lease_of
-from sharpzo_core.job_rows import NewEvent
-from sharpzo_core.jobs import CheckpointRef, EventType, JobProgress, JobStep, Lease, Phase
-from sharpzo_core.prompts import NewPrompt, report_key
+from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
+from sharpzo_core.records.jobs import CheckpointRef, EventType, JobProgress, JobStep, Lease, Phase
+from sharpzo_core.records.prompts import NewPrompt, report_key
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.job_leases import JobLeases, lease_of
+from sharpzo_core.stores.job_rows import NewEvent
 from tests.service.conftest import MakeClient, assert_problem, ready_dataset
 
 HTML: Final = "html"

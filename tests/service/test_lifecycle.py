@@ -31,12 +31,12 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.services import Services
-from sharpzo_core.db import writing
+from sharpzo_core.broker.queue import JobQueue
+from sharpzo_core.database.engine import writing
+from sharpzo_core.database.tables import job_events, job_steps, jobs, prompts, workers
 from sharpzo_core.errors import LeaseLost, NotFound
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import JobLeases, lease_of
-from sharpzo_core.job_store import JobStore
-from sharpzo_core.jobs import (
+from sharpzo_core.records.jobs import (
     LEASED,
     TRANSITIONS,
     CheckpointRef,
@@ -48,10 +48,10 @@ from sharpzo_core.jobs import (
     Phase,
     is_terminal,
 )
-from sharpzo_core.prompts import NewPrompt
-from sharpzo_core.queue import JobQueue
+from sharpzo_core.records.prompts import NewPrompt
 from sharpzo_core.settings import Settings
-from sharpzo_core.tables import job_events, job_steps, jobs, prompts, workers
+from sharpzo_core.stores.job_leases import JobLeases, lease_of
+from sharpzo_core.stores.job_store import JobStore
 from worker.sweeper import Sweeper
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from service.live import stream_steps
 from service.services import Services
-from sharpzo_core.job_leases import JobLeases
-from sharpzo_core.jobs import JobProgress, JobStep, Lease, Phase
+from sharpzo_core.records.jobs import JobProgress, JobStep, Lease, Phase
+from sharpzo_core.stores.job_leases import JobLeases
 from tests.service.conftest import assert_problem, ready_dataset
 from tests.service.test_jobs import claim, read_stream, submit
 

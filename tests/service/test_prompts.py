@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.services import Services
-from sharpzo_core.prompts import prompt_key
+from sharpzo_core.records.prompts import prompt_key
 from sharpzo_core.settings import Settings
 from sharpzo_engine import Backbone, PromptClassifier, TunedPrompt
 from sharpzo_engine.prompts.artifact import Stacked

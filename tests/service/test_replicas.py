@@ -15,10 +15,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.services import Services
-from sharpzo_core.datasets import DatasetRecord, manifest_key, stored_key
-from sharpzo_core.db import writing
+from sharpzo_core.database.engine import writing
 from sharpzo_core.errors import StorageBusy
 from sharpzo_core.ids import Prefix, new_id
+from sharpzo_core.records.datasets import DatasetRecord, manifest_key, stored_key
 from sharpzo_core.settings import Settings
 from tests.service.conftest import (
     MakeClient,

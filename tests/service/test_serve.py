@@ -17,13 +17,13 @@ import pytest
 from service import serve
 from service import supervisor as supervisor_module
 from service.supervisor import Supervisor
-from sharpzo_core.dataset_store import DatasetStore
-from sharpzo_core.db import make_engine
+from sharpzo_core.database.engine import make_engine
 from sharpzo_core.errors import SettingsError
-from sharpzo_core.job_leases import JobLeases
-from sharpzo_core.job_store import JobStore
 from sharpzo_core.migrations import migrate
 from sharpzo_core.settings import Settings
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.job_leases import JobLeases
+from sharpzo_core.stores.job_store import JobStore
 from tests.service.conftest import dataset_members, zip_of
 from tests.service.servers import SCRIPT, eventually, server_process
 

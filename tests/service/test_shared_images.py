@@ -16,8 +16,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from service.services import Services
-from sharpzo_core.datasets import TENANTS, image_key, manifest_key
 from sharpzo_core.errors import StorageUnavailable
+from sharpzo_core.records.datasets import TENANTS, image_key, manifest_key
 from sharpzo_core.settings import Settings
 from sharpzo_engine.data.images import decode_image
 from tests.helpers import Workplace

@@ -17,10 +17,7 @@ import sqlalchemy as sa
 import torch
 from PIL import Image
 
-from sharpzo_core import tables
-from sharpzo_core.applying import Desk
-from sharpzo_core.artifact_store import ArtifactStore
-from sharpzo_core.datasets import UNLABELLED, DatasetRecord, image_key, manifest_key
+from sharpzo_core.database import tables
 from sharpzo_core.errors import (
     NotFound,
     PromptInUse,
@@ -29,10 +26,10 @@ from sharpzo_core.errors import (
     ValidationFailed,
 )
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.job_leases import lease_of
-from sharpzo_core.jobs import EventType, Job, JobKind, JobStatus
-from sharpzo_core.prompts import NewPrompt, PromptRecord, prompt_key
-from sharpzo_core.results import (
+from sharpzo_core.records.datasets import UNLABELLED, DatasetRecord, image_key, manifest_key
+from sharpzo_core.records.jobs import EventType, Job, JobKind, JobStatus
+from sharpzo_core.records.prompts import NewPrompt, PromptRecord, prompt_key
+from sharpzo_core.records.results import (
     evaluation_key,
     part_key,
     parts_prefix,
@@ -40,6 +37,9 @@ from sharpzo_core.results import (
     results_prefix,
 )
 from sharpzo_core.schemas import BatchCreate, EvaluationCreate
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.job_leases import lease_of
+from sharpzo_core.submission.prompt_jobs import Desk
 from sharpzo_engine import (
     Backbone,
     TunedPrompt,

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from sharpzo_core.checkpoints import FILES, checkpoint_prefix
-from sharpzo_core.db import writing
+from sharpzo_core.database.engine import writing
+from sharpzo_core.database.tables import jobs
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.jobs import JobStatus
-from sharpzo_core.prompts import prompt_key, report_key
-from sharpzo_core.results import evaluation_key, part_key
-from sharpzo_core.tables import jobs
+from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
+from sharpzo_core.records.jobs import JobStatus
+from sharpzo_core.records.prompts import prompt_key, report_key
+from sharpzo_core.records.results import evaluation_key, part_key
 from tests.core.test_job_states import prompt_of
 from tests.helpers import Workplace
 from worker.housekeeping import Housekeeper

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sharpzo_core.errors import LeaseLost, StorageUnavailable
-from sharpzo_core.job_leases import lease_of
 from sharpzo_core.periodic import Periodic
+from sharpzo_core.stores.job_leases import lease_of
 from sharpzo_engine.errors import TuningInterrupted
 from tests.helpers import Workplace
 from worker.draining import ChildDrain, DrainFlag

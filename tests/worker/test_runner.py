@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sharpzo_core.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.errors import StorageUnavailable
-from sharpzo_core.jobs import EventType, Job, JobStatus
-from sharpzo_core.prompts import prompt_key, report_key
+from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
+from sharpzo_core.records.jobs import EventType, Job, JobStatus
+from sharpzo_core.records.prompts import prompt_key, report_key
 from sharpzo_core.schemas import PromptPublic
 from sharpzo_engine import TunedPrompt, __version__
 from sharpzo_engine.checksummed import SealBroken

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sharpzo_core.jobs import JobStatus
+from sharpzo_core.records.jobs import JobStatus
 from tests.helpers import Workplace
 
 ENDLESS = {"total_steps": 1_000_000, "change_point": 1_000_000}

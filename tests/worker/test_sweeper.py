@@ -2,9 +2,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sharpzo_core.job_leases import HeldLease, JobLeases, lease_of
-from sharpzo_core.job_store import JobStore
-from sharpzo_core.jobs import JobStatus, Lease
+from sharpzo_core.records.jobs import JobStatus, Lease
+from sharpzo_core.stores.job_leases import HeldLease, JobLeases, lease_of
+from sharpzo_core.stores.job_store import JobStore
 from tests.helpers import Workplace
 from worker.sweeper import LeaseWatch, Sweeper
 

@@ -1,0 +1,1 @@
+"""The message broker: queue names, the Celery application and its transports."""

@@ -1,0 +1,1 @@
+"""The database: engine, tables, pagination and tenant filters."""

@@ -1,0 +1,1 @@
+"""Plain records of jobs, datasets, prompts, aliases and keys, and their rules."""

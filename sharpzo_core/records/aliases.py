@@ -1,0 +1,173 @@
+"""What an alias is: a movable name for one version of a prompt, and the history of its moves."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from sharpzo_core.errors import AliasMoved, GateFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sharpzo_core.database.pagination import Listing
+    from sharpzo_core.records.prompts import PromptRecord
+
+#: As a prompt's name, but never digits alone: nothing is to be mistaken for a version.
+ALIAS_PATTERN = r"^([A-Za-z]|[0-9]+[A-Za-z._-])[A-Za-z0-9._-]*$"
+MAX_ALIAS = 100  # characters
+
+#: Recorded metrics of which less is better.
+LOWER_IS_BETTER = frozenset({"loss", "val_loss"})
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ALIAS = re.compile(ALIAS_PATTERN)
+
+
+class AliasAction(StrEnum):
+    """What happened to an alias."""
+
+    SET = "set"  #: Pointed to a prompt
+    ROLLBACK = "rollback"  #: Pointed back to what was in force before
+    DELETED = "deleted"  #: Taken away
+
+
+@dataclass(frozen=True)
+class AliasRef:
+    """An alias as a request names it: `production`, or `clothing@production`."""
+
+    name: str | None
+    alias: str
+
+    @classmethod
+    def parse(cls, text: str) -> AliasRef | None:
+        """None if no alias can be called so."""
+        name, _, alias = text.rpartition("@")
+        if not is_alias(alias) or ("@" in text and not _NAME.fullmatch(name)):
+            return None
+        return cls(name or None, alias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasRecord:
+    """Where an alias points, now or at some moment."""
+
+    name: str
+    alias: str
+    prompt_id: str
+    version: int
+    seq: int  #: Of the entry of its history that put it there
+    updated_at: datetime  #: When it began to point there
+
+    @property
+    def ref(self) -> str:
+        """What leads to the prompt wherever a prompt is asked for."""
+        return f"{self.name}@{self.alias}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasChange:
+    """One line of an alias's history; `seq` counts from 1 without gaps."""
+
+    tenant: str
+    name: str
+    alias: str
+    seq: int
+    action: AliasAction
+    prompt_id: str | None  #: In force from here on; None after a deletion
+    version: int | None
+    previous_prompt_id: str | None  #: In force until here
+    beneath: int  #: `seq` of the entry that a rollback looks at next; 0 if there is none
+    comment: str | None
+    gate: Mapping[str, Any] | None  #: What was measured, if the move was gated
+    created_at: datetime  #: Never before that of the entry before
+
+
+@dataclass(frozen=True)
+class AliasHistory:
+    """An alias, and its history up to there."""
+
+    alias: AliasRecord
+    changes: Listing[AliasChange]  #: Newest first
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Where a request believes that the alias points; None: nowhere."""
+
+    prompt_id: str | None
+
+    def check(self, found: str | None) -> None:
+        """Compare with where it does point.
+
+        Raises:
+            AliasMoved: elsewhere.
+        """
+        if found != self.prompt_id:
+            raise AliasMoved(
+                f"the alias points to {found or 'nothing'}, not to {self.prompt_id or 'nothing'}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a prompt must score before an alias may point to it.
+
+    Where less is better the bounds are turned round: at most `min`, and lower by `min_improvement`.
+    """
+
+    metric: str
+    min: float | None = None
+    min_improvement: float | None = None  #: Over the prompt that is in force
+
+    def check(self, candidate: PromptRecord, current: PromptRecord | None) -> dict[str, Any]:
+        """What was found, for the history; a first prompt has nothing to improve on.
+
+        Raises:
+            GateFailed: naming the metric, what was wanted and what was found.
+        """
+        found = self._recorded(candidate)
+        before = None
+        if self.min is not None:
+            self._require(found, self.min, "")
+        if self.min_improvement is not None and current is not None:
+            before = self._recorded(current)
+            wanted = before + self._sign * self.min_improvement
+            self._require(found, wanted, f" ({before:.9g} of {_label(current)} is to be improved)")
+        return {**vars(self), "found": found, "current": before}
+
+    @property
+    def _sign(self) -> int:
+        return -1 if self.metric in LOWER_IS_BETTER else 1
+
+    def _recorded(self, prompt: PromptRecord) -> float:
+        value = prompt.metrics.get(self.metric)
+        if value is None:
+            known = ", ".join(sorted(k for k, v in prompt.metrics.items() if v is not None))
+            raise GateFailed(
+                f"{self.metric} is not recorded for {_label(prompt)} (it has: {known or 'none'})"
+            )
+        return value
+
+    def _require(self, found: float, wanted: float, why: str) -> None:
+        # 0.1 + 0.2 is to count as 0.3.
+        if (
+            math.isclose(found, wanted, rel_tol=1e-9, abs_tol=1e-12)
+            or self._sign * (found - wanted) > 0
+        ):
+            return
+        bound = "at most" if self._sign < 0 else "at least"
+        raise GateFailed(f"{self.metric}: wanted {bound} {wanted:.9g}, found {found:.9g}{why}")
+
+
+def is_alias(text: str) -> bool:
+    """Whether an alias may be called so."""
+    return len(text) <= MAX_ALIAS and _ALIAS.fullmatch(text) is not None
+
+
+def _label(prompt: PromptRecord) -> str:
+    return f"{prompt.name}:{prompt.version}"

@@ -1,0 +1,257 @@
+"""What a job is: its states, the legal moves between them, and the record itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from sharpzo_core.database.tenants import DEFAULT_TENANT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+
+class JobKind(StrEnum):
+    """What a job is for."""
+
+    TUNING = "tuning"  #: Searches for a prompt and publishes it
+    EVALUATION = "evaluation"  #: Measures a prompt on labelled images
+    CLASSIFICATION = "classification"  #: Labels images with a prompt
+
+
+#: Kind -> what its rows are written as. Workers leave rows to others that know more than they do.
+FORMATS: Mapping[JobKind, int] = {
+    JobKind.TUNING: 1,
+    JobKind.EVALUATION: 2,
+    JobKind.CLASSIFICATION: 2,
+}
+#: Counts up when a job's row means something that older workers would misread or refuse.
+JOB_FORMAT = max(FORMATS.values())
+
+
+class JobStatus(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"  #: Waits for a worker
+    RUNNING = "running"  #: A worker holds its lease
+    PAUSING = "pausing"  #: Its worker has been asked to put it down
+    PAUSED = "paused"  #: Put down until somebody resumes it
+    CANCELLING = "cancelling"  #: Its worker has been asked to stop it
+    SUCCEEDED = "succeeded"  #: Its prompt is published, or its results are stored
+    FAILED = "failed"  #: It ended with an error; it may be resumed
+    CANCELLED = "cancelled"  #: It was stopped; it may be resumed
+
+
+class Request(StrEnum):
+    """What may be asked of a job."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+
+
+class Phase(StrEnum):
+    """What a running job is doing."""
+
+    PREPARING = "preparing"  #: Loads the backbone and the dataset, encodes images
+    STAGE1 = "stage1"  #: Sharpness-aware CMA-ES
+    STAGE2 = "stage2"  #: Sparse zeroth-order descent
+    EVALUATING = "evaluating"  #: Measures the result, once, on test data; or labels the images
+
+
+class EventType(StrEnum):
+    """What an event tells."""
+
+    QUEUED = "queued"  #: Accepted
+    STARTED = "started"  #: A worker took it
+    PHASE = "phase"  #: Entered another phase
+    MESSAGE = "message"  #: Something worth knowing happened
+    PAUSING = "pausing"  #: Asked to be put down
+    PAUSED = "paused"  #: Put down
+    RESUMED = "resumed"  #: To go on: asked for, or at a checkpoint's step
+    CANCELLING = "cancelling"  #: Asked to stop
+    RELEASED = "released"  #: Its worker shut down and gave it back
+    WORKER_LOST = "worker_lost"  #: Its worker fell silent
+    CHECKPOINT_FAILED = "checkpoint_failed"  #: One could not be written; the one before stands
+    CHECKPOINT_CORRUPT = "checkpoint_corrupt"  #: One is damaged and was not used
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+#: Status -> the statuses it may change to. Nothing else ever happens to a job.
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset(
+        {
+            JobStatus.QUEUED,  # its worker shut down or was lost
+            JobStatus.PAUSING,
+            JobStatus.CANCELLING,
+            JobStatus.SUCCEEDED,
+            JobStatus.FAILED,
+        }
+    ),
+    JobStatus.PAUSING: frozenset(
+        {
+            JobStatus.RUNNING,  # resumed before its worker had noticed
+            JobStatus.PAUSED,
+            JobStatus.CANCELLING,
+            JobStatus.SUCCEEDED,  # it was done before its worker had noticed
+            JobStatus.FAILED,
+        }
+    ),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
+    # A job that is being cancelled never publishes, even if it was done when the request came.
+    JobStatus.CANCELLING: frozenset({JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
+    JobStatus.CANCELLED: frozenset({JobStatus.QUEUED}),
+}
+
+#: Request -> status of the job -> the status that follows. A status that follows itself is left
+#: as it is; where none is named, the request is refused.
+REQUESTS: Mapping[Request, Mapping[JobStatus, JobStatus]] = {
+    Request.PAUSE: {
+        JobStatus.QUEUED: JobStatus.PAUSED,
+        JobStatus.RUNNING: JobStatus.PAUSING,
+        JobStatus.PAUSING: JobStatus.PAUSING,
+        JobStatus.PAUSED: JobStatus.PAUSED,
+    },
+    Request.RESUME: {
+        JobStatus.QUEUED: JobStatus.QUEUED,
+        JobStatus.PAUSING: JobStatus.RUNNING,
+        JobStatus.PAUSED: JobStatus.QUEUED,
+        JobStatus.FAILED: JobStatus.QUEUED,
+        JobStatus.CANCELLED: JobStatus.QUEUED,
+    },
+    Request.CANCEL: {
+        JobStatus.QUEUED: JobStatus.CANCELLED,
+        JobStatus.RUNNING: JobStatus.CANCELLING,
+        JobStatus.PAUSING: JobStatus.CANCELLING,
+        JobStatus.PAUSED: JobStatus.CANCELLED,
+        JobStatus.CANCELLING: JobStatus.CANCELLING,
+        JobStatus.CANCELLED: JobStatus.CANCELLED,
+    },
+}
+
+#: Statuses in which a worker holds the job's lease.
+LEASED = (JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING)
+#: Statuses in which nothing happens to the job by itself, and which end its event stream.
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+#: The last event of every ended job is one of these.
+TERMINAL_EVENTS = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
+
+
+def is_terminal(status: JobStatus) -> bool:
+    """Whether the job has ended; only a request to resume it can change that."""
+    return status in TERMINAL
+
+
+def sources(target: JobStatus) -> list[JobStatus]:
+    """The statuses from which `target` may be reached."""
+    return [status for status, targets in TRANSITIONS.items() if target in targets]
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """A durable checkpoint of a job."""
+
+    #: Name below the job's checkpoints; every claim of a tuning job writes to a folder of its own.
+    #: Jobs that apply a prompt share their parts among claims, see `sharpzo_core.records.results`.
+    folder: str
+    step: int  #: Where a run that begins with it goes on
+    saved_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row of the table `jobs`."""
+
+    id: str
+    tenant: str = DEFAULT_TENANT
+    key_id: str | None = None  #: The API key that submitted it
+    request_id: str | None = None  #: Of the request that created it
+    kind: JobKind = JobKind.TUNING
+    name: str | None
+    status: JobStatus
+    phase: Phase | None  #: None until a worker reports one
+    dataset_id: str
+    backbone: str  #: As the request named it
+    config: Mapping[str, Any]  #: The whole effective TuningConfig, or what else was asked for
+    metadata: Mapping[str, str]
+    from_checkpoint: str | None = None  #: Id of the job whose checkpoint this one began with
+    format: int = FORMATS[JobKind.TUNING]  #: Workers that know less leave it to others
+    step: int = 0  #: Of the search, or images done
+    total_steps: int = 0
+    forward_passes: int = 0
+    charged_passes: int = 0  #: The most that it ever reported
+    eta_seconds: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    prompt_id: str | None = None  #: The prompt that it published, or the one that it applies
+    result_folder: str | None = None  #: Name below the job's results, of the claim that ended it
+    error_code: str | None = None
+    error_message: str | None = None
+    attempt: int = 0  #: Claims so far that were not given back
+    losses: int = 0  #: Workers lost since the job last got ahead (a checkpoint, or a request)
+    checkpoint: CheckpointRef | None = None  #: The newest one that is known to be durable
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    lease_owner: str | None = None  #: Id of the worker that runs it
+    lease_process: str | None = None  #: `process_identity` of the process that runs it
+    lease_token: str | None = None  #: Fencing token, new at every claim
+    lease_expires_at: datetime | None = None
+    rings: int = 0  #: Times its message was sent again
+    rung_at: datetime | None = None
+    last_event: int = 0  #: `seq` of its newest event
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A worker's right to write about a job; every write checks all three."""
+
+    job_id: str
+    attempt: int
+    token: str
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """One line of a job's history; `seq` counts from 1 without gaps."""
+
+    seq: int
+    type: str  #: An `EventType`, or what a newer version of the service has written
+    level: str  #: info, warning or error
+    message: str
+    data: Mapping[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class JobStep:
+    """One recorded step of the search; the fields are those of the engine's StepRecord."""
+
+    step: int
+    phase: Phase
+    loss: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+    sigma: float | None
+    sharpness: float | None
+    forward_passes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a running job is; `eta_seconds` is None where it would be a guess."""
+
+    phase: Phase
+    step: int
+    total_steps: int
+    forward_passes: int
+    eta_seconds: float | None = None
+    loss: float | None = None
+    val_accuracy: float | None = None

@@ -1,0 +1,52 @@
+"""What a published prompt is to the service: a record; its file is in the artifact store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from sharpzo_core.database.tenants import DEFAULT_TENANT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+#: What a prompt, and so a job, may be called: it stands in URLs, before `:version` or `@alias`.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewPrompt:
+    """A prompt that is about to be published; its file is already stored."""
+
+    id: str
+    name: str
+    job_id: str | None
+    backbone: Mapping[str, str | None]  #: name, pretrained, fingerprint
+    classes: tuple[str, ...]
+    metrics: Mapping[str, float | None]
+    sha256: str  #: Of the file
+    bytes: int = 0  #: Of the file; 0 in rows from before it was kept
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of its origin, see `lineage.py`; {} in rows from before it was kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRecord(NewPrompt):
+    """One row of the table `prompts`: an immutable version."""
+
+    tenant: str = DEFAULT_TENANT
+    version: int
+    created_at: datetime
+    pinned: bool = False  #: Every API process keeps it in memory
+    aliases: tuple[str, ...] = ()  #: Those that point to it now, sorted
+
+
+def prompt_key(prompt_id: str) -> str:
+    """Where the artifact store keeps the prompt's file."""
+    return f"prompts/{prompt_id}.safetensors"
+
+
+def report_key(job_id: str, form: Literal["html", "json"]) -> str:
+    """Where the artifact store keeps the report of the job: the page, or the same as JSON."""
+    return f"jobs/{job_id}/report.{form}"

@@ -1,0 +1,1 @@
+"""Files: the artifact store, prompt files and archives."""

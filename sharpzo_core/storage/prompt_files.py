@@ -1,0 +1,35 @@
+"""Prompt files as they were published, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from sharpzo_core.errors import NotFound
+from sharpzo_core.records.prompts import prompt_key
+from sharpzo_engine.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from sharpzo_core.records.prompts import PromptRecord
+    from sharpzo_core.storage.artifact_store import ArtifactStore
+
+
+def read_prompt_file(artifacts: ArtifactStore, prompt: PromptRecord) -> bytes:
+    """The prompt's file, checked against the hash it was published with.
+
+    Raises:
+        ArtifactError: it is damaged or missing.
+        StorageUnavailable: the store does not answer.
+    """
+    try:
+        data = artifacts.get_bytes(prompt_key(prompt.id))
+    except NotFound:
+        raise ArtifactError(f"{describe_file(prompt)} is missing") from None
+    if hashlib.sha256(data).hexdigest() != prompt.sha256:
+        raise ArtifactError(f"{describe_file(prompt)} is damaged")
+    return data
+
+
+def describe_file(prompt: PromptRecord) -> str:
+    """What messages call it."""
+    return f"the artifact of {prompt.name}:{prompt.version} ({prompt.id})"

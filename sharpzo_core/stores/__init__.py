@@ -1,0 +1,1 @@
+"""The stores: every query that writes to the database."""

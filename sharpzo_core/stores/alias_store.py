@@ -1,0 +1,379 @@
+"""`AliasStore`: how aliases move, and where they pointed when.
+
+Every move is one transaction that holds the alias's row: it counts the history up, appends the
+entry and changes where the alias points, so that the history is a chain without gaps.
+
+The history doubles as the stack that a rollback undoes. An entry of a rollback takes the place of
+the one it went back to: what lies `beneath` it is what lay beneath that. So going back twice goes
+further back, and nothing is ever taken off the record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from sharpzo_core.database.engine import reading, record, writing
+from sharpzo_core.database.pagination import Listing, check_limit
+from sharpzo_core.database.tables import alias_changes, aliases, prompts
+from sharpzo_core.database.tenants import TenantStore, owned
+from sharpzo_core.errors import AliasAmbiguous, NotFound, NothingToRollBack, ValidationFailed
+from sharpzo_core.records.aliases import (
+    AliasAction,
+    AliasChange,
+    AliasHistory,
+    AliasRecord,
+    AliasRef,
+    Expected,
+    Gate,
+)
+from sharpzo_core.stores.prompt_store import get_prompt, hold_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from sharpzo_core.records.prompts import PromptRecord
+
+_NAMED = 10  # names that are told of an ambiguous alias
+_MAX_DIGITS = 18  # of a cursor; what a database column holds
+_MISNAMED = (
+    "must be letters, digits, dots, dashes and underscores, not digits alone (production), "
+    "perhaps after a name (clothing@production)"
+)
+
+
+class AliasStore(TenantStore):
+    """Aliases of prompts and their histories."""
+
+    def set(
+        self,
+        alias: str,
+        prompt_id: str,
+        *,
+        gate: Gate | None = None,
+        expected: Expected | None = None,
+        comment: str | None = None,
+    ) -> AliasRecord:
+        """Point `alias` or `name@alias` to a prompt. To point it there again changes nothing.
+
+        Raises:
+            ValidationFailed: no alias can be called so, or the prompt has another name.
+            NotFound: there is no such prompt.
+            AliasMoved: the alias points elsewhere than expected.
+            GateFailed: the prompt does not score enough.
+        """
+        ref = AliasRef.parse(alias)
+        if ref is None:
+            raise ValidationFailed([("/alias", _MISNAMED)])
+        with writing(self._engine) as connection:
+            name = get_prompt(connection, prompt_id, self._tenant).name
+            if ref.name not in (None, name):
+                message = f"is of {ref.name}, but the prompt is a version of {name}"
+                raise ValidationFailed([("/alias", message)])
+            place = self._lock_or_insert(connection, name, ref.alias)
+            prompt = hold_prompt(connection, prompt_id, self._tenant)
+            if place.prompt_id == prompt.id:
+                return _read(place)
+            if expected is not None:
+                expected.check(place.prompt_id)
+            current = self._pointed(connection, place)
+            move = _next(place, AliasAction.SET, prompt, self._clock(), comment)
+            if gate is not None:
+                move = replace(move, gate=gate.check(prompt, current))
+            return _read(_append(connection, move))
+
+    def rollback(
+        self,
+        alias: str,
+        *,
+        expected: Expected | None = None,
+        comment: str | None = None,
+        within: Callable[[sa.Connection, AliasRecord], None] | None = None,
+    ) -> AliasRecord:
+        """Point the alias to what was in force before its current promotion, like an undo.
+
+        Prompts that were deleted are passed over. What `within` writes is stored with it or not
+        at all.
+
+        Raises:
+            NotFound: there is no such alias.
+            AliasAmbiguous: several names have it.
+            AliasMoved: it points elsewhere than expected.
+            NothingToRollBack: it pointed to no other prompt before.
+        """
+        with writing(self._engine) as connection:
+            place = self._lock(connection, alias)
+            if expected is not None:
+                expected.check(place.prompt_id)
+            prompt, beneath = _find_beneath(connection, place)
+            move = _next(place, AliasAction.ROLLBACK, prompt, self._clock(), comment)
+            moved = _read(_append(connection, replace(move, beneath=beneath)))
+            if within is not None:
+                within(connection, moved)
+            return moved
+
+    def delete(self, alias: str) -> None:
+        """Take the alias away. Its history is kept, and goes on when it is set again.
+
+        Raises:
+            NotFound: there is no such alias.
+            AliasAmbiguous: several names have it.
+        """
+        with writing(self._engine) as connection:
+            place = self._lock(connection, alias)
+            _append(connection, _next(place, AliasAction.DELETED, None, self._clock(), None))
+
+    def list(
+        self, limit: int = 20, after: str | None = None, name: str | None = None
+    ) -> Listing[AliasRecord]:
+        """A page of aliases, or of those of one name, sorted by name and alias.
+
+        Raises:
+            ValidationFailed: the cursor or the limit is wrong.
+        """
+        check_limit(limit)
+        place = sa.tuple_(aliases.c.name, aliases.c.alias)
+        query = sa.select(aliases).where(aliases.c.prompt_id.is_not(None), self._own(aliases))
+        if name is not None:
+            query = query.where(aliases.c.name == name)
+        if after is not None:
+            ref = AliasRef.parse(after)
+            if ref is None or ref.name is None:
+                raise ValidationFailed([("/after", "not a cursor of this list")])
+            query = query.where(place > (ref.name, ref.alias))
+        query = query.order_by(aliases.c.name, aliases.c.alias).limit(limit + 1)
+        with reading(self._engine) as connection:
+            found = [_read(row) for row in connection.execute(query)]
+        return Listing(found[:limit], found[limit - 1].ref if len(found) > limit else None)
+
+    def get(
+        self,
+        alias: str,
+        *,
+        at: datetime | None = None,
+        limit: int = 20,
+        after: str | None = None,
+    ) -> AliasHistory:
+        """Where the alias points, or pointed `at` that moment, and a page of its history up to it.
+
+        Raises:
+            NotFound: there is no such alias, or was none then.
+            AliasAmbiguous: several names have it.
+            ValidationFailed: the cursor or the limit is wrong.
+        """
+        check_limit(limit)
+        with reading(self._engine) as connection:
+            found = self._find(connection, alias, at)
+            query = sa.select(alias_changes).where(
+                alias_changes.c.name == found.name,
+                alias_changes.c.alias == found.alias,
+                alias_changes.c.seq <= found.seq,
+                self._own(alias_changes),
+            )
+            if after is not None:
+                query = query.where(alias_changes.c.seq < _parse_cursor(after))
+            query = query.order_by(alias_changes.c.seq.desc()).limit(limit + 1)
+            changes = [_read_change(row) for row in connection.execute(query)]
+        more = len(changes) > limit
+        page = Listing(changes[:limit], str(changes[limit - 1].seq) if more else None)
+        return AliasHistory(found, page)
+
+    def _pointed(self, connection: sa.Connection, place: sa.Row[Any]) -> PromptRecord | None:
+        if place.prompt_id is None:
+            return None
+        return get_prompt(connection, place.prompt_id, self._tenant)
+
+    def _find(
+        self, connection: sa.Connection, text: str, at: datetime | None = None
+    ) -> AliasRecord:
+        """The one alias that this means, as it is or was.
+
+        Raises:
+            NotFound: there is none.
+            AliasAmbiguous: several names have it.
+        """
+        ref = AliasRef.parse(text)
+        if ref is None:
+            raise NotFound("alias", text)
+        query = self._in_force(ref) if at is None else self._in_force_at(ref, at)
+        found = [_read(row) for row in connection.execute(query.order_by("name").limit(_NAMED + 1))]
+        if not found:
+            raise NotFound("alias", text)
+        if len(found) > 1:
+            raise _ambiguous(ref.alias, found)
+        return found[0]
+
+    def _in_force(self, ref: AliasRef) -> sa.Select[Any]:
+        query = sa.select(aliases).where(
+            aliases.c.alias == ref.alias, aliases.c.prompt_id.is_not(None), self._own(aliases)
+        )
+        return query if ref.name is None else query.where(aliases.c.name == ref.name)
+
+    def _in_force_at(self, ref: AliasRef, at: datetime) -> sa.Select[Any]:
+        """The last entry of each name's history until then, as a row of `aliases`."""
+        mine = self._own(alias_changes)
+        names = sa.select(aliases.c.name).where(aliases.c.alias == ref.alias, self._own(aliases))
+        if ref.name is not None:
+            names = names.where(aliases.c.name == ref.name)
+        change = alias_changes.c
+        last = (
+            sa.select(change.name, sa.func.max(change.seq).label("seq"))
+            .where(change.name.in_(names), change.alias == ref.alias, change.created_at <= at, mine)
+            .group_by(change.name)
+            .subquery()
+        )
+        return (
+            sa.select(
+                change.name,
+                change.alias,
+                change.prompt_id,
+                change.version,
+                change.seq.label("last_seq"),
+                change.created_at.label("updated_at"),
+            )
+            .join(last, (change.name == last.c.name) & (change.seq == last.c.seq))
+            .where(change.alias == ref.alias, change.prompt_id.is_not(None), mine)
+        )
+
+    def _lock(self, connection: sa.Connection, text: str) -> sa.Row[Any]:
+        """The alias's row, which nobody else changes during this transaction."""
+        found = self._find(connection, text)
+        place = connection.execute(self._locked(found.name, found.alias)).one()
+        if place.prompt_id is None:  # deleted while the lock was waited for
+            raise NotFound("alias", text)
+        return place
+
+    def _lock_or_insert(self, connection: sa.Connection, name: str, alias: str) -> sa.Row[Any]:
+        """The same, of an alias that may never have been set."""
+        place = connection.execute(self._locked(name, alias)).one_or_none()
+        if place is not None:
+            return place
+        first = {
+            "tenant": self._owner,
+            "name": name,
+            "alias": alias,
+            "last_seq": 0,
+            "updated_at": self._clock(),
+        }
+        try:
+            with connection.begin_nested():
+                connection.execute(sa.insert(aliases).values(first))
+        except sa.exc.IntegrityError:  # another transaction was first with this alias
+            pass
+        return connection.execute(self._locked(name, alias)).one()
+
+    def _locked(self, name: str, alias: str) -> sa.Select[Any]:
+        query = sa.select(aliases).where(
+            aliases.c.name == name, aliases.c.alias == alias, self._own(aliases)
+        )
+        return query.with_for_update()
+
+
+def _ambiguous(alias: str, found: Sequence[AliasRecord]) -> AliasAmbiguous:
+    refs = ", ".join(place.ref for place in found[:_NAMED])
+    more = ", …" if len(found) > _NAMED else ""
+    return AliasAmbiguous(f"several names have the alias {alias} (say which: {refs}{more})")
+
+
+def _find_beneath(connection: sa.Connection, place: sa.Row[Any]) -> tuple[PromptRecord, int]:
+    """What a rollback goes to, and what is then beneath.
+
+    Raises:
+        NothingToRollBack: there is nothing.
+    """
+    query = _below(place)
+    while (found := connection.execute(query).first()) is not None:
+        try:
+            return hold_prompt(connection, found.prompt_id, place.tenant), found.beneath
+        except NotFound:  # deleted in this very moment: look again
+            continue
+    raise NothingToRollBack(
+        f"{place.name}@{place.alias} pointed to no other prompt before that is still there"
+    )
+
+
+def _below(place: sa.Row[Any]) -> sa.Select[Any]:
+    """The uppermost entry below the present one whose prompt exists and is another."""
+    change = alias_changes.c
+    of_alias = (change.name == place.name) & (change.alias == place.alias)
+    of_alias &= owned(alias_changes, place.tenant)
+    columns = (change.seq, change.prompt_id, change.beneath)
+    stack = sa.select(*columns).where(of_alias, change.seq == place.last_seq).cte(recursive=True)
+    stack = stack.union_all(sa.select(*columns).where(of_alias, change.seq == stack.c.beneath))
+    return (
+        sa.select(stack.c.prompt_id, stack.c.beneath)
+        .join(prompts, prompts.c.id == stack.c.prompt_id)
+        .where(prompts.c.id != place.prompt_id, owned(prompts, place.tenant))
+        .order_by(stack.c.seq.desc())
+        .limit(1)
+    )
+
+
+def _next(
+    place: sa.Row[Any],
+    action: AliasAction,
+    prompt: PromptRecord | None,
+    now: datetime,
+    comment: str | None,
+) -> AliasChange:
+    """The entry that follows; beneath it is the one before."""
+    return AliasChange(
+        tenant=place.tenant,
+        name=place.name,
+        alias=place.alias,
+        seq=place.last_seq + 1,
+        action=action,
+        prompt_id=None if prompt is None else prompt.id,
+        version=None if prompt is None else prompt.version,
+        previous_prompt_id=place.prompt_id,
+        beneath=place.last_seq,
+        comment=comment,
+        gate=None,
+        # A process whose clock is behind must not make the past ambiguous.
+        created_at=max(now, place.updated_at),
+    )
+
+
+def _append(connection: sa.Connection, change: AliasChange) -> sa.Row[Any]:
+    """Write the entry and point the alias as it says; returns its row, which the caller holds."""
+    update = (
+        sa.update(aliases)
+        .where(
+            aliases.c.name == change.name,
+            aliases.c.alias == change.alias,
+            owned(aliases, change.tenant),
+        )
+        .values(
+            prompt_id=change.prompt_id,
+            version=change.version,
+            last_seq=change.seq,
+            updated_at=change.created_at,
+        )
+        .returning(aliases)
+    )
+    connection.execute(sa.insert(alias_changes).values(vars(change)))
+    return connection.execute(update).one()
+
+
+def _read(row: sa.Row[Any]) -> AliasRecord:
+    return AliasRecord(
+        name=row.name,
+        alias=row.alias,
+        prompt_id=row.prompt_id,
+        version=row.version,
+        seq=row.last_seq,
+        updated_at=row.updated_at,
+    )
+
+
+def _read_change(row: sa.Row[Any]) -> AliasChange:
+    return AliasChange(**record(row, action=AliasAction(row.action)))
+
+
+def _parse_cursor(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
+        raise ValidationFailed([("/after", "not a cursor of this list")])
+    return int(text)

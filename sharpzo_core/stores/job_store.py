@@ -1,0 +1,361 @@
+"""`JobStore`: what the API asks about jobs. What a worker may do is in `job_leases.py`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from sharpzo_core.database.engine import reading, writing
+from sharpzo_core.database.pagination import MAX_PAGE, Listing, newest_first
+from sharpzo_core.database.tables import api_keys, datasets, job_events, job_steps, jobs
+from sharpzo_core.errors import AuthInvalid, NotFound, StateConflict, ValidationFailed
+from sharpzo_core.ids import Prefix, new_id
+from sharpzo_core.records.datasets import DatasetStatus
+from sharpzo_core.records.jobs import (
+    FORMATS,
+    REQUESTS,
+    EventType,
+    Job,
+    JobEvent,
+    JobKind,
+    JobStatus,
+    JobStep,
+    Phase,
+    Request,
+    is_terminal,
+)
+from sharpzo_core.stores.job_rows import NewEvent, get_job, insert_event, job_values, move, read_job
+from sharpzo_core.stores.prompt_store import hold_prompt
+from sharpzo_core.stores.quotas import MeteredStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+MAX_STEPS = 10_000  # records in one answer
+_EVENT_TYPES = frozenset(EventType)
+_RARE = ("val_loss", "val_accuracy", "sigma", "sharpness")  # measured at some steps only
+
+
+class JobStore(MeteredStore):
+    """Jobs, their events and their recorded steps."""
+
+    def create(
+        self,
+        *,
+        dataset_id: str,
+        backbone: str,
+        config: Mapping[str, Any],
+        kind: JobKind = JobKind.TUNING,
+        prompt_id: str | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        job_id: str | None = None,
+        origin: Job | None = None,
+        key_id: str | None = None,
+        request_id: str | None = None,
+        within: Callable[[sa.Connection, Job], None] | None = None,
+    ) -> Job:
+        """Accept a job; it is durable when this returns, and so is what `within` writes.
+
+        `prompt_id` is the prompt that it is to apply; `origin` is a job whose checkpoint is already
+        copied to this one's; `key_id` is the API key that asks for it, and `request_id` the request
+        that it asks with.
+
+        Raises:
+            NotFound: there is no such dataset or prompt.
+            StateConflict: the dataset is not ready.
+            QuotaExceeded: the tenant may not have this job now.
+            AuthInvalid: the key was revoked meanwhile.
+        """
+        now = self._clock()
+        job = Job(
+            id=job_id or new_id(Prefix.JOB),
+            tenant=self._owner,
+            key_id=key_id,
+            request_id=request_id,
+            kind=kind,
+            format=FORMATS[kind],
+            name=name,
+            status=JobStatus.QUEUED,
+            phase=None,
+            dataset_id=dataset_id,
+            backbone=backbone,
+            config=dict(config),
+            prompt_id=prompt_id,
+            metadata=dict(metadata or {}),
+            from_checkpoint=None if origin is None else origin.id,
+            checkpoint=None if origin is None else origin.checkpoint,
+            charged_passes=0 if origin is None else origin.forward_passes,
+            created_at=now,
+            last_event=1,
+        )
+        with writing(self._engine) as connection:
+            self._require_key(connection, key_id)
+            self._quotas.check_job(connection, job.tenant, now, _budget(job))
+            self._require_ready(connection, dataset_id)
+            if prompt_id is not None:
+                hold_prompt(connection, prompt_id, self._tenant)
+            connection.execute(sa.insert(jobs).values(job_values(job)))
+            data = {"status": job.status, **_asked_with(request_id)}
+            accepted = NewEvent(EventType.QUEUED, "accepted", data=data)
+            insert_event(connection, job.id, 1, accepted, now)
+            if within is not None:
+                within(connection, job)
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """The job.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        with reading(self._engine) as connection:
+            return get_job(connection, job_id, self._tenant)
+
+    def list(
+        self, limit: int = 20, after: str | None = None, kind: JobKind | None = None
+    ) -> Listing[Job]:
+        """A page of jobs, or of those of one kind, newest first.
+
+        Raises:
+            ValidationFailed: the cursor or the limit is wrong.
+        """
+        with reading(self._engine) as connection:
+            wanted = self._own(jobs)
+            if kind is not None:
+                wanted &= jobs.c.kind == kind
+            return newest_first(connection, jobs, Prefix.JOB, limit, after, read_job, wanted)
+
+    def count_by_status(self) -> dict[JobStatus, int]:
+        """How many jobs are in each status; every status is present."""
+        query = sa.select(jobs.c.status, sa.func.count()).where(self._own(jobs))
+        query = query.group_by(jobs.c.status)
+        with reading(self._engine) as connection:
+            found = {row.status: row[1] for row in connection.execute(query)}
+        return {status: found.get(status, 0) for status in JobStatus}
+
+    def request_pause(self, job_id: str, request_id: str | None = None) -> Job:
+        """Put a queued job by, ask a running one's worker to put it down.
+
+        The event that tells of it names the request, as with what else may be asked.
+
+        Raises:
+            NotFound: there is no such job.
+            StateConflict: the job has ended, or is being cancelled.
+        """
+        return self._request(job_id, Request.PAUSE, request_id)
+
+    def request_resume(
+        self, job_id: str, key_id: str | None = None, request_id: str | None = None
+    ) -> Job:
+        """Queue a paused, failed or cancelled job again; it goes on from its last checkpoint.
+
+        The caller rings for it. From now on the job is that of the API key `key_id`, if any.
+
+        Raises:
+            NotFound: there is no such job, or its dataset or prompt has been deleted.
+            StateConflict: the job is running, has succeeded, or is being cancelled.
+            QuotaExceeded: the tenant may not have it wait now.
+        """
+        return self._request(job_id, Request.RESUME, request_id, key_id)
+
+    def request_cancel(self, job_id: str, request_id: str | None = None) -> Job:
+        """Cancel a job that waits at once, ask a running one's worker to stop.
+
+        Raises:
+            NotFound: there is no such job.
+            StateConflict: the job has already succeeded or failed.
+        """
+        return self._request(job_id, Request.CANCEL, request_id)
+
+    def _request(
+        self, job_id: str, request: Request, request_id: str | None, key_id: str | None = None
+    ) -> Job:
+        """Do as `REQUESTS` says; repeating a request changes nothing."""
+        now, data = self._clock(), _asked_with(request_id)
+        with writing(self._engine) as connection:
+            # The key before the job, as where a key is revoked: so neither waits for the other.
+            self._require_key(connection, key_id)
+            job = get_job(connection, job_id, self._tenant, lock=True)
+            target = REQUESTS[request].get(job.status)
+            if target is None:
+                raise StateConflict(f"the job is {job.status}: there is nothing to {request}")
+            if target is JobStatus.QUEUED and target is not job.status:
+                self._require_room(connection, job)
+                return move(connection, job, target, now, data, key_id=key_id or job.key_id)
+            return move(connection, job, target, now, data)
+
+    def _require_room(self, connection: sa.Connection, job: Job) -> None:
+        """A job that has been put by may wait again: what it needs is there."""
+        self._require_ready(connection, job.dataset_id)
+        if job.prompt_id is not None:
+            hold_prompt(connection, job.prompt_id, self._tenant)
+        if is_terminal(job.status):
+            self._quotas.check_job(connection, job.tenant, self._clock())
+        else:  # it counts as active already
+            passes_only = replace(self._quotas, max_active_jobs=None)
+            passes_only.check_job(connection, job.tenant, self._clock())
+
+    def _require_key(self, connection: sa.Connection, key_id: str | None) -> None:
+        """The API key is not revoked, nor will it be before this transaction ends.
+
+        So a revocation finds every job that the key ever started.
+        """
+        if key_id is None:
+            return
+        mine = (api_keys.c.id == key_id) & self._own(api_keys)
+        query = sa.select(api_keys.c.revoked_at).where(mine)
+        row = connection.execute(query.with_for_update(read=True)).one_or_none()
+        if row is None or row.revoked_at is not None:
+            raise AuthInvalid
+
+    def _require_ready(self, connection: sa.Connection, dataset_id: str) -> None:
+        """The dataset is ready and stays so until this transaction ends."""
+        mine = (datasets.c.id == dataset_id) & self._own(datasets)
+        query = sa.select(datasets.c.status).where(mine)
+        status = connection.execute(query.with_for_update(read=True)).scalar_one_or_none()
+        if status is None:
+            raise NotFound("dataset", dataset_id)
+        if status != DatasetStatus.READY:
+            raise StateConflict(f"the dataset is {status}, not ready")
+
+    def delete(self, job_id: str) -> None:
+        """Forget a finished job, its events and its steps; its prompt stays.
+
+        Raises:
+            NotFound: there is no such job.
+            StateConflict: the job is not finished.
+        """
+        with writing(self._engine) as connection:
+            job = get_job(connection, job_id, self._tenant, lock=True)
+            if not is_terminal(job.status):
+                raise StateConflict(f"the job is {job.status}; cancel it first")
+            connection.execute(sa.delete(job_events).where(job_events.c.job_id == job_id))
+            connection.execute(sa.delete(job_steps).where(job_steps.c.job_id == job_id))
+            connection.execute(sa.delete(jobs).where(jobs.c.id == job_id, self._own(jobs)))
+
+    def mark_rung(self, job_id: str) -> None:
+        """Note that the job's message was sent."""
+        update = sa.update(jobs).where(jobs.c.id == job_id, self._own(jobs))
+        with writing(self._engine) as connection:
+            connection.execute(update.values(rung_at=self._clock(), rings=jobs.c.rings + 1))
+
+    def events(self, job_id: str, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:
+        """Events with `seq` above `after`, in order.
+
+        Raises:
+            NotFound: there is no such job.
+            ValidationFailed: `limit` is out of range.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise ValidationFailed([("/limit", f"must be from 1 to {MAX_PAGE}")])
+        query = (
+            sa.select(job_events)
+            .where(job_events.c.job_id == job_id, job_events.c.seq > after)
+            .order_by(job_events.c.seq)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            get_job(connection, job_id, self._tenant)
+            return [_read_event(row) for row in connection.execute(query)]
+
+    def steps(
+        self,
+        job_id: str,
+        from_step: int = 0,
+        to_step: int | None = None,
+        resolution: int = 1000,
+    ) -> Sequence[JobStep]:
+        """Recorded steps in `[from_step, to_step]`, evenly thinned to about `resolution`.
+
+        Each run of steps is thinned to its last one; what that did not measure is taken from the
+        nearest one before it in the run, so that rare measures, such as the validation's, remain.
+
+        Raises:
+            NotFound: there is no such job.
+            ValidationFailed: `resolution` is out of range.
+        """
+        if not 1 <= resolution <= MAX_STEPS:
+            raise ValidationFailed([("/resolution", f"must be from 1 to {MAX_STEPS}")])
+        wanted = (job_steps.c.job_id == job_id) & (job_steps.c.step >= from_step)
+        if to_step is not None:
+            wanted &= job_steps.c.step <= to_step
+        with reading(self._engine) as connection:
+            get_job(connection, job_id, self._tenant)
+            count = sa.select(sa.func.count()).select_from(job_steps).where(wanted)
+            total = connection.execute(count).scalar_one()
+            stride = max(1, -(-total // resolution))
+            if stride == 1:
+                every = sa.select(job_steps).where(wanted).order_by(job_steps.c.step)
+                return [_read_step(row) for row in connection.execute(every)]
+            rows = connection.execute(_thinned(wanted, total, stride))
+            runs = groupby(rows, key=attrgetter("run"))
+            return [_merge_run([_read_step(row) for row in run]) for _, run in runs]
+
+
+def _asked_with(request_id: str | None) -> dict[str, str]:
+    """What an event says of the request that it tells of."""
+    return {} if request_id is None else {"request_id": request_id}
+
+
+def _budget(job: Job) -> int | None:
+    """Forward passes that a new job may take, if its request says so."""
+    budget = job.config.get("max_forward_passes") if job.kind is JobKind.TUNING else None
+    return None if budget is None else max(0, budget - job.charged_passes)
+
+
+def _thinned(wanted: sa.ColumnElement[bool], total: int, stride: int) -> sa.Select[Any]:
+    """In runs of `stride` steps, the last of each and the last that has each rare measure."""
+    place = sa.func.row_number().over(order_by=job_steps.c.step)
+    # Counted from the end, so that the last step is always the last of a run.
+    runs = sa.select(job_steps, ((total - place) // stride).label("run")).where(wanted).subquery()
+    measured = [runs.c.step, *(sa.case((runs.c[name].is_not(None), runs.c.step)) for name in _RARE)]
+    lasts = [
+        sa.func.max(steps).over(partition_by=runs.c.run).label(f"last_{index}")
+        for index, steps in enumerate(measured)
+    ]
+    found = sa.select(runs, *lasts).subquery()
+    kept = sa.or_(*(found.c.step == found.c[last.name] for last in lasts))
+    return sa.select(found).where(kept).order_by(found.c.step)
+
+
+def _merge_run(steps: Sequence[JobStep]) -> JobStep:
+    """The last step, with what only earlier ones measured."""
+    known: dict[str, Any] = {name: _latest(steps, name) for name in _RARE}
+    return replace(steps[-1], **known)
+
+
+def _latest(steps: Sequence[JobStep], name: str) -> float | None:
+    # A stage's measures are not those of the next one.
+    phase = steps[-1].phase
+    values = (getattr(step, name) for step in reversed(steps) if step.phase is phase)
+    return next((value for value in values if value is not None), None)
+
+
+def _read_event(row: sa.Row[Any]) -> JobEvent:
+    return JobEvent(
+        seq=row.seq,
+        type=EventType(row.type) if row.type in _EVENT_TYPES else row.type,
+        level=row.level,
+        message=row.message,
+        data=row.data,
+        created_at=row.created_at,
+    )
+
+
+def _read_step(row: sa.Row[Any]) -> JobStep:
+    return JobStep(
+        step=row.step,
+        phase=Phase(row.phase),
+        loss=row.loss,
+        val_loss=row.val_loss,
+        val_accuracy=row.val_accuracy,
+        sigma=row.sigma,
+        sharpness=row.sharpness,
+        forward_passes=row.forward_passes,
+        seconds=row.seconds,
+    )
