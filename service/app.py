@@ -9,9 +9,9 @@ from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from service import error_handlers, openapi
-from service.access import authorize
-from service.audit import Auditor
-from service.gate import Gate
+from service.auth.audit import Auditor
+from service.auth.authentication import Gate
+from service.auth.authorization import authorize
 from service.inference.pins import keeping_pins
 from service.metrics import Metrics
 from service.middleware import RequestLayer

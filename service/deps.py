@@ -8,10 +8,10 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
 
-from service.audit import note_object
-from service.callers import Caller, caller_of
+from service.auth.audit import note_object
+from service.auth.principal import Caller, caller_of
+from service.http.problems import REQUEST_ID_KEY
 from service.inference.host import InferenceHost
-from service.problems import REQUEST_ID_KEY
 from service.services import Services, TenantServices
 from sharpzo_core.errors import ValidationFailed
 from sharpzo_core.records.prompts import NAME_PATTERN

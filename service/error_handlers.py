@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service.errors import RateLimited, RequestTimeout, TooManyBytesAtOnce
-from service.problems import problem
-from service.strict_json import json_pointer
+from service.http.problems import problem
+from service.http.strict_json import json_pointer
 from sharpzo_core.errors import AuthInvalid, AuthRequired, CoreError, ValidationFailed
 from sharpzo_engine.errors import ConfigError, EngineError
 

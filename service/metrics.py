@@ -27,7 +27,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from service.events import open_streams
+from service.streams.job_events import open_streams
 from sharpzo_core.database.tenants import DEFAULT_TENANT
 from sharpzo_core.logging import dropped_records
 from sharpzo_core.stores.job_totals import DURATIONS
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
     from prometheus_client.samples import Sample
 
-    from service.inference.resident import ResidentPrompts
+    from service.inference.prompt_cache import ResidentPrompts
     from sharpzo_core.records.jobs import JobStatus
     from sharpzo_core.stores.job_totals import Figures
 

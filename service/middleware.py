@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
-from service.access import METHODS
-from service.bodies import Body, BodyMemory
-from service.problems import MEDIA_TYPE, REQUEST_ID_HEADER, REQUEST_ID_KEY, problem, problem_code
+from service.auth.authorization import METHODS
+from service.http.body_limits import Body, BodyMemory
+from service.http.problems import (
+    MEDIA_TYPE,
+    REQUEST_ID_HEADER,
+    REQUEST_ID_KEY,
+    problem,
+    problem_code,
+)
 from sharpzo_core.logging import log_context
 from sharpzo_core.settings import MIB
 

@@ -7,8 +7,8 @@ import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from service.access import PUBLIC, declared
-from service.problems import MEDIA_TYPE
+from service.auth.authorization import PUBLIC, declared
+from service.http.problems import MEDIA_TYPE
 from sharpzo_core.schemas import Problem
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from service.access import authorize
-from service.strict_json import json_pointer, loads
+from service.auth.authorization import authorize
+from service.http.strict_json import json_pointer, loads
 from sharpzo_core.errors import PayloadTooLarge, UnsupportedMedia, ValidationFailed
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from service.audit import AuditLog
+from service.auth.audit import AuditLog
+from service.auth.key_cache import Keyring
+from service.auth.rate_limits import RateLimits
 from service.broker_probe import BrokerProbe
 from service.idempotency import Idempotency
 from service.inference.host import InferenceHost
-from service.ingest import Ingest
-from service.keyring import Keyring
-from service.rates import RateLimits
-from service.uploads import Uploads
+from service.ingest.processor import Ingest
+from service.ingest.uploads import Uploads
 from sharpzo_core.broker.queue import JobQueue, make_celery
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.logging import job_context
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from service.callers import Caller
+    from service.auth.principal import Caller
     from service.metrics import Metrics
     from sharpzo_core.records.jobs import Job
     from sharpzo_core.settings import Settings

@@ -16,7 +16,7 @@ def run_service(
     host: str | None, port: int | None, data_dir: Path | None, *, with_worker: bool
 ) -> None:
     """Serve until stopped."""
-    from service.serve import main
+    from service.server import main
 
     settings = load_settings(host=host, port=port, data_dir=data_dir)
     main(settings, settings.host, settings.port, with_worker)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.inference.queue import Batch, BatchRules, Entry, ModelQueue
-from service.inference.threads import MODELS, ModelThread
+from service.inference.model_queue import Batch, BatchRules, Entry, ModelQueue
+from service.inference.model_thread import MODELS, ModelThread
 from sharpzo_core.logging import logged
 from sharpzo_engine.errors import ImageError
 

@@ -22,8 +22,8 @@ from starlette.concurrency import run_in_threadpool
 from service.errors import Busy, DeadlineExceeded
 from service.inference.backbones import Backbones
 from service.inference.encoder import ImageEncoder
-from service.inference.prompts import PromptLoader
-from service.inference.resident import PromptKey, ReadyPrompt, ResidentPrompts
+from service.inference.prompt_cache import PromptKey, ReadyPrompt, ResidentPrompts
+from service.inference.prompt_loader import PromptLoader
 from service.metrics import prompt_series
 from sharpzo_core.errors import CoreError, ValidationFailed
 from sharpzo_core.json_values import unsafe_paths

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AwareDatetime, BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
-from service.access import Needs
+from service.auth.authorization import Needs
 from service.deps import (
     After,
     AliasesDep,

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Depends
 
-from service.access import ANY_SCOPE, Needs
+from service.auth.authorization import ANY_SCOPE, Needs
 from service.deps import CallerDep, InferenceDep, SettingsDep, reject_repeated_parameters
 from service.openapi import problems
 from service.routing import StrictRoute

@@ -15,12 +15,12 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from service.access import Needs
+from service.auth.authorization import Needs
 from service.deps import InferenceDep, PromptsDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import TooManyFiles
+from service.http.multipart import FormRules, read_form
 from service.inference.host import Outcome, Question
-from service.multipart import FormRules, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from sharpzo_core.errors import CoreError, UnsupportedMedia, ValidationFailed

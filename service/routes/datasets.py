@@ -9,14 +9,14 @@ from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 from starlette.concurrency import run_in_threadpool
 
-from service import imports
-from service.access import Needs
-from service.bodies import SPOOLED
+from service.auth.authorization import Needs
 from service.deps import After, DatasetsDep, Limit, ServicesDep, reject_repeated_parameters
 from service.errors import ContactSheetMissing
+from service.http.body_limits import SPOOLED
+from service.http.multipart import FormRules, announced_bytes, read_form
 from service.idempotency import Attempt, Completion, IdempotencyKey
-from service.ingest import UPLOAD_FOLDER
-from service.multipart import FormRules, announced_bytes, read_form
+from service.ingest import remote_fetch
+from service.ingest.processor import UPLOAD_FOLDER
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from service.services import TenantServices
@@ -160,7 +160,7 @@ async def _import(
     asked = wanted.model_dump(mode="json", exclude_defaults=True)
     received = _Received(wanted.name, wanted.unlabelled, fingerprint("datasets", asked))
     if not attempt.replay(received.meaning):
-        await run_in_threadpool(imports.fetch, services, wanted.uri, dataset_id)
+        await run_in_threadpool(remote_fetch.fetch, services, wanted.uri, dataset_id)
     return received
 
 

@@ -5,12 +5,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from service.access import Needs
 from service.artifacts import corrupt, fetch_artifact
-from service.attachments import RESPONSES, IfNoneMatch, attachment, not_modified
+from service.auth.authorization import Needs
 from service.deps import ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import NotCalibrated, Unavailable
+from service.http.file_responses import RESPONSES, IfNoneMatch, attachment, not_modified
 from service.openapi import problems
 from service.routing import StrictRoute
 from sharpzo_core.records.keys import Scope

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from service.access import Needs
+from service.auth.authorization import Needs
 from service.deps import CallerDep, ProcessDep
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST, Fleet

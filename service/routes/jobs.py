@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.concurrency import run_in_threadpool
 
-from service.access import Needs
+from service.auth.authorization import Needs
 from service.deps import (
     MAX_SEQ,
     AcceptHeader,
@@ -23,11 +23,11 @@ from service.deps import (
     reject_repeated_parameters,
 )
 from service.errors import ReportMissing
-from service.events import EVENT_STREAM, stream_events
 from service.idempotency import IdempotencyKey
-from service.live import stream_steps
 from service.openapi import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
+from service.streams.job_events import EVENT_STREAM, stream_events
+from service.streams.metric_stream import stream_steps
 from sharpzo_core.errors import NotFound
 from sharpzo_core.records.jobs import Job, JobKind, JobStatus
 from sharpzo_core.records.keys import Scope

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.access import ANY_SCOPE, Needs
+from service.auth.authorization import ANY_SCOPE, Needs
 from service.deps import After, Limit, ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.idempotency import Completion, IdempotencyKey

@@ -14,9 +14,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
 
-from service.access import ASSETS
-from service.attachments import IfNoneMatch
+from service.auth.authorization import ASSETS
 from service.errors import PageMissing
+from service.http.file_responses import IfNoneMatch
 from service.openapi import problems
 from sharpzo_core.errors import NotFound
 

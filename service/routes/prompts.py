@@ -8,15 +8,15 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 
-from service.access import Needs
 from service.artifacts import fetch_artifact
-from service.attachments import RESPONSES, IfNoneMatch, attachment, not_modified
+from service.auth.authorization import Needs
 from service.deps import After, InferenceDep, Limit, PromptNameFilter, PromptsDep, ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
+from service.http.file_responses import RESPONSES, IfNoneMatch, attachment, not_modified
+from service.http.multipart import FormRules, announced_bytes, read_form
 from service.idempotency import Completion, IdempotencyKey
 from service.inference.host import ImportedPrompt
 from service.inference.pins import keep_pins
-from service.multipart import FormRules, announced_bytes, read_form
 from service.openapi import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse
 from service.services import TenantServices

@@ -18,7 +18,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
-from service.events import EVENT_STREAM
+from service.streams.job_events import EVENT_STREAM
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.migrations import migrate
 from sharpzo_core.records.keys import Scope

@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from service.access import declared
 from service.app import create_app
+from service.auth.authorization import declared
 from sharpzo_core.settings import Settings
 from tests.docs.blocks import ROOT
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from service.strict_json import loads
+from service.http.strict_json import loads
 from sharpzo_core.errors import CoreError
 from sharpzo_core.storage.archives import sniff, walk
 from sharpzo_engine.checksummed import seal, unseal

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from service import bodies
-from service.protocol import BoundedProtocol
+from service.http import body_limits
+from service.http.connection import BoundedProtocol
 from sharpzo_core.settings import Settings
 from tests.security.raw import Answer, connect, exchange, read
 from tests.service.servers import server_thread
@@ -186,7 +186,7 @@ def _is_alive(url: str) -> bool:
 
 
 def test_a_body_that_trickles_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "MIN_BYTES_PER_SECOND", 1000)
+    monkeypatch.setattr(body_limits, "MIN_BYTES_PER_SECOND", 1000)
     settings = Settings(data_dir=tmp_path, device="cpu", upload_idle_seconds=0.5)
     with server_thread(settings) as url, connect(url) as connection:
         connection.sendall(post(JSON + b"Content-Length: 100000\r\n"))

@@ -16,9 +16,10 @@ import pytest
 import sqlalchemy as sa
 from fastapi import APIRouter
 
-from service import access, keyring, serve
-from service.access import PUBLIC, declared
+from service import server
 from service.app import create_app
+from service.auth import authorization, key_cache
+from service.auth.authorization import PUBLIC, declared
 from sharpzo_core.clock import utc_now
 from sharpzo_core.database.tables import api_keys, metadata
 from sharpzo_core.errors import SettingsError, StorageUnavailable
@@ -356,7 +357,7 @@ def test_a_rotated_key_works_until_its_grace_ends(door: Door) -> None:
     assert left is not None
     assert timedelta(seconds=50) < left - utc_now() <= timedelta(seconds=60)
     door.keys.of("a").rotate(new["id"])
-    time.sleep(keyring.FRESH_SECONDS)
+    time.sleep(key_cache.FRESH_SECONDS)
     problem_of(door.ask("GET", "/v1/jobs", new["key"]), 401, "auth_invalid")
     problem_of(door.ask("POST", f"/v1/keys/{new['id']}/rotate", admin), 409, "state_conflict")
 
@@ -367,7 +368,7 @@ def test_a_revoked_key_is_refused_within_two_seconds(door: Door) -> None:
     door.keys.revoke(key.record.prefix)
     began = time.monotonic()
     eventually(lambda: door.ask("GET", "/v1/jobs", key).status_code == 401, 10)
-    assert time.monotonic() - began <= keyring.FRESH_SECONDS + 0.5
+    assert time.monotonic() - began <= key_cache.FRESH_SECONDS + 0.5
 
 
 def test_a_key_that_is_revoked_under_a_body_opens_nothing(door: Door, settings: Settings) -> None:
@@ -382,7 +383,7 @@ def test_a_key_that_is_revoked_under_a_body_opens_nothing(door: Door, settings: 
         connection.sendall(head.encode() + body[:9])
         time.sleep(0.5)
         door.keys.revoke(admin.record.id)
-        time.sleep(keyring.FRESH_SECONDS)
+        time.sleep(key_cache.FRESH_SECONDS)
         before = len(door.keys.list().items)
         connection.sendall(body[9:])
         answer = read(connection)
@@ -427,10 +428,10 @@ def test_a_service_without_keys_is_open_and_closes_with_the_first_one(
     made = door.ask("POST", "/v1/keys", json={"name": "first", "scopes": ["admin"]}).json()
     began = time.monotonic()
     eventually(lambda: door.ask("GET", "/v1/jobs").status_code == 401, 10)
-    assert time.monotonic() - began <= keyring.FRESH_SECONDS + 0.5
+    assert time.monotonic() - began <= key_cache.FRESH_SECONDS + 0.5
     assert door.ask("GET", "/v1/jobs", made["key"]).status_code == 200
     assert door.ask("DELETE", f"/v1/keys/{made['id']}", made["key"]).status_code == 204
-    time.sleep(keyring.FRESH_SECONDS)
+    time.sleep(key_cache.FRESH_SECONDS)
     problem_of(door.ask("GET", "/v1/jobs"), 401, "auth_required")  # revoked keys count as well
 
 
@@ -506,9 +507,9 @@ def test_the_own_page_may_change_things(open_door: OpenDoor, settings: Settings)
 
 def test_elsewhere_than_on_loopback_keys_are_a_must(door: Door, settings: Settings) -> None:
     assert keys_exist(settings)
-    serve.check_exposure(settings, "0.0.0.0", keyed=True)
+    server.check_exposure(settings, "0.0.0.0", keyed=True)
     with pytest.raises(SettingsError, match="sharpzo keys create"):
-        serve.check_exposure(settings, "0.0.0.0", keyed=False)
+        server.check_exposure(settings, "0.0.0.0", keyed=False)
 
 
 def test_a_service_with_keys_listens_elsewhere(
@@ -521,13 +522,13 @@ def test_a_service_with_keys_listens_elsewhere(
         listened.append(host)
         raise SettingsError("far enough")
 
-    monkeypatch.setattr(serve, "listen", listen)
+    monkeypatch.setattr(server, "listen", listen)
     with pytest.raises(SettingsError, match="without authentication"):
-        serve.main(settings, "0.0.0.0", 0)
+        server.main(settings, "0.0.0.0", 0)
     assert not settings.data_dir.exists()  # nothing was made for it
     open_door(settings).key()
     with pytest.raises(SettingsError, match="far enough"):
-        serve.main(settings, "0.0.0.0", 0)
+        server.main(settings, "0.0.0.0", 0)
     assert listened == ["0.0.0.0"]
 
 
@@ -551,10 +552,10 @@ def test_keys_that_were_seen_open_for_a_while_without_the_database(
         raise StorageUnavailable
 
     monkeypatch.setattr(door.services.keyring._store, "find", away)
-    monkeypatch.setattr(keyring, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(key_cache, "FRESH_SECONDS", 0.0)
     assert door.ask("GET", "/metrics", key).status_code == 200
     problem_of(door.ask("GET", "/metrics", other), 503, "storage_unavailable")
-    monkeypatch.setattr(keyring, "STALE_SECONDS", 0.0)
+    monkeypatch.setattr(key_cache, "STALE_SECONDS", 0.0)
     problem_of(door.ask("GET", "/metrics", key), 503, "storage_unavailable")
     assert door.ask("GET", "/livez").status_code == 200
 
@@ -643,9 +644,9 @@ def test_event_streams_of_a_revoked_key_end(door: Door) -> None:
 
 
 def test_needs_that_stand_with_a_route_go_before_its_routers() -> None:
-    router = APIRouter(dependencies=[access.Needs(Scope.JOBS)])
+    router = APIRouter(dependencies=[authorization.Needs(Scope.JOBS)])
 
-    @router.get("/x", dependencies=[access.Needs(Scope.INFER)])
+    @router.get("/x", dependencies=[authorization.Needs(Scope.INFER)])
     def x() -> None: ...
 
-    assert access.scopes_of(router.routes[0]) == (Scope.INFER,)
+    assert authorization.scopes_of(router.routes[0]) == (Scope.INFER,)

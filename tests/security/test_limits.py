@@ -15,8 +15,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from service import audit, events, rates
-from service.audit import MAX_WAITING, AuditLog
+from service.auth import audit, rate_limits
+from service.auth.audit import MAX_WAITING, AuditLog
+from service.streams import job_events
 from sharpzo_core.clock import utc_now
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.database.tables import audit_log
@@ -149,7 +150,7 @@ def test_a_redis_that_does_not_answer_stops_nobody(open_door: OpenDoor, settings
         began = time.monotonic()
         codes = [door.ask("GET", "/v1/jobs", key).status_code for _ in range(7)]
         assert codes == [200] * 5 + [429] * 2  # counted here
-        assert time.monotonic() - began < rates.AWAY_SECONDS
+        assert time.monotonic() - began < rate_limits.AWAY_SECONDS
 
 
 @pytest.mark.slow
@@ -178,7 +179,7 @@ def test_forwarded_addresses_count_only_from_listed_proxies(settings: Settings) 
 def test_any_number_of_event_streams_ask_the_database_no_more_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(events, "MAX_LOOKS", 10.0)
+    monkeypatch.setattr(job_events, "MAX_LOOKS", 10.0)
     looks: list[str] = []
     jobs: Any = None
     stopping = threading.Event()
@@ -191,7 +192,7 @@ def test_any_number_of_event_streams_ask_the_database_no_more_often(
         return True
 
     async def follow(job_id: str) -> None:
-        async for _ in events.stream_events(jobs, job_id, 0, stopping, admitted):
+        async for _ in job_events.stream_events(jobs, job_id, 0, stopping, admitted):
             pass
 
     async def follow_many() -> None:
@@ -200,10 +201,10 @@ def test_any_number_of_event_streams_ask_the_database_no_more_often(
         stopping.set()
         await asyncio.gather(*streams)
 
-    monkeypatch.setattr(events, "_look", look)
+    monkeypatch.setattr(job_events, "_look", look)
     asyncio.run(follow_many())
     assert len(looks) <= 20 + 20
-    assert not events._open
+    assert not job_events._open
 
 
 # Quotas

@@ -15,9 +15,9 @@ import pytest
 import sqlalchemy as sa
 from fastapi.routing import iter_route_contexts
 
-from service.access import PUBLIC, declared
+from service.auth.authorization import PUBLIC, declared
 from service.deps import process
-from service.inference.resident import PromptKey
+from service.inference.prompt_cache import PromptKey
 from sharpzo_core.database.tables import metadata
 from sharpzo_core.database.tenants import TenantStore
 from sharpzo_core.ids import Prefix, new_id

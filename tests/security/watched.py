@@ -69,7 +69,7 @@ class Watched:
             return {
                 pid
                 for pid in pids
-                if b"service.decoding.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                if b"service.ingest.decoding.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
             }
         return set()
 

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 import uvicorn
 
 from service.app import create_app
-from service.protocol import bounded_protocol
-from service.serve import listen
+from service.http.connection import bounded_protocol
+from service.server import listen
 from sharpzo_core.settings import Settings
 
 SCRIPT = """
-from service.serve import main
+from service.server import main
 from sharpzo_core.settings import Settings
 {before}
 main(Settings.load(), "127.0.0.1", 0, with_worker={with_worker})

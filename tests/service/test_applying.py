@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from service.routes import applying
+from service.routes import prompt_jobs as applying
 from service.services import Services
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.records.prompts import NewPrompt, prompt_key

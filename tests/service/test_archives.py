@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import intake
+from service.ingest import archive_reader
 from sharpzo_core.errors import ArchiveError, CoreError
 from sharpzo_core.settings import Settings
 from sharpzo_core.storage.archives import ArchiveKind, Limits, check, names, safe_path, sniff, walk
@@ -226,7 +226,7 @@ def test_limits_are_those_of_the_documentation() -> None:
             f"{names.MAX_PATH:,} characters, {names.MAX_COMPONENT} bytes between slashes, "
             f"{names.MAX_DEPTH} folders; {limits.name_bytes >> 20} MiB for all names"
         ),
-        f"{intake.MAX_JSON_BYTES >> 20} MiB together",
+        f"{archive_reader.MAX_JSON_BYTES >> 20} MiB together",
         f"({settings.max_upload_bytes >> 30} GiB)",
         f"({settings.max_image_pixels:,})",
         f"({settings.decode_seconds:g})",

@@ -206,7 +206,7 @@ def test_a_full_disk_is_507_and_the_upload_is_removed(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("service.uploads.os.fsync", full)
+        patch.setattr("service.ingest.uploads.os.fsync", full)
         assert_problem(upload(client, zip_of(dataset_members())), 507, "storage_full")
     assert files_below(data_dir / "uploads") == []
     assert ready_dataset(client)["status"] == "ready"

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from service.ingest.processor.decoding import decoders as module
 
-from service.decoding import decoders as module
-from service.decoding.decoders import Decoders, DecodeRules, DecodingLost
-from service.decoding.frames import (
+from service.ingest.decoding.decoders import Decoders, DecodeRules, DecodingLost
+from service.ingest.decoding.frames import (
     ANSWER,
     LENGTH,
     SIDE,
@@ -237,8 +237,8 @@ def test_too_much_memory_is_the_images_fault(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_child_can_open_nothing_and_grow_nothing(tmp_path: Path) -> None:
     script = """
 import os, signal, socket, sys
-from service.decoding.child import _warm_up
-from service.decoding.confinement import confine
+from service.ingest.decoding.child import _warm_up
+from service.ingest.decoding.confinement import confine
 _warm_up()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 confine(1 << 30, 3)
@@ -289,7 +289,7 @@ def test_a_child_knows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_child_ends_with_the_process_that_made_it(tmp_path: Path) -> None:
     script = """
 import sys, time
-from service.decoding.decoders import Decoders, DecodeRules
+from service.ingest.decoding.decoders import Decoders, DecodeRules
 decoders = Decoders(DecodeRules(2, 5, 10_000))
 decoders.decode([b"x"], 0, lambda _: None)
 decoders.finish()

@@ -28,9 +28,9 @@ URL = "/v1/prompts/colors/classify"
 #: Lets a server wait with every batch while a file is there, and so long for answers at its end.
 WAITS = """
 import os, time
-from service import serve
+from service import server
 from sharpzo_engine import Backbone
-serve.GRACEFUL_SECONDS = {grace}
+server.GRACEFUL_SECONDS = {grace}
 encode = Backbone.encode_images
 def wait_and_encode(self, batch):
     while os.path.exists({gate!r}):

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 
 from service.errors import ForbiddenLocation
-from service.imports import open_allowed
+from service.ingest.remote_fetch import open_allowed
 from sharpzo_core.errors import ValidationFailed
 from sharpzo_core.settings import Settings
 from tests.service.conftest import (

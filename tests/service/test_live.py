@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from service.live import stream_steps
 from service.services import Services
+from service.streams.metric_stream import stream_steps
 from sharpzo_core.records.jobs import JobProgress, JobStep, Lease, Phase
 from sharpzo_core.stores.job_leases import JobLeases
 from tests.service.conftest import assert_problem, ready_dataset

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.inference.queue import Batch, BatchRules, Entry, ModelQueue
+from service.inference.model_queue import Batch, BatchRules, Entry, ModelQueue
 
 DELAY = 0.5
 

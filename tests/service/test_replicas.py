@@ -33,7 +33,7 @@ from tests.service.servers import ServerProcess, eventually, server_process
 #: Lets a process wait before its first image until a file appears.
 WAITS = """
 import os, time
-from service.intake import Intake
+from service.ingest.archive_reader import Intake
 take = Intake._take
 def wait_and_take(*args, **options):
     while not os.path.exists({gate!r}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.inference.resident import Answers, PromptKey, ReadyPrompt, ResidentPrompts
+from service.inference.prompt_cache import Answers, PromptKey, ReadyPrompt, ResidentPrompts
 
 CLASSES, WIDTH = 4, 8
 SIZE = 2 * CLASSES * WIDTH * 4 + CLASSES * 4  # bytes of a prompt's matrices and bias

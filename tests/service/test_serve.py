@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from service import serve
+from service import server
 from service import supervisor as supervisor_module
 from service.supervisor import Supervisor
 from sharpzo_core.database.engine import make_engine
@@ -88,27 +88,27 @@ def test_processes_that_nobody_collects_are_not_waited_for() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])
 def test_other_than_loopback_is_refused(settings: Settings, host: str) -> None:
     with pytest.raises(SettingsError, match="without authentication"):
-        serve.main(settings, host, 0)
+        server.main(settings, host, 0)
     allowed = settings.model_copy(update={"allow_unauthenticated": True})
-    serve.check_exposure(allowed, host)
+    server.check_exposure(allowed, host)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_is_fine(settings: Settings, host: str) -> None:
-    serve.check_exposure(settings, host)
+    server.check_exposure(settings, host)
 
 
 def test_a_taken_port_is_named(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"port {port}"):
-            serve.main(settings, "127.0.0.1", port)
+            server.main(settings, "127.0.0.1", port)
 
 
 @pytest.mark.slow
 def test_a_real_server_ends_at_once_although_a_stream_is_open(data_dir: Path) -> None:
     script = (
-        "from service.serve import main; from sharpzo_core.settings import Settings;"
+        "from service.server import main; from sharpzo_core.settings import Settings;"
         "main(Settings.load(), '127.0.0.1', 0, with_worker=False)"
     )
     environment = {"SHARPZO_DATA_DIR": str(data_dir), "SHARPZO_DEVICE": "cpu"}
@@ -235,9 +235,9 @@ def test_nothing_waits_for_a_log_that_nobody_reads(data_dir: Path) -> None:
 #: Tells the address on standard output, and then logs more than is kept.
 CHATTY = """
 import logging, threading
-from service import serve
+from service import server
 from service import supervisor as supervisor_module
-listen = serve.listen
+listen = server.listen
 def chat():
     for number in range(40_000):
         logging.getLogger("chatty").info("line %d", number)
@@ -246,7 +246,7 @@ def listen_and_chat(host, port):
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     threading.Thread(target=chat, daemon=True).start()
     return listener
-serve.listen = listen_and_chat
+server.listen = listen_and_chat
 """
 
 

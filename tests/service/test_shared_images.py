@@ -57,7 +57,7 @@ def test_the_same_images_take_their_room_once(client: TestClient, data_dir: Path
 def test_a_failed_dataset_frees_what_it_stored_before(
     client: TestClient, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.keeping.BATCH_FILES", 2)
+    monkeypatch.setattr("service.ingest.image_writer.BATCH_FILES", 2)
     members = dict(dataset_members()) | {"zzz/last.png": b"x", "train/dog/zzz.png": png()[:-30]}
     dataset = settle(client, upload(client, zip_of(members)).json()["id"])
     assert dataset["status"] == "failed"
@@ -136,7 +136,9 @@ def test_a_process_killed_in_the_middle_leaves_its_work_to_the_next(
     quick = settings.model_copy(
         update={"lease_seconds": 1.0, "heartbeat_seconds": 0.2, "sweep_seconds": 0.2}
     )
-    small_batches = "import service.keeping; service.keeping.BATCH_FILES = 5"
+    small_batches = (
+        "import service.ingest.image_writer; service.ingest.image_writer.BATCH_FILES = 5"
+    )
     images = {
         f"{name}/{i}.png": png((i, label, 0)) for label, name in enumerate("ab") for i in range(200)
     }

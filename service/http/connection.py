@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.problems import MEDIA_TYPE, REQUEST_ID_HEADER, problem_content
+from service.http.problems import MEDIA_TYPE, REQUEST_ID_HEADER, problem_content
 
 if sys.platform == "linux":
     import fcntl

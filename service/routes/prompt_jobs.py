@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from service.access import Needs
+from service.auth.authorization import Needs
 from service.deps import AcceptHeader, ServicesDep, reject_repeated_parameters
 from service.errors import ResultsMissing
 from service.idempotency import IdempotencyKey

@@ -9,7 +9,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from service.inference.queue import Batch, ModelQueue
+from service.inference.model_queue import Batch, ModelQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

@@ -15,7 +15,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
-from service.events import KEEPALIVE_SECONDS, open_stream
+from service.streams.job_events import KEEPALIVE_SECONDS, open_stream
 from sharpzo_core.records.jobs import Job, is_terminal
 from sharpzo_core.schemas import JobPublic, StepPublic
 

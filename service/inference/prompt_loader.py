@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.concurrency import run_in_threadpool
 
 from service.artifacts import corrupt, fetch_artifact
-from service.inference.resident import PromptKey, ReadyPrompt, ResidentPrompts
+from service.inference.prompt_cache import PromptKey, ReadyPrompt, ResidentPrompts
 from sharpzo_core.errors import BackboneNotServed, CoreError
 from sharpzo_engine.errors import ArtifactError, BackboneMismatch
 

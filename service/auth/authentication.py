@@ -16,8 +16,8 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 
-from service.access import is_public_path
-from service.callers import ANYBODY, admit, known_caller
+from service.auth.authorization import is_public_path
+from service.auth.principal import ANYBODY, admit, known_caller
 from service.error_handlers import answer
 from service.errors import HostNotAllowed, OriginNotAllowed
 from service.idempotency import REPLAYED_HEADER
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from service.callers import Caller
+    from service.auth.principal import Caller
     from service.services import Services
     from sharpzo_core.settings import Settings
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from limits import RateLimitItem
 
-    from service.callers import Caller
+    from service.auth.principal import Caller
     from sharpzo_core.settings import Settings
 
 ANSWER_SECONDS = 0.25  # how long a request waits for Redis

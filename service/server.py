@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from service.app import create_app
-from service.inference.threads import MODELS
-from service.protocol import bounded_protocol
+from service.http.connection import bounded_protocol
+from service.inference.model_thread import MODELS
 from service.supervisor import Supervisor, worker_command
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.logging import configure_logging

@@ -1,7 +1,7 @@
 """From an uploaded archive to a ready dataset, in a background thread.
 
-What reading an archive gives is the business of `service.intake`; here is who reads it when, and
-what becomes of the dataset. One that fails leaves nothing behind.
+`archive_reader` reads one; this module decides who reads it and when, and what becomes of the
+dataset. One that fails leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from service.decoding.decoders import Decoders, DecodeRules, default_processes
-from service.intake import Intake, Unusable
-from service.keeping import ImageKeeper
+from service.ingest.archive_reader import Intake, Unusable
+from service.ingest.decoding.decoders import Decoders, DecodeRules, default_processes
+from service.ingest.image_writer import ImageKeeper
 from sharpzo_core.errors import (
     CoreError,
     LeaseLost,
@@ -34,8 +34,8 @@ from sharpzo_engine.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from service.intake import Content, Walk
-    from service.uploads import Uploads
+    from service.ingest.archive_reader import Content, Walk
+    from service.ingest.uploads import Uploads
     from sharpzo_core.records.datasets import DatasetRecord
     from sharpzo_core.settings import Settings
     from sharpzo_core.storage.artifact_store import ArtifactStore

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request, params
 from fastapi.routing import iter_route_contexts
 
-from service.callers import known_caller
+from service.auth.principal import known_caller
 from sharpzo_core.errors import AuthRequired, ScopeForbidden
 from sharpzo_core.records.keys import Scope
 

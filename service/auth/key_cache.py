@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from service.callers import Caller
+from service.auth.principal import Caller
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.errors import AuthInvalid, AuthRequired, CoreError, StorageUnavailable
 from sharpzo_core.periodic import Periodic

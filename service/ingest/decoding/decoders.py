@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
-from service.decoding.frames import ABORT, CHUNK, END, LENGTH, SIDE, BrokenFrame, read_answer
+from service.ingest.decoding.frames import ABORT, CHUNK, END, LENGTH, SIDE, BrokenFrame, read_answer
 from sharpzo_core.errors import CoreError
 from sharpzo_core.periodic import Periodic
 from sharpzo_engine.data.images import FORMATS, Inspection
@@ -151,7 +151,7 @@ class _Child:
         arguments = (rules.max_pixels, rules.max_bytes, round(rules.seconds + 0.5), rules.memory)
         self._process = subprocess.Popen(  # noqa: S603 - our own code
             # Of the environment it gets the way to the code, and no secrets.
-            [sys.executable, "-P", "-m", "service.decoding.child", *map(str, arguments)],
+            [sys.executable, "-P", "-m", "service.ingest.decoding.child", *map(str, arguments)],
             env=_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

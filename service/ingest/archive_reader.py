@@ -26,8 +26,8 @@ from sharpzo_engine.errors import DatasetError, ImageError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from service.decoding.decoders import Decoders
-    from service.keeping import ImageKeeper
+    from service.ingest.decoding.decoders import Decoders
+    from service.ingest.image_writer import ImageKeeper
     from sharpzo_core.storage.artifact_store import Draft
     from sharpzo_engine.data.images import Inspection
 

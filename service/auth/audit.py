@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from fastapi.routing import iter_route_contexts
 from starlette._utils import get_route_path
 
-from service.access import METHODS, READING, changes_state
-from service.callers import known_caller
+from service.auth.authorization import METHODS, READING, changes_state
+from service.auth.principal import known_caller
 from service.errors import RateLimited
-from service.problems import REQUEST_ID_KEY, problem_code
+from service.http.problems import REQUEST_ID_KEY, problem_code
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.database.tenants import DEFAULT_TENANT
 from sharpzo_core.errors import AuthRequired, CoreError

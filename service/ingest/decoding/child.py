@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from service.decoding.confinement import confine, limit_processor_time
-from service.decoding.frames import BrokenFrame, answer, read_file
+from service.ingest.decoding.confinement import confine, limit_processor_time
+from service.ingest.decoding.frames import BrokenFrame, answer, read_file
 from sharpzo_engine.data.images import FORMATS, inspect_image
 from sharpzo_engine.errors import ImageError
 

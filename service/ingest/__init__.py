@@ -1,0 +1,1 @@
+"""From an uploaded or fetched archive to a ready dataset."""

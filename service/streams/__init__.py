@@ -1,0 +1,1 @@
+"""Server-sent events: job events and live metrics."""
