@@ -192,7 +192,7 @@ def classify(
     as_json: Json = False,
 ) -> None:
     """Label images with a tuned prompt, on this machine."""
-    from sharpzo_cli.applying import Model, Shown, classify_images
+    from sharpzo_cli.local_inference import Model, Shown, classify_images
 
     shown = Shown(top_k, calibrated=calibrated, zero_shot=zero_shot, as_json=as_json)
     classify_images(Model(artifact, backbone, pretrained, device), images, shown)
@@ -215,7 +215,7 @@ def evaluate(
     With --classes, images are told apart among those classes alone, and names that are new to the
     prompt get its tuned context.
     """
-    from sharpzo_cli.applying import Model, Subject, evaluate_dataset
+    from sharpzo_cli.local_inference import Model, Subject, evaluate_dataset
 
     subject = Subject(dataset, root, split, classes)
     evaluate_dataset(Model(artifact, backbone, pretrained, device), subject, as_json=as_json)

@@ -52,7 +52,7 @@ def check(
 
     Exit code 2 if it cannot be tuned on.
     """
-    from sharpzo_cli.checking import CheckRequest, check_dataset
+    from sharpzo_cli.dataset_check import CheckRequest, check_dataset
 
     request = CheckRequest(dataset, root, shots, seed, classes or "all", fast, sheet)
     check_dataset(request, as_json=as_json)
@@ -73,13 +73,13 @@ def list_datasets(
     With --remote: those of a service, newest first; --limit and --url are for these.
     """
     if not remote:
-        from sharpzo_cli.known import list_datasets
+        from sharpzo_cli.catalogue import list_datasets
 
         list_datasets(root, as_json=as_json)
         return
     if root is not None:
         raise UsageProblem("a service has no --root", "leave --root or --remote out")
-    from sharpzo_cli.uploaded import list_uploaded
+    from sharpzo_cli.remote_datasets import list_uploaded
 
     list_uploaded(url, limit, as_json=as_json)
 
@@ -97,7 +97,7 @@ def split(
     as_json: Json = False,
 ) -> None:
     """Write CoOp's split file for a dataset: its own splits, or else some drawn by --seed."""
-    from sharpzo_cli.known import write_split
+    from sharpzo_cli.catalogue import write_split
 
     write_split(dataset, root, out, seed, force=force, as_json=as_json)
 
@@ -121,7 +121,7 @@ def upload(
 
     Exit code 2 if it cannot be used.
     """
-    from sharpzo_cli.uploaded import upload_dataset
+    from sharpzo_cli.remote_datasets import upload_dataset
 
     upload_dataset(url, path, name, labelled=not unlabelled, wait=not no_wait, as_json=as_json)
 
@@ -129,7 +129,7 @@ def upload(
 @app.command()
 def show(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     """Show an uploaded dataset."""
-    from sharpzo_cli.uploaded import show_uploaded
+    from sharpzo_cli.remote_datasets import show_uploaded
 
     show_uploaded(url, dataset, as_json=as_json)
 
@@ -137,6 +137,6 @@ def show(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: Json = False) -> N
 @app.command()
 def delete(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     """Delete an uploaded dataset that no job needs."""
-    from sharpzo_cli.uploaded import delete_uploaded
+    from sharpzo_cli.remote_datasets import delete_uploaded
 
     delete_uploaded(url, dataset, as_json=as_json)

@@ -108,8 +108,8 @@ def list_jobs(
     as_json: Json = False,
 ) -> None:
     """List jobs, newest first."""
+    from sharpzo_cli.formatting import show_jobs
     from sharpzo_cli.remote import service
-    from sharpzo_cli.showing import show_jobs
 
     with service(url) as client:
         found = client.jobs.list(kind=kind)
@@ -130,8 +130,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a job with its figures, its configuration and its last events."""
+    from sharpzo_cli.formatting import show_job
     from sharpzo_cli.remote import service
-    from sharpzo_cli.showing import show_job
 
     with service(url) as client:
         job = client.jobs.get(job_id)

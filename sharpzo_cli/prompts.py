@@ -58,8 +58,8 @@ def list_prompts(
     as_json: Json = False,
 ) -> None:
     """List prompts, newest first."""
+    from sharpzo_cli.formatting import show_prompts
     from sharpzo_cli.remote import service
-    from sharpzo_cli.showing import show_prompts
 
     with service(url) as client:
         prompts = list(islice(client.prompts.list(name=name), limit))
@@ -92,8 +92,8 @@ def classify(
     as_json: Json = False,
 ) -> None:
     """Label images through the service."""
+    from sharpzo_cli.formatting import show_labels
     from sharpzo_cli.remote import service
-    from sharpzo_cli.showing import show_labels
 
     with service(url) as client:
         answer = client.prompts.classify(
@@ -310,8 +310,8 @@ def list_aliases(
     as_json: Json = False,
 ) -> None:
     """List aliases and where they point."""
+    from sharpzo_cli.formatting import show_aliases
     from sharpzo_cli.remote import service
-    from sharpzo_cli.showing import show_aliases
 
     with service(url) as client:
         found = list(islice(client.aliases.list(name=name), limit))
@@ -329,8 +329,8 @@ def history(
     as_json: Json = False,
 ) -> None:
     """List where an alias pointed, newest first."""
+    from sharpzo_cli.formatting import show_history
     from sharpzo_cli.remote import service
-    from sharpzo_cli.showing import show_history
 
     with service(url) as client:
         changes = list(islice(client.aliases.history(alias), limit))
@@ -341,7 +341,7 @@ def history(
 
 
 def _show(prompt: Prompt, *, as_json: bool) -> None:
-    from sharpzo_cli.showing import show_prompt
+    from sharpzo_cli.formatting import show_prompt
 
     if as_json:
         print_json(prompt.model_dump(mode="json"))

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sharpzo_cli.errors import RunFailed
+from sharpzo_cli.formatting import event_line, show_outcome
 from sharpzo_cli.output import print_json, say
 from sharpzo_cli.remote import service
-from sharpzo_cli.showing import event_line, show_outcome
 from sharpzo_client import Client, SharpzoError
 from sharpzo_client.display import display
 from sharpzo_client.progress import JobView

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from sharpzo_engine.errors import ImageError
 from sharpzo_engine.prompts.classifier import Prediction
-from worker.materials import ListedImage
+from worker.dataset_files import ListedImage
 
 #: What makes a spreadsheet take a cell for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -19,11 +19,11 @@ from sharpzo_core.stores.job_leases import JobLeases, lease_of, new_token
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.errors import BackboneError, TuningInterrupted
 from worker.checkpoints import CheckpointKeeper, ClaimFolder
-from worker.failures import describe
-from worker.patience import patiently
+from worker.error_codes import describe
+from worker.heartbeat import Pulse
 from worker.processes import process_identity
-from worker.pulse import Pulse
-from worker.reporting import Reporter, finite_numbers
+from worker.progress_writer import Reporter, finite_numbers
+from worker.retry import patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sharpzo_core.stores.prompt_store import PromptStore
     from sharpzo_engine import Backbone, TuneResult
     from sharpzo_engine.data.dataset import Dataset
-    from worker.materials import Materials
+    from worker.dataset_files import Materials
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Tune(Protocol):
 
 
 class Apply(Protocol):
-    """`worker.applying.apply_prompt`."""
+    """`worker.prompt_jobs.apply_prompt`."""
 
     def __call__(self, job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> Job:
         """Apply the job's prompt to its dataset, and end the job."""

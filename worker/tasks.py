@@ -15,7 +15,7 @@ from sharpzo_core.broker.queue import TaskName
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.ids import Prefix, is_id
 from sharpzo_core.logging import configure_logging, log_context
-from worker.child import child_deps, child_drain, child_settings, pin_gpu, warm_up
+from worker.pool_child import child_deps, child_drain, child_settings, pin_gpu, warm_up
 from worker.runner import run_job
 
 logger = logging.getLogger(__name__)

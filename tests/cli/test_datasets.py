@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from sharpzo_cli.checking import token_counter
+from sharpzo_cli.dataset_check import token_counter
 from sharpzo_engine.data.catalogue import CATALOGUE, find
 from sharpzo_engine.data.sources import ROOT_VARIABLE
 from tests.miniatures import IMAGES, make_all, make_miniature, rows_of

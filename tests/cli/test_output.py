@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sharpzo_cli import showing
+from sharpzo_cli import formatting
 from sharpzo_cli.main import main
 from sharpzo_cli.output import print_facts, print_json, print_list, print_table, say
 from sharpzo_client import Dataset, ImageResult, Job, JobEvent, Prediction
@@ -54,12 +54,12 @@ def test_a_hostile_name_is_shown_and_does_nothing(
     print_table("", ("a", "b"), [(name, name)])
     print_facts([("name", name)])
     say(name)
-    showing.show_jobs([job])
-    showing.show_job(job, [event])
-    showing.show_outcome(job)
-    showing.show_datasets([dataset])
-    showing.show_dataset(dataset)
-    showing.show_labels([__file__], [ImageResult(predictions=(label,))])  # type: ignore[list-item]
+    formatting.show_jobs([job])
+    formatting.show_job(job, [event])
+    formatting.show_outcome(job)
+    formatting.show_datasets([dataset])
+    formatting.show_dataset(dataset)
+    formatting.show_labels([__file__], [ImageResult(predictions=(label,))])  # type: ignore[list-item]
     shown = capsys.readouterr().out
     assert is_harmless(shown)
     escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
@@ -122,4 +122,4 @@ def test_json_holds_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFixture[
     ],
 )
 def test_ages_are_short(ago: timedelta, shown: str) -> None:
-    assert showing.age(datetime.now(UTC) - ago) == shown
+    assert formatting.age(datetime.now(UTC) - ago) == shown

@@ -11,7 +11,7 @@ from sharpzo_core.records.jobs import CheckpointRef
 from sharpzo_core.schemas import PromptPublic
 from sharpzo_core.stores.job_leases import lease_of
 from tests.core.conftest import Stores
-from tests.core.test_job_states import prompt_of
+from tests.core.stores.test_job_states import prompt_of
 
 CONFIG = {"seed": 3, "shots": 16, "cma": {"sigma": 0.4, "rho": None}, "head": "auto"}
 

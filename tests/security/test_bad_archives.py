@@ -19,7 +19,7 @@ import pytest
 
 from tests.security.watched import ANSWER_SECONDS, GROWTH_MIB, Outcome, Watched, watched_server
 from tests.service.conftest import dataset_members, png, tar_of, zip_of
-from tests.service.crafted import (
+from tests.service.ingest.crafted import (
     DEFLATED,
     Entry,
     deflated,

@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from tests.security.watched import ANSWER_SECONDS, GROWTH_MIB, Outcome, Watched, watched_server
 from tests.service.conftest import dataset_members, zip_of
-from tests.service.crafted import Entry, tar_file, tar_with, zip_with
+from tests.service.ingest.crafted import Entry, tar_file, tar_with, zip_with
 
 MIB = 1 << 20
 Make = Callable[[], bytes]

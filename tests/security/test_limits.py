@@ -30,7 +30,7 @@ from sharpzo_core.stores.audit import AuditEntry, AuditStore
 from sharpzo_core.stores.job_leases import JobLeases, lease_of
 from sharpzo_core.stores.key_store import KeyStore
 from sharpzo_engine import Backbone, load_backbone
-from tests.core.test_tenants import entry
+from tests.core.stores.test_tenants import entry
 from tests.helpers import CONFIG, Workplace, eventually
 from tests.security.conftest import Door, OpenDoor, bearer, changed, problem_of
 from tests.service.conftest import dataset_members, png, settle, upload, zip_of

@@ -14,7 +14,7 @@ from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.records.jobs import JobStatus
 from sharpzo_core.records.prompts import prompt_key, report_key
 from sharpzo_core.records.results import evaluation_key, part_key
-from tests.core.test_job_states import prompt_of
+from tests.core.stores.test_job_states import prompt_of
 from tests.helpers import Workplace
 from worker.housekeeping import Housekeeper
 

@@ -24,11 +24,11 @@ from sharpzo_engine.reports.report import RunReport
 from sharpzo_engine.search.checkpoint import CheckpointEvent, OnCheckpoint
 from sharpzo_engine.search.history import StepRecord
 from sharpzo_engine.search.progress import Progress
-from tests.engine.reports import a_report
+from tests.engine.reports.pages import a_report
 from tests.helpers import CLASSES, Workplace
-from worker import child
+from worker import pool_child
 from worker.checkpoints import MAX_FAILURES
-from worker.materials import Materials
+from worker.dataset_files import Materials
 from worker.runner import RunnerDeps, run_job
 
 OnStep = Callable[[Progress], None]
@@ -102,7 +102,7 @@ def deps(workplace: Workplace) -> RunnerDeps:
         queue=workplace.queue,
         load_backbone=lambda spec: spec,  # type: ignore[arg-type,return-value] # tuning is faked
         tune=FakeTune(),
-        apply=child.apply_prompt,
+        apply=pool_child.apply_prompt,
         draining=lambda: False,
         sleep=lambda _: None,
     )
@@ -512,21 +512,21 @@ def test_remote_images_are_fetched_once(
 def test_half_of_the_classes_are_tuned_on(
     workplace: Workplace, deps: RunnerDeps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "child_settings", lambda: workplace.settings)
-    real = replace(deps, load_backbone=child.load_backbone, tune=child.tune)
+    monkeypatch.setattr(pool_child, "child_settings", lambda: workplace.settings)
+    real = replace(deps, load_backbone=pool_child.load_backbone, tune=pool_child.tune)
     job = workplace.submit(ring=False, classes="base", total_steps=2, change_point=1)
     assert run_job(job.id, real) is JobStatus.SUCCEEDED
     done = workplace.jobs.get(job.id)
     assert workplace.prompts.get(str(done.prompt_id)).classes == ("cat", "dog")
     assert done.metrics["test_images"] == 4
-    child.load_backbone.cache_clear()
+    pool_child.load_backbone.cache_clear()
 
 
 def test_the_real_engine_tunes_a_stored_dataset(
     workplace: Workplace, deps: RunnerDeps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "child_settings", lambda: workplace.settings)
-    real = replace(deps, load_backbone=child.load_backbone, tune=child.tune)
+    monkeypatch.setattr(pool_child, "child_settings", lambda: workplace.settings)
+    real = replace(deps, load_backbone=pool_child.load_backbone, tune=pool_child.tune)
     job = workplace.submit(ring=False)
     assert run_job(job.id, real) is JobStatus.SUCCEEDED
     done = workplace.jobs.get(job.id)
@@ -535,4 +535,4 @@ def test_the_real_engine_tunes_a_stored_dataset(
     assert done.metrics["prompt_test_accuracy"] is not None
     assert done.metrics["zero_shot_accuracy"] is not None
     assert workplace.prompts.get(str(done.prompt_id)).lineage["engine_version"] == __version__
-    child.load_backbone.cache_clear()
+    pool_child.load_backbone.cache_clear()

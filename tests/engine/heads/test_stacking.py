@@ -1,0 +1,234 @@
+"""Choosing and stacking: on unseen images only, and never worse for a head that does harm."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize, one_hot
+
+from sharpzo_engine.clip.features import Features
+from sharpzo_engine.heads.fitting import LinearHead, fit_gda, stacking
+from sharpzo_engine.heads.pooling import NO_POOL, fit_pool, spread
+from sharpzo_engine.heads.stacking import (
+    HEAD_ALONE,
+    PROMPT,
+    STACKED,
+    TIP_ADAPTER,
+    ZERO_SHOT,
+    Material,
+    accuracy,
+    stack_heads,
+)
+from tests.engine.heads.test_heads import CLASSES, WIDTH, clusters
+
+
+def a_prompt(quality: float, seed: int = 5) -> LinearHead:
+    """Class rows between noise (0) and the classes' own directions (1)."""
+    means = fit_gda(clusters(1, seed=50), CLASSES).weights.float()
+    noise = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(seed))
+    rows = normalize(quality * normalize(means) + (1 - quality) * normalize(noise))
+    return LinearHead(20 * rows, torch.zeros(CLASSES))
+
+
+def material(source: str = "official", shots: int = 8, **changes: object) -> Material:
+    fields: dict[str, object] = {
+        "train": clusters(shots),
+        "validation": clusters(6, seed=1),
+        "source": source,
+        "prompt": a_prompt(0.7),
+        "zero_shot": a_prompt(0.4),
+    }
+    if source == "training":
+        fields["validation"] = fields["train"]
+    return Material(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def mislabelled(features: Features) -> Features:
+    """Every class under the next one's name: a head fitted to this only does harm."""
+    return Features(features.images, (features.labels + 1) % CLASSES)
+
+
+# --- pools
+
+
+def some_members() -> tuple[Tensor, Tensor, Tensor]:
+    test = clusters(12, seed=3)
+    prompt, head = a_prompt(0.6), fit_gda(clusters(4), CLASSES)
+    return prompt.logits(test.images), head.logits(test.images), test.labels
+
+
+def test_a_pool_has_the_most_likely_weights() -> None:
+    first, second, labels = some_members()
+    pool = fit_pool([first, second], labels)
+
+    def loss(a: float, b: float) -> float:
+        return float(cross_entropy(a * first.double() + b * second.double(), labels))
+
+    a, b = pool.weights
+    assert pool.loss == pytest.approx(loss(a, b))
+    for factor in (0.8, 1.25):
+        assert loss(a * factor, b) > pool.loss
+        assert loss(a, b * factor) > pool.loss
+
+
+def test_one_member_gets_its_temperature() -> None:
+    first, _, labels = some_members()
+    (weight,) = fit_pool([first], labels).weights
+    (again,) = fit_pool([first * weight], labels).weights
+    assert again == pytest.approx(1, abs=0.02)  # but for the prior
+
+
+def test_perfectly_separated_images_leave_weights_finite() -> None:
+    labels = torch.arange(3)
+    pool = fit_pool([one_hot(labels).double(), one_hot(labels).double()], labels)
+    assert all(0 < weight < 100 for weight in pool.weights)
+
+
+@pytest.mark.parametrize("bad", [torch.full((60, 5), torch.nan), torch.ones(60, 5)])
+def test_logits_that_say_nothing_make_no_pool(bad: Tensor) -> None:
+    first, _, labels = some_members()
+    assert fit_pool([first, bad], labels) is NO_POOL
+
+
+def test_a_member_that_is_always_wrong_makes_no_pool() -> None:
+    first, second, labels = some_members()
+    assert fit_pool([first, -second], labels) is NO_POOL
+
+
+# --- choosing
+
+
+def test_a_good_head_is_stacked_and_gains() -> None:
+    found = stack_heads("auto", material())
+    test = clusters(40, seed=2)
+    assert found.served.kind in ("gda", "linear")
+    assert list(found.rows) == [ZERO_SHOT, PROMPT, HEAD_ALONE, STACKED, TIP_ADAPTER]
+    rows = {name: accuracy(head, test) for name, head in found.rows.items()}
+    assert accuracy(found.served.head, test) >= max(rows[PROMPT], rows[HEAD_ALONE] - 0.02)
+
+
+def test_the_stack_is_one_matrix_and_one_bias() -> None:
+    wanted, test = material(), clusters(3, seed=2)
+    served = stack_heads("gda", wanted).served
+    head = fit_gda(wanted.train, CLASSES)
+    expected = wanted.prompt.logits(test.images) + served.alpha * head.logits(test.images)
+    torch.testing.assert_close(
+        served.head.logits(test.images).double(), expected, rtol=0, atol=1e-4
+    )
+    assert (served.prompt_weight, served.head.weights.dtype) == (1.0, torch.float32)
+
+
+def test_auto_takes_no_head_that_only_does_harm() -> None:
+    bad = material(train=mislabelled(clusters(8)))
+    found = stack_heads("auto", bad)
+    assert found.served.kind == "none"
+    assert torch.equal(found.served.head.weights, bad.prompt.weights)
+    assert stack_heads("gda", bad).served.alpha == 0
+
+
+def test_auto_drops_a_prompt_that_only_does_harm() -> None:
+    good = a_prompt(0.9)
+    served = stack_heads("auto", material(prompt=LinearHead(-good.weights, good.bias))).served
+    assert served.prompt_weight == 0
+    assert accuracy(served.head, clusters(40, seed=2)) > 0.6
+
+
+def test_validation_decides_though_test_images_would_say_otherwise() -> None:
+    # Validation swears by the head, test images by the prompt: nothing but the former is seen.
+    validation = mislabelled(clusters(6, seed=1))
+    wanted = material(train=mislabelled(clusters(8)), validation=validation, prompt=a_prompt(0.9))
+    found, test = stack_heads("auto", wanted), clusters(40, seed=2)
+    assert found.served.kind != "none"
+    assert accuracy(found.served.head, validation) > 0.6
+    assert accuracy(found.served.head, test) < 0.2 < accuracy(wanted.prompt, test)
+
+
+def test_the_temperature_calibrates_what_is_served() -> None:
+    wanted = material(validation=clusters(200, seed=1))
+    for kind in ("none", "gda", "linear"):
+        served = stack_heads(kind, wanted).served
+        logits = served.head.logits(wanted.validation.images).double() / served.temperature
+        (left,) = fit_pool([logits], wanted.validation.labels).weights
+        assert left == pytest.approx(1, abs=0.02)
+
+
+def test_a_class_may_be_missing_from_validation() -> None:
+    full = clusters(6, seed=1)
+    there = full.labels != 2
+    part = Features(full.images[there], full.labels[there])
+    served = stack_heads("auto", material(validation=part)).served
+    assert accuracy(served.head, clusters(40, seed=2)) > 0.6
+
+
+def test_held_out_images_are_trained_on_in_the_end() -> None:
+    wanted = material("holdout", train=clusters(6), validation=clusters(2, seed=1))
+    served, test = stack_heads("gda", wanted).served, clusters(3, seed=2)
+    both = Features(
+        torch.cat([wanted.train.images, wanted.validation.images]),
+        torch.cat([wanted.train.labels, wanted.validation.labels]),
+    )
+    logits = served.alpha * fit_gda(both, CLASSES).logits(test.images)
+    expected = served.prompt_weight * wanted.prompt.logits(test.images) + logits
+    torch.testing.assert_close(
+        served.head.logits(test.images).double(), expected, rtol=0, atol=1e-4
+    )
+
+
+def test_an_official_split_is_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, fitted = material(), []
+    recipe = stacking.Recipe("gda", lambda f, c: fitted.append(f) or fit_gda(f, c))
+    monkeypatch.setattr(stacking, "RECIPES", {"gda": (recipe,)})
+    stack_heads("auto", wanted)
+    assert fitted == [wanted.train]
+
+
+@pytest.mark.parametrize("shots", [2, 3])
+def test_training_images_are_judged_by_heads_that_have_not_seen_them(shots: int) -> None:
+    folds = list(material("training", shots).folds())
+    assert len(folds) == shots
+    for seen, judged in folds:
+        assert sorted(judged.labels.tolist()) == list(range(CLASSES))
+        rows = {tuple(row) for row in seen.images.tolist()}
+        assert rows.isdisjoint(tuple(row) for row in judged.images.tolist())
+        assert len(seen) + len(judged) == shots * CLASSES
+
+
+def test_a_prompt_that_knows_the_training_images_by_heart_does_not_silence_the_head() -> None:
+    train = clusters(3)
+    by_heart = fit_gda(train, CLASSES)
+    overfitted = LinearHead(100 * by_heart.weights.float(), 100 * by_heart.bias.float())
+    served = stack_heads("auto", material("training", 3, prompt=overfitted)).served
+    assert served.kind != "none"
+    assert served.alpha > 0
+
+
+def test_with_one_shot_the_head_is_spread_as_the_prompt() -> None:
+    wanted = material("training", 1)
+    served = stack_heads("auto", wanted).served
+    assert (served.kind, served.temperature) == ("gda", 1.0)
+    head = fit_gda(wanted.train, CLASSES).logits(wanted.train.images)
+    of_prompt = spread(wanted.prompt.logits(wanted.train.images))
+    assert served.alpha * spread(head) == pytest.approx(of_prompt)
+
+
+@pytest.mark.parametrize("source", ["official", "holdout", "training"])
+def test_images_that_are_not_finite_leave_the_prompt_alone(source: str) -> None:
+    bad = clusters(4)
+    bad.images[0] = torch.nan
+    for kind in ("auto", "gda"):
+        served = stack_heads(kind, material(source, train=bad)).served
+        assert served.head.is_finite
+        assert math.isfinite(served.temperature)
+
+
+def test_no_head_fits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacking, "RECIPES", None)
+    found = stack_heads("none", material())
+    assert (found.served.kind, list(found.rows)) == ("none", [ZERO_SHOT, PROMPT])
+
+
+def test_many_validation_images_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacking, "MAX_LOGITS", 60)
+    ((_, judged),) = material(validation=clusters(6, seed=1)).folds()
+    assert torch.bincount(judged.labels).tolist() == [2] * CLASSES
