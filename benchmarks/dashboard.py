@@ -97,7 +97,7 @@ def _service(folder: Path) -> Iterator[tuple[str, JobLeases, Lease]]:
     DatasetStore(engine).mark_ready(
         dataset.id, classes=["hat", "shoe"], counts=counts, sha256="0" * 64
     )
-    jobs, leases = JobStore(engine), JobLeases.of(engine, settings)
+    jobs, leases = JobStore(engine), JobLeases.from_settings(engine, settings)
     config = TuningConfig(total_steps=2 * STEPS).model_dump(mode="json")
     made = [
         jobs.create(dataset_id=dataset.id, backbone="tiny", config=config, name=f"prompt-{i}")

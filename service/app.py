@@ -17,7 +17,6 @@ from service.metrics import Metrics
 from service.middleware import RequestLayer
 from service.routes import (
     aliases,
-    applying,
     backbones,
     classify,
     datasets,
@@ -26,6 +25,7 @@ from service.routes import (
     jobs,
     keys,
     pages,
+    prompt_jobs,
     prompts,
 )
 from service.services import open_services
@@ -69,7 +69,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         aliases,
         exports,
         classify,
-        applying,
+        prompt_jobs,
         backbones,
         keys,
         health,

@@ -25,7 +25,7 @@ class BrokerProbe:
         self._queue = queue
         self._client = None if settings.embedded_broker else _client(settings.broker_url)
 
-    def complaint(self) -> str | None:
+    def problem(self) -> str | None:
         """Why messages cannot be sent; None if they can."""
         if self._client is None:
             return _SILENT if self._queue.depth() is None else None

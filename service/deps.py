@@ -74,7 +74,7 @@ def _tenants(request: Request) -> TenantServices:
         services: Services = request.app.state.services
         made = partial(note_object, request.scope)
         caller, request_id = caller_of(request.scope), request.scope[REQUEST_ID_KEY]
-        found = request.scope[_TENANTS] = services.of(caller, made, request_id)
+        found = request.scope[_TENANTS] = services.for_caller(caller, made, request_id)
     return found
 
 

@@ -149,10 +149,10 @@ class Idempotency:
             Periodic("idempotency cleanup", _CLEANUP_SECONDS, store.forget_expired),
         )
 
-    def of(self, tenant: str, made: Callable[[str], None]) -> Self:
+    def for_tenant(self, tenant: str, made: Callable[[str], None]) -> Self:
         """The same keeper for the keys of one tenant; `made` is told the id of what is created."""
         bound = copy(self)
-        bound._store = self._store.of(tenant)  # noqa: SLF001 - a copy of our own
+        bound._store = self._store.for_tenant(tenant)  # noqa: SLF001 - a copy of our own
         bound._made = made  # noqa: SLF001
         return bound
 

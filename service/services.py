@@ -84,30 +84,32 @@ class Services:
     idempotency: Idempotency
     stopping: threading.Event  #: Set when the server is told to end; long answers end then
 
-    def ring(self, job_id: str) -> None:
+    def notify(self, job_id: str) -> None:
         """Tell a worker that a job waits, some time soon; workers look by themselves as well."""
-        self.ringer.submit(copy_context().run, self.queue.ring, job_id)
+        self.ringer.submit(copy_context().run, self.queue.notify, job_id)
 
-    def of(self, caller: Caller, made: Callable[[str], None], request_id: str) -> TenantServices:
+    def for_caller(
+        self, caller: Caller, made: Callable[[str], None], request_id: str
+    ) -> TenantServices:
         """What a request of this caller may use; `made` is told the id of what it creates."""
         return TenantServices(
             caller=caller,
             settings=self.settings,
-            jobs=self.jobs.of(caller.tenant),
-            datasets=self.datasets.of(caller.tenant),
-            prompts=self.prompts.of(caller.tenant),
-            aliases=self.aliases.of(caller.tenant),
-            idempotency=self.idempotency.of(caller.tenant, made),
-            keys=self.keys.of(caller.tenant),
-            usage=self.usage.of(caller.tenant),
-            audit=self.audited.of(caller.tenant),
+            jobs=self.jobs.for_tenant(caller.tenant),
+            datasets=self.datasets.for_tenant(caller.tenant),
+            prompts=self.prompts.for_tenant(caller.tenant),
+            aliases=self.aliases.for_tenant(caller.tenant),
+            idempotency=self.idempotency.for_tenant(caller.tenant, made),
+            keys=self.keys.for_tenant(caller.tenant),
+            usage=self.usage.for_tenant(caller.tenant),
+            audit=self.audited.for_tenant(caller.tenant),
             dataset_leases=self.dataset_leases,
             artifacts=self.artifacts,
             uploads=self.uploads,
             ingest=self.ingest,
             inference=self.inference,
             stopping=self.stopping,
-            ring=self.ring,
+            notify=self.notify,
             still_admitted=partial(self.keyring.still_admits, caller),
             request_id=request_id,
         )
@@ -149,7 +151,7 @@ class TenantServices:
     ingest: Ingest
     inference: InferenceHost
     stopping: threading.Event
-    ring: Callable[[str], None]
+    notify: Callable[[str], None]
     still_admitted: Callable[[], Awaitable[bool]]  #: Whether the caller would be let in now
     request_id: str
 
@@ -157,7 +159,7 @@ class TenantServices:
         """Make a job that is stored known: to the log, and to a worker."""
         with job_context(job):
             logger.info("job %s is accepted", job.id, extra={"action": "job_accepted"})
-            self.ring(job.id)
+            self.notify(job.id)
 
 
 def open_services(settings: Settings, metrics: Metrics) -> Services:
@@ -169,7 +171,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings)
     database = make_engine(settings)
-    quotas = Quotas.of(settings)
+    quotas = Quotas.from_settings(settings)
     datasets = DatasetStore(database, quotas=quotas)
     artifacts = ArtifactStore(settings.artifacts)
     images = ImageStore(database, artifacts)
@@ -202,7 +204,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
         ringer=ThreadPoolExecutor(1, thread_name_prefix="ring"),
         uploads=uploads,
         ingest=Ingest(
-            datasets=datasets.of(None),
+            datasets=datasets.for_all_tenants(),
             leases=leases,
             artifacts=artifacts,
             images=images,

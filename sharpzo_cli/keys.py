@@ -65,7 +65,9 @@ def create(
     granted, lifetime, rate = _scopes(scopes), _duration(expires), _rate(rate_limit)
     with _store(data_dir) as store:
         until = None if lifetime is None else _now() + lifetime
-        made = store.keys.of(tenant).create(name, granted, expires_at=until, rate_limit=rate)
+        made = store.keys.for_tenant(tenant).create(
+            name, granted, expires_at=until, rate_limit=rate
+        )
         store.note("create", made.record)
     _tell(made, as_json=as_json)
 
@@ -78,7 +80,8 @@ def list_keys(
 ) -> None:
     """List keys, newest first, also those that open nothing any more."""
     with _store(data_dir) as store:
-        found = list(_all(store.keys.of(tenant)))
+        keys = store.keys.for_tenant(tenant) if tenant else store.keys.for_all_tenants()
+        found = list(_all(keys))
     if as_json:
         print_json({"keys": [_public(key) for key in found]})
         return
@@ -156,7 +159,7 @@ def _store(data_dir: Path | None) -> Iterator[_Stores]:
     run_migrations(data_dir)
     engine = make_engine(load_settings(data_dir=data_dir))
     try:
-        yield _Stores(KeyStore(engine).of(None), AuditStore(engine))
+        yield _Stores(KeyStore(engine).for_all_tenants(), AuditStore(engine))
     except NotFound as error:
         raise UsageProblem(str(error), "see `sharpzo keys list`") from error
     finally:
@@ -241,7 +244,7 @@ def _tell(made: NewKey, *, as_json: bool) -> None:
 def _public(key: ApiKey) -> dict[str, object]:
     from sharpzo_core.schemas import KeyPublic
 
-    return KeyPublic.of(key).model_dump(mode="json")
+    return KeyPublic.from_record(key).model_dump(mode="json")
 
 
 def _row(key: ApiKey) -> tuple[str, ...]:

@@ -158,7 +158,7 @@ class DatasetPublic(PublicModel):
     created_at: datetime
 
     @classmethod
-    def of(cls, dataset: DatasetRecord) -> DatasetPublic:
+    def from_record(cls, dataset: DatasetRecord) -> DatasetPublic:
         """What a client sees of the record."""
         return cls(
             id=dataset.id,
@@ -306,7 +306,7 @@ class MetricsPublic(PublicModel):
     """Images that could not be read."""
 
     @classmethod
-    def of(cls, metrics: Mapping[str, float | None]) -> MetricsPublic:
+    def from_record(cls, metrics: Mapping[str, float | None]) -> MetricsPublic:
         """The public ones among the recorded metrics."""
         return cls(**{name: metrics.get(name) for name in cls.model_fields})
 
@@ -339,7 +339,7 @@ class JobPublic(PublicModel):
     metadata: dict[str, str]
 
     @classmethod
-    def of(cls, job: Job) -> JobPublic:
+    def from_record(cls, job: Job) -> JobPublic:
         """What a client sees of the record."""
         return cls(
             id=job.id,
@@ -352,7 +352,7 @@ class JobPublic(PublicModel):
                 forward_passes=job.forward_passes,
                 eta_seconds=job.eta_seconds,
             ),
-            metrics=MetricsPublic.of(job.metrics),
+            metrics=MetricsPublic.from_record(job.metrics),
             prompt_id=job.prompt_id,
             error=_error(job.error_code, job.error_message),
             attempt=job.attempt,
@@ -380,7 +380,7 @@ class EventPublic(PublicModel):
     created_at: datetime
 
     @classmethod
-    def of(cls, event: JobEvent) -> EventPublic:
+    def from_record(cls, event: JobEvent) -> EventPublic:
         """What a client sees of the record."""
         return cls(**vars(event) | {"data": dict(event.data)})
 
@@ -399,7 +399,7 @@ class StepPublic(PublicModel):
     seconds: float
 
     @classmethod
-    def of(cls, step: JobStep) -> StepPublic:
+    def from_record(cls, step: JobStep) -> StepPublic:
         """What a client sees of the record."""
         return cls(**vars(step))
 
@@ -433,7 +433,7 @@ class LineagePublic(PublicModel):
     """The prompt that that job had published."""
 
     @classmethod
-    def of(cls, prompt: PromptRecord) -> LineagePublic:
+    def from_record(cls, prompt: PromptRecord) -> LineagePublic:
         """What the row knows, and what was kept beside it."""
         kept: dict[str, Any] = {
             name: prompt.lineage.get(name)
@@ -480,7 +480,7 @@ class PromptPublic(PublicModel):
     """Told of a single prompt, not in lists."""
 
     @classmethod
-    def of(cls, prompt: PromptRecord) -> PromptPublic:
+    def from_record(cls, prompt: PromptRecord) -> PromptPublic:
         """What a client sees of the record."""
         return cls(
             id=prompt.id,
@@ -492,7 +492,7 @@ class PromptPublic(PublicModel):
             backbone=PromptBackbone.model_validate(prompt.backbone),
             classes=list(prompt.classes),
             metrics=dict(prompt.metrics),
-            lineage=LineagePublic.of(prompt),
+            lineage=LineagePublic.from_record(prompt),
             sha256=prompt.sha256,
             created_at=prompt.created_at,
         )
@@ -587,7 +587,7 @@ class AliasPublic(PublicModel):
     updated_at: datetime
 
     @classmethod
-    def of(cls, alias: AliasRecord) -> AliasPublic:
+    def from_record(cls, alias: AliasRecord) -> AliasPublic:
         """What a client sees of the record."""
         return cls(**_alias_fields(alias))
 
@@ -618,7 +618,7 @@ class AliasChangePublic(PublicModel):
     created_at: datetime
 
     @classmethod
-    def of(cls, change: AliasChange) -> AliasChangePublic:
+    def from_record(cls, change: AliasChange) -> AliasChangePublic:
         """What a client sees of the record."""
         return cls.model_validate({name: getattr(change, name) for name in cls.model_fields})
 
@@ -631,11 +631,11 @@ class AliasHistoryPublic(AliasPublic):
     next: str | None
 
     @classmethod
-    def told(cls, found: AliasHistory) -> AliasHistoryPublic:
+    def from_history(cls, found: AliasHistory) -> AliasHistoryPublic:
         """What a client sees of the records."""
         return cls(
             **_alias_fields(found.alias),
-            history=[AliasChangePublic.of(change) for change in found.changes.items],
+            history=[AliasChangePublic.from_record(change) for change in found.changes.items],
             has_more=found.changes.has_more,
             next=found.changes.next,
         )
@@ -752,7 +752,7 @@ class KeyPublic(PublicModel):
     """To the minute or so."""
 
     @classmethod
-    def of(cls, key: ApiKey) -> Self:
+    def from_record(cls, key: ApiKey) -> Self:
         """What an admin sees of the record."""
         return cls(**_public_key(key))
 
@@ -764,12 +764,12 @@ class KeyCreated(KeyPublic):
     """The key, told once; null where the answer is repeated."""
 
     @classmethod
-    def told(cls, made: NewKey) -> KeyCreated:
+    def with_secret(cls, made: NewKey) -> KeyCreated:
         """The answer to whoever asked for it."""
         return cls(**_public_key(made.record), key=made.text)
 
     @classmethod
-    def stored(cls, made: NewKey) -> KeyCreated:
+    def without_secret(cls, made: NewKey) -> KeyCreated:
         """The answer as it may be kept."""
         return cls(**_public_key(made.record), key=None)
 
@@ -795,7 +795,7 @@ class AuditPublic(PublicModel):
     address: str | None
 
     @classmethod
-    def of(cls, entry: AuditEntry) -> AuditPublic:
+    def from_record(cls, entry: AuditEntry) -> AuditPublic:
         """What an admin sees of the record."""
         return cls(**{name: value for name, value in vars(entry).items() if name != "tenant"})
 
@@ -819,7 +819,7 @@ class UsagePublic(PublicModel):
     forward_passes: QuotaPublic
 
     @classmethod
-    def of(cls, usage: Usage, quotas: Quotas) -> UsagePublic:
+    def from_record(cls, usage: Usage, quotas: Quotas) -> UsagePublic:
         """What a client sees."""
         return cls(
             tenant=usage.tenant,

@@ -21,7 +21,7 @@ _ENTRY = "sharpzo"
 Arrays = Mapping[str, NDArray[Any]]
 
 
-class SealBroken(Exception):  # noqa: N818 - named for the fact
+class ChecksumError(Exception):
     """The bytes are not what was sealed."""
 
 
@@ -39,23 +39,23 @@ def unseal(data: bytes, *kinds: str) -> tuple[dict[str, NDArray[Any]], dict[str,
     """Read what `seal` wrote, of one of these kinds.
 
     Raises:
-        SealBroken: damaged, of another kind, or holding numbers that are not finite.
+        ChecksumError: damaged, of another kind, or holding numbers that are not finite.
     """
     header = _read_header(data)
     kind = header.get("kind", "")
     if kind not in kinds:
-        raise SealBroken(f"it is not a {kinds[0]} file")
+        raise ChecksumError(f"it is not a {kinds[0]} file")
     try:
         arrays = safetensors.numpy.load(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SealBroken("it is damaged") from error
+        raise ChecksumError("it is damaged") from error
     text = header.get("metadata")
     if not isinstance(text, str):
-        raise SealBroken("it is damaged or not one of ours")
+        raise ChecksumError("it is damaged or not one of ours")
     if header.get("sha256") != _digest(arrays, text, kind):
-        raise SealBroken("it is damaged: its content does not match its hash")
+        raise ChecksumError("it is damaged: its content does not match its hash")
     if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays.values()):
-        raise SealBroken("it holds numbers that are not finite")
+        raise ChecksumError("it holds numbers that are not finite")
     return arrays, _read_metadata(text)
 
 
@@ -65,9 +65,9 @@ def _read_metadata(text: str) -> dict[str, Any]:
         metadata = json.loads(text)
         usable = _is_finite(metadata)
     except (ValueError, RecursionError) as error:
-        raise SealBroken("its metadata is no JSON, or nested too deeply") from error
+        raise ChecksumError("its metadata is no JSON, or nested too deeply") from error
     if not isinstance(metadata, dict) or not usable:
-        raise SealBroken("its metadata is no object, or holds numbers that are not finite")
+        raise ChecksumError("its metadata is no object, or holds numbers that are not finite")
     return metadata
 
 
@@ -84,11 +84,11 @@ def _read_header(data: bytes) -> dict[str, Any]:
     """The metadata of safetensors' JSON header, which its numpy reader does not hand out."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > len(data) - 8:
-        raise SealBroken("it is damaged or not a safetensors file")
+        raise ChecksumError("it is damaged or not a safetensors file")
     try:
         header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_ENTRY])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SealBroken("it is damaged or not one of ours") from error
+        raise ChecksumError("it is damaged or not one of ours") from error
     return header if isinstance(header, dict) else {}
 
 

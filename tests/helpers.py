@@ -71,7 +71,7 @@ class Workplace:
         self.datasets = DatasetStore(self.engine)
         self.prompts = PromptStore(self.engine)
         self.workers = WorkerStore(self.engine)
-        self.leases = JobLeases.of(self.engine, settings)
+        self.leases = JobLeases.from_settings(self.engine, settings)
         self.artifacts = ArtifactStore(settings.artifacts)
         self.queue = JobQueue(make_celery(settings))
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -109,7 +109,7 @@ class Workplace:
         self.artifacts.put_bytes(image_key(dataset_id, name), stream.getvalue())
         return name
 
-    def submit(self, *, ring: bool = True, **config: Any) -> Job:
+    def submit(self, *, notify: bool = True, **config: Any) -> Job:
         request = JobCreate(dataset_id=self.add_dataset().id, config=CONFIG | config)
         job = submit_job(
             request,
@@ -118,7 +118,7 @@ class Workplace:
             datasets=self.datasets,
             artifacts=self.artifacts,
         )
-        if ring and self.queue.ring(job.id):
+        if notify and self.queue.notify(job.id):
             self.jobs.mark_rung(job.id)
         return job
 

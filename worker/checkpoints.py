@@ -166,7 +166,7 @@ class CheckpointKeeper:
         extra = {"action": "checkpoint_event", "event": kind, **data}
         logger.info("job %s: %s", self._lease.job_id, message, extra=extra)
         try:
-            self._leases.tell(self._lease, NewEvent(kind, message, level, data))
+            self._leases.add_event(self._lease, NewEvent(kind, message, level, data))
         except StorageUnavailable:
             logger.warning(
                 "job %s: an event is not noted", self._lease.job_id, extra={"action": "event_lost"}

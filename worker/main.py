@@ -106,8 +106,8 @@ def _helpers(settings: Settings, app: Celery, name: str, parent_pid: int | None)
     sweeper = Sweeper(
         owner=name,
         settings=settings,
-        leases=JobLeases.of(engine, settings),
-        jobs=JobStore(engine).of(None),
+        leases=JobLeases.from_settings(engine, settings),
+        jobs=JobStore(engine).for_all_tenants(),
         workers=workers,
         queue=JobQueue(app),
     )

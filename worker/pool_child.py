@@ -53,7 +53,7 @@ def child_deps(worker: str) -> RunnerDeps:
     return RunnerDeps(
         owner=worker,
         settings=settings,
-        leases=JobLeases.of(engine, settings),
+        leases=JobLeases.from_settings(engine, settings),
         datasets=DatasetStore(engine),
         prompts=PromptStore(engine),
         artifacts=artifacts,

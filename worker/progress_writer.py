@@ -117,7 +117,7 @@ class Reporter:
         else:
             return
         self._told = now
-        self._leases.tell(self._lease, event)
+        self._leases.add_event(self._lease, event)
 
 
 def finite(value: float | None) -> float | None:

@@ -83,7 +83,9 @@ def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> 
     if job.config.get("calibrated"):
         tuned.require_temperature()  # before the work, not after it
     classifier = PromptClassifier(tuned, _backbone(tuned, deps))
-    dataset = patiently(lambda: deps.datasets.of(job.tenant).get(job.dataset_id), deps.sleep)
+    dataset = patiently(
+        lambda: deps.datasets.for_tenant(job.tenant).get(job.dataset_id), deps.sleep
+    )
     parts = JobParts(job, dataset, classifier.backbone, lease=lease, report=report, deps=deps)
     parts.embed()
     if part := job.config.get("classes"):
@@ -101,7 +103,7 @@ def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> 
 
 def _prompt_record(job: Job, deps: RunnerDeps) -> PromptRecord:
     try:
-        return deps.prompts.of(job.tenant).get(job.prompt_id or "")
+        return deps.prompts.for_tenant(job.tenant).get(job.prompt_id or "")
     except NotFound:
         raise ArtifactError("the prompt was deleted (apply another one)") from None
 

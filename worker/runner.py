@@ -120,7 +120,7 @@ def _run_claimed(job: Job, deps: RunnerDeps) -> JobStatus | None:
         "job %s is %s", job.id, ended.status, extra={"action": "job_left", "status": ended.status}
     )
     if ended.status is JobStatus.QUEUED:
-        deps.queue.ring(ended.id)
+        deps.queue.notify(ended.id)
     return ended.status
 
 
@@ -132,7 +132,7 @@ def _claim(job_id: str, deps: RunnerDeps) -> Job | None:
         lambda: deps.leases.claim(chosen, deps.owner, process_identity(), token), deps.sleep
     )
     if chosen != job_id:
-        deps.queue.ring(job_id)
+        deps.queue.notify(job_id)
     return job
 
 
@@ -147,7 +147,7 @@ def _run(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> Job:
     except LeaseLost:
         raise
     except TuningInterrupted:
-        return patiently(lambda: deps.leases.put_down(lease), deps.sleep)
+        return patiently(lambda: deps.leases.release(lease), deps.sleep)
     except Exception as error:  # whatever it was, the job must end and the worker live
         code, message = describe(error)
         logger.exception(
@@ -160,7 +160,7 @@ def _tune(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> TuneRes
     settings = deps.settings
     config = TuningConfig.model_validate(job.config)
     backbone = deps.load_backbone(_offered(job.backbone, settings))
-    record = deps.datasets.of(job.tenant).get(job.dataset_id)
+    record = deps.datasets.for_tenant(job.tenant).get(job.dataset_id)
     dataset = deps.materials.dataset(record, config.shots, config.seed, config.classes)
     with ClaimFolder(deps.artifacts, settings.cache_dir, job, lease) as folder:
         checkpoints = CheckpointKeeper(folder, lease, deps.leases)
@@ -192,7 +192,9 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
     """Store the files, then make them known in one transaction."""
     data = result.prompt.to_bytes()
     metrics = finite_numbers(result.metrics)
-    dataset = patiently(lambda: deps.datasets.of(job.tenant).get(job.dataset_id), deps.sleep)
+    dataset = patiently(
+        lambda: deps.datasets.for_tenant(job.tenant).get(job.dataset_id), deps.sleep
+    )
     prompt = NewPrompt(
         id=new_id(Prefix.PROMPT),
         name=job.name or job.id,

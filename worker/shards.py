@@ -12,7 +12,7 @@ from sharpzo_core.records.jobs import CheckpointRef, EventType
 from sharpzo_core.records.results import PART_IMAGES, PARTS, part_key
 from sharpzo_core.stores.job_rows import NewEvent
 from sharpzo_core.submission.prompt_jobs import classes_of
-from sharpzo_engine.checksummed import SealBroken
+from sharpzo_engine.checksummed import ChecksumError
 from sharpzo_engine.prompts.embedding_shards import Part, embed_part
 from sharpzo_engine.search.progress import Phase, Progress
 from worker.retry import patiently
@@ -103,7 +103,7 @@ class JobParts:
             return Part.from_bytes(data, self._identity(number))
         except NotFound:
             pass
-        except SealBroken as error:
+        except ChecksumError as error:
             message = f"part {number} is made anew: {error}"
             self._tell(NewEvent(EventType.CHECKPOINT_CORRUPT, message, "warning", {"part": number}))
         return self._make(number)
@@ -178,7 +178,7 @@ class JobParts:
         extra = {"action": "checkpoint_event", "event": event.type, **event.data}
         logger.info("job %s: %s", self._job.id, event.message, extra=extra)
         try:
-            self._deps.leases.tell(self._lease, event)
+            self._deps.leases.add_event(self._lease, event)
         except StorageUnavailable:
             logger.warning(
                 "job %s: an event is not noted", self._job.id, extra={"action": "event_lost"}

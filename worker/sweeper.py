@@ -139,7 +139,7 @@ class Sweeper:
                 return  # it is slow, and leases want to be looked at
 
     def _ring(self, job_id: str) -> bool:
-        rung = self._queue.ring(job_id)
+        rung = self._queue.notify(job_id)
         if rung:
             self._jobs.mark_rung(job_id)
         return rung

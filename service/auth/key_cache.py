@@ -96,7 +96,7 @@ class Keyring:
         clock: Clock = utc_now,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store.of(None)
+        self._store = store.for_all_tenants()
         self._clock = clock
         self._keys: _Memory[ApiKey | None] = _Memory(ticks)
         self._any: _Memory[bool] = _Memory(ticks)
@@ -150,7 +150,7 @@ class Keyring:
         if key is None:
             raise AuthInvalid
         self._used[key.id] = self._clock()
-        return Caller.of(key)
+        return Caller.from_record(key)
 
     async def still_admits(self, caller: Caller) -> bool:
         """Whether a caller that was let in would be let in now.

@@ -27,7 +27,7 @@ class Caller:
     key: ApiKey | None  #: None while the service needs none
 
     @classmethod
-    def of(cls, key: ApiKey) -> Caller:
+    def from_record(cls, key: ApiKey) -> Caller:
         """Who has this key."""
         return cls(key.tenant, key.scopes, key)
 

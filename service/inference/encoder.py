@@ -109,17 +109,17 @@ class ImageEncoder:
     def _decode(self, entry: _Entry, image: bytes) -> None:
         """From a file's bytes to an entry of the queue; on one of the decoding threads."""
         if reason := entry.fault(time.monotonic()):
-            self._queue.forgo(entry.lane)
+            self._queue.cancel_expected(entry.lane)
             self._metrics.count_dropped(reason)
             return
         started = time.perf_counter()
         try:
             entry.item = self._prepare(entry.lane, image)
         except ImageError as error:
-            self._queue.forgo(entry.lane)
+            self._queue.cancel_expected(entry.lane)
             _settle([entry], [error])
         except BaseException as error:  # the waiting request gets it, whatever it is
-            self._queue.forgo(entry.lane)
+            self._queue.cancel_expected(entry.lane)
             _settle_error([entry], error)
         else:
             self._metrics.observe_decode(time.perf_counter() - started)

@@ -111,7 +111,7 @@ class InferenceHost:
         return self._backbones.loaded
 
     @property
-    def complaint(self) -> str | None:
+    def problem(self) -> str | None:
         """Why nothing can be classified, or None."""
         if not self._encoder.alive:
             return "its thread has ended"
@@ -142,7 +142,7 @@ class InferenceHost:
 
     def used_at(self, prompt: PromptRecord) -> float | None:
         """When a prompt that is in memory was last asked for, in seconds since the epoch."""
-        return self._resident.used_at(PromptKey.of(prompt))
+        return self._resident.used_at(PromptKey.from_record(prompt))
 
     async def keep(self, pinned: Sequence[PromptRecord]) -> None:
         """Load these prompts now, and let none of them go; one that cannot be loaded is logged."""

@@ -97,7 +97,7 @@ class ModelQueue(Generic[L, T, R]):
             self._entries.append(entry)
             self._changed.notify()
 
-    def forgo(self, lane: L, images: int = 1) -> None:
+    def cancel_expected(self, lane: L, images: int = 1) -> None:
         """Say that images that were expected will not come."""
         with self._changed:
             self._expected[lane] -= images

@@ -40,7 +40,7 @@ async def keep_pins(prompts: PromptStore, inference: InferenceHost) -> None:
     Raises:
         StorageUnavailable: the database does not answer.
     """
-    await inference.keep(await run_in_threadpool(prompts.of(None).pinned))
+    await inference.keep(await run_in_threadpool(prompts.for_all_tenants().pinned))
 
 
 async def _keep_looking(prompts: PromptStore, inference: InferenceHost) -> None:

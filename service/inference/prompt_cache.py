@@ -36,7 +36,7 @@ class PromptKey(NamedTuple):
     fingerprint: str | None
 
     @classmethod
-    def of(cls, prompt: PromptRecord) -> PromptKey:
+    def from_record(cls, prompt: PromptRecord) -> PromptKey:
         """The key of a published prompt."""
         return cls(prompt.tenant, prompt.id, prompt.sha256, prompt.backbone.get("fingerprint"))
 
@@ -73,7 +73,7 @@ class ReadyPrompt:
     tenant: str
 
     @classmethod
-    def of(cls, record: PromptRecord, prompt: TunedPrompt, backbone: Backbone) -> ReadyPrompt:
+    def build(cls, record: PromptRecord, prompt: TunedPrompt, backbone: Backbone) -> ReadyPrompt:
         """Keep what answering takes."""
         return cls(
             backbone=backbone,

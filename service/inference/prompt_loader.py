@@ -49,7 +49,7 @@ class PromptLoader:
             BackboneNotServed: its backbone is not served here.
             Unavailable: its file is damaged or missing, or its backbone cannot be loaded.
         """
-        key = PromptKey.of(prompt)
+        key = PromptKey.from_record(prompt)
         ready = self._resident.get(key)
         if ready is not None:
             return ready
@@ -63,7 +63,7 @@ class PromptLoader:
         """Load these prompts, and let none of them go; one that cannot be loaded is logged."""
         self._resident.pin(frozenset(prompt.id for prompt in pinned))
         for prompt in pinned:
-            if self._resident.used_at(PromptKey.of(prompt)) is not None:
+            if self._resident.used_at(PromptKey.from_record(prompt)) is not None:
                 continue  # nobody asked for it just now: that must not count as use
             try:
                 await self.ready(prompt)
@@ -97,4 +97,4 @@ def _make_ready(prompt: PromptRecord, data: bytes, backbone: Backbone) -> ReadyP
         raise BackboneNotServed(str(error)) from error
     except ArtifactError as error:
         raise corrupt(prompt, "is damaged") from error
-    return ReadyPrompt.of(prompt, tuned, backbone)
+    return ReadyPrompt.build(prompt, tuned, backbone)

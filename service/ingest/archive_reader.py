@@ -164,7 +164,7 @@ class Intake:
     def _report(self, skipped: int) -> dict[str, Any]:
         good = [facts for facts in self.facts.values() if facts.error is None]
         bad = [facts for facts in self.facts.values() if facts.error is not None]
-        sizes = ImageSizes.of(good)
+        sizes = ImageSizes.from_facts(good)
         return {
             "images": len(good),
             "bytes": sum(facts.bytes for facts in good),

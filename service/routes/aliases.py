@@ -72,7 +72,7 @@ def list_aliases(
 ) -> Page[AliasPublic]:
     """A page of aliases, sorted by name and alias."""
     page = aliases.list(limit, after, name)
-    data = [AliasPublic.of(alias) for alias in page.items]
+    data = [AliasPublic.from_record(alias) for alias in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
 
@@ -90,7 +90,7 @@ def set_alias(alias: AliasRef, request: AliasSet, aliases: AliasesDep) -> AliasP
         expected=request.expected,
         comment=request.comment,
     )
-    return AliasPublic.of(moved)
+    return AliasPublic.from_record(moved)
 
 
 @router.get("/{alias}", responses=problems(404, 409))
@@ -102,7 +102,7 @@ def get_alias(
     after: After = None,
 ) -> AliasHistoryPublic:
     """Where an alias points and its history, newest first; `at` a time: as it was then."""
-    return AliasHistoryPublic.told(aliases.get(alias, at=at, limit=limit, after=after))
+    return AliasHistoryPublic.from_history(aliases.get(alias, at=at, limit=limit, after=after))
 
 
 @router.delete("/{alias}", status_code=204, responses=problems(404, 409))
@@ -129,13 +129,13 @@ async def roll_back_alias(
     async with services.idempotency.attempt(idempotency_key) as attempt:
         if replayed := attempt.replay(meaning):
             return replayed
-        completion = attempt.completion(meaning, 200, AliasPublic.of)
+        completion = attempt.completion(meaning, 200, AliasPublic.from_record)
         await run_in_threadpool(
             services.aliases.rollback,
             alias,
             expected=wanted.expected,
             comment=wanted.comment,
-            within=completion,
+            in_transaction=completion,
         )
     return completion.response()
 

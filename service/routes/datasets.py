@@ -94,7 +94,7 @@ async def create_dataset(
             received = await _take_in(request, services, dataset_id, attempt)
             if replayed := attempt.replay(received.meaning):
                 return replayed
-            completion = attempt.completion(received.meaning, 202, DatasetPublic.of)
+            completion = attempt.completion(received.meaning, 202, DatasetPublic.from_record)
             await run_in_threadpool(_store, services, dataset_id, received, completion)
     services.ingest.submit(dataset_id)
     return completion.response()
@@ -172,8 +172,8 @@ def _store(
 ) -> None:
     """Make the dataset durable, and lease it here."""
 
-    def within(connection: sa.Connection, dataset: DatasetRecord) -> None:
-        services.dataset_leases.hold(connection, dataset.id)
+    def lock_dataset(connection: sa.Connection, dataset: DatasetRecord) -> None:
+        services.dataset_leases.lock(connection, dataset.id)
         completion(connection, dataset)
 
     source: dict[str, Any] = {UPLOAD_FOLDER: services.uploads.identity}
@@ -181,7 +181,7 @@ def _store(
         source[UNLABELLED] = True
     try:
         size = services.uploads.path(dataset_id).stat().st_size
-        services.datasets.create(received.name, source, dataset_id, within, size)
+        services.datasets.create(received.name, source, dataset_id, lock_dataset, size)
     except StorageUnavailable:
         raise  # the dataset may be stored all the same, and then needs its archive
     except BaseException:
@@ -195,14 +195,14 @@ def list_datasets(
 ) -> Page[DatasetPublic]:
     """A page of datasets, newest first."""
     page = datasets.list(limit, after)
-    data = [DatasetPublic.of(dataset) for dataset in page.items]
+    data = [DatasetPublic.from_record(dataset) for dataset in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
 
 @router.get("/{dataset_id}", responses=problems(404))
 def get_dataset(dataset_id: str, datasets: DatasetsDep) -> DatasetPublic:
     """One dataset; when it is ready or failed, its report says what was found."""
-    return DatasetPublic.of(datasets.get(dataset_id))
+    return DatasetPublic.from_record(datasets.get(dataset_id))
 
 
 @router.get(

@@ -82,11 +82,11 @@ def _check_storage(services: Services) -> str | None:
 
 
 def _check_broker(services: Services) -> str | None:
-    return services.broker.complaint()
+    return services.broker.problem()
 
 
 def _check_inference(services: Services) -> str | None:
-    return services.inference.complaint
+    return services.inference.problem
 
 
 def _check_worker(services: Services) -> str | None:
@@ -112,11 +112,14 @@ _CHECKS: dict[str, Callable[[Services], str | None]] = {
 def metrics(services: ProcessDep, caller: CallerDep) -> Response:
     """Prometheus's exposition format; of all tenants only for keys of the default one."""
     tenant = None if caller.is_operator else caller.tenant
+    jobs, figures = services.jobs.for_all_tenants(), services.figures.for_all_tenants()
+    if tenant is not None:
+        jobs, figures = jobs.for_tenant(tenant), figures.for_tenant(tenant)
     try:
         fleet = Fleet(
-            jobs=services.jobs.of(tenant).count_by_status(),
+            jobs=jobs.count_by_status(),
             workers=len(services.workers.alive(services.settings.lease_seconds)),
-            figures=services.figures.of(tenant).read(),
+            figures=figures.read(),
         )
     except CoreError:
         # What this process counts by itself is worth most while the database is away.

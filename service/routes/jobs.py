@@ -91,7 +91,7 @@ async def create_job(
         spec = settings.backbone(request.backbone)
         if spec.name not in settings.backbone_specs:
             await inference.check_offered(spec)
-        completion = attempt.completion(meaning, 201, JobPublic.of)
+        completion = attempt.completion(meaning, 201, JobPublic.from_record)
         job = await run_in_threadpool(
             submit_job,
             request,
@@ -101,7 +101,7 @@ async def create_job(
             artifacts=services.artifacts,
             key_id=services.caller.key_id,
             request_id=services.request_id,
-            within=completion,
+            in_transaction=completion,
         )
     services.accept(job)
     return completion.response()
@@ -113,14 +113,14 @@ def list_jobs(
 ) -> Page[JobPublic]:
     """A page of jobs, newest first; with `kind` those of one kind."""
     page = jobs.list(limit, after, kind)
-    data = [JobPublic.of(job) for job in page.items]
+    data = [JobPublic.from_record(job) for job in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
 
 @router.get("/{job_id}", responses=problems(404))
 def get_job(job_id: str, jobs: JobsDep) -> JobPublic:
     """One job."""
-    return JobPublic.of(jobs.get(job_id))
+    return JobPublic.from_record(jobs.get(job_id))
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
@@ -134,7 +134,7 @@ def delete_job(job_id: str, services: ServicesDep) -> Response:
 @router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
 def pause_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Put a job by: a checkpoint is saved, and its worker is free for others."""
-    return JobPublic.of(services.jobs.request_pause(job_id, services.request_id))
+    return JobPublic.from_record(services.jobs.request_pause(job_id, services.request_id))
 
 
 @router.post("/{job_id}/resume", status_code=202, responses=problems(404, 409))
@@ -142,14 +142,14 @@ def resume_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Go on with a paused, failed or cancelled job, from its last checkpoint."""
     job = services.jobs.request_resume(job_id, services.caller.key_id, services.request_id)
     if job.status is JobStatus.QUEUED:
-        services.ring(job.id)
-    return JobPublic.of(job)
+        services.notify(job.id)
+    return JobPublic.from_record(job)
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
 def cancel_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Stop a job; a running one saves a checkpoint first. Asking again changes nothing."""
-    return JobPublic.of(services.jobs.request_cancel(job_id, services.request_id))
+    return JobPublic.from_record(services.jobs.request_cancel(job_id, services.request_id))
 
 
 @router.get(
@@ -182,7 +182,7 @@ async def get_events(
 
 def _events_page(jobs: JobsDep, job_id: str, after: int, limit: int) -> Page[EventPublic]:
     found = jobs.events(job_id, after, limit + 1)
-    events = [EventPublic.of(event) for event in found[:limit]]
+    events = [EventPublic.from_record(event) for event in found[:limit]]
     more = len(found) > limit
     return Page(data=events, has_more=more, next=str(events[-1].seq) if more else None)
 
@@ -216,7 +216,7 @@ async def get_metrics(
             headers=_STREAM_HEADERS,
         )
     found = await run_in_threadpool(services.jobs.steps, job_id, from_step, to_step, resolution)
-    steps = [StepPublic.of(step) for step in found]
+    steps = [StepPublic.from_record(step) for step in found]
     if CSV in accept:
         return Response(_csv(steps), media_type=f"{CSV}; charset=utf-8")
     return Page(data=steps, has_more=False, next=None)

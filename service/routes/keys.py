@@ -45,7 +45,7 @@ KeyFilter = Annotated[
 def list_keys(services: ServicesDep, limit: Limit = 20, after: After = None) -> Page[KeyPublic]:
     """A page of keys, newest first, those included that are revoked or have expired."""
     page = services.keys.list(limit, after)
-    data = [KeyPublic.of(key) for key in page.items]
+    data = [KeyPublic.from_record(key) for key in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
 
@@ -60,7 +60,7 @@ async def create_key(
     async with services.idempotency.attempt(idempotency_key) as attempt:
         if replayed := attempt.replay(meaning):
             return replayed
-        completion: Completion[NewKey] = attempt.completion(meaning, 201, KeyCreated.stored)
+        completion: Completion[NewKey] = attempt.completion(meaning, 201, KeyCreated.without_secret)
         seconds = request.expires_in_seconds
         made = await run_in_threadpool(
             services.keys.create,
@@ -68,7 +68,7 @@ async def create_key(
             request.scopes,
             expires_at=None if seconds is None else utc_now() + timedelta(seconds=seconds),
             rate_limit=request.rate_limit,
-            within=completion,
+            in_transaction=completion,
         )
     return _told(made)
 
@@ -99,15 +99,17 @@ async def rotate_key(
     async with services.idempotency.attempt(idempotency_key) as attempt:
         if replayed := attempt.replay(meaning):
             return replayed
-        completion: Completion[NewKey] = attempt.completion(meaning, 201, KeyCreated.stored)
+        completion: Completion[NewKey] = attempt.completion(meaning, 201, KeyCreated.without_secret)
         grace = timedelta(seconds=wanted.grace_seconds)
-        made = await run_in_threadpool(services.keys.rotate, key_id, grace, within=completion)
+        made = await run_in_threadpool(
+            services.keys.rotate, key_id, grace, in_transaction=completion
+        )
     return _told(made)
 
 
 def _told(made: NewKey) -> Response:
     """The one answer that holds a key; it is stored nowhere."""
-    text = KeyCreated.told(made).model_dump_json()
+    text = KeyCreated.with_secret(made).model_dump_json()
     return Response(text, 201, {"Cache-Control": "no-store"}, media_type="application/json")
 
 
@@ -117,11 +119,11 @@ def list_audit(
 ) -> Page[AuditPublic]:
     """A page of what was refused and what was changed, newest first; written within a second."""
     page = services.audit.list(limit, after, key_id)
-    data = [AuditPublic.of(entry) for entry in page.items]
+    data = [AuditPublic.from_record(entry) for entry in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
 
 @router.get("/usage", tags=["usage"], dependencies=[Needs(*ANY_SCOPE)])
 def get_usage(services: ServicesDep) -> UsagePublic:
     """What the tenant has used, and its quotas."""
-    return UsagePublic.of(services.usage.get(), Quotas.of(services.settings))
+    return UsagePublic.from_record(services.usage.get(), Quotas.from_settings(services.settings))

@@ -23,7 +23,7 @@ from sharpzo_core.records.results import ResultForm, results_key
 from sharpzo_core.schemas import ApplyRequest, BatchCreate, EvaluationCreate, JobPublic
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.idempotency import fingerprint
-from sharpzo_core.submission.prompt_jobs import Desk
+from sharpzo_core.submission.prompt_jobs import PromptJobSubmitter
 
 CSV = "text/csv"
 NDJSON = "application/x-ndjson"
@@ -39,7 +39,7 @@ router = APIRouter(
     responses=problems(422, 500, 503),
 )
 
-Within = Callable[[sa.Connection, Job], None]
+InTransaction = Callable[[sa.Connection, Job], None]
 _CREATED = problems(400, 404, 408, 409, 413, 415, 429)
 _RESULTS: dict[str, Any] = {
     "content": {kind: {"schema": {"type": "string"}} for kind in (NDJSON, CSV)}
@@ -57,8 +57,8 @@ async def evaluate(
 ) -> Response:
     """Measure a prompt on a split of a dataset; the job's report says how it does."""
 
-    def submit(prompt: PromptRecord, within: Within) -> Job:
-        return _desk(services).submit_evaluation(prompt, request, within)
+    def submit(prompt: PromptRecord, in_transaction: InTransaction) -> Job:
+        return _desk(services).submit_evaluation(prompt, request, in_transaction)
 
     return await _accept("evaluations", ref, request, submit, services, idempotency_key)
 
@@ -72,8 +72,8 @@ async def batch(
 ) -> Response:
     """Classify the images of a dataset; the job's results have a line for each."""
 
-    def submit(prompt: PromptRecord, within: Within) -> Job:
-        return _desk(services).submit_classification(prompt, request, within)
+    def submit(prompt: PromptRecord, in_transaction: InTransaction) -> Job:
+        return _desk(services).submit_classification(prompt, request, in_transaction)
 
     return await _accept("batches", ref, request, submit, services, idempotency_key)
 
@@ -82,7 +82,7 @@ async def _accept(
     endpoint: str,
     ref: str,
     request: ApplyRequest,
-    submit: Callable[[PromptRecord, Within], Job],
+    submit: Callable[[PromptRecord, InTransaction], Job],
     services: TenantServices,
     idempotency_key: str | None,
 ) -> Response:
@@ -93,14 +93,14 @@ async def _accept(
             return replayed
         # The version is fixed here: a newer one that appears meanwhile does not mix in.
         prompt = await run_in_threadpool(services.prompts.get, ref)
-        completion = attempt.completion(meaning, 202, JobPublic.of)
+        completion = attempt.completion(meaning, 202, JobPublic.from_record)
         job = await run_in_threadpool(submit, prompt, completion)
     services.accept(job)
     return completion.response()
 
 
-def _desk(services: TenantServices) -> Desk:
-    return Desk(
+def _desk(services: TenantServices) -> PromptJobSubmitter:
+    return PromptJobSubmitter(
         services.settings,
         services.jobs,
         services.datasets,

@@ -63,7 +63,7 @@ def list_prompts(
 ) -> Page[PromptPublic]:
     """A page of prompts, or of the versions of one name, newest first."""
     page = prompts.list(limit, after, name)
-    data = [PromptPublic.of(prompt) for prompt in page.items]
+    data = [PromptPublic.from_record(prompt) for prompt in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
 
@@ -96,7 +96,7 @@ async def import_prompt(
         if replayed := attempt.replay(meaning):
             return replayed
         imported = await inference.inspect(data)
-        completion = attempt.completion(meaning, 201, PromptPublic.of)
+        completion = attempt.completion(meaning, 201, PromptPublic.from_record)
         await run_in_threadpool(_publish, services, name, data, imported, completion)
     return completion.response()
 
@@ -123,7 +123,7 @@ def _publish(
     )
     try:
         services.artifacts.put_bytes(prompt_key(prompt_id), data)
-        services.prompts.publish(prompt, within=completion)
+        services.prompts.publish(prompt, in_transaction=completion)
     except StorageUnavailable:
         raise  # the prompt may be stored all the same, and then needs its artifact
     except BaseException:
@@ -163,7 +163,7 @@ def _with_residency(prompt: PromptRecord, inference: InferenceDep) -> PromptPubl
         resident=used_at is not None,
         used_at=None if used_at is None else datetime.fromtimestamp(used_at, UTC),
     )
-    return PromptPublic.of(prompt).model_copy(update={"residency": residency})
+    return PromptPublic.from_record(prompt).model_copy(update={"residency": residency})
 
 
 @router.delete("/{ref}", status_code=204, responses=problems(404, 409))

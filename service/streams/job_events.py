@@ -92,7 +92,7 @@ def _look(jobs: JobStore, job_id: str, after: int) -> tuple[list[JobEvent], bool
 
 
 def _encode(event: JobEvent) -> bytes:
-    public = EventPublic.of(event)
+    public = EventPublic.from_record(event)
     return format_sse_event(
         data_str=public.model_dump_json(), event=public.type, id=str(public.seq)
     )

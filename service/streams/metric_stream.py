@@ -83,7 +83,7 @@ class _Curve:
         sent, self.ended = self._sent, is_terminal(job.status)
         if sent is not None and job == sent.job:
             return []
-        messages = [_encode("job", JobPublic.of(job).model_dump_json())]
+        messages = [_encode("job", JobPublic.from_record(job).model_dump_json())]
         if sent is None or self._is_outdated(sent, job):
             steps = self._jobs.steps(self._job_id, resolution=self._resolution)
             messages.append(_encode_steps("series", steps))
@@ -104,7 +104,7 @@ class _Curve:
 
 
 def _encode_steps(event: str, steps: Sequence[JobStep]) -> bytes:
-    data = _steps.dump_json([StepPublic.of(step) for step in steps]).decode()
+    data = _steps.dump_json([StepPublic.from_record(step) for step in steps]).decode()
     return _encode(event, data)
 
 

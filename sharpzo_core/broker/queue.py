@@ -102,7 +102,7 @@ class JobQueue:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def ring(self, job_id: str) -> bool:
+    def notify(self, job_id: str) -> bool:
         """Tell a worker that a job waits; False if the broker did not take it (workers look again).
 
         Never raises. Blocks for about two seconds if the broker does not answer.
@@ -121,7 +121,7 @@ class JobQueue:
                     "the broker did not take the message of job %s: %s",
                     job_id,
                     error,
-                    extra={"action": "ring_failed"},
+                    extra={"action": "notify_failed"},
                 )
                 return False
         return True

@@ -36,8 +36,8 @@ def owned(table: sa.Table, tenant: str | None) -> sa.ColumnElement[bool]:
 class TenantStore:
     """A store that sees the rows of one tenant, and makes rows for it.
 
-    A new store is the default tenant's; `of` gives another's. `of(None)` sees the rows of all and
-    can make none: for workers, sweepers and the operator's own figures.
+    A new store is the default tenant's; `for_tenant` returns another's. `for_all_tenants`
+    sees every row and can create none: for workers, sweepers and the operator's own figures.
     """
 
     def __init__(
@@ -47,8 +47,15 @@ class TenantStore:
         self._clock = clock
         self._tenant = tenant
 
-    def of(self, tenant: str | None) -> Self:
-        """The same store for another tenant, or for all."""
+    def for_tenant(self, tenant: str) -> Self:
+        """The same store for another tenant."""
+        return self._bound_to(tenant)
+
+    def for_all_tenants(self) -> Self:
+        """The same store for every tenant's rows; it creates none."""
+        return self._bound_to(None)
+
+    def _bound_to(self, tenant: str | None) -> Self:
         bound = copy(self)
         bound._tenant = tenant  # noqa: SLF001 - a copy of our own
         return bound

@@ -91,12 +91,12 @@ class AliasStore(TenantStore):
         *,
         expected: Expected | None = None,
         comment: str | None = None,
-        within: Callable[[sa.Connection, AliasRecord], None] | None = None,
+        in_transaction: Callable[[sa.Connection, AliasRecord], None] | None = None,
     ) -> AliasRecord:
         """Point the alias to what was in force before its current promotion, like an undo.
 
-        Prompts that were deleted are passed over. What `within` writes is stored with it or not
-        at all.
+        Prompts that were deleted are passed over. What `in_transaction` writes is stored
+        with it or not at all.
 
         Raises:
             NotFound: there is no such alias.
@@ -111,8 +111,8 @@ class AliasStore(TenantStore):
             prompt, beneath = _find_beneath(connection, place)
             move = _next(place, AliasAction.ROLLBACK, prompt, self._clock(), comment)
             moved = _read(_append(connection, replace(move, beneath=beneath)))
-            if within is not None:
-                within(connection, moved)
+            if in_transaction is not None:
+                in_transaction(connection, moved)
             return moved
 
     def delete(self, alias: str) -> None:

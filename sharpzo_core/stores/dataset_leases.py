@@ -37,7 +37,7 @@ class DatasetLeases:
         """Who writes results under these leases."""
         return self._owner
 
-    def hold(self, connection: sa.Connection, dataset_id: str) -> None:
+    def lock(self, connection: sa.Connection, dataset_id: str) -> None:
         """Lease a dataset that the caller's transaction creates."""
         update = sa.update(datasets).where(datasets.c.id == dataset_id)
         connection.execute(update.values(self._values(self._clock())))

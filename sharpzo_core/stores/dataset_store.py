@@ -28,13 +28,13 @@ class DatasetStore(MeteredStore):
         name: str,
         source: Mapping[str, Any] | None = None,
         dataset_id: str | None = None,
-        within: Callable[[sa.Connection, DatasetRecord], None] | None = None,
+        in_transaction: Callable[[sa.Connection, DatasetRecord], None] | None = None,
         size: int = 0,
     ) -> DatasetRecord:
         """A new dataset in `processing`; `source` tells a restarted process how to go on.
 
-        `size` is that of its archive in bytes. What `within` writes is stored with it or not at
-        all.
+        `size` is that of its archive in bytes. What `in_transaction` writes is stored with
+        it or not at all.
 
         Raises:
             QuotaExceeded: the tenant may not store so much.
@@ -52,8 +52,8 @@ class DatasetStore(MeteredStore):
         with writing(self._engine) as connection:
             self._quotas.check_storage(connection, dataset.tenant, size, dataset.created_at)
             connection.execute(sa.insert(datasets).values(values | {"classes": []}))
-            if within is not None:
-                within(connection, dataset)
+            if in_transaction is not None:
+                in_transaction(connection, dataset)
         return dataset
 
     def get(self, dataset_id: str) -> DatasetRecord:

@@ -82,7 +82,7 @@ class JobLeases:
         self._max_passes = max_passes  # of a tenant in a month
 
     @classmethod
-    def of(cls, engine: sa.Engine, settings: Settings) -> Self:
+    def from_settings(cls, engine: sa.Engine, settings: Settings) -> Self:
         """With the configured times."""
         return cls(
             engine,
@@ -189,7 +189,7 @@ class JobLeases:
         with writing(self._engine) as connection:
             return self._write(connection, lease, values).status
 
-    def tell(self, lease: Lease, event: NewEvent) -> None:
+    def add_event(self, lease: Lease, event: NewEvent) -> None:
         """Append an event.
 
         Raises:
@@ -197,7 +197,7 @@ class JobLeases:
         """
         self._finish(lease, event)
 
-    def put_down(self, lease: Lease) -> Job:
+    def release(self, lease: Lease) -> Job:
         """Let go of a job before it is done: queue it again, or pause or cancel it as was asked.
 
         This attempt does not count. The caller rings for a job that is queued.

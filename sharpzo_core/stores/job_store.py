@@ -57,9 +57,9 @@ class JobStore(MeteredStore):
         origin: Job | None = None,
         key_id: str | None = None,
         request_id: str | None = None,
-        within: Callable[[sa.Connection, Job], None] | None = None,
+        in_transaction: Callable[[sa.Connection, Job], None] | None = None,
     ) -> Job:
-        """Accept a job; it is durable when this returns, and so is what `within` writes.
+        """Accept a job; it is durable when this returns, and so is what `in_transaction` writes.
 
         `prompt_id` is the prompt that it is to apply; `origin` is a job whose checkpoint is already
         copied to this one's; `key_id` is the API key that asks for it, and `request_id` the request
@@ -103,8 +103,8 @@ class JobStore(MeteredStore):
             data = {"status": job.status, **_asked_with(request_id)}
             accepted = NewEvent(EventType.QUEUED, "accepted", data=data)
             insert_event(connection, job.id, 1, accepted, now)
-            if within is not None:
-                within(connection, job)
+            if in_transaction is not None:
+                in_transaction(connection, job)
         return job
 
     def get(self, job_id: str) -> Job:

@@ -48,16 +48,16 @@ class KeyStore(TenantStore):
         *,
         expires_at: datetime | None = None,
         rate_limit: str | None = None,
-        within: Callable[[sa.Connection, NewKey], None] | None = None,
+        in_transaction: Callable[[sa.Connection, NewKey], None] | None = None,
     ) -> NewKey:
         """Make a key; its text is told this once.
 
-        What `within` writes is stored with it or not at all.
+        What `in_transaction` writes is stored with it or not at all.
         """
         with writing(self._engine) as connection:
             new = self._insert(connection, self._owner, name, scopes, expires_at, rate_limit)
-            if within is not None:
-                within(connection, new)
+            if in_transaction is not None:
+                in_transaction(connection, new)
             return new
 
     def _insert(
@@ -145,12 +145,12 @@ class KeyStore(TenantStore):
         self,
         ref: str,
         grace: timedelta = timedelta(0),
-        within: Callable[[sa.Connection, NewKey], None] | None = None,
+        in_transaction: Callable[[sa.Connection, NewKey], None] | None = None,
     ) -> NewKey:
         """Make a key with the same rights, and let the old one expire after the grace.
 
         The new one lasts as long as the old one was made to. Jobs that the old one started are the
-        new one's from now on. What `within` writes is stored with all that or not at all.
+        new one's from now on. What `in_transaction` writes is stored with all that or not at all.
 
         Raises:
             NotFound: there is no such key, or it was revoked.
@@ -171,8 +171,8 @@ class KeyStore(TenantStore):
             connection.execute(this.values(expires_at=end))
             started = (jobs.c.key_id == old.id) & (jobs.c.tenant == old.tenant)
             connection.execute(sa.update(jobs).where(started).values(key_id=new.record.id))
-            if within is not None:
-                within(connection, new)
+            if in_transaction is not None:
+                in_transaction(connection, new)
             return new
 
     def mark_used(self, used: Mapping[str, datetime]) -> None:

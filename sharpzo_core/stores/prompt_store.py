@@ -42,11 +42,11 @@ class PromptStore(MeteredStore):
     def publish(
         self,
         prompt: NewPrompt,
-        within: Callable[[sa.Connection, PromptRecord], None] | None = None,
+        in_transaction: Callable[[sa.Connection, PromptRecord], None] | None = None,
     ) -> PromptRecord:
         """Store a prompt as the next version of its name; its file must already be stored.
 
-        What `within` writes is stored with it or not at all.
+        What `in_transaction` writes is stored with it or not at all.
 
         Raises:
             QuotaExceeded: the tenant may not store so much.
@@ -55,8 +55,8 @@ class PromptStore(MeteredStore):
             now = self._clock()
             self._quotas.check_storage(connection, self._owner, prompt.bytes, now)
             published = insert_prompt(connection, prompt, self._owner, now)
-            if within is not None:
-                within(connection, published)
+            if in_transaction is not None:
+                in_transaction(connection, published)
             return published
 
     def get(self, ref: str) -> PromptRecord:

@@ -35,7 +35,7 @@ class Quotas:
     max_forward_passes: int | None = None  #: In a month of UTC
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def from_settings(cls, settings: Settings) -> Self:
         """As configured."""
         return cls(
             settings.tenant_max_active_jobs or None,

@@ -27,7 +27,7 @@ LISTED = 5  # classes that a message names
 
 
 @dataclass(frozen=True)
-class Desk:
+class PromptJobSubmitter:
     """Where such jobs are handed in."""
 
     settings: Settings
@@ -40,9 +40,9 @@ class Desk:
         self,
         prompt: PromptRecord,
         request: EvaluationCreate,
-        within: Callable[[sa.Connection, Job], None] | None = None,
+        in_transaction: Callable[[sa.Connection, Job], None] | None = None,
     ) -> Job:
-        """Store a job that measures the prompt, with what `within` writes.
+        """Store a job that measures the prompt, with what `in_transaction` writes.
 
         Raises:
             NotFound: there is no such dataset.
@@ -61,18 +61,18 @@ class Desk:
             _check_classes(dataset.classes, prompt.classes)
         else:
             _check_part(dataset, request.split, request.classes)
-        return self._create(JobKind.EVALUATION, prompt, request, within)
+        return self._create(JobKind.EVALUATION, prompt, request, in_transaction)
 
     def submit_classification(
         self,
         prompt: PromptRecord,
         request: BatchCreate,
-        within: Callable[[sa.Connection, Job], None] | None = None,
+        in_transaction: Callable[[sa.Connection, Job], None] | None = None,
     ) -> Job:
         """Store a job that labels images; raises as `submit_evaluation`, but for labels."""
         dataset = self._ready(request.dataset_id)
         _check_split(dataset, request.split)
-        return self._create(JobKind.CLASSIFICATION, prompt, request, within)
+        return self._create(JobKind.CLASSIFICATION, prompt, request, in_transaction)
 
     def _ready(self, dataset_id: str) -> DatasetRecord:
         dataset = self.datasets.get(dataset_id)
@@ -85,7 +85,7 @@ class Desk:
         kind: JobKind,
         prompt: PromptRecord,
         request: EvaluationCreate | BatchCreate,
-        within: Callable[[sa.Connection, Job], None] | None,
+        in_transaction: Callable[[sa.Connection, Job], None] | None,
     ) -> Job:
         specs = serving(self.settings.backbone_specs, prompt.backbone)
         if not specs:
@@ -102,7 +102,7 @@ class Desk:
             metadata=request.metadata,
             key_id=self.key_id,
             request_id=self.request_id,
-            within=within,
+            in_transaction=in_transaction,
         )
 
 

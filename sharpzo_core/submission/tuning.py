@@ -46,9 +46,9 @@ def submit_job(
     artifacts: ArtifactStore,
     key_id: str | None = None,
     request_id: str | None = None,
-    within: Callable[[sa.Connection, Job], None] | None = None,
+    in_transaction: Callable[[sa.Connection, Job], None] | None = None,
 ) -> Job:
-    """Check the request and store the job, with what `within` writes; the caller rings for it.
+    """Check the request and store the job, with what `in_transaction` writes; notify no worker.
 
     `key_id` is the API key that asks, `request_id` the request that it asks with.
 
@@ -87,7 +87,7 @@ def submit_job(
             origin=origin,
             key_id=key_id,
             request_id=request_id,
-            within=within,
+            in_transaction=in_transaction,
         )
     except StorageUnavailable:
         raise  # perhaps only the answer was lost, and the job needs its files

@@ -30,7 +30,7 @@ class View:
         area = MIN_AREA + (1 - MIN_AREA) * area
         return cls(area, math.exp(low + (high - low) * aspect), x, y, flip < 0.5)
 
-    def of(self, image: Image.Image, size: int) -> Image.Image:
+    def apply(self, image: Image.Image, size: int) -> Image.Image:
         """The view of `image`, resized to a square of `size` pixels."""
         width = min(image.width, math.sqrt(self.area * image.width * image.height * self.aspect))
         height = min(image.height, math.sqrt(self.area * image.width * image.height / self.aspect))

@@ -68,7 +68,7 @@ def extract_features(
     if not examples:
         return Features(torch.empty(0, backbone.embed_dim, device=backbone.device), labels.long())
     paths = [example.path for example in examples]
-    cached = cache_dir and CacheFile.of(cache_dir, paths, backbone, view_seed)
+    cached = cache_dir and CacheFile.for_images(cache_dir, paths, backbone, view_seed)
     images = cached.read(len(examples), backbone.embed_dim) if cached else None
     if images is None:
         images = _embed(examples, backbone, on_progress, _views(len(examples), view_seed))
@@ -109,7 +109,7 @@ def _embed(
 ) -> Tensor:
     def pixels(example: Example, view: View | None) -> Tensor:
         image = _read(example)
-        return backbone.preprocess(view.of(image, backbone.image_size) if view else image)
+        return backbone.preprocess(view.apply(image, backbone.image_size) if view else image)
 
     def embed(batch: Sequence[tuple[Example, View | None]]) -> Tensor:
         return backbone.encode_images(torch.stack([pixels(*item) for item in batch])).cpu()
@@ -146,7 +146,7 @@ class CacheFile:
     path: Path
 
     @classmethod
-    def of(
+    def for_images(
         cls,
         folder: Path,
         images: Iterable[Path],

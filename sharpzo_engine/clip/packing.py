@@ -34,7 +34,9 @@ class Packing:
     size: int  # B
 
     @classmethod
-    def of(cls, suffixes: Sequence[Sequence[int]], classes: Sequence[int], context: int) -> Packing:
+    def build(
+        cls, suffixes: Sequence[Sequence[int]], classes: Sequence[int], context: int
+    ) -> Packing:
         """Lay out the chosen `classes` behind `context` rows."""
         chosen = tuple(tuple(suffixes[c]) for c in classes)
         blocks = fill_blocks([len(suffix) for suffix in chosen], context)

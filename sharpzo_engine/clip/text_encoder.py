@@ -79,7 +79,7 @@ class ForwardTextEncoder:
         with torch.no_grad():  # not inference tensors: a gradient may be asked for
             self.sos = self._sos_keys_values(tokens.sos)
             self.packs = [
-                self._pack(Packing.of(tokens.suffixes, classes, self.context_length))
+                self._pack(Packing.build(tokens.suffixes, classes, self.context_length))
                 for classes in deal(lengths, self.context_length, self.max_rows)
             ]
 

@@ -98,7 +98,7 @@ class _PackTape:
         *blocks, last = encoder.tower.blocks
         x, queries, keys_values = encoder.enter(context[None], pack)
         for layer, block in enumerate(blocks):
-            norm = _NormTape.of(block.norm_1, x)
+            norm = _NormTape.record(block.norm_1, x)
             if layer:
                 queries, keys_values = block.attend(x)
             attention = self._attention(queries, keys_values, layer, pack.mask)
@@ -107,9 +107,9 @@ class _PackTape:
         queries = last.queries(normed[:, pack.ends])[:, pack.end_slots]
         attention = self._attention(queries, last.keys_values(normed), -1, pack.end_mask)
         attended = attention.output[:, pack.end_places]
-        norm = _NormTape.of(last.norm_1, x)
+        norm = _NormTape.record(last.norm_1, x)
         x = self._finish(last, norm, attention, x[:, pack.ends], attended)
-        self._final_norm = _NormTape.of(encoder.tower.final_norm, x)
+        self._final_norm = _NormTape.record(encoder.tower.final_norm, x)
         projected = encoder.tower.projection(encoder.tower.final_norm(x))[0]
         self._lengths: Tensor = projected.norm(dim=-1, keepdim=True)
         self.embeddings = projected / self._lengths
@@ -120,7 +120,7 @@ class _PackTape:
         sos = self._encoder.sos[layer]
         keys, values = self._encoder.join_prefix(keys_values, sos, self.pack)
         heads = self._encoder.split_heads(queries, self.pack)
-        return _AttentionTape.of(heads, keys, values, mask)
+        return _AttentionTape.record(heads, keys, values, mask)
 
     def _finish(
         self,
@@ -134,7 +134,7 @@ class _PackTape:
         x = block.out(attended).add_(x)
         hidden = block.fc(block.norm_2(x))
         slope = _silu_slope(hidden) if block.quick else _gelu_slope(hidden)
-        tape = _BlockTape(block, norm_1, attention, _NormTape.of(block.norm_2, x), slope)
+        tape = _BlockTape(block, norm_1, attention, _NormTape.record(block.norm_2, x), slope)
         self._layers.append(tape)
         return block.proj(functional.silu(hidden) if block.quick else functional.gelu(hidden)) + x
 
@@ -198,7 +198,7 @@ class _NormTape:
     weight: Tensor  # g [W]
 
     @classmethod
-    def of(cls, norm: Norm, x: Tensor) -> _NormTape:
+    def record(cls, norm: Norm, x: Tensor) -> _NormTape:
         variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
         inverse_std = (variance + norm.eps).rsqrt()
         return cls((x - mean) * inverse_std, inverse_std, norm.weight)
@@ -221,7 +221,7 @@ class _AttentionTape:
     output: Tensor  # [1, N * rows, W]
 
     @classmethod
-    def of(cls, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> _AttentionTape:
+    def record(cls, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> _AttentionTape:
         queries = queries.contiguous() / math.sqrt(queries.shape[-1])
         keys, values = keys.transpose(-1, -2).contiguous(), values.contiguous()
         weights = (queries @ keys + mask[:, None]).softmax(dim=-1)

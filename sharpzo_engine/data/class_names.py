@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sharpzo_engine.data.diagnostics import Finding, finding, said
+from sharpzo_engine.data.diagnostics import Finding, finding, split_hint
 from sharpzo_engine.errors import DatasetError
 
 CLASS_NAMES_FILE = "classnames.json"  # folder -> class name
@@ -28,7 +28,7 @@ def read_names(
     try:
         names = parse_json(read_text(CLASS_NAMES_FILE), CLASS_NAMES_FILE)
     except DatasetError as error:
-        return {}, [finding("metadata_invalid", *said(error))]
+        return {}, [finding("metadata_invalid", *split_hint(error))]
     if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
         message = f"{CLASS_NAMES_FILE} must map folder names to class names (strings)"
         return {}, [

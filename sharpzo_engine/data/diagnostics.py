@@ -100,7 +100,7 @@ def errors_among(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(item for item in findings if item.severity == "error")
 
 
-def said(error: Exception) -> tuple[str, str]:
+def split_hint(error: Exception) -> tuple[str, str]:
     """Message and mend of an error that ends in `(mend)`."""
     message, _, mend = str(error).removesuffix(")").rpartition(" (")
     return message, mend

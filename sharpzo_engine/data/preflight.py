@@ -73,7 +73,7 @@ class Spread:
     max: int
 
     @classmethod
-    def of(cls, numbers: Sequence[int]) -> Spread:
+    def from_numbers(cls, numbers: Sequence[int]) -> Spread:
         """That of at least one number."""
         return cls(min(numbers), statistics.median(numbers), max(numbers))
 
@@ -93,16 +93,16 @@ class ImageSizes:
     formats: Mapping[str, int]  #: JPEG, PNG, WEBP -> images
 
     @classmethod
-    def of(cls, facts: Iterable[ImageFacts]) -> ImageSizes | None:
+    def from_facts(cls, facts: Iterable[ImageFacts]) -> ImageSizes | None:
         """Those of the images without errors; None if there is none."""
         good = [item for item in facts if item.error is None]
         if not good:
             return None
         return cls(
             len(good),
-            Spread.of([item.width for item in good]),
-            Spread.of([item.height for item in good]),
-            Spread.of([item.bytes for item in good]),
+            Spread.from_numbers([item.width for item in good]),
+            Spread.from_numbers([item.height for item in good]),
+            Spread.from_numbers([item.bytes for item in good]),
             dict(sorted(Counter(item.format or "unknown" for item in good).items())),
         )
 
@@ -224,7 +224,7 @@ def inspect(
         examined=len(known),
         bytes=sum(item.bytes for item in known.values()),
         skipped=layout.skipped,
-        sizes=ImageSizes.of(known.values()),
+        sizes=ImageSizes.from_facts(known.values()),
         unreadable=unreadable,
     )
 

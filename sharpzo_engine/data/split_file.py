@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sharpzo_engine.data.diagnostics import Finding, finding, said
+from sharpzo_engine.data.diagnostics import Finding, finding, split_hint
 from sharpzo_engine.data.layout import SPLITS, Entry, Form, Layout
 from sharpzo_engine.errors import DatasetError
 from sharpzo_engine.files import write_atomically
@@ -95,7 +95,7 @@ def read_split(
     try:
         split_file = parse_split_file(read_text(path))
     except DatasetError as error:
-        return replace(nothing, findings=(finding("split_file_invalid", *said(error)),))
+        return replace(nothing, findings=(finding("split_file_invalid", *split_hint(error)),))
     names = tuple(name.replace("_", " ").strip() for name in split_file.class_names)
     known = set(files)
     if folder is None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sharpzo_engine.checksummed import SealBroken, seal, unseal
+from sharpzo_engine.checksummed import ChecksumError, seal, unseal
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import ArtifactError, NotCalibrated
 from sharpzo_engine.files import write_atomically
@@ -184,7 +184,7 @@ class TunedPrompt:
                     metadata={**metadata, "backbone": dict(metadata["backbone"])},
                     stacked=_stacked(arrays),
                 )
-        except SealBroken as error:
+        except ChecksumError as error:
             raise ArtifactError(f"not a usable prompt file: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError("not a usable prompt file: fields are missing") from error

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sharpzo_engine.checksummed import Arrays, SealBroken, seal, unseal
+from sharpzo_engine.checksummed import Arrays, ChecksumError, seal, unseal
 from sharpzo_engine.clip.backbone import Backbone
 from sharpzo_engine.clip.features import BATCH_SIZE, CacheFile
 from sharpzo_engine.clip.parallel import map_chunks
@@ -49,11 +49,11 @@ class Part:
         """Read a file, checking every byte of it.
 
         Raises:
-            SealBroken: it is damaged, or part of something else.
+            ChecksumError: it is damaged, or part of something else.
         """
         arrays, metadata = unseal(data, KIND)
         if metadata["identity"] != dict(identity):
-            raise SealBroken("it belongs to other images or another backbone")
+            raise ChecksumError("it belongs to other images or another backbone")
         errors = {row: ImageError(message, code) for row, code, message in metadata["errors"]}
         return cls(arrays["rows"], arrays["embeddings"], errors)
 
@@ -78,7 +78,7 @@ def embed_part(
     width = backbone.embed_dim
     if not files:
         return Part(np.empty(0, np.int64), np.empty((0, width), np.float32))
-    cached = CacheFile.of(cache_dir, files.values(), backbone) if cache_dir else None
+    cached = CacheFile.for_images(cache_dir, files.values(), backbone) if cache_dir else None
     known = cached.read(len(files), width) if cached else None
     if known is not None:
         on_unit(len(files))

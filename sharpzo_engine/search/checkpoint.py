@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from sharpzo_engine.checksummed import SealBroken, seal, unseal
+from sharpzo_engine.checksummed import ChecksumError, seal, unseal
 from sharpzo_engine.config import differing
 from sharpzo_engine.errors import BackboneMismatch, CheckpointError
 from sharpzo_engine.files import write_atomically
@@ -68,7 +68,7 @@ class CheckpointFolder:
             current.replace(self._folder / PREVIOUS)
         write_atomically(current, data)
 
-    def load(self, on_rejected: Callable[[SealBroken], None] | None = None) -> Snapshot | None:
+    def load(self, on_rejected: Callable[[ChecksumError], None] | None = None) -> Snapshot | None:
         """The newest checkpoint that is whole, or None; `on_rejected` hears of each that is not.
 
         Raises:
@@ -81,7 +81,7 @@ class CheckpointFolder:
                 continue
             try:
                 return self._read(path)
-            except SealBroken as error:
+            except ChecksumError as error:
                 logger.warning("checkpoint %s is not used: %s", name, error)
                 if on_rejected:
                     on_rejected(error)

@@ -306,7 +306,7 @@ def test_the_key_comes_from_the_environment(
     settings.data_dir.mkdir()
     migrate(settings)
     engine = make_engine(settings)
-    keys = KeyStore(engine).of("default")
+    keys = KeyStore(engine).for_tenant("default")
     key, other = (keys.create("n", [scope]).text for scope in (Scope.JOBS, Scope.INFER))
     engine.dispose()
     with server_thread(settings) as url:

@@ -25,7 +25,7 @@ def test_a_prompt_keeps_what_it_was_made_of(stores: Stores) -> None:
     stored = stores.prompts.get("pets")
     assert stored.lineage == lineage
     assert lineage["dataset_sha256"] == dataset.sha256
-    told = PromptPublic.of(stored).lineage
+    told = PromptPublic.from_record(stored).lineage
     assert (told.source, told.job_id, told.seed, told.engine_version) == ("job", job.id, 1, "1.0")
     assert (told.dataset_id, told.dataset_name) == (dataset.id, "photos")
 
@@ -41,7 +41,7 @@ def test_the_parent_is_what_the_first_job_published(stores: Stores, published: b
     job = stores.claimed(name="longer", origin=origin)
     lineage = tuned_lineage(job, stores.datasets.get(job.dataset_id), "1.0")
     stores.leases.succeed(lease_of(job), replace(prompt_of(job), lineage=lineage), {})
-    told = PromptPublic.of(stores.prompts.get("longer")).lineage
+    told = PromptPublic.from_record(stores.prompts.get("longer")).lineage
     assert (told.from_checkpoint, told.parent) == (origin.id, origin.prompt_id)
     assert (told.parent is not None) is published
 

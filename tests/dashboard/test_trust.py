@@ -77,7 +77,7 @@ def test_hostile_addresses_lead_nowhere(open_page: OpenPage) -> None:
 def keyed(tmp_path: Path, small_backbone: Path) -> Iterator[tuple[Cluster, str]]:
     """A service that wants a key, and one that it knows."""
     cluster = Cluster(tmp_path, small_backbone)
-    key = KeyStore(cluster.stores.engine).of("default").create("a test's", tuple(Scope))
+    key = KeyStore(cluster.stores.engine).for_tenant("default").create("a test's", tuple(Scope))
     try:
         cluster.start_api()
         yield cluster, key.text
@@ -92,7 +92,9 @@ def enter(page: Page, key: str) -> None:
 
 
 def another_key(cluster: Cluster) -> str:
-    return KeyStore(cluster.stores.engine).of("default").create("another", tuple(Scope)).text
+    return (
+        KeyStore(cluster.stores.engine).for_tenant("default").create("another", tuple(Scope)).text
+    )
 
 
 def test_a_new_key_does_not_ask_for_ever_what_an_ended_job_does(

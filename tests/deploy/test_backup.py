@@ -118,7 +118,7 @@ def test_a_dump_of_postgresql_brings_every_row_back(
     make_workplace: Callable[..., Workplace], postgres_url: str, tmp_path: Path
 ) -> None:
     place = make_workplace(database_url=postgres_url)
-    job = place.submit(ring=False)
+    job = place.submit(notify=False)
     address = make_url(postgres_url).set(drivername="postgresql")
     where = f"--dbname={address.render_as_string(hide_password=False)}"
     dump = tmp_path / "sharpzo.dump"

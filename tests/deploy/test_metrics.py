@@ -139,7 +139,7 @@ class Floor:
         return job
 
     def counts(self, outcome: JobStatus, tenant: str | None = None) -> tuple[list[int], float]:
-        found = self.figures.of(tenant).read().durations
+        found = self.figures.for_tenant(tenant).read().durations
         (durations,) = (d for (kind, end), d in found.items() if (kind, end) == ("tuning", outcome))
         return list(durations.counts), durations.seconds
 
@@ -166,7 +166,7 @@ def test_a_job_waits_from_when_it_was_queued_last(floor: Floor) -> None:
     assert floor.figures.read().queued_seconds == 57
     floor.jobs.request_cancel(second.id)
     assert floor.figures.read().queued_seconds == 7
-    assert floor.figures.of("other").read().queued_seconds == 0
+    assert floor.figures.for_tenant("other").read().queued_seconds == 0
 
 
 def test_what_jobs_took_is_counted_by_outcome_and_outlives_them(floor: Floor) -> None:
@@ -194,7 +194,7 @@ def test_jobs_that_never_ran_have_no_duration(floor: Floor) -> None:
     job = floor.start()
     floor.jobs.request_cancel(job.id)
     floor.wait(20)
-    floor.leases.put_down(lease_of(job))
+    floor.leases.release(lease_of(job))
     counts, seconds = floor.counts(JobStatus.CANCELLED)
     assert (sum(counts), seconds) == (1, 20)
 
@@ -202,7 +202,7 @@ def test_jobs_that_never_ran_have_no_duration(floor: Floor) -> None:
 def test_a_paused_job_is_counted_once_it_ends(floor: Floor) -> None:
     job = floor.start()
     floor.jobs.request_pause(job.id)
-    floor.leases.put_down(lease_of(job))
+    floor.leases.release(lease_of(job))
     assert sum(floor.counts(JobStatus.CANCELLED)[0]) == 0
 
 
@@ -212,7 +212,7 @@ def test_passes_are_those_that_tenants_were_charged(floor: Floor) -> None:
         progress = JobProgress(Phase.STAGE1, 1, 10, passes)
         floor.leases.save_progress(lease_of(job), progress, {})
     assert floor.figures.read().forward_passes == 100
-    assert floor.figures.of("other").read().forward_passes == 0
+    assert floor.figures.for_tenant("other").read().forward_passes == 0
 
 
 def test_the_histogram_is_cumulative_and_ends_with_everything(client: TestClient) -> None:

@@ -11,7 +11,7 @@ COPIES = 5
 def deliver(cluster: Cluster, job_id: str, copies: int) -> None:
     """Put copies of a job's message straight into the broker."""
     for _ in range(copies):
-        assert cluster.stores.queue.ring(job_id)
+        assert cluster.stores.queue.notify(job_id)
 
 
 def wait_until_heard(cluster: Cluster) -> None:

@@ -42,7 +42,7 @@ class Door:
         return services
 
     def key(self, tenant: str = "default", *scopes: Scope, **options: Any) -> NewKey:
-        return self.keys.of(tenant).create("a test's", scopes or ALL, **options)
+        return self.keys.for_tenant(tenant).create("a test's", scopes or ALL, **options)
 
     def ask(self, method: str, path: str, key: NewKey | str | None = None, **options: Any) -> Any:
         headers = {**(bearer(key) if key else {}), **options.pop("headers", {})}

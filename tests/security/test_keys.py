@@ -350,13 +350,13 @@ def test_a_rotated_key_works_until_its_grace_ends(door: Door) -> None:
         assert door.ask("GET", "/v1/jobs", key).status_code == 200
     assert new["scopes"] == ["jobs"]
     assert new["rate_limit"] == "50/minute"
-    record = door.keys.of("a").get(new["id"])
+    record = door.keys.for_tenant("a").get(new["id"])
     assert record.expires_at is not None
     assert abs(record.expires_at - record.created_at - lifetime) < timedelta(seconds=5)
-    left = door.keys.of("a").get(old.record.id).expires_at
+    left = door.keys.for_tenant("a").get(old.record.id).expires_at
     assert left is not None
     assert timedelta(seconds=50) < left - utc_now() <= timedelta(seconds=60)
-    door.keys.of("a").rotate(new["id"])
+    door.keys.for_tenant("a").rotate(new["id"])
     time.sleep(key_cache.FRESH_SECONDS)
     problem_of(door.ask("GET", "/v1/jobs", new["key"]), 401, "auth_invalid")
     problem_of(door.ask("POST", f"/v1/keys/{new['id']}/rotate", admin), 409, "state_conflict")
@@ -635,7 +635,7 @@ def test_event_streams_of_a_revoked_key_end(door: Door) -> None:
     job = door.ask("POST", "/v1/jobs", other, json=body).json()
 
     began = time.monotonic()
-    threading.Timer(0.5, door.keys.of("a").revoke, [key.record.id]).start()
+    threading.Timer(0.5, door.keys.for_tenant("a").revoke, [key.record.id]).start()
     text = client.get(f"/v1/jobs/{job['id']}/events", headers={"Accept": "text/event-stream"}).text
     assert time.monotonic() - began < 5
     assert "event: queued" in text

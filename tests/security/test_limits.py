@@ -318,7 +318,7 @@ def test_a_tenant_takes_no_more_forward_passes_than_it_may(
 
     body = problem_of(submit(max_forward_passes=101), 429, "quota_exceeded")
     assert "max_forward_passes" in body["detail"]
-    leases = JobLeases.of(door.services.database, limited)
+    leases = JobLeases.from_settings(door.services.database, limited)
     job = leases.claim(submit(max_forward_passes=100).json()["id"], "worker")
     assert job is not None
     leases.save_progress(lease_of(job), JobProgress(Phase.STAGE1, 1, 10, 100), {})
@@ -361,7 +361,7 @@ def test_a_revoked_keys_running_job_is_stopped_by_its_worker(
         eventually(lambda: status(running) == "running", 120)
         waiting = door.ask("POST", "/v1/jobs", key, json=body).json()["id"]
         began = time.monotonic()
-        door.keys.of("a").revoke(key.record.id)
+        door.keys.for_tenant("a").revoke(key.record.id)
         assert status(waiting) == "cancelled"
         eventually(lambda: status(running) == "cancelled", 30)
         assert time.monotonic() - began < 15  # a heartbeat, and the step under way
@@ -376,7 +376,7 @@ def noted(door: Door) -> list[AuditEntry]:
     """Everything, once it is written."""
     eventually(lambda: not door.services.audit._waiting, 10)
     time.sleep(0.05)
-    return AuditStore(door.services.database).of(None).list(1000).items[::-1]
+    return AuditStore(door.services.database).for_all_tenants().list(1000).items[::-1]
 
 
 def test_refusals_and_changes_leave_one_entry_each(door: Door) -> None:

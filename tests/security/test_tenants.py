@@ -92,7 +92,7 @@ def build(door: Door, backbone: Backbone) -> World:
 
 
 def leases_of(door: Door) -> JobLeases:
-    return JobLeases.of(door.services.database, door.services.settings)
+    return JobLeases.from_settings(door.services.database, door.services.settings)
 
 
 def finish(door: Door, job_id: str, kind: str) -> str:
@@ -427,9 +427,9 @@ def test_only_health_and_figures_see_the_whole_process(world: World) -> None:
 def test_a_store_of_all_tenants_makes_no_rows(door: Door) -> None:
     services = door.services
     everybody: list[Callable[[], Any]] = [
-        lambda: services.datasets.of(None).create("x"),
-        lambda: services.keys.of(None).create("x", []),
-        lambda: services.usage.of(None).get(),
+        lambda: services.datasets.for_all_tenants().create("x"),
+        lambda: services.keys.for_all_tenants().create("x", []),
+        lambda: services.usage.for_all_tenants().get(),
     ]
     for make in everybody:
         with pytest.raises(RuntimeError, match="all tenants"):
@@ -512,9 +512,11 @@ def test_a_thousand_jobs_of_one_tenant_do_not_starve_anothers_first(
     services, leases = door.services, leases_of(door)
     jobs = {}
     for tenant, count in (("a", 1000), ("b", 1), ("c", 2)):
-        dataset = services.datasets.of(tenant).create("d")
-        services.datasets.of(None).mark_ready(dataset.id, classes=[], counts={}, sha256="0" * 64)
-        store = services.jobs.of(tenant)
+        dataset = services.datasets.for_tenant(tenant).create("d")
+        services.datasets.for_all_tenants().mark_ready(
+            dataset.id, classes=[], counts={}, sha256="0" * 64
+        )
+        store = services.jobs.for_tenant(tenant)
         jobs[tenant] = [
             store.create(dataset_id=dataset.id, backbone="toy", config={}).id for _ in range(count)
         ]

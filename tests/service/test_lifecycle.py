@@ -69,7 +69,7 @@ class Broker:
     def __init__(self) -> None:
         self.messages: list[str] = []
 
-    def ring(self, job_id: str) -> bool:
+    def notify(self, job_id: str) -> bool:
         self.messages.append(job_id)
         return True
 
@@ -243,9 +243,9 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(lease=held)
     def put_down(self, lease: Lease) -> None:
-        job = self._write(lease, lambda: self.world.leases.put_down(lease))
+        job = self._write(lease, lambda: self.world.leases.release(lease))
         if job is not None and job.status is JobStatus.QUEUED:
-            self.world.broker.ring(lease.job_id)
+            self.world.broker.notify(lease.job_id)
 
     @rule(lease=held)
     def succeed(self, lease: Lease) -> None:
@@ -390,7 +390,7 @@ def test_many_clients_racing_for_one_job_give_a_legal_history(world: World) -> N
             job = world.leases.claim(job_id, "wrk_a")
             with suppress(LeaseLost):
                 if job is not None:
-                    world.leases.put_down(lease_of(job))
+                    world.leases.release(lease_of(job))
 
     working = threading.Thread(target=worker)
     working.start()

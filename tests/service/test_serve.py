@@ -205,7 +205,7 @@ def job_of_another_worker(settings: Settings) -> str:
     dataset = DatasetStore(engine).create("pets")
     DatasetStore(engine).mark_ready(dataset.id, classes=["a"], counts={}, sha256="0" * 64)
     job = JobStore(engine).create(dataset_id=dataset.id, backbone="tiny", config={})
-    assert JobLeases.of(engine, settings).claim(job.id, "wrk_elsewhere", None)
+    assert JobLeases.from_settings(engine, settings).claim(job.id, "wrk_elsewhere", None)
     engine.dispose()
     return job.id
 

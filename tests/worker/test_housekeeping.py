@@ -24,7 +24,7 @@ def test_only_what_has_no_row_and_is_old_is_removed(
     make_workplace: Callable[..., Workplace], tmp_path: Path, remote: bool
 ) -> None:
     place = make_workplace(artifact_url=f"memory://{tmp_path.name}" if remote else "")
-    job = place.submit(ring=False)
+    job = place.submit(notify=False)
     prompt = place.prompts.publish(prompt_of(job))
     gone = new_id(Prefix.JOB), new_id(Prefix.PROMPT), new_id(Prefix.DATASET)
     stray = [
@@ -63,7 +63,7 @@ def test_what_killed_claims_left_of_an_ended_job_is_removed(
 
     def a_job(status: JobStatus) -> dict[str, str]:
         """Every kind of file that a job may have, as if two workers had been at it."""
-        job = place.submit(ring=False)
+        job = place.submit(notify=False)
         row = {"status": status, "result_folder": "b", "checkpoint_folder": "b"}
         with writing(place.engine) as connection:
             connection.execute(jobs.update().where(jobs.c.id == job.id).values(row))

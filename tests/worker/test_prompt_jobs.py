@@ -39,7 +39,7 @@ from sharpzo_core.records.results import (
 from sharpzo_core.schemas import BatchCreate, EvaluationCreate
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.job_leases import lease_of
-from sharpzo_core.submission.prompt_jobs import Desk
+from sharpzo_core.submission.prompt_jobs import PromptJobSubmitter
 from sharpzo_engine import (
     Backbone,
     TunedPrompt,
@@ -51,7 +51,7 @@ from sharpzo_engine import (
 from sharpzo_engine.checksummed import seal
 from sharpzo_engine.reports.evaluation_report import EvaluationReport
 from tests.helpers import CLASSES, Workplace
-from worker import child, parts
+from worker import pool_child, shards
 from worker.dataset_files import Materials
 from worker.results import as_cell
 from worker.runner import RunnerDeps, run_job
@@ -68,7 +68,7 @@ def backbone(small_backbone: Path) -> Backbone:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART_IMAGES", SIZE)
+    monkeypatch.setattr(shards, "PART_IMAGES", SIZE)
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def deps_of(place: Workplace, backbone: Backbone) -> RunnerDeps:
         materials=Materials(place.artifacts, place.settings.cache_dir),
         queue=place.queue,
         load_backbone=lambda _: backbone,
-        tune=child.tune,
-        apply=child.apply_prompt,
+        tune=pool_child.tune,
+        apply=pool_child.apply_prompt,
         draining=lambda: False,
         sleep=lambda _: None,
     )
@@ -130,12 +130,16 @@ def publish(place: Workplace, prompt: TunedPrompt, name: str = "shapes") -> Prom
 
 def classify(place: Workplace, prompt: PromptRecord, dataset: DatasetRecord, **asked: Any) -> Job:
     request = BatchCreate(dataset_id=dataset.id, **asked)
-    return Desk(place.settings, place.jobs, place.datasets).submit_classification(prompt, request)
+    return PromptJobSubmitter(place.settings, place.jobs, place.datasets).submit_classification(
+        prompt, request
+    )
 
 
 def evaluate(place: Workplace, prompt: PromptRecord, dataset: DatasetRecord, **asked: Any) -> Job:
     request = EvaluationCreate(dataset_id=dataset.id, **asked)
-    return Desk(place.settings, place.jobs, place.datasets).submit_evaluation(prompt, request)
+    return PromptJobSubmitter(place.settings, place.jobs, place.datasets).submit_evaluation(
+        prompt, request
+    )
 
 
 def results(place: Workplace, job: Job, form: Any = "jsonl") -> bytes:
@@ -874,7 +878,7 @@ def test_workers_that_are_killed_or_told_to_end_leave_the_same_results(
     place = make_workplace(lease_seconds=2.0, heartbeat_seconds=0.5, sweep_seconds=0.5)
     prompt, dataset = publish(place, a_prompt(backbone)), many_images(place, 12_000)
     job = classify(place, prompt, dataset, split="test")
-    place.queue.ring(job.id)
+    place.queue.notify(job.id)
 
     def half_done(found: Job) -> bool:
         return found.checkpoint is not None and found.checkpoint.step >= done + 512
@@ -897,6 +901,6 @@ def test_workers_that_are_killed_or_told_to_end_leave_the_same_results(
     found = results(place, job)
     assert found.count(b"\n") == 12_000
     again = classify(place, prompt, dataset, split="test")
-    place.queue.ring(again.id)
+    place.queue.notify(again.id)
     place.wait_until_ended(again.id)
     assert results(place, again) == found

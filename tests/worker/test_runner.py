@@ -17,7 +17,7 @@ from sharpzo_core.records.jobs import EventType, Job, JobStatus
 from sharpzo_core.records.prompts import prompt_key, report_key
 from sharpzo_core.schemas import PromptPublic
 from sharpzo_engine import TunedPrompt, __version__
-from sharpzo_engine.checksummed import SealBroken
+from sharpzo_engine.checksummed import ChecksumError
 from sharpzo_engine.errors import BackboneError, TooFewImages, TuningInterrupted
 from sharpzo_engine.files import write_atomically
 from sharpzo_engine.reports.report import RunReport
@@ -114,7 +114,7 @@ def after(
     script: Script | None = None,
     history: tuple[StepRecord, ...] = HISTORY,
 ) -> Job:
-    job = workplace.submit(ring=False)
+    job = workplace.submit(notify=False)
     run_job(job.id, replace(deps, tune=FakeTune(script, history)) if script else deps)
     return workplace.jobs.get(job.id)
 
@@ -155,7 +155,7 @@ def test_a_published_prompt_knows_where_it_comes_from(
         "from_checkpoint": None,
     }
     workplace.jobs.delete(job.id)
-    told = PromptPublic.of(workplace.prompts.get(prompt.id)).lineage
+    told = PromptPublic.from_record(workplace.prompts.get(prompt.id)).lineage
     assert (told.source, told.job_id, told.parent) == ("job", job.id, None)
 
 
@@ -176,7 +176,7 @@ def test_the_engine_gets_local_files_and_the_jobs_configuration(
     workplace: Workplace, deps: RunnerDeps
 ) -> None:
     tune = FakeTune()
-    job = workplace.submit(ring=False)
+    job = workplace.submit(notify=False)
     run_job(job.id, replace(deps, tune=tune))
     assert tune.config.model_dump(mode="json") == job.config
     assert tune.dataset.class_names == CLASSES
@@ -303,7 +303,7 @@ def test_a_pause_that_is_taken_back_too_late_queues_the_job(
 
 def test_checkpoints_are_noted_in_the_row_and_told(workplace: Workplace, deps: RunnerDeps) -> None:
     def script(on_step: OnStep, on_checkpoint: OnCheckpoint) -> None:
-        on_checkpoint(CheckpointEvent("rejected", 0, SealBroken("it is damaged")))
+        on_checkpoint(CheckpointEvent("rejected", 0, ChecksumError("it is damaged")))
         on_checkpoint(CheckpointEvent("resumed", 7))
         on_checkpoint(CheckpointEvent("failed", 8, no_space()))
         on_checkpoint(CheckpointEvent("saved", 9))
@@ -366,7 +366,7 @@ def test_a_resumed_job_goes_on_from_what_its_row_names(
         materials=Materials(place.artifacts, place.settings.cache_dir),
         queue=place.queue,
     )
-    job = place.submit(ring=False)
+    job = place.submit(notify=False)
     contents: list[bytes | None] = []
 
     def interrupted(*_: Any, **options: Any) -> Any:
@@ -405,7 +405,7 @@ def test_a_former_checkpoint_that_cannot_be_removed_costs_nothing(
     def fail(_: str) -> None:
         raise StorageUnavailable
 
-    job = workplace.submit(ring=False)
+    job = workplace.submit(notify=False)
 
     def puts_down(on_step: OnStep, on_checkpoint: OnCheckpoint) -> None:
         saves(on_step, on_checkpoint)
@@ -463,7 +463,7 @@ def test_an_error_ends_the_job_with_its_code(
 def test_a_dataset_whose_files_are_gone_fails_the_job(
     workplace: Workplace, deps: RunnerDeps
 ) -> None:
-    job = workplace.submit(ring=False)
+    job = workplace.submit(notify=False)
     workplace.artifacts.delete_prefix(f"datasets/{job.dataset_id}")
     assert run_job(job.id, deps) is JobStatus.FAILED
     assert workplace.jobs.get(job.id).error_code == "dataset_missing"
@@ -472,7 +472,7 @@ def test_a_dataset_whose_files_are_gone_fails_the_job(
 def test_a_backbone_nobody_offers_any_more_fails_the_job(
     make_workplace: Callable[..., Workplace], workplace: Workplace, deps: RunnerDeps
 ) -> None:
-    job = workplace.submit(ring=False)
+    job = workplace.submit(notify=False)
     settings = workplace.settings.model_copy(
         update={"backbones": "other", "default_backbone": "other"}
     )
@@ -491,7 +491,7 @@ def test_a_storage_that_is_away_for_a_while_costs_nothing(
             raise failures.pop()
         put(key, data)
 
-    job = workplace.submit(ring=False)
+    job = workplace.submit(notify=False)
     monkeypatch.setattr(workplace.artifacts, "put_bytes", flaky)
     assert run_job(job.id, deps) is JobStatus.SUCCEEDED
 
@@ -514,7 +514,7 @@ def test_half_of_the_classes_are_tuned_on(
 ) -> None:
     monkeypatch.setattr(pool_child, "child_settings", lambda: workplace.settings)
     real = replace(deps, load_backbone=pool_child.load_backbone, tune=pool_child.tune)
-    job = workplace.submit(ring=False, classes="base", total_steps=2, change_point=1)
+    job = workplace.submit(notify=False, classes="base", total_steps=2, change_point=1)
     assert run_job(job.id, real) is JobStatus.SUCCEEDED
     done = workplace.jobs.get(job.id)
     assert workplace.prompts.get(str(done.prompt_id)).classes == ("cat", "dog")
@@ -527,7 +527,7 @@ def test_the_real_engine_tunes_a_stored_dataset(
 ) -> None:
     monkeypatch.setattr(pool_child, "child_settings", lambda: workplace.settings)
     real = replace(deps, load_backbone=pool_child.load_backbone, tune=pool_child.tune)
-    job = workplace.submit(ring=False)
+    job = workplace.submit(notify=False)
     assert run_job(job.id, real) is JobStatus.SUCCEEDED
     done = workplace.jobs.get(job.id)
     assert done.step == len(workplace.jobs.steps(job.id)) == 40

@@ -18,7 +18,7 @@ from worker.heartbeat import Pulse
 
 
 def test_a_long_step_does_not_lose_the_lease(workplace: Workplace) -> None:
-    job = workplace.leases.claim(workplace.submit(ring=False).id, "wrk_a")
+    job = workplace.leases.claim(workplace.submit(notify=False).id, "wrk_a")
     assert job is not None
     with Pulse(workplace.leases, lease_of(job), 0.05) as pulse:
         before = workplace.leases.held()[0].expires_at
@@ -28,7 +28,7 @@ def test_a_long_step_does_not_lose_the_lease(workplace: Workplace) -> None:
 
 
 def test_the_pulse_hears_of_a_cancel_and_of_a_loss(workplace: Workplace) -> None:
-    job = workplace.leases.claim(workplace.submit(ring=False).id, "wrk_a")
+    job = workplace.leases.claim(workplace.submit(notify=False).id, "wrk_a")
     assert job is not None
     with Pulse(workplace.leases, lease_of(job), 0.02) as pulse:
         workplace.jobs.request_cancel(job.id)

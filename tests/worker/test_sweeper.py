@@ -87,7 +87,7 @@ class Hands:
 
 
 def test_a_job_whose_message_was_never_sent_is_rung_for(workplace: Workplace) -> None:
-    workplace.submit(ring=False)
+    workplace.submit(notify=False)
     hands = Hands(workplace)
     assert hands.sweep_at(0) == 0
     assert hands.sweep_at(5.1) == 1
@@ -101,16 +101,16 @@ def test_messages_do_not_pile_up(workplace: Workplace) -> None:
 
 
 def test_a_job_that_was_just_put_down_is_not_rung_for_twice(workplace: Workplace) -> None:
-    job = workplace.leases.claim(workplace.submit(ring=False).id, "wrk_me")
+    job = workplace.leases.claim(workplace.submit(notify=False).id, "wrk_me")
     assert job is not None
     hands = Hands(workplace)
-    hands.leases.put_down(lease_of(job))
+    hands.leases.release(lease_of(job))
     assert hands.sweep_at(1) == 0
     assert hands.sweep_at(11) == 1
 
 
 def test_a_busy_worker_rings_for_nobody(workplace: Workplace) -> None:
-    running, waiting = workplace.submit(ring=False), workplace.submit(ring=False)
+    running, waiting = workplace.submit(notify=False), workplace.submit(notify=False)
     workplace.leases.claim(running.id, "wrk_me")
     hands = Hands(workplace)
     assert hands.sweep_at(19) == 0
@@ -118,7 +118,7 @@ def test_a_busy_worker_rings_for_nobody(workplace: Workplace) -> None:
 
 
 def test_a_lost_job_is_queued_and_rung_for_at_once(workplace: Workplace) -> None:
-    job = workplace.submit(ring=False)
+    job = workplace.submit(notify=False)
     workplace.leases.claim(job.id, "wrk_gone")
     hands = Hands(workplace)
     assert hands.sweep_at(0) == 0
@@ -137,7 +137,7 @@ def test_a_process_that_is_gone_is_not_waited_for(workplace: Workplace) -> None:
     if identity is None:
         child.communicate()
         pytest.skip("this system does not tell processes apart")
-    job = workplace.submit(ring=False)
+    job = workplace.submit(notify=False)
     workplace.leases.claim(job.id, "wrk_gone", identity)
     hands = Hands(workplace)
     hands.sweep_at(0)
@@ -158,10 +158,10 @@ def test_what_cannot_be_told_is_not_called_gone(identity: str | None) -> None:
 def test_a_slow_broker_does_not_keep_the_sweeper_from_looking_at_leases(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = [workplace.submit(ring=False) for _ in range(4)]
+    jobs = [workplace.submit(notify=False) for _ in range(4)]
     hands = Hands(workplace)
     hands.seconds = workplace.settings.sweep_seconds + 1
-    ring = workplace.queue.ring
+    ring = workplace.queue.notify
 
     def slowly(job_id: str) -> bool:
         hands.seconds += 3

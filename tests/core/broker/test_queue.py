@@ -20,8 +20,8 @@ def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobQueue]:
 
 def test_a_ring_puts_one_message(queue: JobQueue) -> None:
     assert queue.depth() == 0
-    assert queue.ring(new_id(Prefix.JOB))
-    assert queue.ring(new_id(Prefix.JOB))
+    assert queue.notify(new_id(Prefix.JOB))
+    assert queue.notify(new_id(Prefix.JOB))
     assert queue.depth() == 2
 
 
@@ -29,7 +29,7 @@ def test_a_broker_that_is_away_is_no_error(tmp_path: Path) -> None:
     settings = Settings.load(data_dir=tmp_path, broker_url="redis://127.0.0.1:1/0")
     queue = JobQueue(make_celery(settings))
     started = time.monotonic()
-    assert not queue.ring(new_id(Prefix.JOB))
+    assert not queue.notify(new_id(Prefix.JOB))
     assert queue.depth() is None
     assert time.monotonic() - started < 2
     queue.close()
@@ -38,7 +38,7 @@ def test_a_broker_that_is_away_is_no_error(tmp_path: Path) -> None:
 def test_the_message_is_the_id_and_json(tmp_path: Path) -> None:
     queue = JobQueue(make_celery(Settings.load(data_dir=tmp_path)))
     job_id = new_id(Prefix.JOB)
-    queue.ring(job_id)
+    queue.notify(job_id)
     queue.close()
     (message,) = (tmp_path / "broker" / "messages").iterdir()
     assert json.loads(message.read_bytes())["content-type"] == "application/json"

@@ -40,7 +40,7 @@ def ids_of(messages: list[Any]) -> list[str]:
 
 def test_every_id_arrives_once(queue: JobQueue, settings: Settings) -> None:
     ids = sorted(new_id(Prefix.JOB) for _ in range(30))
-    assert all(queue.ring(job_id) for job_id in ids)
+    assert all(queue.notify(job_id) for job_id in ids)
     assert queue.depth() == len(ids)
     assert ids_of(receive(settings, len(ids))) == ids
     assert queue.depth() == 0
@@ -48,7 +48,7 @@ def test_every_id_arrives_once(queue: JobQueue, settings: Settings) -> None:
 
 def test_a_message_is_json_with_the_id_alone(queue: JobQueue, settings: Settings) -> None:
     job_id = new_id(Prefix.JOB)
-    queue.ring(job_id)
+    queue.notify(job_id)
     (message,) = receive(settings, 1)
     assert message.content_type == "application/json"
     assert message.headers["task"] == TaskName.TUNE
@@ -61,11 +61,11 @@ def test_a_message_that_died_with_its_receiver_blocks_nothing(
     queue: JobQueue, settings: Settings
 ) -> None:
     job_id, other = new_id(Prefix.JOB), new_id(Prefix.JOB)
-    queue.ring(job_id)
+    queue.notify(job_id)
     receive_and_die(settings)
     assert queue.depth() == 0
-    queue.ring(job_id)  # as the sweeper does
-    queue.ring(other)
+    queue.notify(job_id)  # as the sweeper does
+    queue.notify(other)
     assert ids_of(receive(settings, 2)) == sorted([job_id, other])
 
 
@@ -110,7 +110,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 def on_server(server: RedisServer, tmp_path: Path) -> Iterator[JobQueue]:
     url = f"redis://127.0.0.1:{server.port}/0"
     queue = JobQueue(make_celery(Settings.load(data_dir=tmp_path, broker_url=url)))
-    assert queue.ring(new_id(Prefix.JOB))
+    assert queue.notify(new_id(Prefix.JOB))
     yield queue
     queue.close()
 
@@ -153,10 +153,10 @@ def test_a_broker_that_refuses_is_no_error_and_heals(
 ) -> None:
     heal = break_it(server)
     started = time.monotonic()
-    assert not on_server.ring(new_id(Prefix.JOB))
+    assert not on_server.notify(new_id(Prefix.JOB))
     assert time.monotonic() - started < PATIENCE
     heal()
-    assert on_server.ring(new_id(Prefix.JOB))
+    assert on_server.notify(new_id(Prefix.JOB))
     assert on_server.depth()
 
 

@@ -116,11 +116,11 @@ def test_prompts_from_before_aliases_and_lineage_are_used_as_any_other(settings:
     prompts, aliases = PromptStore(engine), AliasStore(engine)
     tuned, imported = prompts.get("pets:1"), prompts.get("pets:2")
     assert [(p.lineage, p.pinned, p.aliases) for p in (tuned, imported)] == [({}, False, ())] * 2
-    told = PromptPublic.of(tuned).lineage.model_dump()
+    told = PromptPublic.from_record(tuned).lineage.model_dump()
     backbone = {"name": "tiny", "pretrained": None, "fingerprint": "f"}
     known = {"source": "job", "job_id": "job_1", "backbone": backbone}
     assert told == dict.fromkeys(LineagePublic.model_fields) | known
-    assert PromptPublic.of(imported).lineage.source == "import"
+    assert PromptPublic.from_record(imported).lineage.source == "import"
     for prompt in (tuned, imported):
         aliases.set("live", prompt.id)
     assert aliases.rollback("live").prompt_id == tuned.id

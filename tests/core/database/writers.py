@@ -37,7 +37,7 @@ def write_many(data_dir: Path, dataset_id: str, times: int) -> list[float]:
         if number % 2:
             leases.save_progress(lease, _progress(number), {}, [_step(number)])
         else:
-            leases.tell(lease, NewEvent(EventType.RELEASED, f"write {number}"))
+            leases.add_event(lease, NewEvent(EventType.RELEASED, f"write {number}"))
         seconds.append(time.perf_counter() - started)
     engine.dispose()
     return seconds

@@ -28,9 +28,9 @@ def begin(engine: sa.Engine, tenant: str = "default") -> DatasetRecord:
     """A dataset that is being processed here."""
 
     def lease(connection: sa.Connection, dataset: DatasetRecord) -> None:
-        DatasetLeases(engine, OWNER, 600).hold(connection, dataset.id)
+        DatasetLeases(engine, OWNER, 600).lock(connection, dataset.id)
 
-    return DatasetStore(engine).of(tenant).create("photos", within=lease)
+    return DatasetStore(engine).for_tenant(tenant).create("photos", in_transaction=lease)
 
 
 def store_images(
@@ -60,7 +60,7 @@ def _never() -> Any:
 
 def finish(engine: sa.Engine, dataset: DatasetRecord) -> None:
     """The dataset is ready."""
-    DatasetStore(engine).of(dataset.tenant).mark_ready(
+    DatasetStore(engine).for_tenant(dataset.tenant).mark_ready(
         dataset.id,
         classes=["a"],
         counts={"train": {"a": 1}},

@@ -569,6 +569,6 @@ def test_what_is_written_with_a_rollback_is_written_or_nothing_is(stores: Stores
         raise StateConflict
 
     with pytest.raises(StateConflict):
-        stores.aliases.rollback("live", within=refuse)
+        stores.aliases.rollback("live", in_transaction=refuse)
     assert len(changes(stores)) == 2
     assert stores.prompts.get("pets@live").id == b.id

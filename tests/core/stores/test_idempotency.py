@@ -113,9 +113,9 @@ def test_what_was_created_and_its_answer_are_stored_together_or_not_at_all(
 
     dataset_id = stores.ready_dataset().id
     with pytest.raises(IdempotencyInProgress):
-        stores.jobs.create(dataset_id=dataset_id, backbone="tiny", config={}, within=within)
+        stores.jobs.create(dataset_id=dataset_id, backbone="tiny", config={}, in_transaction=within)
     with pytest.raises(IdempotencyInProgress):
-        stores.datasets.create("pets", within=within)
+        stores.datasets.create("pets", in_transaction=within)
     assert not stores.jobs.list().items
     assert [dataset.id for dataset in stores.datasets.list().items] == [dataset_id]
 
@@ -156,9 +156,9 @@ def other(stores: Stores) -> DatasetLeases:
 
 def held(stores: Stores, leases: DatasetLeases) -> DatasetRecord:
     def within(connection: sa.Connection, dataset: DatasetRecord) -> None:
-        leases.hold(connection, dataset.id)
+        leases.lock(connection, dataset.id)
 
-    return stores.datasets.create("pets", within=within)
+    return stores.datasets.create("pets", in_transaction=within)
 
 
 def test_a_dataset_is_taken_only_when_its_lease_ran_out(

@@ -48,7 +48,7 @@ def add(
 
 
 def delete(engine: sa.Engine, dataset: DatasetRecord) -> None:
-    DatasetStore(engine).of(dataset.tenant).delete(dataset.id)
+    DatasetStore(engine).for_tenant(dataset.tenant).delete(dataset.id)
 
 
 def test_an_image_is_there_once_until_the_last_dataset_goes(

@@ -53,7 +53,7 @@ def pausing(stores: Stores) -> Job:
 
 def paused(stores: Stores) -> Job:
     job = pausing(stores)
-    stores.leases.put_down(lease_of(job))
+    stores.leases.release(lease_of(job))
     return job
 
 
@@ -77,7 +77,7 @@ def failed(stores: Stores) -> Job:
 
 def cancelled(stores: Stores) -> Job:
     job = cancelling(stores)
-    stores.leases.put_down(lease_of(job))
+    stores.leases.release(lease_of(job))
     return job
 
 
@@ -101,7 +101,7 @@ MOVES: dict[str, Callable[[Stores, Job], object]] = {
     "succeed": lambda stores, job: stores.leases.succeed(lease_of(job), prompt_of(job), {}),
     "complete": lambda stores, job: stores.leases.complete(lease_of(job), "folder", {}),
     "fail": lambda stores, job: stores.leases.fail(lease_of(job), "code", "message"),
-    "put_down": lambda stores, job: stores.leases.put_down(lease_of(job)),
+    "release": lambda stores, job: stores.leases.release(lease_of(job)),
     "recover": lambda stores, _: [stores.leases.recover(held) for held in stores.leases.held()],
     "delete": lambda stores, job: stores.jobs.delete(job.id),
 }
@@ -115,18 +115,18 @@ LEADS = {
     (JobStatus.RUNNING, "succeed"): JobStatus.SUCCEEDED,
     (JobStatus.RUNNING, "complete"): JobStatus.SUCCEEDED,
     (JobStatus.RUNNING, "fail"): JobStatus.FAILED,
-    (JobStatus.RUNNING, "put_down"): JobStatus.QUEUED,
+    (JobStatus.RUNNING, "release"): JobStatus.QUEUED,
     (JobStatus.RUNNING, "recover"): JobStatus.QUEUED,
     (JobStatus.PAUSING, "request_resume"): JobStatus.RUNNING,
     (JobStatus.PAUSING, "request_cancel"): JobStatus.CANCELLING,
     (JobStatus.PAUSING, "succeed"): JobStatus.SUCCEEDED,
     (JobStatus.PAUSING, "complete"): JobStatus.SUCCEEDED,
     (JobStatus.PAUSING, "fail"): JobStatus.FAILED,
-    (JobStatus.PAUSING, "put_down"): JobStatus.PAUSED,
+    (JobStatus.PAUSING, "release"): JobStatus.PAUSED,
     (JobStatus.PAUSING, "recover"): JobStatus.PAUSED,
     (JobStatus.PAUSED, "request_resume"): JobStatus.QUEUED,
     (JobStatus.PAUSED, "request_cancel"): JobStatus.CANCELLED,
-    (JobStatus.CANCELLING, "put_down"): JobStatus.CANCELLED,
+    (JobStatus.CANCELLING, "release"): JobStatus.CANCELLED,
     (JobStatus.CANCELLING, "recover"): JobStatus.CANCELLED,
     (JobStatus.CANCELLING, "fail"): JobStatus.FAILED,
     (JobStatus.CANCELLING, "succeed"): JobStatus.CANCELLED,  # and nothing is published

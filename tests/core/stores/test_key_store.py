@@ -34,10 +34,10 @@ def test_a_key_opens_until_it_is_revoked(keys: KeyStore) -> None:
     assert not keys.any()
     made = keys.create("a", [Scope.JOBS])
     assert keys.any()
-    found = keys.of(None).find(prefix_of(made.text), digest_of(made.text))
+    found = keys.for_all_tenants().find(prefix_of(made.text), digest_of(made.text))
     assert found == made.record
     assert not opens(keys, make_key())
-    assert not opens(keys.of("other"), made.text)
+    assert not opens(keys.for_tenant("other"), made.text)
     revoked = keys.revoke(made.record.prefix)
     assert keys.revoke(made.record.id) == revoked  # again changes nothing
     assert not opens(keys, made.text)
@@ -80,7 +80,7 @@ def test_a_revocation_cancels_what_the_key_started_and_nothing_else(
     assert found[done.id] is JobStatus.SUCCEEDED
     assert {found[job.id] for job in kept} == {JobStatus.QUEUED}
     assert stores.leases.renew(lease_of(claimed)) is JobStatus.CANCELLING
-    assert stores.leases.put_down(lease_of(claimed)).status is JobStatus.CANCELLED
+    assert stores.leases.release(lease_of(claimed)).status is JobStatus.CANCELLED
     assert stores.jobs.events(waiting.id)[-1].type == "cancelled"
 
 
@@ -165,9 +165,9 @@ def test_the_last_use_only_grows(keys: KeyStore, stores: Stores) -> None:
 
 
 def test_lists_are_a_tenants_own(keys: KeyStore) -> None:
-    mine = [keys.of("a").create(str(n), [Scope.JOBS]).record for n in range(3)]
-    keys.of("b").create("b", [Scope.JOBS])
-    first = keys.of("a").list(2)
+    mine = [keys.for_tenant("a").create(str(n), [Scope.JOBS]).record for n in range(3)]
+    keys.for_tenant("b").create("b", [Scope.JOBS])
+    first = keys.for_tenant("a").list(2)
     assert first.items == mine[:0:-1]
-    assert keys.of("a").list(2, first.next).items == mine[:1]
-    assert len(keys.of(None).list(10).items) == 4
+    assert keys.for_tenant("a").list(2, first.next).items == mine[:1]
+    assert len(keys.for_all_tenants().list(10).items) == 4

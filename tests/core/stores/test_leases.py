@@ -59,13 +59,13 @@ def test_a_worker_that_was_given_up_can_write_nothing(stores: Stores) -> None:
     with pytest.raises(LeaseLost):
         stores.leases.save_progress(old, progress(9), {}, [step(9)])
     with pytest.raises(LeaseLost):
-        stores.leases.tell(old, NewEvent(EventType.MESSAGE, "still here"))
+        stores.leases.add_event(old, NewEvent(EventType.MESSAGE, "still here"))
     with pytest.raises(LeaseLost):
         stores.leases.succeed(old, prompt_of(new), {})
     with pytest.raises(LeaseLost):
         stores.leases.fail(old, "code", "message")
     with pytest.raises(LeaseLost):
-        stores.leases.put_down(old)
+        stores.leases.release(old)
     with pytest.raises(LeaseLost):
         stores.leases.save_checkpoint(old, CheckpointRef("old", 9, stores.clock.now))
 
@@ -76,7 +76,7 @@ def test_a_worker_that_was_given_up_can_write_nothing(stores: Stores) -> None:
 
 def test_a_token_is_new_even_if_the_attempt_did_not_count(stores: Stores) -> None:
     old = lease_of(stores.claimed())
-    stores.leases.put_down(old)
+    stores.leases.release(old)
     again = stores.leases.claim(old.job_id, "wrk_a")
     assert again is not None
     assert again.attempt == old.attempt
@@ -215,7 +215,7 @@ def test_waiting_jobs_come_oldest_first(stores: Stores) -> None:
 
 def test_a_job_keeps_when_it_first_started(stores: Stores) -> None:
     job = stores.claimed()
-    stores.leases.put_down(lease_of(job))
+    stores.leases.release(lease_of(job))
     stores.clock.pass_seconds(100)
     again = stores.leases.claim(job.id, "wrk_b")
     assert again is not None

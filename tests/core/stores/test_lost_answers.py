@@ -61,7 +61,7 @@ def put_down(ask: str | None) -> Callable[[Stores], Call]:
         job = stores.claimed()
         if ask:
             getattr(stores.jobs, f"request_{ask}")(job.id)
-        return lambda: stores.leases.put_down(lease_of(job))
+        return lambda: stores.leases.release(lease_of(job))
 
     return prepare
 

@@ -63,7 +63,7 @@ def test_jobs_are_counted_by_status(stores: Stores) -> None:
 
 def test_events_are_read_after_a_number(stores: Stores) -> None:
     job = stores.claimed()
-    stores.leases.put_down(lease_of(job))
+    stores.leases.release(lease_of(job))
     assert [event.seq for event in stores.jobs.events(job.id, after=1)] == [2, 3]
     assert [event.seq for event in stores.jobs.events(job.id, limit=1)] == [1]
 

@@ -40,53 +40,61 @@ def new_prompt(name: str = "pets", size: int = 0) -> NewPrompt:
 
 
 def ready(stores: Stores, tenant: str) -> str:
-    store = stores.datasets.of(tenant)
+    store = stores.datasets.for_tenant(tenant)
     dataset = store.create("photos")
     store.mark_ready(dataset.id, classes=["cat"], counts={}, sha256="0" * 64)
     return dataset.id
 
 
 def job_for(stores: Stores, tenant: str, jobs: JobStore | None = None, **values: Any) -> Job:
-    store = (jobs or stores.jobs).of(tenant)
+    store = (jobs or stores.jobs).for_tenant(tenant)
     dataset = values.pop("dataset_id", None) or ready(stores, tenant)
     return store.create(dataset_id=dataset, backbone="tiny", config={}, **values)
 
 
 def test_names_are_counted_for_each_tenant(stores: Stores) -> None:
     tenants = ("a", "b", "a", "b", "a")
-    versions = [stores.prompts.of(tenant).publish(new_prompt()).version for tenant in tenants]
+    versions = [
+        stores.prompts.for_tenant(tenant).publish(new_prompt()).version for tenant in tenants
+    ]
     assert versions == [1, 1, 2, 2, 3]
-    a, b = (stores.prompts.of(tenant) for tenant in ("a", "b"))
+    a, b = (stores.prompts.for_tenant(tenant) for tenant in ("a", "b"))
     assert a.get("pets").version == 3
     assert b.get("pets").version == 2
     assert a.get("pets:2").id != b.get("pets:2").id
     with pytest.raises(NotFound):
         b.get("pets:3")
     with pytest.raises(NotFound):
-        stores.prompts.of(None).get("pets")  # a name alone says nothing of whose it is
+        stores.prompts.for_all_tenants().get("pets")  # a name alone says nothing of whose it is
 
 
 def test_aliases_move_for_each_tenant(stores: Stores) -> None:
-    prompts = {t: [stores.prompts.of(t).publish(new_prompt()) for _ in "12"] for t in ("a", "b")}
+    prompts = {
+        t: [stores.prompts.for_tenant(t).publish(new_prompt()) for _ in "12"] for t in ("a", "b")
+    }
     for number in range(2):
         for tenant in ("a", "b"):
-            stores.aliases.of(tenant).set("pets@live", prompts[tenant][number].id)
-    stores.aliases.of("a").rollback("live")
-    assert stores.prompts.of("a").get("pets@live") == stores.prompts.of("a").get("pets:1")
-    assert stores.prompts.of("b").get("pets@live") == stores.prompts.of("b").get("pets:2")
-    assert stores.prompts.of("b").get("pets:2").aliases == ("live",)
-    assert len(stores.aliases.of("a").get("live").changes.items) == 3
-    assert len(stores.aliases.of("b").get("live").changes.items) == 2
-    stores.aliases.of("a").delete("live")
-    assert stores.aliases.of("b").get("live").alias.version == 2
+            stores.aliases.for_tenant(tenant).set("pets@live", prompts[tenant][number].id)
+    stores.aliases.for_tenant("a").rollback("live")
+    assert stores.prompts.for_tenant("a").get("pets@live") == stores.prompts.for_tenant("a").get(
+        "pets:1"
+    )
+    assert stores.prompts.for_tenant("b").get("pets@live") == stores.prompts.for_tenant("b").get(
+        "pets:2"
+    )
+    assert stores.prompts.for_tenant("b").get("pets:2").aliases == ("live",)
+    assert len(stores.aliases.for_tenant("a").get("live").changes.items) == 3
+    assert len(stores.aliases.for_tenant("b").get("live").changes.items) == 2
+    stores.aliases.for_tenant("a").delete("live")
+    assert stores.aliases.for_tenant("b").get("live").alias.version == 2
     with pytest.raises(NotFound):
-        stores.aliases.of("a").set("pets@live", prompts["b"][0].id)
+        stores.aliases.for_tenant("a").set("pets@live", prompts["b"][0].id)
 
 
 def test_nothing_of_another_tenant_can_be_touched(stores: Stores) -> None:
-    job, prompt = job_for(stores, "a"), stores.prompts.of("a").publish(new_prompt())
+    job, prompt = job_for(stores, "a"), stores.prompts.for_tenant("a").publish(new_prompt())
     jobs, prompts, datasets = (
-        store.of("b") for store in (stores.jobs, stores.prompts, stores.datasets)
+        store.for_tenant("b") for store in (stores.jobs, stores.prompts, stores.datasets)
     )
     ended = {"classes": [], "counts": {}, "sha256": "0" * 64}
     acts: list[Callable[[], Any]] = [
@@ -110,18 +118,18 @@ def test_nothing_of_another_tenant_can_be_touched(stores: Stores) -> None:
     for act in acts:
         with pytest.raises(NotFound):
             act()
-    assert stores.jobs.of("a").get(job.id) == job
-    assert not stores.prompts.of("a").get(prompt.id).pinned
+    assert stores.jobs.for_tenant("a").get(job.id) == job
+    assert not stores.prompts.for_tenant("a").get(prompt.id).pinned
     assert sum(jobs.count_by_status().values()) == 0
 
 
 def test_a_published_prompt_is_that_of_its_jobs_tenant(stores: Stores) -> None:
     job = stores.leases.claim(job_for(stores, "a").id, "wrk")
     assert job is not None
-    stores.prompts.of("b").publish(new_prompt())
+    stores.prompts.for_tenant("b").publish(new_prompt())
     done = stores.leases.succeed(lease_of(job), new_prompt(), {})
-    assert stores.prompts.of("a").get("pets").id == done.prompt_id
-    assert stores.prompts.of("a").get("pets").version == 1
+    assert stores.prompts.for_tenant("a").get("pets").id == done.prompt_id
+    assert stores.prompts.for_tenant("a").get("pets").version == 1
 
 
 def test_the_parent_of_a_prompt_is_looked_for_at_home(stores: Stores) -> None:
@@ -129,19 +137,19 @@ def test_the_parent_of_a_prompt_is_looked_for_at_home(stores: Stores) -> None:
     assert origin is not None
     stores.leases.succeed(lease_of(origin), new_prompt(), {})
     claimed = NewPrompt(**vars(new_prompt()) | {"lineage": {"from_checkpoint": origin.id}})
-    assert stores.prompts.of("b").publish(claimed).lineage["parent"] is None
+    assert stores.prompts.for_tenant("b").publish(claimed).lineage["parent"] is None
 
 
 def test_idempotency_keys_are_a_tenants_own(stores: Stores) -> None:
     store = IdempotencyStore(stores.engine, 1.0, stores.clock)
-    a, b = (store.of(tenant).reserve("k") for tenant in ("a", "b"))
+    a, b = (store.for_tenant(tenant).reserve("k") for tenant in ("a", "b"))
     assert isinstance(a, Reservation)
     assert isinstance(b, Reservation)
     with stores.engine.begin() as connection:
-        store.of("a").complete(connection, a, StoredAnswer("f", 201, "{}"))
-    assert isinstance(store.of("a").reserve("k"), StoredAnswer)
-    store.of("b").release(b)
-    assert isinstance(store.of("b").reserve("k"), Reservation)
+        store.for_tenant("a").complete(connection, a, StoredAnswer("f", 201, "{}"))
+    assert isinstance(store.for_tenant("a").reserve("k"), StoredAnswer)
+    store.for_tenant("b").release(b)
+    assert isinstance(store.for_tenant("b").reserve("k"), Reservation)
 
 
 # Turns
@@ -154,7 +162,9 @@ def test_tenants_take_turns(stores: Stores) -> None:
     }
     order = []
     for _ in range(6):  # a single worker, which only ever hears of a's jobs
-        rung = next(j for j in waiting["a"] if stores.jobs.of("a").get(j).status == "queued")
+        rung = next(
+            j for j in waiting["a"] if stores.jobs.for_tenant("a").get(j).status == "queued"
+        )
         job = stores.leases.claim(stores.leases.whose_turn(rung), "wrk")
         assert job is not None
         order.append(job.tenant)
@@ -188,15 +198,15 @@ def test_passes_are_charged_once_whatever_is_repeated(stores: Stores) -> None:
     assert job is not None
     for passes in (10, 30, 20, 25, 30, 45):  # went back to a checkpoint in between
         report(stores.leases, job, passes)
-    assert usage.of("a").get().forward_passes == 45
-    assert usage.of("b").get().forward_passes == 0
+    assert usage.for_tenant("a").get().forward_passes == 45
+    assert usage.for_tenant("b").get().forward_passes == 0
     stores.leases.complete(lease_of(job), "f", {})
-    origin = stores.jobs.of("a").get(job.id)
+    origin = stores.jobs.for_tenant("a").get(job.id)
     more = job_for(stores, "a", dataset_id=origin.dataset_id, origin=origin)
     again = stores.leases.claim(more.id, "wrk")
     assert again is not None
     report(stores.leases, again, 60)  # counts what the checkpoint brought along
-    assert usage.of("a").get().forward_passes == 60
+    assert usage.for_tenant("a").get().forward_passes == 60
 
 
 def test_passes_begin_anew_every_month(stores: Stores) -> None:
@@ -225,11 +235,11 @@ def test_a_job_is_paused_when_the_passes_are_used_up(stores: Stores) -> None:
     first, second = (job for job in claimed if job is not None)
     assert report(leases, first, 60) is JobStatus.RUNNING
     assert report(leases, second, 40) is JobStatus.PAUSING
-    assert leases.put_down(lease_of(second)).status is JobStatus.PAUSED
+    assert leases.release(lease_of(second)).status is JobStatus.PAUSED
     assert report(leases, first, 61) is JobStatus.PAUSING
-    assert "forward passes" in jobs.of("a").events(second.id)[-2].message
+    assert "forward passes" in jobs.for_tenant("a").events(second.id)[-2].message
     for act in (
-        lambda: jobs.of("a").request_resume(second.id),
+        lambda: jobs.for_tenant("a").request_resume(second.id),
         lambda: job_for(stores, "a", jobs),
     ):
         with pytest.raises(QuotaExceeded, match="101 of 100 are used") as caught:
@@ -238,11 +248,13 @@ def test_a_job_is_paused_when_the_passes_are_used_up(stores: Stores) -> None:
         assert 30 * 86_400 < caught.value.retry_after <= 31 * 86_400 + 1
     assert job_for(stores, "b", jobs).status is JobStatus.QUEUED
     stores.clock.now = datetime(2026, 2, 1, tzinfo=UTC)
-    assert jobs.of("a").request_resume(second.id).status is JobStatus.QUEUED
+    assert jobs.for_tenant("a").request_resume(second.id).status is JobStatus.QUEUED
 
 
 def test_a_budget_beyond_what_is_left_is_refused(stores: Stores) -> None:
-    jobs = JobStore(stores.engine, stores.clock, quotas=Quotas(max_forward_passes=100)).of("a")
+    jobs = JobStore(stores.engine, stores.clock, quotas=Quotas(max_forward_passes=100)).for_tenant(
+        "a"
+    )
     dataset = ready(stores, "a")
 
     def submit(budget: int | None) -> Job:
@@ -273,7 +285,7 @@ def count_granted(act: Callable[[], object], threads: int) -> tuple[int, list[Co
 
 
 def test_jobs_that_come_together_do_not_pass_one_by_one(stores: Stores) -> None:
-    jobs = JobStore(stores.engine, stores.clock, quotas=Quotas(max_active_jobs=3)).of("a")
+    jobs = JobStore(stores.engine, stores.clock, quotas=Quotas(max_active_jobs=3)).for_tenant("a")
     dataset = ready(stores, "a")
 
     def submit() -> Job:
@@ -294,8 +306,8 @@ def test_jobs_that_come_together_do_not_pass_one_by_one(stores: Stores) -> None:
 
 def test_storage_is_bounded_together(stores: Stores) -> None:
     quotas = Quotas(max_storage_bytes=100)
-    datasets = DatasetStore(stores.engine, stores.clock, quotas=quotas).of("a")
-    prompts = PromptStore(stores.engine, stores.clock, quotas=quotas).of("a")
+    datasets = DatasetStore(stores.engine, stores.clock, quotas=quotas).for_tenant("a")
+    prompts = PromptStore(stores.engine, stores.clock, quotas=quotas).for_tenant("a")
     granted, refused = count_granted(lambda: datasets.create("d", size=40), 5)
     assert granted == 2
     assert "80 of 100 bytes" in refused[0].detail
@@ -346,8 +358,8 @@ def test_the_audit_log_is_a_tenants_own_and_forgets(stores: Stores) -> None:
     b = entry("b", now)
     store.append([*a, b])
     store.append([*a, b])  # the answer of the first time was lost
-    assert store.of("a").list().items == a[::-1]
-    assert store.of("a").list(key_id="key_1").items == [a[1]]
-    assert store.of("b").list().items == [b]
+    assert store.for_tenant("a").list().items == a[::-1]
+    assert store.for_tenant("a").list(key_id="key_1").items == [a[1]]
+    assert store.for_tenant("b").list().items == [b]
     assert store.forget_before(now - DAY) == 1
-    assert store.of("a").list().items == a[:0:-1]
+    assert store.for_tenant("a").list().items == a[:0:-1]

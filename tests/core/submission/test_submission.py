@@ -44,7 +44,7 @@ def test_a_job_carries_its_whole_configuration(stores: Stores, settings: Setting
     config = TuningConfig.model_validate(job.config)
     assert (config.shots, config.cma.population_size, config.patience) == (4, 8, 5)
     assert job.backbone == "tiny"
-    public = JobPublic.of(job).model_dump(mode="json")
+    public = JobPublic.from_record(job).model_dump(mode="json")
     assert public["progress"] == {
         "step": 0,
         "total_steps": 0,
@@ -139,7 +139,9 @@ def test_a_job_may_go_on_from_anothers_checkpoint(stores: Stores, settings: Sett
     artifacts = ArtifactStore(settings.artifacts)
     artifacts.delete_prefix(f"jobs/{origin.id}")
     assert artifacts.get_bytes(f"{checkpoint_prefix(job.id, 'claim')}/{FILES[0]}") == b"state"
-    assert JobPublic.of(job).checkpoint == CheckpointPublic(step=100, saved_at=stores.clock.now)
+    assert JobPublic.from_record(job).checkpoint == CheckpointPublic(
+        step=100, saved_at=stores.clock.now
+    )
 
 
 @pytest.mark.parametrize(

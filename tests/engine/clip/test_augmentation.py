@@ -20,7 +20,7 @@ def ramp(width: int = 60, height: int = 40) -> Image.Image:
 
 
 def test_a_view_covers_its_share_of_the_image() -> None:
-    view = View(area=0.64, aspect=1.5, x=0.0, y=1.0, flipped=False).of(ramp(), 32)
+    view = View(area=0.64, aspect=1.5, x=0.0, y=1.0, flipped=False).apply(ramp(), 32)
     pixels = np.asarray(view, dtype=float)
     assert view.size == (32, 32)
     assert pixels[0, -1, 0] / 255 > 0.75  # 80 % of the width, from the left edge
@@ -29,8 +29,8 @@ def test_a_view_covers_its_share_of_the_image() -> None:
 
 
 def test_a_flip_mirrors_the_view() -> None:
-    straight = View(0.7, 1.0, 0.3, 0.3, flipped=False).of(ramp(), 16)
-    flipped = View(0.7, 1.0, 0.3, 0.3, flipped=True).of(ramp(), 16)
+    straight = View(0.7, 1.0, 0.3, 0.3, flipped=False).apply(ramp(), 16)
+    flipped = View(0.7, 1.0, 0.3, 0.3, flipped=True).apply(ramp(), 16)
     np.testing.assert_array_equal(np.asarray(straight)[:, ::-1], np.asarray(flipped))
 
 

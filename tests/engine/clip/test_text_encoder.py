@@ -179,14 +179,14 @@ def test_packs_hold_every_class_once_and_little_else(
     assert sorted(c for pack in packs for c in pack) == list(range(len(lengths)))
     suffixes = [range(length) for length in lengths]
     for pack in packs:
-        packing = Packing.of(suffixes, pack, context)
+        packing = Packing.build(suffixes, pack, context)
         used = context + sum(lengths[c] for c in pack)
         assert used <= packing.rows < used + len(packing.blocks) * (max(lengths) + context)
         assert sorted(m for block in packing.blocks for m in block) == list(range(len(pack)))
 
 
 def test_a_row_sees_sos_the_context_and_its_own_class_up_to_itself() -> None:
-    packing = Packing.of([[7, 8], [9]], [0, 1], context=2)
+    packing = Packing.build([[7, 8], [9]], [0, 1], context=2)
     x, o = 0.0, float("-inf")
     expected = [  # SOS, context (2), rows: context (2), class 0 (2), class 1
         [x, o, o, x, o, o, o, o],

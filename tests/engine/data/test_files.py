@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharpzo_engine.checksummed import SealBroken, seal, unseal
+from sharpzo_engine.checksummed import ChecksumError, seal, unseal
 from sharpzo_engine.errors import ArtifactError, BackboneMismatch, CheckpointError
 from sharpzo_engine.prompts.artifact import HEADLESS_KIND, KIND, Stacked, TunedPrompt
+from sharpzo_engine.search import checkpoint
 from sharpzo_engine.search.checkpoint import (
     CheckpointEvent,
     CheckpointFolder,
     Checkpointing,
     Snapshot,
 )
-from sharpzo_engine.search.loop import checkpoint
 
 
 def some_prompt(**changes: object) -> TunedPrompt:
@@ -142,12 +142,12 @@ def test_a_head_without_a_bias_is_refused() -> None:
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
     data = seal({"x": np.array([1.0, np.nan])}, {}, "kind")
-    with pytest.raises(SealBroken, match="not finite"):
+    with pytest.raises(ChecksumError, match="not finite"):
         unseal(data, "kind")
 
 
 def test_another_kind_is_refused() -> None:
-    with pytest.raises(SealBroken, match="not a kind/2 file"):
+    with pytest.raises(ChecksumError, match="not a kind/2 file"):
         unseal(seal({"x": np.ones(1)}, {}, "kind/1"), "kind/2")
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from sharpzo_engine.clip.features import Features
-from sharpzo_engine.heads.fitting import LinearHead, fit_gda, stacking
+from sharpzo_engine.heads import stacking
+from sharpzo_engine.heads.fitting import LinearHead, fit_gda
 from sharpzo_engine.heads.pooling import NO_POOL, fit_pool, spread
 from sharpzo_engine.heads.stacking import (
     HEAD_ALONE,

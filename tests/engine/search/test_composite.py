@@ -13,8 +13,8 @@ from sharpzo_engine.clip.backbone import Backbone
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.clip.text_encoder import ForwardTextEncoder, PlainTextEncoder
 from sharpzo_engine.config import PromptConfig
+from sharpzo_engine.search import cross_entropy as module
 from sharpzo_engine.search.cross_entropy import CrossEntropy
-from sharpzo_engine.search.loop import cross_entropy as module
 from sharpzo_engine.search.objective import Objective
 from sharpzo_engine.search.prompt_space import PromptSpace
 from sharpzo_engine.search.stages.gauss_newton import Composite

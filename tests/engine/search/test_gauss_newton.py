@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sharpzo_engine.search.loop.stages import gauss_newton as module
 
 from sharpzo_engine.config import ZoConfig
 from sharpzo_engine.errors import CheckpointError, ConfigError
 from sharpzo_engine.search.gradients import ForwardDerivatives, RandomGradient
+from sharpzo_engine.search.stages import gauss_newton as module
 from sharpzo_engine.search.stages.gauss_newton import Composite, GaussNewton
 from sharpzo_engine.search.stages.sparse_zo import SparseZo
 from sharpzo_engine.search.stages.stage import StageState

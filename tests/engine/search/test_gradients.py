@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sharpzo_engine.errors import ConfigError
+from sharpzo_engine.search import gradients
 from sharpzo_engine.search.gradients import (
     Backpropagation,
     BlackBox,
@@ -14,7 +15,6 @@ from sharpzo_engine.search.gradients import (
     RandomGradient,
     draw_directions,
 )
-from sharpzo_engine.search.loop import gradients
 
 DIM = 24
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from torch.nn import functional
 from sharpzo_engine.clip.backbone import Backbone
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.config import PromptConfig
-from sharpzo_engine.search.loop import objective as module
+from sharpzo_engine.search import objective as module
 from sharpzo_engine.search.objective import Objective
 from sharpzo_engine.search.prompt_space import PromptSpace, draw_projection
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sharpzo_engine.search.loop.stages import gauss_newton
 
 from sharpzo_engine import TuneResult, TuningConfig, load_dataset, tune
 from sharpzo_engine.clip.backbone import Backbone
 from sharpzo_engine.search.checkpoint import CheckpointFolder, Snapshot
+from sharpzo_engine.search.stages import gauss_newton
 
 POINTS = 20  # interruptions of every run
 SMALL: dict[str, Any] = {

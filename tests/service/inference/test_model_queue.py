@@ -126,7 +126,7 @@ def test_images_that_will_not_come_are_not_waited_for(
 ) -> None:
     queue.expect("a", 2)
     put(1)
-    queue.forgo("a", 2)
+    queue.cancel_expected("a", 2)
     assert take(queue) == [1]
 
 

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from service.ingest.processor.decoding import decoders as module
 
+from service.ingest.decoding import decoders as module
 from service.ingest.decoding.decoders import Decoders, DecodeRules, DecodingLost
 from service.ingest.decoding.frames import (
     ANSWER,

@@ -43,7 +43,7 @@ def submit(client: TestClient, dataset_id: str, **more: Any) -> dict[str, Any]:
 
 def claim(services: Services, job_id: str) -> tuple[JobLeases, Lease]:
     """Be the job's worker."""
-    leases = JobLeases.of(services.database, services.settings)
+    leases = JobLeases.from_settings(services.database, services.settings)
     job = leases.claim(job_id, "worker-1")
     assert job is not None
     return leases, lease_of(job)
@@ -163,7 +163,7 @@ def test_pause_resume_and_go_on_in_another_job(
     services.artifacts.put_bytes(f"{checkpoint_prefix(job_id, 'claim')}/{FILES[0]}", b"state")
     leases.save_checkpoint(lease, CheckpointRef("claim", 7, utc_now()))
     post("pause")
-    leases.put_down(lease)
+    leases.release(lease)
     paused = client.get(f"/v1/jobs/{job_id}").json()
     assert (paused["status"], paused["attempt"]) == ("paused", 0)
     assert paused["checkpoint"]["step"] == 7
@@ -224,7 +224,7 @@ def test_events_as_pages(client: TestClient, services: Services, dataset_id: str
     job_id = submit(client, dataset_id)["id"]
     leases, lease = claim(services, job_id)
     for i in range(5):
-        leases.tell(lease, NewEvent(EventType.MESSAGE, f"line {i}"))
+        leases.add_event(lease, NewEvent(EventType.MESSAGE, f"line {i}"))
     url = f"/v1/jobs/{job_id}/events"
     first = client.get(url, params={"limit": 4}).json()
     assert [event["seq"] for event in first["data"]] == [1, 2, 3, 4]
@@ -262,7 +262,7 @@ def test_a_stream_replays_and_ends_after_the_last_event(
 ) -> None:
     job_id = submit(client, dataset_id)["id"]
     leases, lease = claim(services, job_id)
-    leases.tell(lease, NewEvent(EventType.MESSAGE, "two\nlines"))
+    leases.add_event(lease, NewEvent(EventType.MESSAGE, "two\nlines"))
     leases.fail(lease, "x", "it broke")
     events = stream(client, job_id)
     assert [event["id"] for event in events] == ["1", "2", "3", "4"]

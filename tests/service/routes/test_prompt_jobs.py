@@ -349,7 +349,7 @@ def done(client: TestClient, services: Services) -> dict[str, str]:
     """Ended jobs by kind, with files as a worker leaves them."""
     publish(services)
     dataset_id = ready_dataset(client)["id"]
-    leases = JobLeases.of(services.database, services.settings)
+    leases = JobLeases.from_settings(services.database, services.settings)
     ids = {"tuning": submit_tuning(client, dataset_id)}
     for action, kind in KINDS.items():
         response = client.post(f"/v1/prompts/pets/{action}", json={"dataset_id": dataset_id})
@@ -481,7 +481,7 @@ def worker(services: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runn
     yield RunnerDeps(
         owner="wrk_a",
         settings=services.settings,
-        leases=JobLeases.of(services.database, services.settings),
+        leases=JobLeases.from_settings(services.database, services.settings),
         datasets=services.datasets,
         prompts=services.prompts,
         artifacts=services.artifacts,
