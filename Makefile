@@ -68,7 +68,7 @@ audit: $(STAMP) ## look for known vulnerabilities in what the images install (ne
 	$(BIN)/pip-audit --requirement docker/client.lock --require-hashes --disable-pip
 	$(BIN)/pip-audit --requirement docker/torch.txt --no-deps --disable-pip
 
-format: $(BUILT) ## format and mend what ruff can
+format: $(BUILT) ## format and autofix with ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(NPM) run --silent format

@@ -121,7 +121,7 @@ figure.savefig(folder / "classes.png", dpi=120)
 # %% [markdown]
 # ## Can its probabilities be believed?
 # A reliability diagram: of images whose best class has a probability of about p, a share of p
-# should be right. The temperature, fitted on validation images, mends what scores promise too much.
+# should be right. The temperature, fitted on validation images, corrects overconfident scores.
 
 # %%
 figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")

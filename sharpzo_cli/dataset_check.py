@@ -72,7 +72,7 @@ def check_dataset(request: CheckRequest, *, as_json: bool) -> None:
             Console().print(plain(f"contact sheet: {sheet}"))
     if not found.ok:
         count = _counted(len(found.errors), "error")
-        raise UsageProblem(f"{request.dataset} has {count}", "mend what the report lists")
+        raise UsageProblem(f"{request.dataset} has {count}", "fix the errors listed above")
 
 
 def token_counter(names: Sequence[str]) -> CountTokens | None:
@@ -218,7 +218,7 @@ def _bytes(value: float) -> str:
 
 
 def _told(item: Finding) -> Iterator[Text]:
-    """A finding in lines: what, which, and the mend."""
+    """A finding in lines: what, which, and the fix."""
     sign, colour = SIGNS[item.severity]
     head = Text(f"{sign} {item.severity}  ", f"bold {colour}")
     head.append_text(plain(item.message))
@@ -231,7 +231,7 @@ def _told(item: Finding) -> Iterator[Text]:
     more = item.count - len(item.examples)
     if item.examples and more > 0:
         yield plain(f"    and {more:,} more")
-    yield plain(f"  → {item.mend}", "green")
+    yield plain(f"  → {item.fix}", "green")
 
 
 def _verdict(found: Preflight) -> Text:

@@ -48,7 +48,7 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say everything that is wrong with a dataset, and what mends it; DATASET may be an archive.
+    """Say everything that is wrong with a dataset, and how to fix it; DATASET may be an archive.
 
     Exit code 2 if it cannot be tuned on.
     """

@@ -89,7 +89,7 @@ class EventLog:
         """A connection failed.
 
         Raises:
-            SharpzoError: `error` itself, if another connection will not mend it.
+            SharpzoError: `error` itself, if another connection will not fix it.
         """
         self._breaks += 1
         if self._breaks > MAX_STREAM_BREAKS or not may_retry(error, Retry.ALWAYS):

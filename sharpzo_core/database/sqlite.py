@@ -37,7 +37,7 @@ WAL_SECONDS = 10.0  # how long a new file may take to be switched to a write-ahe
 
 #: First version with the fault in restarting the log, and the first ones without.
 _FAULTY_FROM, _FAULTY_UNTIL = (3, 7, 0), (3, 51, 3)
-_MENDED = ((3, 44, 6), (3, 50, 7))
+_FIXED = ((3, 44, 6), (3, 50, 7))
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def restarts_log_safely(version: tuple[int, ...]) -> bool:
     """Whether this SQLite itself is free of the fault in restarting the log."""
     if not _FAULTY_FROM <= version < _FAULTY_UNTIL:
         return True
-    return any(version[:2] == mended[:2] and version >= mended for mended in _MENDED)
+    return any(version[:2] == fixed[:2] and version >= fixed for fixed in _FIXED)
 
 
 def report_version() -> None:

@@ -54,10 +54,10 @@ def split_known(known: KnownDataset, root: Path, seed: int) -> Layout:
     return with_structure(layout, len(labelled))
 
 
-def _missing(known: KnownDataset, place: Path, what: str, mend: str | None = None) -> DatasetError:
+def _missing(known: KnownDataset, place: Path, what: str, fix: str | None = None) -> DatasetError:
     """That something of a dataset is not there, and where to get it."""
     usual = f"get it from {known.url}; {SPLIT_FILES_URL} tells how files are laid out"
-    return DatasetError(f"{known.title}: {what} {place} does not exist ({mend or usual})")
+    return DatasetError(f"{known.title}: {what} {place} does not exist ({fix or usual})")
 
 
 def _below(folder: Path, images: str) -> tuple[list[str], str]:
@@ -74,13 +74,13 @@ def _read_split_file(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
     if not (folder / known.images).is_dir():
         raise _missing(known, folder / known.images, "the folder of images")
     if not split_file.is_file():
-        mend = f"get it by way of {SPLIT_FILES_URL}"
+        fix = f"get it by way of {SPLIT_FILES_URL}"
         if _has_class_folders(known, folder):
-            mend += (
+            fix += (
                 f"; or make one of the class folders with `sharpzo datasets split {known.key} "
                 f"--root {folder.parent}`, which is not the published one"
             )
-        raise _missing(known, split_file, "the split file", mend)
+        raise _missing(known, split_file, "the split file", fix)
     files, prefix = _below(folder, known.images)
     layout = read_split(known.split_file, lambda name: read_text(folder / name), files, prefix)
     return layout, sum(map(is_image, files))
@@ -121,8 +121,8 @@ def _variant_rows(
 
 def _strange_variants(images: Sequence[str]) -> Iterator[Finding]:
     if images:
-        message, mend = f"the lists name classes that {VARIANTS} lacks", "correct them"
-        yield finding("metadata_invalid", message, mend, images)
+        message, fix = f"the lists name classes that {VARIANTS} lacks", "correct them"
+        yield finding("metadata_invalid", message, fix, images)
 
 
 def _read_synsets(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
@@ -208,15 +208,15 @@ def _synset_names(known: KnownDataset, folder: Path) -> dict[str, str]:
 def _unknown_synsets(unknown: Sequence[str]) -> Iterator[Finding]:
     if unknown:
         message = f"there are folders that {CLASS_NAMES} does not name"
-        mend = "remove them, or complete the list"
-        yield finding("label_mismatch", message, mend, [repr(name) for name in unknown])
+        fix = "remove them, or complete the list"
+        yield finding("label_mismatch", message, fix, [repr(name) for name in unknown])
 
 
 def _lines(known: KnownDataset, path: Path) -> Sequence[str]:
     """The lines of a text file, stripped, without empty ones."""
     if not path.is_file():
-        mend = f"get it by way of {SPLIT_FILES_URL}" if path.name == CLASS_NAMES else None
-        raise _missing(known, path, "the file", mend)
+        fix = f"get it by way of {SPLIT_FILES_URL}" if path.name == CLASS_NAMES else None
+        raise _missing(known, path, "the file", fix)
     return [line for line in map(str.strip, read_text(path).splitlines()) if line]
 
 

@@ -28,8 +28,8 @@ def from_folders(files: Sequence[str], names: Mapping[str, str], seed: int) -> L
     used = {path for _, path in classes}
     lost = [f for f in files if is_image(f) and f not in used]
     if lost and any(layout.entries()):
-        message, mend = "images lie outside the folders of classes", "move or remove them"
-        left_out = finding("images_left_out", message, mend, lost)
+        message, fix = "images lie outside the folders of classes", "move or remove them"
+        left_out = finding("images_left_out", message, fix, lost)
         layout = replace(layout, findings=(*layout.findings, left_out))
     return layout
 

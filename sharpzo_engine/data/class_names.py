@@ -42,8 +42,8 @@ def _unused_names(names: Mapping[str, str], known: set[str]) -> list[Finding]:
     unused = [repr(folder) for folder in names if folder not in known]
     if not unused:
         return []
-    message, mend = f"{CLASS_NAMES_FILE} names folders that are not there", "correct their names"
-    return [finding("classnames_unused", message, mend, unused)]
+    message, fix = f"{CLASS_NAMES_FILE} names folders that are not there", "correct their names"
+    return [finding("classnames_unused", message, fix, unused)]
 
 
 def parse_json(text: str, name: str) -> Any:  # noqa: ANN401 - the caller checks
@@ -55,7 +55,7 @@ def parse_json(text: str, name: str) -> Any:  # noqa: ANN401 - the caller checks
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise DatasetError(f"{name} is not valid JSON (mend the file)") from None
+        raise DatasetError(f"{name} is not valid JSON (fix the file)") from None
 
 
 def display_name(folder: str, names: Mapping[str, str]) -> str:
@@ -74,8 +74,8 @@ def judge_names(class_names: Sequence[str]) -> Iterator[Finding]:
             yield finding("duplicate_class_name", message, "names must differ", count=count)
     yield from _alike(class_names)
     if not all(class_names):
-        mend = f"name its folder in {CLASS_NAMES_FILE}"
-        yield finding("class_name_invalid", "a class has an empty name", mend)
+        fix = f"name its folder in {CLASS_NAMES_FILE}"
+        yield finding("class_name_invalid", "a class has an empty name", fix)
     bad = [n for n in class_names if len(n) > MAX_CLASS_NAME or not n.isprintable()]
     if bad:
         message = "class names are too long or hold control characters"

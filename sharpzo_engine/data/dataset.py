@@ -94,7 +94,7 @@ def few_shot(dataset: Dataset, shots: int, seed: int, classes: Part = "all") -> 
 
     Raises:
         DatasetError: there is nothing to train on, or fewer than two classes are kept.
-        TooFewImages: naming the classes and what would mend it.
+        TooFewImages: naming the classes and how to fix it.
     """
     if dataset.test_only:
         message = f"{dataset.name} has test images alone (tune on another dataset, evaluate on it)"
@@ -151,11 +151,11 @@ def select_classes(dataset: Dataset, classes: Part) -> Dataset:
 
 
 def too_few_message(short: dict[str, int], shots: int) -> str:
-    """Say which classes have fewer images than shots, and the mend."""
+    """Say which classes have fewer images than shots, and the fix."""
     listed = ", ".join(f"{name!r} has {count}" for name, count in list(short.items())[:5])
     fewest = min(short.values())
-    mend = f"add images, or lower shots to {fewest}"
-    return f"fewer training images than shots = {shots}: {listed} ({mend})"
+    fix = f"add images, or lower shots to {fewest}"
+    return f"fewer training images than shots = {shots}: {listed} ({fix})"
 
 
 def group_by_label(examples: tuple[Example, ...]) -> dict[int, list[Example]]:

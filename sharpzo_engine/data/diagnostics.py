@@ -1,4 +1,4 @@
-"""`Finding`: one thing that is wrong or doubtful about a dataset, and what mends it."""
+"""`Finding`: one thing that is wrong or doubtful about a dataset, and how to fix it."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ class Finding:
     severity: Severity
     code: str  #: a key of `CODES`
     message: str  #: what is the matter, without examples
-    mend: str  #: what to do about it
+    fix: str  #: what to do about it
     count: int = 1  #: of files, classes or groups of them
     examples: tuple[str, ...] = ()  #: the first few
 
     def __str__(self) -> str:
-        """One line: the message, examples, and the mend in brackets."""
+        """One line: the message, examples, and the fix in brackets."""
         more = self.count - len(self.examples)
         rest = f" and {more} more" if self.examples and more > 0 else ""
         listed = f": {', '.join(self.examples)}{rest}" if self.examples else ""
-        return f"{self.message}{listed} ({self.mend})"
+        return f"{self.message}{listed} ({self.fix})"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
@@ -73,26 +73,26 @@ class Finding:
             "severity": self.severity,
             "code": self.code,
             "message": self.message,
-            "mend": self.mend,
+            "fix": self.fix,
             "count": self.count,
             "examples": list(self.examples),
         }
 
 
 def finding(
-    code: str, message: str, mend: str, examples: Sequence[str] = (), count: int | None = None
+    code: str, message: str, fix: str, examples: Sequence[str] = (), count: int | None = None
 ) -> Finding:
     """A finding of the severity that its code has.
 
     Args:
         code: a key of `CODES`.
         message: what is the matter.
-        mend: what to do about it.
+        fix: what to do about it.
         examples: all that it concerns; the first few are kept.
         count: how many that are; none counts the examples, and is 1 without any.
     """
     total = count if count is not None else len(examples) or 1
-    return Finding(CODES[code][0], code, message, mend, total, tuple(examples[:EXAMPLES]))
+    return Finding(CODES[code][0], code, message, fix, total, tuple(examples[:EXAMPLES]))
 
 
 def errors_among(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -101,6 +101,6 @@ def errors_among(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def split_hint(error: Exception) -> tuple[str, str]:
-    """Message and mend of an error that ends in `(mend)`."""
-    message, _, mend = str(error).removesuffix(")").rpartition(" (")
-    return message, mend
+    """Message and fix of an error that ends in `(fix)`."""
+    message, _, fix = str(error).removesuffix(")").rpartition(" (")
+    return message, fix

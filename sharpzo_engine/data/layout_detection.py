@@ -148,8 +148,8 @@ def _several_split_files(split_files: Sequence[str]) -> list[Finding]:
     if len(split_files) < 2:
         return []
     message = f"there are several split files, and {split_files[0]!r} is read"
-    mend = "leave one, or give the path of the one that is meant"
-    return [finding("several_split_files", message, mend, split_files[1:])]
+    fix = "leave one, or give the path of the one that is meant"
+    return [finding("several_split_files", message, fix, split_files[1:])]
 
 
 def _images(layout: Layout, images: int) -> Iterator[Finding]:
@@ -162,8 +162,8 @@ def _images(layout: Layout, images: int) -> Iterator[Finding]:
         yield finding("images_at_root", message, _FORMS_EXPECTED, count=images)
         return
     if len(layout.class_names) < 2:
-        mend = "a classifier needs two or more"
-        yield finding("one_class", "only one class found", mend, count=len(layout.class_names))
+        fix = "a classifier needs two or more"
+        yield finding("one_class", "only one class found", fix, count=len(layout.class_names))
     if layout.form is Form.TEST_FOLDERS:
         return
     if not layout.splits["train"]:

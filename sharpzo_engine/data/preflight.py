@@ -151,7 +151,7 @@ class Preflight:
         """Plain values that JSON can hold; lists are cut, and what is counted is all of it.
 
         Keys: format, ok, form, images, examined, bytes, skipped, errors, warnings (numbers of
-        findings), findings [{severity, code, message, mend, count, examples}], splits {split:
+        findings), findings [{severity, code, message, fix, count, examples}], splits {split:
         images}, classes {total, listed: [{name, train, val, test}]}, sizes (or null), unreadable
         {total, listed: [{file, code, reason}]}.
         """
@@ -246,12 +246,12 @@ def _tokens(names: Sequence[str], count_tokens: CountTokens | None) -> Iterator[
 def _unreadable(unreadable: Sequence[ImageFacts]) -> Iterator[Finding]:
     if unreadable:
         shown = [f"{item.path}: {_bare(item.error)}" for item in unreadable]
-        mend = "save them again as JPEG, PNG or WebP, or remove them"
-        yield finding("image_unreadable", "images cannot be used", mend, shown)
+        fix = "save them again as JPEG, PNG or WebP, or remove them"
+        yield finding("image_unreadable", "images cannot be used", fix, shown)
 
 
 def _bare(error: ImageError | None) -> str:
-    """What is the matter, without the mend."""
+    """What is the matter, without the fix."""
     return str(error).partition(" (")[0]
 
 
@@ -265,25 +265,25 @@ def _training_counts(layout: Layout, shots: int | None) -> Iterator[Finding]:
     short = {name: count for name, count in some.items() if count < wanted}
     if short:
         shown = [f"{name!r} has {count}" for name, count in short.items()]
-        mend = f"add images, or lower shots to {min(short.values())}"
+        fix = f"add images, or lower shots to {min(short.values())}"
         code = "few_images" if shots is None else "too_few_images"
-        yield finding(code, f"classes have fewer than {wanted} training images", mend, shown)
+        yield finding(code, f"classes have fewer than {wanted} training images", fix, shown)
     if some and max(some.values()) > MAX_IMBALANCE * min(some.values()):
         most, least = max(some, key=some.__getitem__), min(some, key=some.__getitem__)
         shown = [f"{most!r} has {some[most]} training images", f"{least!r} has {some[least]}"]
-        mend = "even the classes out; tuning takes as many images of each, accuracy counts all"
-        yield finding("unbalanced_classes", "classes are very unequal", mend, shown, count=1)
+        fix = "even the classes out; tuning takes as many images of each, accuracy counts all"
+        yield finding("unbalanced_classes", "classes are very unequal", fix, shown, count=1)
 
 
 def _split_counts(layout: Layout) -> Iterator[Finding]:
     if layout.form is Form.TEST_FOLDERS or not layout.splits["train"]:
         return
     if not layout.splits["val"]:
-        mend = "add val/, or let a quarter of the shots be held out"
-        yield finding("no_val_split", "there are no validation images", mend)
+        fix = "add val/, or let a quarter of the shots be held out"
+        yield finding("no_val_split", "there are no validation images", fix)
     if not layout.splits["test"]:
-        mend = "add test/, or figures are those of validation images"
-        yield finding("no_test_split", "there are no test images", mend)
+        fix = "add test/, or figures are those of validation images"
+        yield finding("no_test_split", "there are no test images", fix)
     trained = {entry.label for entry in layout.splits["train"]}
     for split in ("val", "test"):
         present = {entry.label for entry in layout.splits[split]}
@@ -305,13 +305,13 @@ def _duplicates(layout: Layout, known: Mapping[str, ImageFacts]) -> Iterator[Fin
     across = [group for group in twice if len({split for split, _ in group}) > 1]
     within = [group for group in twice if len({split for split, _ in group}) < len(group)]
     labels = [group for group in twice if len({entry.label for _, entry in group}) > 1]
-    for code, message, mend, kind in (
+    for code, message, fix, kind in (
         ("duplicates_across_splits", "images are in several splits", _LEAK, across),
         ("duplicates_within_split", "images are in one split more than once", _REPEAT, within),
         ("duplicates_across_classes", "images are under several classes", _CLASH, labels),
     ):
         if kind:
-            yield finding(code, message, mend, [_paths(group) for group in kind])
+            yield finding(code, message, fix, [_paths(group) for group in kind])
 
 
 _LEAK = "remove them from all but one, or figures are too good"

@@ -68,7 +68,7 @@ def parse_split_file(text: str) -> SplitFile:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        raise DatasetError("the split file is not valid JSON (mend the file)") from None
+        raise DatasetError("the split file is not valid JSON (fix the file)") from None
     try:
         splits = {split: tuple(_row(item) for item in content[split]) for split in SPLITS}
     except (KeyError, TypeError, ValueError):
@@ -125,9 +125,9 @@ def missing_images(paths: Sequence[str], listed_where: str) -> tuple[Finding, ..
     if not paths:
         return ()
     message = f"{len(paths)} images {listed_where} are missing"
-    mend = "get them, or take them out of the list"
+    fix = "get them, or take them out of the list"
     shown = [f"e.g. {paths[0]!r}"]
-    return (finding("split_file_images_missing", message, mend, shown, count=len(paths)),)
+    return (finding("split_file_images_missing", message, fix, shown, count=len(paths)),)
 
 
 def _image_folder(files: Sequence[str], split_file: SplitFile) -> str | None:

@@ -86,14 +86,14 @@ def test_a_good_dataset_is_told_at_a_glance(sharpzo: Any, squares: Path) -> None
 def test_all_damage_is_reported_and_ends_with_2(sharpzo: Any, damaged: Path) -> None:
     ran = sharpzo("datasets", "check", damaged)
     assert ran.code == 2
-    assert ran.error == f"error: {damaged} has 4 errors (mend what the report lists)"
+    assert ran.error == f"error: {damaged} has 4 errors (fix the errors listed above)"
     for code in (*DAMAGE["error"], *DAMAGE["warning"]):
         assert f"[{code}]" in ran.out
     assert "'Green' where train/ has 'green'" in ran.out
     assert "train/green/torn.png: the image is damaged" in ran.out
     assert "[b]odd" in ran.out
     assert "\x1b" not in ran.out
-    # A mend for each; classes are missing in val and in test.
+    # A fix for each; classes are missing in val and in test.
     assert ran.out.count("→") == len(DAMAGE["error"]) + len(DAMAGE["warning"]) + 1
     assert "cannot be tuned on" in ran.out
 

@@ -129,7 +129,7 @@ def test_alerts_are_those_of_the_table_of_metrics() -> None:
     named = set(re.findall(r"`([A-Z][A-Za-z]+)`: ", page))
     assert {rule["alert"] for rule in RULES} == named | {"ApiDown"}
     for rule in RULES:
-        assert rule["annotations"].keys() == {"summary", "mend"}
+        assert rule["annotations"].keys() == {"summary", "fix"}
         assert rule["labels"]["severity"] in ("critical", "warning")
 
 

@@ -90,7 +90,7 @@ def test_faults_name_the_field(values: dict[str, object], path: tuple[str, ...])
 
 
 @pytest.mark.parametrize(
-    ("values", "mend"),
+    ("values", "fix"),
     [
         ({"zo": {"mask": "gradient"}}, "set zo.mask to none"),
         ({"method": "first-order"}, "set method to sharpzo"),
@@ -100,9 +100,9 @@ def test_faults_name_the_field(values: dict[str, object], path: tuple[str, ...])
     ],
 )
 def test_the_reference_preset_refuses_what_the_released_code_does_not_have(
-    values: dict[str, object], mend: str
+    values: dict[str, object], fix: str
 ) -> None:
-    with pytest.raises(ConfigError, match=mend):
+    with pytest.raises(ConfigError, match=fix):
         TuningConfig.parse(values, "reference")
 
 

@@ -15,7 +15,7 @@ interface Finding {
   severity: "error" | "warning";
   code: string;
   message: string;
-  mend: string;
+  fix: string;
   count: number;
   examples: string[];
 }
@@ -87,7 +87,7 @@ function plural(number: number, noun: string): string {
 }
 
 function Item({
-  finding: { severity, message, mend, count: number, examples },
+  finding: { severity, message, fix, count: number, examples },
 }: {
   finding: Finding;
 }) {
@@ -109,7 +109,7 @@ function Item({
         </div>
       )}
       <small>
-        <Prose>{mend}</Prose>
+        <Prose>{fix}</Prose>
       </small>
     </li>
   );

@@ -49,7 +49,7 @@ def only(found: Preflight, code: str) -> Finding:
     (item,) = found.findings
     assert item.severity == CODES[code][0]
     assert found.ok is (item.severity == "warning")
-    assert item.mend
+    assert item.fix
     return item
 
 
@@ -137,7 +137,7 @@ def test_names_are_judged() -> None:
     assert only(look(FINE, renamed), "class_name_invalid").examples == ("'a\\nb'",)
     renamed = {"classnames.json": json.dumps({"bird": "parrot"})}
     assert only(look(FINE, renamed), "classnames_unused").examples == ("'bird'",)
-    assert only(look(FINE, {"classnames.json": "["}), "metadata_invalid").mend == "mend the file"
+    assert only(look(FINE, {"classnames.json": "["}), "metadata_invalid").fix == "fix the file"
 
 
 def test_tokens_are_counted_where_somebody_can() -> None:
@@ -195,7 +195,7 @@ def test_shots_decide_whether_few_images_are_an_error() -> None:
     assert only(look(few), "few_images").examples == ("'cat' has 15",)
     assert look(few, shots=15).findings == ()
     item = only(look(few, shots=16), "too_few_images")
-    assert "lower shots to 15" in item.mend
+    assert "lower shots to 15" in item.fix
 
 
 def test_classes_and_splits_are_weighed() -> None:
