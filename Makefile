@@ -55,7 +55,7 @@ check: $(BUILT) ## format check, lint, types, import contracts, Dockerfile, dash
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
-	mkdir -p build && $(BIN)/python -m service.openapi > build/openapi.json
+	mkdir -p build && $(BIN)/python tools/openapi_json.py > build/openapi.json
 	$(NPM) run --silent check
 
 lock: $(STAMP) ## pin what the images install, with hashes (docker/*.lock)

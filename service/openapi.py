@@ -1,20 +1,16 @@
-"""The OpenAPI document: what FastAPI derives, with the problem answers that are really given."""
+"""The OpenAPI document: what FastAPI derives, with our problem documents and API keys."""
 
 from __future__ import annotations
 
-import json
-import sys
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from service.auth.authorization import PUBLIC, declared
-from service.http.problems import MEDIA_TYPE
+from service.route_docs import REF, problems
 from sharpzo_core.schemas import Problem
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_REF = "#/components/schemas/{model}"
 _SCHEME = "key"
 _BEARER = {
     "type": "http",
@@ -27,39 +23,6 @@ _WITH_KEY = (401, 403, 429)
 _UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own form of a 422
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route that may answer with these statuses."""
-    schema = {"$ref": _REF.format(model="Problem")}
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": schema}},
-        }
-        for status in statuses
-    }
-
-
-def body(*, required: bool = True, **contents: dict[str, Any]) -> dict[str, Any]:
-    """`openapi_extra=` of a route that reads its body itself: `multipart`, `json` -> schema."""
-    media = {"multipart": "multipart/form-data", "json": "application/json"}
-    content = {media[kind]: {"schema": schema} for kind, schema in contents.items()}
-    return {"requestBody": {"required": required, "content": content}}
-
-
-def form(file_field: str, *, many: bool = False, **texts: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a multipart form with one file field and some text fields."""
-    file: dict[str, Any] = {"type": "string", "format": "binary"}
-    if many:
-        file = {"type": "array", "items": file, "minItems": 1}
-    required = [file_field, *(name for name, schema in texts.items() if schema.pop("required", 0))]
-    return {
-        "type": "object",
-        "properties": {file_field: file, **texts},
-        "required": required,
-        "additionalProperties": False,
-    }
-
-
 def install(app: FastAPI) -> None:
     """Add the schema of a problem and the API key to the document, and drop FastAPI's problems."""
     derive = app.openapi
@@ -70,7 +33,7 @@ def install(app: FastAPI) -> None:
             schemas = components.setdefault("schemas", {})
             for name in _UNUSED:
                 schemas.pop(name, None)
-            schema = Problem.model_json_schema(ref_template=_REF)
+            schema = Problem.model_json_schema(ref_template=REF)
             schemas |= schema.pop("$defs", {}) | {"Problem": schema}
             components["securitySchemes"] = {_SCHEME: _BEARER}
             _declare_keys(derive()["paths"], app)
@@ -111,15 +74,3 @@ def _declare_keys(paths: dict[str, Any], app: FastAPI) -> None:
         if path not in PUBLIC:
             operation["security"] = [{_SCHEME: [scope]} for scope in scopes]
             operation["responses"] |= {str(k): v for k, v in problems(*_WITH_KEY).items()}
-
-
-def main() -> None:
-    """`python -m service.openapi`: print the document."""
-    from service.app import create_app
-    from sharpzo_core.settings import Settings
-
-    sys.stdout.write(json.dumps(create_app(Settings()).openapi()))
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,7 @@ from service.deps import (
     reject_repeated_parameters,
 )
 from service.idempotency import IdempotencyKey
-from service.openapi import body, problems
+from service.route_docs import body, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
 from sharpzo_core.records.aliases import ALIAS_PATTERN
 from sharpzo_core.records.keys import Scope

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Depends
 
 from service.auth.authorization import ANY_SCOPE, Needs
 from service.deps import CallerDep, InferenceDep, SettingsDep, reject_repeated_parameters
-from service.openapi import problems
+from service.route_docs import problems
 from service.routing import StrictRoute
 from sharpzo_core.backbones import ANY_PRETRAINED
 from sharpzo_core.schemas import BackbonePublic, Page

@@ -21,7 +21,7 @@ from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import TooManyFiles
 from service.http.multipart import FormRules, read_form
 from service.inference.host import Outcome, Question
-from service.openapi import body, form, problems
+from service.route_docs import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from sharpzo_core.errors import CoreError, UnsupportedMedia, ValidationFailed
 from sharpzo_core.records.keys import Scope

@@ -17,7 +17,7 @@ from service.http.multipart import FormRules, announced_bytes, read_form
 from service.idempotency import Attempt, Completion, IdempotencyKey
 from service.ingest import remote_fetch
 from service.ingest.processor import UPLOAD_FOLDER
-from service.openapi import body, form, problems
+from service.route_docs import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
 from service.services import TenantServices
 from sharpzo_core.errors import (

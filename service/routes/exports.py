@@ -11,7 +11,7 @@ from service.deps import ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import NotCalibrated, Unavailable
 from service.http.file_responses import RESPONSES, IfNoneMatch, attachment, not_modified
-from service.openapi import problems
+from service.route_docs import problems
 from service.routing import StrictRoute
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.records.prompts import PromptRecord

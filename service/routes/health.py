@@ -13,7 +13,7 @@ from service.auth.authorization import Needs
 from service.deps import CallerDep, ProcessDep
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST, Fleet
-from service.openapi import problems
+from service.route_docs import problems
 from service.routing import StrictRoute
 from service.services import Services
 from sharpzo_core.database.engine import ping

@@ -24,7 +24,7 @@ from service.deps import (
 )
 from service.errors import ReportMissing
 from service.idempotency import IdempotencyKey
-from service.openapi import problems
+from service.route_docs import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
 from service.streams.job_events import EVENT_STREAM, stream_events
 from service.streams.metric_stream import stream_steps

@@ -10,7 +10,7 @@ from service.auth.authorization import ANY_SCOPE, Needs
 from service.deps import After, Limit, ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.idempotency import Completion, IdempotencyKey
-from service.openapi import body, problems
+from service.route_docs import body, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
 from sharpzo_core.clock import utc_now
 from sharpzo_core.errors import NotFound

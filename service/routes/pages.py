@@ -17,7 +17,7 @@ from fastapi import APIRouter, Header, Response
 from service.auth.authorization import ASSETS
 from service.errors import PageMissing
 from service.http.file_responses import IfNoneMatch
-from service.openapi import problems
+from service.route_docs import problems
 from sharpzo_core.errors import NotFound
 
 STATIC = Path(__file__).parents[1] / "static"

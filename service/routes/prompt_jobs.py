@@ -12,7 +12,7 @@ from service.auth.authorization import Needs
 from service.deps import AcceptHeader, ServicesDep, reject_repeated_parameters
 from service.errors import ResultsMissing
 from service.idempotency import IdempotencyKey
-from service.openapi import problems
+from service.route_docs import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
 from service.services import TenantServices
 from sharpzo_core.errors import StateConflict

@@ -17,7 +17,7 @@ from service.http.multipart import FormRules, announced_bytes, read_form
 from service.idempotency import Completion, IdempotencyKey
 from service.inference.host import ImportedPrompt
 from service.inference.pins import keep_pins
-from service.openapi import body, form, problems
+from service.route_docs import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse
 from service.services import TenantServices
 from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia

@@ -1,0 +1,43 @@
+"""What a route adds to its own entry in the OpenAPI document."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from service.http.problems import MEDIA_TYPE
+
+REF = "#/components/schemas/{model}"
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that may answer with these statuses."""
+    schema = {"$ref": REF.format(model="Problem")}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema}},
+        }
+        for status in statuses
+    }
+
+
+def body(*, required: bool = True, **contents: dict[str, Any]) -> dict[str, Any]:
+    """`openapi_extra=` of a route that reads its body itself: `multipart`, `json` -> schema."""
+    media = {"multipart": "multipart/form-data", "json": "application/json"}
+    content = {media[kind]: {"schema": schema} for kind, schema in contents.items()}
+    return {"requestBody": {"required": required, "content": content}}
+
+
+def form(file_field: str, *, many: bool = False, **texts: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a multipart form with one file field and some text fields."""
+    file: dict[str, Any] = {"type": "string", "format": "binary"}
+    if many:
+        file = {"type": "array", "items": file, "minItems": 1}
+    required = [file_field, *(name for name, schema in texts.items() if schema.pop("required", 0))]
+    return {
+        "type": "object",
+        "properties": {file_field: file, **texts},
+        "required": required,
+        "additionalProperties": False,
+    }
