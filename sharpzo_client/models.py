@@ -136,6 +136,8 @@ class Job(Model):
     """queued, running, pausing, paused, cancelling, succeeded, failed or cancelled"""
     phase: str | None = None
     """preparing, stage1, stage2 or evaluating, while it runs"""
+    phase_label: str | None = None
+    """the phase in words, with the optimiser that a stage uses: Preparing, Gauss-Newton"""
     progress: Progress = Field(default_factory=Progress)
     metrics: Metrics = Field(default_factory=Metrics)
     prompt_id: str | None = None

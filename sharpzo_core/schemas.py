@@ -318,6 +318,9 @@ class JobPublic(PublicModel):
     kind: JobKind
     status: JobStatus
     phase: Phase | None
+    phase_label: str | None
+    """The phase in words, with the optimiser that a stage uses: `Preparing`, `Gauss-Newton`."""
+
     progress: ProgressPublic
     metrics: MetricsPublic
     prompt_id: str | None
@@ -346,6 +349,7 @@ class JobPublic(PublicModel):
             kind=job.kind,
             status=job.status,
             phase=job.phase,
+            phase_label=job.phase_label,
             progress=ProgressPublic(
                 step=job.step,
                 total_steps=job.total_steps,

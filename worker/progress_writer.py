@@ -76,7 +76,13 @@ class Reporter:
         self._steps.clear()
         for record in history:
             self._collect(record, len(history))
-        progress = JobProgress(Phase.EVALUATING, last.step, last.step, last.forward_passes)
+        progress = JobProgress(
+            phase=Phase.EVALUATING,
+            phase_label="Evaluating",
+            step=last.step,
+            total_steps=last.step,
+            forward_passes=last.forward_passes,
+        )
         self._leases.save_progress(self._lease, progress, self._metrics, self._steps)
 
     def _collect(self, record: StepRecord, total_steps: int) -> None:
@@ -109,7 +115,8 @@ class Reporter:
             # After a lost worker this is where the job goes on from its checkpoint.
             where = f" at step {progress.step}" if progress.step > 1 else ""
             message = f"entered {phase}{where}"
-            event = NewEvent(EventType.PHASE, message, data={"phase": phase} | data)
+            named = {"phase": phase, "phase_label": progress.phase_label}
+            event = NewEvent(EventType.PHASE, message, data=named | data)
             extra = {"action": "job_phase", "phase": phase, **data}
             logger.info("job %s %s", self._lease.job_id, message, extra=extra)
         elif progress.message and now - self._told >= MESSAGE_SECONDS:
@@ -137,6 +144,7 @@ def finite_numbers(metrics: Mapping[str, object]) -> dict[str, float | None]:
 def _job_progress(progress: Progress, phase: Phase) -> JobProgress:
     return JobProgress(
         phase=phase,
+        phase_label=progress.phase_label,
         step=progress.step,
         total_steps=progress.total_steps,
         forward_passes=progress.forward_passes,

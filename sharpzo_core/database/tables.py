@@ -109,6 +109,7 @@ jobs = sa.Table(
     sa.Column("name", NAME),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("phase", sa.String(16)),
+    sa.Column("phase_label", sa.String(64)),
     sa.Column("dataset_id", ID, nullable=False),  # a finished job outlives its dataset
     sa.Column("backbone", NAME, nullable=False),
     sa.Column("config", sa.JSON, nullable=False),

@@ -177,6 +177,7 @@ class Job:
     name: str | None
     status: JobStatus
     phase: Phase | None  #: None until a worker reports one
+    phase_label: str | None = None  #: The phase in words, with the optimiser that a stage uses
     dataset_id: str
     backbone: str  #: As the request named it
     config: Mapping[str, Any]  #: The whole effective TuningConfig, or what else was asked for
@@ -253,5 +254,4 @@ class JobProgress:
     total_steps: int
     forward_passes: int
     eta_seconds: float | None = None
-    loss: float | None = None
-    val_accuracy: float | None = None
+    phase_label: str | None = None

@@ -124,6 +124,7 @@ class JobLeases:
                 now,
                 status=JobStatus.RUNNING,
                 phase=Phase.PREPARING,
+                phase_label="Preparing",
                 attempt=jobs.c.attempt + 1,
                 started_at=sa.func.coalesce(jobs.c.started_at, now),
                 lease_owner=owner,
@@ -164,6 +165,7 @@ class JobLeases:
         """
         values = {
             "phase": progress.phase,
+            "phase_label": progress.phase_label,
             "step": progress.step,
             "total_steps": progress.total_steps,
             "forward_passes": progress.forward_passes,

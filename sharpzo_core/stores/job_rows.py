@@ -60,6 +60,7 @@ _MOVE_EVENTS: Mapping[JobStatus, NewEvent] = {
 #: What a job that is queued again has forgotten.
 _AFRESH: Mapping[str, Any] = {
     "phase": None,
+    "phase_label": None,
     "losses": 0,
     "error_code": None,
     "error_message": None,

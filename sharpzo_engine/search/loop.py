@@ -21,6 +21,7 @@ from sharpzo_engine.search.methods import (
     passes_per_stage_2_step,
     stage_1,
     stage_2,
+    stage_label,
 )
 from sharpzo_engine.search.objective import Objective, Score
 from sharpzo_engine.search.progress import OnStep, Phase, Progress
@@ -168,6 +169,7 @@ class Search:
             forward_passes=record.forward_passes,
             eta_seconds=self._eta(),
             record=record,
+            stage_label=stage_label(self.phase, self._config, self._objective),
         )
         if self._change_point_reached():
             self._begin_stage_2()

@@ -19,9 +19,10 @@ from sharpzo_engine.search.gradients import (
     Slopes,
 )
 from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.progress import Phase
 from sharpzo_engine.search.stages.gauss_newton import Composite, GaussNewton
 from sharpzo_engine.search.stages.reference import ReferenceCma, ReferenceZo
-from sharpzo_engine.search.stages.sharp_cma import SharpCma
+from sharpzo_engine.search.stages.sharp_cma import SharpCma, sharpness_estimator
 from sharpzo_engine.search.stages.sparse_zo import SparseZo
 from sharpzo_engine.search.stages.stage import Stage
 
@@ -36,6 +37,17 @@ def has_stage_1(config: TuningConfig) -> bool:
 def has_stage_2(config: TuningConfig) -> bool:
     """Whether the run ends with gradient steps."""
     return config.method != "cma-es"
+
+
+def stage_label(phase: Phase, config: TuningConfig, objective: BlackBox) -> str:
+    """The optimiser that stage 1 or 2 of this run uses, in words for people."""
+    if phase == "stage1":
+        return "Sharp CMA-ES" if sharpness_estimator(config.cma) else "CMA-ES"
+    if config.method == "first-order":
+        return "First-order"
+    if config.numerics != "reference" and _is_gauss_newton(config, objective):
+        return "Gauss-Newton"
+    return "ZO" if config.zo.mask == "none" else "Sparse ZO"
 
 
 def stage_1(config: TuningConfig, objective: Objective) -> SharpCma:

@@ -22,6 +22,12 @@ class Progress:
     eta_seconds: float | None = None  #: None rather than a guess
     record: StepRecord | None = None  #: the step just done
     message: str | None = None  #: what is going on where no step was done
+    stage_label: str | None = None  #: `methods.stage_label` of stages 1 and 2
+
+    @property
+    def phase_label(self) -> str:
+        """The phase in words for people: "Preparing", "Gauss-Newton"."""
+        return self.stage_label or self.phase.capitalize()
 
 
 OnStep = Callable[[Progress], None]  #: may raise `TuningInterrupted` to stop the run

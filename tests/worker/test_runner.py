@@ -209,6 +209,27 @@ def test_progress_phases_and_steps_are_written(workplace: Workplace, deps: Runne
     assert phases == ["preparing", "stage1", "stage2", "evaluating"]
 
 
+def test_the_label_of_a_phase_stands_in_the_job_and_in_the_event(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    seen: list[str | None] = []
+
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
+        seen.append(workplace.jobs.get(job_id()).phase_label)
+        on_step(replace(progress(4, "stage2"), stage_label="Gauss-Newton"))
+        seen.append(workplace.jobs.get(job_id()).phase_label)
+
+    def job_id() -> str:
+        return workplace.jobs.list().items[0].id
+
+    job = after(workplace, deps, script)
+    assert [*seen, job.phase_label] == ["Preparing", "Gauss-Newton", "Evaluating"]
+    labels = [
+        e.data["phase_label"] for e in workplace.jobs.events(job.id) if e.type is EventType.PHASE
+    ]
+    assert labels == ["Gauss-Newton"]
+
+
 def test_steps_that_a_killed_worker_did_not_write_are_written_at_the_end(
     workplace: Workplace, deps: RunnerDeps
 ) -> None:

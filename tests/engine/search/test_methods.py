@@ -23,8 +23,9 @@ from sharpzo_engine.search.gradients import (
     RandomGradient,
 )
 from sharpzo_engine.search.loop import Search
-from sharpzo_engine.search.methods import passes_per_stage_2_step, stage_1, stage_2
+from sharpzo_engine.search.methods import passes_per_stage_2_step, stage_1, stage_2, stage_label
 from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.progress import Progress
 from sharpzo_engine.search.prompt_space import PromptSpace
 from sharpzo_engine.search.stages.gauss_newton import GaussNewton
 from sharpzo_engine.search.stages.reference import ReferenceCma, ReferenceZo
@@ -97,6 +98,32 @@ def test_stage_2_is_gauss_newton_unless_something_else_was_asked_for(
     objective: Objective, options: dict[str, str], kind: type
 ) -> None:
     assert type(begin(config(zo=options), objective)) is kind
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels"),
+    [
+        (config(), ("CMA-ES", "Gauss-Newton")),
+        (config("paper"), ("Sharp CMA-ES", "Sparse ZO")),
+        (config("reference"), ("Sharp CMA-ES", "ZO")),
+        (config(zo={"optimizer": "adam"}), ("CMA-ES", "ZO")),
+        (config(method="first-order"), ("CMA-ES", "First-order")),
+    ],
+)
+def test_a_stage_is_called_after_its_optimiser(
+    objective: Objective, settings: TuningConfig, labels: tuple[str, str]
+) -> None:
+    assert stage_label("stage1", settings, objective) == labels[0]
+    assert stage_label("stage2", settings, objective) == labels[1]
+
+
+def test_every_step_of_a_run_is_reported_with_its_label(clip: Backbone) -> None:
+    steps: list[Progress] = []
+    Search(config(), make_objective(clip), make_objective(clip, seed=1), steps.append).run()
+    assert {step.phase: step.phase_label for step in steps} == {
+        "stage1": "CMA-ES",
+        "stage2": "Gauss-Newton",
+    }
 
 
 def test_a_black_box_that_shows_nothing_is_followed_by_adam_on_differences(

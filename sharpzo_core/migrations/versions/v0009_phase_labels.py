@@ -1,0 +1,22 @@
+"""Jobs say in words what they are doing.
+
+Revision ID: 0009
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+
+
+def upgrade() -> None:
+    """Add the column."""
+    op.add_column("jobs", sa.Column("phase_label", sa.String(length=64), nullable=True))
+
+
+def downgrade() -> None:
+    """Drop it."""
+    op.drop_column("jobs", "phase_label")
