@@ -9,11 +9,14 @@ STAMP  := $(VENV)/.installed
 # The dashboard's source, and the page that its build leaves last.
 PAGES  := $(shell find dashboard/src -type f -not -name schema.d.ts) dashboard/build.mjs
 BUILT  := service/static/.built
+# Two processes; a file of tests, or a folder that shares a service, stays in one of them.
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+	--durations=25 --junitxml=build/tests.xml
 NPM    := cd dashboard && PATH="$(abspath $(BIN)):$$PATH" npm
 
 .DEFAULT_GOAL := help
-.PHONY: help install dashboard demo serve test faults fuzz check lock audit format bench bench-full \
-	soak docs docs-serve clean
+.PHONY: help install dashboard demo serve test test-all slowest faults fuzz check lock audit format bench \
+	bench-full soak docs docs-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,8 +43,14 @@ serve: $(STAMP) ## run the service with its embedded defaults
 	@$(MAKE) dashboard || echo "the dashboard could not be built; the API does without it"
 	$(BIN)/sharpzo serve
 
-test: $(BUILT) ## run the whole test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: $(BUILT) ## run the fast tests (at most 8 minutes on 2 cores)
+	$(PYTEST) -m "not slow"
+
+test-all: $(BUILT) ## run all tests (at most 20 minutes on 2 cores)
+	$(PYTEST)
+
+slowest: $(STAMP) ## print which tests took longest in the last run
+	@$(BIN)/python tools/slowest.py
 
 faults: $(STAMP) ## kill, starve and damage real processes; needs redis-server and PostgreSQL (half an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults

@@ -25,9 +25,9 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from benchmarks import ablation, accuracy, dashboard, ingestion, memory, serving, time_to_accuracy
-from benchmarks.output import RESULTS, Row, Table, machine_facts, to_markdown, write_json
-from benchmarks.results import Results
-from benchmarks.setting import Setting
+from benchmarks.support.output import RESULTS, Row, Table, machine_facts, to_markdown, write_json
+from benchmarks.support.results import Results
+from benchmarks.support.setting import Setting
 from sharpzo_cli.demo.digits import write_digits
 
 SECTIONS = (

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.output import RESULTS, Row, Table, mean_and_deviation, percent
-from benchmarks.results import Results
-from benchmarks.setting import Setting, make_parser, setting_of
+from benchmarks.support.output import RESULTS, Row, Table, mean_and_deviation, percent
+from benchmarks.support.results import Results
+from benchmarks.support.setting import Setting, make_parser, setting_of
 from sharpzo_engine import TuningConfig
 
 SEEDS = (1, 2, 3)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from benchmarks.output import (
+from benchmarks.support.output import (
     RESULTS,
     Comparison,
     Row,
@@ -25,8 +25,8 @@ from benchmarks.output import (
     mean_and_deviation,
     percent,
 )
-from benchmarks.results import Results
-from benchmarks.setting import Setting, make_parser, setting_of
+from benchmarks.support.results import Results
+from benchmarks.support.setting import Setting, make_parser, setting_of
 from sharpzo_engine import TuneResult, TuningConfig
 from sharpzo_engine.heads.fitting import CPU, fit_gda
 from sharpzo_engine.heads.stacking import accuracy

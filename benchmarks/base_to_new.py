@@ -14,9 +14,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.output import RESULTS, Row, Table
-from benchmarks.results import Results
-from benchmarks.setting import Setting, make_parser, setting_of
+from benchmarks.support.output import RESULTS, Row, Table
+from benchmarks.support.results import Results
+from benchmarks.support.setting import Setting, make_parser, setting_of
 from sharpzo_engine import evaluate, tune
 from sharpzo_engine.data.dataset import select_classes
 

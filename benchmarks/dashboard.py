@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from benchmarks.output import (
+from benchmarks.support.output import (
     RESULTS,
     Comparison,
     Row,

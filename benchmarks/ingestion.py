@@ -34,7 +34,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from benchmarks.output import (
+from benchmarks.support.output import (
     RESULTS,
     Comparison,
     Row,

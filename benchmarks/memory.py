@@ -26,8 +26,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from benchmarks.memory_cases import CASES, RANDOM
-from benchmarks.output import (
+from benchmarks.support.memory_cases import CASES, RANDOM
+from benchmarks.support.output import (
     RESULTS,
     Comparison,
     Row,
@@ -56,7 +56,14 @@ def peak_mib(
     case: str, classes: int, pictures: Path, backbone: str, pretrained: str | None
 ) -> float:
     """Peak resident MiB of a fresh process that does `case`."""
-    command = [sys.executable, "-m", "benchmarks.memory_cases", case, str(classes), str(pictures)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.support.memory_cases",
+        case,
+        str(classes),
+        str(pictures),
+    ]
     command += ["--backbone", backbone]
     command += ["--pretrained", pretrained] if pretrained else []
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.serving [--full] [--backbones vit tiny] [--json FILE]
 
-A service of its own, a process that puts load on it (`benchmarks.load`) and one that only decodes
-and encodes (`benchmarks.plain_encoder`, with its best batch size) take turns; a ratio is the median
-of the ratios of all rounds. `vit` is a ViT-B/32 of full size with random weights, for speed does
-not depend on their values; pictures are JPEG files of 256 x 256 pixels.
+A service of its own, a process that puts load on it (`benchmarks.support.load`) and one that only
+decodes and encodes (`benchmarks.support.plain_encoder`, with its best batch size) take turns; a
+ratio is the median of the ratios of all rounds. `vit` is a ViT-B/32 of full size with random
+weights, for speed does not depend on their values; pictures are JPEG files of 256 x 256 pixels.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.load import Task
-from benchmarks.output import (
+from benchmarks.support.load import Task
+from benchmarks.support.output import (
     RESULTS,
     Comparison,
     Row,
@@ -189,7 +189,7 @@ def serving(model: Path, pictures: Path, **settings: str) -> Iterator[Service]:
         data, log = Path(folder) / "data", Path(folder) / "log"
         client = stack.enter_context(running_service(data, log, environment))
         host, _, port = client.base_url.rpartition("/")[2].partition(":")
-        load = Process("benchmarks.load", host, port, str(pictures))
+        load = Process("benchmarks.support.load", host, port, str(pictures))
         stack.callback(load.close)
         yield Service(client, load)
 
@@ -220,7 +220,7 @@ def measure(name: str, budget: Budget) -> list[Row]:
         model = stack.enter_context(backbone_folder(name))
         prompts, embeddings = prepare(model, pictures, budget.prompts)
         refs = prompts.refs
-        plain = Process("benchmarks.plain_encoder", f"local-dir:{model}", str(pictures))
+        plain = Process("benchmarks.support.plain_encoder", f"local-dir:{model}", str(pictures))
         stack.callback(plain.close)
         service = stack.enter_context(serving(model, pictures))
         for index, ref in enumerate(refs):

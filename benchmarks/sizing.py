@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.output import RESULTS, Row, Table, machine_facts, write_json
 from benchmarks.serving import TINY, VIT, backbone_folder, write_pictures
+from benchmarks.support.output import RESULTS, Row, Table, machine_facts, write_json
 from sharpzo_cli.demo.server import Running, running_process
 
 KIB, MIB = 2**10, 2**20

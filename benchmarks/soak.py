@@ -27,8 +27,8 @@ from tempfile import TemporaryDirectory
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.output import RESULTS, Table, machine_facts, write_json
-from benchmarks.soak_load import (
+from benchmarks.support.output import RESULTS, Table, machine_facts, write_json
+from benchmarks.support.soak_load import (
     TIMEOUT,
     Fault,
     FaultFound,
@@ -40,7 +40,7 @@ from benchmarks.soak_load import (
     has_aliases,
     submit_job,
 )
-from benchmarks.soak_verdict import Sample, judge
+from benchmarks.support.soak_verdict import Sample, judge
 from sharpzo_cli.demo.server import Running, running_process
 from sharpzo_cli.errors import RunFailed
 from sharpzo_cli.interrupts import interrupt

@@ -26,9 +26,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.output import RESULTS, Comparison, Row, Table, comparison_table
-from benchmarks.results import Results
-from benchmarks.setting import Setting, make_parser, setting_of
+from benchmarks.support.output import RESULTS, Comparison, Row, Table, comparison_table
+from benchmarks.support.results import Results
+from benchmarks.support.setting import Setting, make_parser, setting_of
 from sharpzo_engine import TuningConfig, TuningInterrupted
 from sharpzo_engine.search.loop import Search
 from sharpzo_engine.search.objective import Objective

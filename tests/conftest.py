@@ -1,4 +1,8 @@
-"""What all tests share: no network but loopback, and servers that are reached, started or named.
+"""What all tests share: two tiers, no network but loopback, and the servers that they need.
+
+`make test` runs the fast tier, which is every test without the marker `slow`; `make test-all` runs
+all. Both run in two processes. A test file stays in one process, so that its fixtures are set up
+once; folders whose files share a running service stay together as well.
 
 SHARPZO_TEST_REQUIRE=redis,postgres turns the skip of a test whose server is missing into a failure;
 commands that tests need (chromium, docker-compose, prometheus, sqlite3) are named there as well.
@@ -24,12 +28,35 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 pytest_plugins = ("tests.helpers",)
 
+TESTS = Path(__file__).parent
+#: Folders of services, browsers and kills: slow but for their tests that are marked `fast`.
+SLOW_FOLDERS = ("faults", "docs", "dashboard", "benchmarks", "deploy", "examples", "fuzz", "e2e")
+#: Folders whose files share a service for the whole session.
+ONE_SERVICE = ("faults", "docs", "dashboard", "cli", "client")
+
 REDIS_URL = os.environ.get("SHARPZO_TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
 POSTGRES_URL = os.environ.get(
     "SHARPZO_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 )
 CHROMIUM = os.environ.get("SHARPZO_CHROMIUM") or shutil.which("chromium")
 REQUIRED = os.environ.get("SHARPZO_TEST_REQUIRE", "").split(",")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        path = item.path.relative_to(TESTS)
+        folder = path.parts[0]
+        if folder in SLOW_FOLDERS and not item.get_closest_marker("fast"):
+            item.add_marker("slow")
+        group = folder if folder in ONE_SERVICE else str(path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    # Long folders first, so that both processes end at about the same time.
+    items.sort(key=lambda item: _order(item.path.relative_to(TESTS).parts[0]))
+
+
+def _order(folder: str) -> int:
+    return SLOW_FOLDERS.index(folder) if folder in SLOW_FOLDERS else len(SLOW_FOLDERS)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -104,11 +131,18 @@ def missing_chromium() -> str | None:
 MISSING = {"redis": missing_redis, "postgres": missing_postgres, "chromium": missing_chromium}
 
 
+def own_number(url: str) -> str:
+    """The configured Redis, with another database for each process that runs tests."""
+    server, _, number = url.rpartition("/")
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return f"{server}/{int(number) - process}" if number.isdecimal() else url
+
+
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
     """A Redis without keys: one of our own if possible, else the configured one."""
     if "SHARPZO_TEST_REDIS_URL" in os.environ or not shutil.which("redis-server"):
-        yield REDIS_URL
+        yield own_number(REDIS_URL)
         return
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -21,9 +21,9 @@ from benchmarks import (
     sizing,
     time_to_accuracy,
 )
-from benchmarks.output import Comparison, Table, percent
-from benchmarks.results import Results
-from benchmarks.setting import Setting
+from benchmarks.support.output import Comparison, Table, percent
+from benchmarks.support.results import Results
+from benchmarks.support.setting import Setting
 
 IMAGES = {"train": 5, "val": 2, "test": 2}  # per class
 PASSES = 150
@@ -177,11 +177,13 @@ def test_digits_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> 
         assert (folder / "train").is_dir()
 
 
+@pytest.mark.fast
 def test_every_variant_of_the_ablation_is_a_configuration(setting: Setting) -> None:
     for values in ablation.VARIANTS.values():
         setting.config(1, {**values, "head": "none"})
 
 
+@pytest.mark.fast
 def test_results_of_another_setting_are_refused(tmp_path: Path) -> None:
     Results.open(tmp_path / "r.json", {"passes": 1}, resume=False)
     with pytest.raises(SystemExit, match="another setting"):
@@ -200,11 +202,13 @@ def test_two_processes_may_share_a_file(tmp_path: Path) -> None:
     assert sorted(row["value"] for row in stored) == [1, 2]
 
 
+@pytest.mark.fast
 def test_table_as_markdown() -> None:
     table = Table("Title", ("a", "b"), [("x", "1")], "A note.")
     assert table.to_markdown() == "### Title\n\n| a | b |\n| --- | --: |\n| x | 1 |\n\nA note."
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("value", "at_most", "verdict"),
     [(1.2, True, "met"), (1.4, True, "missed"), (1.4, False, "met"), (None, False, "")],
@@ -213,6 +217,7 @@ def test_verdicts(value: float | None, at_most: bool, verdict: str) -> None:
     assert Comparison("ratio", value, 1.3, at_most=at_most).verdict == verdict
 
 
+@pytest.mark.fast
 def test_percent_of_several_has_a_deviation() -> None:
     assert percent([0.5, 0.7]) == "60.0% ± 14.1"
     assert percent([0.5]) == "50.0%"

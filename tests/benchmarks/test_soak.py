@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from benchmarks import soak
-from benchmarks.soak_load import (
+from benchmarks.support.soak_load import (
     Entry,
     Fault,
     FaultFound,
@@ -28,9 +28,11 @@ from benchmarks.soak_load import (
     Visitor,
     check_labels,
 )
-from benchmarks.soak_verdict import Sample, Verdict, judge
+from benchmarks.support.soak_verdict import Sample, Verdict, judge
 from sharpzo_engine.clip.backbone import load_backbone
 from tests.helpers import eventually
+
+pytestmark = pytest.mark.fast
 
 NO_FAULTS = dict.fromkeys([*(fault.value for fault in Fault), soak.TRACEBACKS], 0)
 ENTRY = Entry("prm_1", "soak-0", 2, "prompt 1")

@@ -24,7 +24,7 @@ from tests.dashboard.conftest import SCHEMES, WIDTHS, OpenPage, picture
 from tests.faults.cluster import Cluster
 from tests.helpers import CONFIG
 
-pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(300)]
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 #: Folder -> name as it is shown; each is a trap for a page that is careless with text.

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from tests.dashboard.conftest import OpenPage, picture
 from tests.faults.cluster import ENDLESS, Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(300)]
 
 STEPS = re.compile(r"step (\d+) to (\d+)")
 
@@ -156,6 +156,7 @@ def test_a_job_that_does_not_exist(open_page: OpenPage) -> None:
     expect(page.get_by_role("alert")).to_contain_text("no such job")
 
 
+@pytest.mark.fast
 def test_pages_are_walked_by_keyboard(cluster: Cluster, open_page: OpenPage) -> None:
     page = open_page("/jobs")
     expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")

@@ -14,7 +14,7 @@ from tests.dashboard.conftest import SCHEMES, WIDTHS, OpenPage, picture
 from tests.dashboard.test_job_pages import wait_for_steps
 from tests.faults.cluster import Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(600)]
 
 NAME = "digits"
 

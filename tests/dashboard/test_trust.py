@@ -15,7 +15,7 @@ from tests.dashboard.conftest import OpenPage, picture
 from tests.faults.cluster import Cluster
 from tests.helpers import CONFIG
 
-pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(300)]
 
 HOSTILE = {
     "script": "<script>document.title='owned'</script>",

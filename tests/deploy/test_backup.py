@@ -77,7 +77,6 @@ def visited(settings: Settings) -> Iterator[Visitor]:
 
 
 @pytest.mark.needs("sqlite3")
-@pytest.mark.slow
 def test_a_destroyed_service_is_restored_and_serves_the_same_prompt(
     tmp_path: Path, small_backbone: Path
 ) -> None:

@@ -7,8 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.deploy.pages import table
 from tests.figures import ROOT
+
+pytestmark = pytest.mark.fast
 
 PACKAGES = ("service", "worker", "sharpzo_core")
 LEVELS = {"debug", "info", "warning", "error", "exception"}

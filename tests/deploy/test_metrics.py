@@ -25,6 +25,8 @@ from tests.helpers import Workplace
 from tests.service.conftest import open_client, png
 from tests.service.toys import COLORS, artifact_of, files, import_, make_backbone, with_backbones
 
+pytestmark = pytest.mark.fast
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 

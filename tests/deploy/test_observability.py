@@ -28,6 +28,8 @@ from tests.deploy.pages import table
 from tests.figures import ROOT
 from tests.service.servers import eventually, server_thread
 
+pytestmark = pytest.mark.fast
+
 FOLDER = ROOT / "docker" / "observability"
 DASHBOARD = json.loads((FOLDER / "grafana" / "dashboards" / "sharpzo.json").read_text())
 RULES: list[dict[str, Any]] = [
@@ -199,6 +201,7 @@ def rule_groups(client: httpx2.Client) -> list[dict[str, Any]]:
     return groups
 
 
+@pytest.mark.slow
 @pytest.mark.needs("prometheus")
 def test_a_real_prometheus_reads_the_figures_with_a_key_for_nothing_else(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "service", device="cpu")

@@ -40,25 +40,27 @@ def cases() -> list[object]:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("path", cases())
 def test_every_block_of_the_page_runs(path: Path, make_page: MakePage) -> None:
     assert make_page(path).run() > 0
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_block_says_what_it_is(path: Path) -> None:
     unknown = [(line, name) for line, name in languages(path) if name not in RUN + SHOWN]
     assert not unknown, "give the block a language that is run or shown"
 
 
+@pytest.mark.fast
 def test_few_blocks_are_not_run_and_each_has_a_reason() -> None:
     reasons = [reason for path in PAGES for reason in opt_outs(path)]
     assert len(reasons) <= MOST_OPT_OUTS
     assert all(len(reason.split()) >= 3 for reason in reasons)
 
 
+@pytest.mark.fast
 def test_an_opt_out_stands_right_above_a_block() -> None:
     for path in PAGES:
         text = path.read_text()
@@ -86,7 +88,11 @@ def broken_page(path: Path, *blocks: str) -> Path:
         ("sh\necho $undefined", "unbound variable"),
         ("sh\nmake demonstration", "exit code 2"),
         ("sh\ndocker build --target cliend .", "no stage cliend"),
-        ("sh\ndocker compose exec apo sharpzo keys list", "no service apo"),
+        pytest.param(
+            "sh\ndocker compose exec apo sharpzo keys list",
+            "no service apo",
+            marks=pytest.mark.needs("docker-compose"),
+        ),
         ('json\n{"id": "job_1"}', "/id is not in the answer"),
         ('json\n{"a": "text"}', "/a is 1"),
     ],
@@ -102,6 +108,7 @@ def test_a_broken_block_is_found(
         page.run()
 
 
+@pytest.mark.fast
 def test_blocks_share_what_they_define(bin_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -122,10 +129,12 @@ def test_a_block_may_be_left_out(bin_folder: Path, tmp_path: Path) -> None:
     assert page.run() == 1
 
 
+@pytest.mark.fast
 def test_answers_are_found_in_what_was_printed() -> None:
     assert json_values('{"a": 1}{"b": [2]}\nrest {"c": 3}\n[4]') == [{"a": 1}, {"b": [2]}, [4]]
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("shown", "found", "same"),
     [
@@ -142,6 +151,7 @@ def test_an_answer_has_the_shape_that_a_page_shows(shown: Any, found: Any, same:
     assert (differences(shown, found) == "") == same
 
 
+@pytest.mark.fast
 def test_make_demo_is_the_command_that_is_tested(bin_folder: Path, tmp_path: Path) -> None:
     """`tests/cli/test_demo.py` runs it."""
     told = subprocess.run(

@@ -11,6 +11,8 @@ import pytest
 
 from tests.docs.blocks import PAGES, ROOT
 
+pytestmark = pytest.mark.fast
+
 LINK = re.compile(r"\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)|(?:src|srcset|href)=\"([^\"]+)\"")
 HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}")
 

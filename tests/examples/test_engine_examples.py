@@ -46,6 +46,7 @@ def run(folder: Path, name: str, *arguments: Path | str) -> str:
     return done.stdout
 
 
+@pytest.mark.fast
 def test_tuning_in_python(digits: Path, tmp_path: Path) -> None:
     images = sorted(digits.glob("test/*/*.png"))[:3]
     printed = run(tmp_path, "tune_in_python.py", digits, *images)
@@ -79,6 +80,7 @@ def test_the_walkthrough_leaves_plots_a_prompt_and_a_report(tmp_path: Path) -> N
     assert "</html>" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.fast
 def test_the_walkthrough_is_cells() -> None:
     """Editors and jupytext read it as a notebook."""
     text = (EXAMPLES / "walkthrough.py").read_text()
@@ -86,6 +88,7 @@ def test_the_walkthrough_is_cells() -> None:
     assert text.count("\n# %%\n") == text.count("# %% [markdown]\n")
 
 
+@pytest.mark.fast
 def test_every_example_is_tested_and_on_its_page() -> None:
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"}
     page = (ROOT / "docs" / "examples.md").read_text()

@@ -117,6 +117,7 @@ def test_the_examples_reproduce_the_engines_answers(
     assert np.ptp(found, axis=0).max() > 0.01  # the images differ
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_import_nothing_of_ours(example: str) -> None:
     tree = ast.parse(EXAMPLES[example].read_text())
@@ -135,6 +136,7 @@ def test_the_examples_import_nothing_of_ours(example: str) -> None:
     assert not {name for name in imported if name.startswith(("sharpzo", "service", "worker"))}
 
 
+@pytest.mark.fast
 def test_the_documentation_shows_the_example_that_is_tested() -> None:
     """But for where its arguments come from."""
     _, _, code = EXAMPLES["numpy"].read_text().split('"""', 2)

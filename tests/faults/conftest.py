@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cluster import EMBEDDED, FAST, LONG, SERVERS, Cluster, open_mode
-from tests.faults.workers import restore
+from tests.faults.scenarios.workers import restore
 
 MODES = [
     EMBEDDED,
-    pytest.param(SERVERS, marks=[pytest.mark.needs("redis"), pytest.mark.needs("postgres")]),
+    pytest.param(SERVERS, marks=[pytest.mark.needs("redis", "postgres"), pytest.mark.slow]),
 ]
 
 

@@ -16,7 +16,7 @@ def excuses() -> list[str]:
     """
     return [
         f"{path.name}:{node.lineno} {node.attr}"
-        for path in sorted(FOLDER.glob("*.py"))
+        for path in sorted(FOLDER.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in EXCUSES
     ]

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import missing_postgres, missing_redis
-from tests.faults.broker import emptied, empty, kill
-from tests.faults.chaos import PATIENT, Losses, random_kills
 from tests.faults.cluster import EMBEDDED, FAST, SERVERS, Cluster, open_mode
-from tests.faults.delivery import COPIES, duplicates
 from tests.faults.excuses import excuses
-from tests.faults.pages import read_while_others_write
-from tests.faults.workers import drains, identical_results, recoveries
-from tests.faults.writers import write_together
+from tests.faults.scenarios.broker import emptied, empty, kill
+from tests.faults.scenarios.chaos import PATIENT, Losses, random_kills
+from tests.faults.scenarios.delivery import COPIES, duplicates
+from tests.faults.scenarios.pages import read_while_others_write
+from tests.faults.scenarios.workers import drains, identical_results, recoveries
+from tests.faults.scenarios.writers import write_together
 from tests.figures import ROOT, Book, Figure, Measured
 from tests.helpers import write_small_backbone
 

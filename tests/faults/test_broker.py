@@ -11,7 +11,9 @@ import pytest
 
 from sharpzo_client.models import JobEvent
 from tests.conftest import own_database
-from tests.faults.broker import (
+from tests.faults.cluster import FAST, LONG, Cluster, history_faults, open_cluster, open_redis
+from tests.faults.proxy import FAIR, Proxy
+from tests.faults.scenarios.broker import (
     Weather,
     emptied,
     empty,
@@ -22,15 +24,12 @@ from tests.faults.broker import (
     restart,
     storm,
 )
-from tests.faults.cluster import FAST, LONG, Cluster, history_faults, open_cluster, open_redis
-from tests.faults.proxy import FAIR, Proxy
 
 REQUEST_SECONDS = 1.0
 HEAL_SECONDS = 15.0
 SWEEP_SECONDS = 10.0  # until a job without a message is found
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(300),
     pytest.mark.needs("redis"),
     pytest.mark.needs("postgres"),

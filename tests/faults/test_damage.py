@@ -15,7 +15,7 @@ from sharpzo_core.records.prompts import prompt_key
 from tests.faults.cluster import EMBEDDED, ENDLESS, FAST, Cluster, open_mode
 from tests.helpers import write_small_backbone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")

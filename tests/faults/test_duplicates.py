@@ -6,11 +6,12 @@ import pytest
 
 from sharpzo_client.errors import NotFoundError
 from tests.faults.cluster import ENDLESS, Cluster, history_faults
-from tests.faults.delivery import COPIES, deliver, duplicates, wait_until_heard
+from tests.faults.scenarios.delivery import COPIES, deliver, duplicates, wait_until_heard
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
+@pytest.mark.fast
 def test_five_copies_of_a_message_run_a_job_once(cluster: Cluster) -> None:
     assert duplicates(cluster, jobs=2) == []
 

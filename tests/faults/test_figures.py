@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.chaos import PATIENT, random_kills
 from tests.faults.cluster import FAST, open_mode
 from tests.faults.conftest import MODES
 from tests.faults.excuses import excuses
 from tests.faults.figures import FIGURES, Lab
-from tests.faults.writers import write_together
+from tests.faults.scenarios.chaos import PATIENT, random_kills
+from tests.faults.scenarios.writers import write_together
 from tests.figures import END, Book, Figure, Measured
 
 LONGEST_WAIT_SECONDS = 10.0
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", MODES)
 def test_random_kills_lose_and_double_nothing(
@@ -34,7 +33,6 @@ def test_random_kills_lose_and_double_nothing(
     assert (losses.lost, losses.doubled) == ([], [])
 
 
-@pytest.mark.slow
 def test_writers_of_one_sqlite_file_wait_for_each_other(tmp_path: Path) -> None:
     waits = write_together(tmp_path / "data", processes=4, transactions=25)
 
@@ -43,10 +41,12 @@ def test_writers_of_one_sqlite_file_wait_for_each_other(tmp_path: Path) -> None:
     assert waits.seconds[-1] < LONGEST_WAIT_SECONDS
 
 
+@pytest.mark.fast
 def test_no_fault_is_excused() -> None:
     assert excuses() == []
 
 
+@pytest.mark.fast
 def test_every_figure_has_a_name_of_its_own() -> None:
     assert max(Counter(figure.name for figure in FIGURES).values()) == 1
 
@@ -59,6 +59,7 @@ def missed(lab: Lab) -> Measured:
     raise TimeoutError("a job did not end")
 
 
+@pytest.mark.fast
 def test_the_runner_keeps_results_and_tells_of_a_miss(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

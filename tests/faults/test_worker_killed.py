@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.cluster import ENDLESS, LONG, Cluster
 from tests.faults.conftest import MODES
-from tests.faults.workers import (
+from tests.faults.scenarios.workers import (
     Strike,
     drain,
     ended_as,
@@ -29,7 +29,7 @@ ZOMBIE_SECONDS = 5
 MORE_BYTES = 128 << 20  # than a process has already; the greedy job needs several times that
 SETTLED_SECONDS, LOOKS = 2.0, 10
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.parametrize("strike", [kill_group, kill_child])

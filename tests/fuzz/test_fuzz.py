@@ -39,6 +39,7 @@ def test_the_api_keeps_its_document(tmp_path: Path, small_backbone: Path) -> Non
     assert seen.cases > 1500
 
 
+@pytest.mark.fast
 def test_mutants_are_made_again_from_their_number() -> None:
     first, again = (mutate(random.Random("images 0 7"), pictures()) for _ in range(2))
     assert first == again
@@ -85,12 +86,14 @@ def test_a_faulty_reader_is_found(tmp_path: Path, module: str, statement: str) -
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.fast
 def test_what_kills_the_process_is_found() -> None:
     tally = in_a_process("nonesuch", seed=0, count=1)
     assert len(tally.faults) == 1
     assert "KeyError" in tally.faults[0]
 
 
+@pytest.mark.fast
 def test_every_mutant_of_the_long_form_counts() -> None:
     assert set(figures.MUTANTS) == set(readers())
     named = ("archives", "images", "prompts", "prompts-sealed-anew", "checkpoints")

@@ -24,7 +24,7 @@ def test_a_job_comes_back_as_it_was_stored(stores: Stores) -> None:
     assert job.created_at.tzinfo is UTC
 
 
-@pytest.mark.parametrize("ref", [*UNKNOWN, new_id(Prefix.JOB)])
+@pytest.mark.parametrize("ref", [*UNKNOWN, pytest.param(new_id(Prefix.JOB), id="new")])
 def test_an_unknown_id_is_not_found_whatever_it_looks_like(stores: Stores, ref: str) -> None:
     for ask in (stores.jobs.get, stores.jobs.request_cancel, stores.jobs.delete):
         with pytest.raises(NotFound):

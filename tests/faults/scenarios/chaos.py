@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from sharpzo_client import Client
 from sharpzo_client.models import Job
 from tests.faults.cluster import END_SECONDS, Cluster, history_faults
-from tests.faults.workers import pause, restore
+from tests.faults.scenarios.workers import pause, restore
 from tests.helpers import eventually
 
 PAUSE_SECONDS = (0.3, 2.0)  # between a kill and the next

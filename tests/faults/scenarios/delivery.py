@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.faults.broker import once_only
 from tests.faults.cluster import Cluster
+from tests.faults.scenarios.broker import once_only
 
 COPIES = 5
 

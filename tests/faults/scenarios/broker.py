@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tests.faults.cluster import ENDLESS, Cluster, Redis, history_faults
 from tests.faults.proxy import FAIR, Proxy, Weather
-from tests.faults.workers import pause
+from tests.faults.scenarios.workers import pause
 
 #: What a running job's history holds if nothing ever happened to it.
 CALM = frozenset({"queued", "started", "phase", "message"})

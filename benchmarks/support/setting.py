@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.output import RESULTS, Row
+from benchmarks.support.output import RESULTS, Row
 from sharpzo_engine import (
     Dataset,
     TuneResult,

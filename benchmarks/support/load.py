@@ -1,6 +1,6 @@
 """A process that puts load on a service, so that its own work is not the server's.
 
-    python -m benchmarks.load HOST PORT FOLDER
+    python -m benchmarks.support.load HOST PORT FOLDER
 
 `FOLDER` holds the JPEG files to send. Every line on stdin is a `Task` as JSON, and its `Outcome` is
 the answer on stdout. Requests are made before the clock starts and go over plain sockets, because a

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.output import Row, machine_facts, write_json
+from benchmarks.support.output import Row, machine_facts, write_json
 
 
 @dataclass

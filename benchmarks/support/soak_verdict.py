@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.output import Comparison, Row, Table, comparison_table
+from benchmarks.support.output import Comparison, Row, Table, comparison_table
 
 WARM_UP = 0.25  # share of the time in which caches fill and libraries allocate
 MEMORY_GROWTH = 0.05  # allowed, of the first quarter after the warm-up

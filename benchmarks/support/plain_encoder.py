@@ -1,6 +1,6 @@
 """A process that does nothing but decode, prepare and encode: what serving is measured against.
 
-    python -m benchmarks.plain_encoder BACKBONE FOLDER
+    python -m benchmarks.support.plain_encoder BACKBONE FOLDER
 
 Every line on stdin is `BATCH SECONDS`; the answer on stdout is `IMAGES_PER_SECOND MEDIAN_SECONDS`,
 the latter of one batch. No service, no prompt: the backbone, and a loop over the JPEG files.
