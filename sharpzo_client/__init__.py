@@ -1,13 +1,13 @@
 """SDK of the SharpZO service: upload images, tune a prompt on them, classify with it.
 
-from sharpzo_client import Client
+    from sharpzo_client import Client
 
-client = Client("http://localhost:8000")
-dataset = client.datasets.upload("photos/")
-job = client.jobs.wait(client.jobs.create(dataset.id).id, progress=True)
-print(client.prompts.classify(job.prompt_id, ["a.jpg"]).results[0].best)
+    client = Client("http://localhost:8000")
+    dataset = client.datasets.upload("photos/")
+    job = client.jobs.wait(client.jobs.create(dataset.id).id, progress=True)
+    print(client.prompts.classify(job.prompt_id, ["a.jpg"]).results[0].best)
 
-Names are loaded when first used.
+The clients and models are loaded when first used, so that the command line starts quickly.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from sharpzo_client.errors import (
+    APIConnectionError,
+    APIResponseError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ConflictError,
+    DatasetFailed,
+    DeadlineExceededError,
+    DownloadError,
+    FieldFault,
+    InputError,
+    InsufficientStorageError,
+    JobCancelled,
+    JobEnded,
+    JobFailed,
+    MethodNotAllowedError,
+    NotFoundError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    RateLimitError,
+    RequestTimeoutError,
+    ServerError,
+    ServiceUnavailableError,
+    SharpzoError,
+    UnprocessableEntityError,
+    UnsupportedMediaTypeError,
+    WaitTimeoutError,
+)
+
 if TYPE_CHECKING:
     from sharpzo_client.client import AsyncClient, Client
-    from sharpzo_client.errors import (
-        APIConnectionError,
-        APIResponseError,
-        APIStatusError,
-        APITimeoutError,
-        AuthenticationError,
-        BadRequestError,
-        ConflictError,
-        DatasetFailed,
-        DeadlineExceededError,
-        DownloadError,
-        FieldFault,
-        InputError,
-        InsufficientStorageError,
-        JobCancelled,
-        JobEnded,
-        JobFailed,
-        MethodNotAllowedError,
-        NotFoundError,
-        PayloadTooLargeError,
-        PermissionDeniedError,
-        RateLimitError,
-        RequestTimeoutError,
-        ServerError,
-        ServiceUnavailableError,
-        SharpzoError,
-        UnprocessableEntityError,
-        UnsupportedMediaTypeError,
-        WaitTimeoutError,
-    )
     from sharpzo_client.models import (
         Alias,
         AliasChange,
@@ -137,73 +138,14 @@ __all__ = [
     "WaitTimeoutError",
 ]
 
-_HOME = {
-    "APIConnectionError": "errors",
-    "APIResponseError": "errors",
-    "APIStatusError": "errors",
-    "APITimeoutError": "errors",
-    "Alias": "models",
-    "AliasChange": "models",
-    "ApiKey": "models",
-    "AsyncClient": "client",
-    "AuditEntry": "models",
-    "AuthenticationError": "errors",
-    "Backbone": "models",
-    "BadRequestError": "errors",
-    "Checkpoint": "models",
-    "Classification": "models",
-    "Client": "client",
-    "ConflictError": "errors",
-    "Dataset": "models",
-    "DatasetFailed": "errors",
-    "DeadlineExceededError": "errors",
-    "DownloadError": "errors",
-    "ErrorInfo": "models",
-    "FieldFault": "errors",
-    "Health": "models",
-    "ImageRecord": "models",
-    "ImageResult": "models",
-    "InputError": "errors",
-    "InsufficientStorageError": "errors",
-    "Job": "models",
-    "JobCancelled": "errors",
-    "JobEnded": "errors",
-    "JobEvent": "models",
-    "JobFailed": "errors",
-    "Lineage": "models",
-    "MethodNotAllowedError": "errors",
-    "Metrics": "models",
-    "NewApiKey": "models",
-    "NotFoundError": "errors",
-    "Page": "models",
-    "PayloadTooLargeError": "errors",
-    "PermissionDeniedError": "errors",
-    "Prediction": "models",
-    "Progress": "models",
-    "Prompt": "models",
-    "PromptAnswer": "models",
-    "PromptBackbone": "models",
-    "Quota": "models",
-    "RateLimitError": "errors",
-    "RequestTimeoutError": "errors",
-    "Residency": "models",
-    "ServerError": "errors",
-    "ServiceUnavailableError": "errors",
-    "SharpzoError": "errors",
-    "StepRecord": "models",
-    "UnprocessableEntityError": "errors",
-    "UnsupportedMediaTypeError": "errors",
-    "Usage": "models",
-    "WaitTimeoutError": "errors",
-}
-
 
 def __getattr__(name: str) -> object:
-    if name in _HOME.values():
+    if name in ("client", "models"):
         return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    module = "client" if name.endswith("Client") else "models"
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
 def __dir__() -> list[str]:

@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BINARY = "application/octet-stream"
-#: Files beside the images that say something about them.
+#: Files that describe the images.
 DESCRIPTIONS = ("classnames.json", "split_zhou_*.json")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 @runtime_checkable
 class SavesImage(Protocol):
-    """A picture that can write itself to a file, as Pillow's images do."""
+    """An image that can write itself to a file, as Pillow's images do."""
 
     def save(self, fp: BinaryIO, format: str) -> object:  # noqa: A002 - Pillow's own name
-        """Write the picture."""
+        """Write the image to `fp`."""
 
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | SavesImage
 
 
 def open_archive(path: Path) -> BinaryIO:
-    """A dataset as an open archive: the file itself, or a folder packed to a temporary zip.
+    """Open a dataset as an archive; a folder is packed to a temporary zip.
 
     Raises:
-        InputError: nothing there, or nothing in it that could be a dataset.
+        InputError: the path does not exist, or is not a dataset.
     """
     if path.is_dir():
         return pack_folder(path)
@@ -54,7 +54,7 @@ def open_archive(path: Path) -> BinaryIO:
 
 
 def archive_name(path: Path) -> str:
-    """File name to send with a dataset."""
+    """Return the file name to send with a dataset."""
     resolved = path.resolve()
     return f"{resolved.name}.zip" if path.is_dir() else resolved.name
 
@@ -62,15 +62,15 @@ def archive_name(path: Path) -> str:
 def pack_folder(folder: Path) -> BinaryIO:
     """Pack the images and descriptions of a folder, uncompressed, into a temporary zip on disk.
 
-    Hidden files and folders are left out. The file vanishes when it is closed.
+    Hidden files and folders are skipped. The zip is deleted when it is closed.
 
     Raises:
-        InputError: no image in the folder, or a file cannot be read.
+        InputError: the folder has no images, or a file cannot be read.
     """
     names = sorted(dataset_files(folder))
     if not any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
-        raise InputError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    target = tempfile.TemporaryFile(prefix="sharpzo-", suffix=".zip")  # noqa: SIM115 - handed on
+        raise InputError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    target = tempfile.TemporaryFile(prefix="sharpzo-", suffix=".zip")  # noqa: SIM115 - returned
     try:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
             for name in names:
@@ -83,7 +83,7 @@ def pack_folder(folder: Path) -> BinaryIO:
 
 
 def dataset_files(folder: Path) -> Iterator[str]:
-    """Paths, relative to `folder`, of what belongs to a dataset; links are followed, once each."""
+    """Yield the files of a dataset, relative to `folder`; each link is followed once."""
     visited: set[str] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
@@ -91,26 +91,26 @@ def dataset_files(folder: Path) -> Iterator[str]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = [name for name in folders if not _is_noise(name)]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
         base = Path(here).relative_to(folder)
         yield from ((base / name).as_posix() for name in files if _belongs(name))
 
 
 def _belongs(name: str) -> bool:
     is_image = Path(name).suffix.lower() in IMAGE_SUFFIXES
-    return not _is_noise(name) and (is_image or any(fnmatch(name, like) for like in DESCRIPTIONS))
+    return not _is_hidden(name) and (is_image or any(fnmatch(name, like) for like in DESCRIPTIONS))
 
 
-def _is_noise(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
 def read_image(image: ImageInput, index: int) -> tuple[str, bytes]:
-    """File name and bytes of one image for a classify request.
+    """Return the file name and bytes of one image for a classify request.
 
     Raises:
         InputError: the file cannot be read.
-        TypeError: neither a path, nor bytes, nor something with Pillow's `save`.
+        TypeError: it is neither a path, nor bytes, nor an object with Pillow's `save`.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return f"image-{index}", bytes(image)
@@ -125,7 +125,7 @@ def read_image(image: ImageInput, index: int) -> tuple[str, bytes]:
 
 
 def artifact_part(source: str | os.PathLike[str] | bytes) -> Part:
-    """A prompt file as the part of an import request."""
+    """Return a prompt file as the part of an import request."""
     if isinstance(source, bytes):
         return Part("file", "prompt.safetensors", source, BINARY)
     path = Path(source)
@@ -133,15 +133,15 @@ def artifact_part(source: str | os.PathLike[str] | bytes) -> Part:
 
 
 def write_verified(path: Path, content: bytes, sha256: str | None) -> Path:
-    """Write a download so that `path` holds all of it or is left as it was.
+    """Write a download to `path` completely, or leave `path` unchanged.
 
     Raises:
-        DownloadError: the bytes are not those of `sha256`.
-        InputError: the place cannot be written to.
+        DownloadError: the content does not have the hash `sha256`.
+        InputError: `path` cannot be written.
     """
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
-        raise DownloadError(f"expected SHA-256 {sha256}, got {found}")
+        raise DownloadError(f"the SHA-256 is {found} instead of {sha256} (download it again)")
     with replacing(path) as file:
         file.write(content)
     return path
@@ -149,10 +149,10 @@ def write_verified(path: Path, content: bytes, sha256: str | None) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that becomes `path` if the block succeeds; else `path` is left as it was.
+    """Open a file that becomes `path` if the block succeeds; otherwise `path` is unchanged.
 
     Raises:
-        InputError: the place cannot be written to.
+        InputError: `path` cannot be written.
     """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -1,4 +1,4 @@
-"""A stream of JSON lines, cut into records."""
+"""Splitting a stream of JSON lines into records."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 class Lines:
-    """Takes chunks of any size; holds no more than one line."""
+    """Takes chunks of any size; keeps at most one line in memory."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, chunk: bytes) -> Iterator[ImageRecord]:
-        """The records that the chunk completes.
+        """Return the records that the chunk completes.
 
         Raises:
-            APIResponseError: a line is no record.
+            APIResponseError: a line is not a record.
         """
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         return (_record(line) for line in lines if line)
 
     def end(self) -> None:
-        """The stream has ended.
+        """Check that the stream is complete.
 
         Raises:
-            APIResponseError: in the middle of a line.
+            APIResponseError: it ended in the middle of a line.
         """
         if self._rest:
             raise APIResponseError("the results end in the middle of a line")

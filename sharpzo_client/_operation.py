@@ -1,8 +1,8 @@
-"""A call to the API as data: what to send, how to read the answer, when it may be repeated.
+"""A call to the API as data: what to send, how to read the answer, when it may be retried.
 
 Nothing here does input or output. A *flow* is a generator that yields effects (an operation, a
-pause, a function that blocks) and receives their results; the transports perform them, blocking or
-not, so that every flow is written once for both clients.
+pause, a function that blocks) and receives their results. The transports perform the effects,
+blocking or not, so that every flow is written once for both clients.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ T = TypeVar("T")
 class Retry(Enum):
     """When a failed call may be sent again."""
 
-    ALWAYS = "always"  #: Sending it twice changes nothing, or it carries an idempotency key.
+    ALWAYS = "always"  #: Sending it twice changes nothing, or it has an idempotency key.
     NEVER = "never"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a multipart body; an open file is read from its start at every attempt."""
+    """One file of a multipart body; an open file is read from its start on every attempt."""
 
     field: str
     filename: str
@@ -50,7 +50,7 @@ class Operation(Generic[T]):
     retry: Retry = Retry.ALWAYS
 
     def __iter__(self) -> Flow[T]:
-        """An operation is the shortest flow; `yield from operation` gives its typed answer."""
+        """Make an operation a flow of one effect: `yield from operation` returns a typed answer."""
         answer: T = yield self
         return answer
 
@@ -64,12 +64,12 @@ class Sleep:
 
 @dataclass(frozen=True)
 class Blocking(Generic[T]):
-    """Work on files: done in place by the sync client, in a thread by the async one."""
+    """Work on files: the sync client does it in place, the async client in a thread."""
 
     run: Callable[[], T]
 
     def __iter__(self) -> Flow[T]:
-        """`yield from Blocking(work)` gives the typed result."""
+        """Make it a flow: `yield from Blocking(work)` returns the typed result."""
         result: T = yield self
         return result
 

@@ -1,4 +1,4 @@
-"""Reading answers: JSON into models, problems into errors."""
+"""Readers of answers, from JSON to models, and from problem documents to errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=Model)
 
 
 def reads(model: type[M]) -> Callable[[httpx.Response], M]:
-    """A reader of one object."""
+    """Make a reader of one object."""
 
     def read(response: httpx.Response) -> M:
         return _validate(model, _json(response), response)
@@ -30,44 +30,44 @@ def reads(model: type[M]) -> Callable[[httpx.Response], M]:
 
 
 def reads_page(item: type[M]) -> Callable[[httpx.Response], Page[M]]:
-    """A reader of `{data, has_more, next}`."""
+    """Make a reader of `{data, has_more, next}`."""
     return reads(Page[item])  # type: ignore[valid-type] # a model made at run time
 
 
 def reads_series(item: type[M]) -> Callable[[httpx.Response], tuple[M, ...]]:
-    """A reader of a series that comes whole, in `data`."""
+    """Make a reader of a list that is not paged, in `data`."""
     page = reads_page(item)
     return lambda response: page(response).data
 
 
 def reads_object(response: httpx.Response) -> dict[str, Any]:
-    """A reader of one object that has no model."""
+    """Read an object that has no model."""
     answer = _json(response)
     if not isinstance(answer, dict):
         request = response.request
-        raise APIResponseError(f"{request.method} {request.url} did not answer with an object")
+        raise APIResponseError(f"{request.method} {request.url} did not return a JSON object")
     return answer
 
 
 @dataclass(frozen=True)
 class File:
-    """Bytes, and the hash that the service says they have."""
+    """The bytes of a file, and their SHA-256 according to the service."""
 
     content: bytes
     sha256: str | None
 
 
 def reads_file(response: httpx.Response) -> File:
-    """A reader of a file."""
+    """Read a file."""
     return File(response.content, response.headers.get("x-checksum-sha256"))
 
 
 def reads_nothing(_: httpx.Response) -> None:
-    """A reader for answers without a body."""
+    """Ignore the body."""
 
 
 def raise_for_status(response: httpx.Response) -> None:
-    """Raise the error of an answer that is not a success (its body must have been read).
+    """Raise the error of an unsuccessful answer, whose body must have been read.
 
     Raises:
         APIStatusError: the status is 300 or more.
@@ -87,7 +87,7 @@ def raise_for_status(response: httpx.Response) -> None:
 
 
 def request_id(response: httpx.Response) -> str | None:
-    """The id under which the service logged the request."""
+    """Return the id under which the service logged the request."""
     value: str | None = response.headers.get("x-request-id")
     return value
 
@@ -97,7 +97,7 @@ def _json(response: httpx.Response) -> object:
         return response.json()
     except ValueError:
         raise APIResponseError(
-            f"{response.request.method} {response.request.url} did not answer with JSON"
+            f"{response.request.method} {response.request.url} did not return JSON"
         ) from None
 
 
@@ -114,7 +114,7 @@ def _validate(model: type[M], data: object, response: httpx.Response) -> M:
 def _problem(response: httpx.Response) -> Mapping[str, Any]:
     try:
         body = response.json()
-    except ValueError:  # a proxy's page, perhaps: the status alone must do
+    except ValueError:  # perhaps a proxy's page: use the status alone
         return {}
     return body if isinstance(body, dict) else {}
 
@@ -138,7 +138,7 @@ def _faults(problem: Mapping[str, Any]) -> list[FieldFault]:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header: a number, or an HTTP date."""
+    """Seconds from a Retry-After header, which is a number or an HTTP date."""
     if value is None:
         return None
     try:

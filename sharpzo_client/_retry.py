@@ -1,4 +1,4 @@
-"""When to send again, and after how long."""
+"""Which failed requests are sent again, and after how long."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from tenacity.retry import retry_base
     from tenacity.stop import stop_base
 
-#: Statuses that may pass by themselves, besides most 5xx. A conflict passes when it is an earlier
-#: attempt of the same call that still runs; then the service names a time to come back.
-PASSING = frozenset({408, 429})
+#: Statuses to retry, besides most 5xx. A 409 is retried only with Retry-After: then an earlier
+#: attempt of the same call is still running.
+TRANSIENT = frozenset({408, 429})
 #: A full disk does not become empty within seconds, and uploads are large.
-LASTING = frozenset({507})
-#: The caller's own time is over; a gateway's 504 is another matter.
+PERMANENT = frozenset({507})
+#: The caller's own deadline has passed; other 504s come from gateways and are retried.
 DEADLINE_PASSED = "deadline_exceeded"
 
 _backoff = wait_exponential(multiplier=INITIAL_BACKOFF, max=MAX_BACKOFF)
@@ -39,7 +39,7 @@ class RetryOptions(TypedDict):
 
 
 def retry_options(operation: Operation[Any], max_retries: int) -> RetryOptions:
-    """The rules for one operation."""
+    """Build tenacity's options for one operation."""
     return RetryOptions(
         stop=stop_after_attempt(max_retries + 1),
         retry=retry_if_exception(lambda error: may_retry(error, operation.retry)),
@@ -49,7 +49,7 @@ def retry_options(operation: Operation[Any], max_retries: int) -> RetryOptions:
 
 
 def may_retry(error: BaseException, rule: Retry) -> bool:
-    """Whether a call that failed with `error` may be sent again under `rule`."""
+    """Return whether a call that failed with `error` may be sent again."""
     if rule is Retry.NEVER:
         return False
     if isinstance(error, APIConnectionError):
@@ -58,13 +58,13 @@ def may_retry(error: BaseException, rule: Retry) -> bool:
         return False
     if error.code == DEADLINE_PASSED:
         return False
-    if _still_running(error) or error.status in PASSING:
+    if _still_running(error) or error.status in TRANSIENT:
         return True
-    return error.status >= 500 and error.status not in LASTING
+    return error.status >= 500 and error.status not in PERMANENT
 
 
 def pause_before_retry(state: RetryCallState) -> float:
-    """Seconds to wait: what the service asks for, or a backoff with jitter."""
+    """Return the seconds to wait: Retry-After, or else a backoff with jitter."""
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, APIStatusError) and error.retry_after is not None:
         return error.retry_after
@@ -72,7 +72,7 @@ def pause_before_retry(state: RetryCallState) -> float:
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures in a row, without jitter."""
+    """Return the seconds to wait after this many failures in a row, without jitter."""
     return min(MAX_BACKOFF, INITIAL_BACKOFF * 2.0 ** max(0, failures - 1))
 
 

@@ -1,6 +1,6 @@
-"""Doing what operations and flows ask for: once blocking, once not.
+"""Performing operations and flows, blocking or not.
 
-The only part of the SDK that touches the network; httpx's errors end here.
+This is the only module that uses the network; it turns httpx's errors into the SDK's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Failures before the first byte of the request left.
+#: Errors that occur before the first byte of the request is sent.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _STREAMING = httpx.Timeout(STREAM_TIMEOUT, connect=CONNECT_TIMEOUT)
 
@@ -46,7 +46,7 @@ class SyncTransport:
         self.sleep = sleep
 
     def run(self, flow: Flow[T]) -> T:
-        """Perform a flow's effects in turn and give its result."""
+        """Perform a flow's effects in turn and return its result."""
         try:
             effect = next(flow)
             while True:
@@ -62,17 +62,17 @@ class SyncTransport:
             flow.close()
 
     def send(self, operation: Operation[T]) -> T:
-        """Send a request, again where that is allowed, and read the answer."""
+        """Send a request, retry it if that is allowed, and read the answer."""
         options = retry_options(operation, self._max_retries)
         answer: T = Retrying(sleep=self.sleep, **options)(self._send_once, operation)
         return answer
 
     @contextmanager
     def stream(self, operation: Operation[Any]) -> Iterator[Iterator[bytes]]:
-        """Send a request once and read its answer as it comes."""
+        """Send a request once and yield its answer as it arrives."""
         request = build_request(self._http, operation)
         request.extensions["timeout"] = _STREAMING.as_dict()
-        with translated():
+        with translate_errors():
             response = self._http.send(request, stream=True)
             try:
                 if response.status_code >= 300:
@@ -95,7 +95,7 @@ class SyncTransport:
         return None
 
     def _send_once(self, operation: Operation[T]) -> T:
-        with translated():
+        with translate_errors():
             response = self._http.send(build_request(self._http, operation))
         raise_for_status(response)
         return operation.read(response)
@@ -115,7 +115,7 @@ class AsyncTransport:
         self.sleep = sleep
 
     async def run(self, flow: Flow[T]) -> T:
-        """Perform a flow's effects in turn and give its result."""
+        """Perform a flow's effects in turn and return its result."""
         try:
             effect = next(flow)
             while True:
@@ -131,17 +131,17 @@ class AsyncTransport:
             flow.close()
 
     async def send(self, operation: Operation[T]) -> T:
-        """Send a request, again where that is allowed, and read the answer."""
+        """Send a request, retry it if that is allowed, and read the answer."""
         options = retry_options(operation, self._max_retries)
         retrying = AsyncRetrying(sleep=self.sleep, **options)
         return await retrying(self._send_once, operation)
 
     @asynccontextmanager
     async def stream(self, operation: Operation[Any]) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Send a request once and read its answer as it comes."""
+        """Send a request once and yield its answer as it arrives."""
         request = build_request(self._http, operation)
         request.extensions["timeout"] = _STREAMING.as_dict()
-        with translated():
+        with translate_errors():
             response = await self._http.send(request, stream=True)
             try:
                 if response.status_code >= 300:
@@ -164,7 +164,7 @@ class AsyncTransport:
         return None
 
     async def _send_once(self, operation: Operation[T]) -> T:
-        with translated():
+        with translate_errors():
             response = await self._http.send(build_request(self._http, operation))
         raise_for_status(response)
         return operation.read(response)
@@ -173,7 +173,7 @@ class AsyncTransport:
 def build_request(
     http: httpx.Client | httpx.AsyncClient, operation: Operation[Any]
 ) -> httpx.Request:
-    """The request of one attempt."""
+    """Build the request of one attempt."""
     files = [(part.field, _file(part)) for part in operation.parts]
     return http.build_request(
         operation.method,
@@ -193,21 +193,21 @@ def _file(part: Part) -> tuple[str, Any, str]:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn httpx's errors into ours.
+def translate_errors() -> Iterator[None]:
+    """Turn httpx's errors into the SDK's.
 
     Raises:
-        APIConnectionError: no connection, or it broke.
-        APITimeoutError: nothing came in time.
-        APIResponseError: bytes came that are not HTTP, or a redirect without end.
-        InputError: the address is not one.
+        APIConnectionError: there is no connection, or it broke.
+        APITimeoutError: nothing arrived in time.
+        APIResponseError: the answer cannot be decoded, or redirects in a loop.
+        InputError: the address is not valid.
     """
     try:
         yield
     except httpx.TimeoutException as error:
         raise APITimeoutError(_describe(error), sent=not isinstance(error, _NOT_SENT)) from error
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise InputError(f"the service's address is not usable: {error}") from error
+        raise InputError(f"the address of the service is not valid: {error}") from error
     except (httpx.DecodingError, httpx.TooManyRedirects, httpx.HTTPStatusError) as error:
         raise APIResponseError(f"the answer cannot be read: {error}") from error
     except (httpx.HTTPError, httpx.StreamError) as error:

@@ -1,4 +1,4 @@
-"""The two clients: the same surface, blocking and asynchronous."""
+"""The blocking and the asynchronous client, which have the same methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
-from sharpzo_client import _operations as ops
 from sharpzo_client._constants import (
     API_KEY_VARIABLE,
     CONNECT_TIMEOUT,
@@ -18,7 +17,9 @@ from sharpzo_client._constants import (
     DEFAULT_TIMEOUT,
     DEFAULT_TOP_K,
 )
-from sharpzo_client._transport import AsyncTransport, SyncTransport, translated
+from sharpzo_client._operations.classify import ClassifyOptions, classify_with_prompts
+from sharpzo_client._operations.service import get_usage
+from sharpzo_client._transport import AsyncTransport, SyncTransport, translate_errors
 from sharpzo_client.errors import InputError
 from sharpzo_client.resources.aliases import Aliases, AsyncAliases
 from sharpzo_client.resources.datasets import AsyncDatasets, Datasets
@@ -41,14 +42,18 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """A connection to a SharpZO service.
+    """A connection to a SharpZO service. Use it as a context manager, or close it.
 
-    `api_key` is by default what the variable SHARPZO_API_KEY holds; an empty text is no key.
-    `timeout` is in seconds without a byte; `transport` replaces the network, `sleep` the clock. Use
-    it as a context manager, or close it.
+    Args:
+        base_url: Address of the service.
+        api_key: API key; default: the environment variable SHARPZO_API_KEY. Empty: no key.
+        timeout: Seconds of inactivity before giving up.
+        max_retries: How often a failed request is sent again.
+        transport: Replaces the network, for tests and proxies.
+        sleep: Replaces `time.sleep`, for tests.
 
     Raises:
-        InputError: `base_url` is not an address, or `api_key` no key.
+        InputError: `base_url` is not an address, or `api_key` has characters no key can have.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        with translated():
+        with translate_errors():
             http = httpx.Client(
                 base_url=base_url,
                 headers=_headers(api_key),
@@ -80,7 +85,7 @@ class Client:
 
     @property
     def base_url(self) -> str:
-        """Address of the service."""
+        """The address of the service."""
         return self._base_url
 
     def classify(
@@ -93,21 +98,21 @@ class Client:
         zero_shot: bool = False,
         deadline: float | None = None,
     ) -> tuple[PromptAnswer, ...]:
-        """Label images with several prompts at once; every image is encoded once for all of them.
+        """Label images with several prompts at once; each image is encoded once for all of them.
 
-        The answers are in the order of `prompts`; one that cannot be used has an `error`. For the
+        Answers are in the order of `prompts`; a prompt that cannot be used has an `error`. For the
         other arguments see `client.prompts.classify`.
 
         Raises:
-            InputError: a file cannot be read here.
-            DeadlineExceededError: the deadline has passed.
+            InputError: A file cannot be read.
+            DeadlineExceededError: The deadline has passed.
         """
-        question = ops.Question(top_k, calibrated, zero_shot, deadline)
-        return self._transport.run(ops.classify_with_prompts(prompts, images, question))
+        options = ClassifyOptions(top_k, calibrated, zero_shot, deadline)
+        return self._transport.run(classify_with_prompts(prompts, images, options))
 
     def usage(self) -> Usage:
-        """What one's tenant has used, and its quotas."""
-        return self._transport.send(ops.get_usage())
+        """Return the usage and quotas of your tenant."""
+        return self._transport.send(get_usage())
 
     def close(self) -> None:
         """Close the connections."""
@@ -138,7 +143,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        with translated():
+        with translate_errors():
             http = httpx.AsyncClient(
                 base_url=base_url,
                 headers=_headers(api_key),
@@ -157,7 +162,7 @@ class AsyncClient:
 
     @property
     def base_url(self) -> str:
-        """Address of the service."""
+        """The address of the service."""
         return self._base_url
 
     async def classify(
@@ -171,12 +176,12 @@ class AsyncClient:
         deadline: float | None = None,
     ) -> tuple[PromptAnswer, ...]:
         """Label images with several prompts at once; see `Client.classify`."""
-        question = ops.Question(top_k, calibrated, zero_shot, deadline)
-        return await self._transport.run(ops.classify_with_prompts(prompts, images, question))
+        options = ClassifyOptions(top_k, calibrated, zero_shot, deadline)
+        return await self._transport.run(classify_with_prompts(prompts, images, options))
 
     async def usage(self) -> Usage:
-        """What one's tenant has used, and its quotas."""
-        return await self._transport.send(ops.get_usage())
+        """Return the usage and quotas of your tenant."""
+        return await self._transport.send(get_usage())
 
     async def close(self) -> None:
         """Close the connections."""
@@ -196,8 +201,8 @@ class AsyncClient:
 
 def _headers(api_key: str | None) -> dict[str, str]:
     key = (os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key).strip()
-    if not (key.isascii() and key.isprintable()):  # an error further on would show it
-        raise InputError("the API key holds characters that no key has")
+    if not (key.isascii() and key.isprintable()):  # httpx's own error would show the key
+        raise InputError("the API key has characters that no key can have (check SHARPZO_API_KEY)")
     bearer = {"Authorization": f"Bearer {key}"} if key else {}
     return {"User-Agent": "sharpzo-client", "Accept": "application/json", **bearer}
 

@@ -1,11 +1,9 @@
-"""Every error the SDK raises on purpose.
-
-Our exception hierarchy:
+"""The SDK's errors.
 
 SharpzoError
- ├── APIConnectionError              the service was not reached, or the connection broke
+ ├── APIConnectionError              the service is unreachable, or the connection broke
  │    └── APITimeoutError            … or it did not answer in time
- ├── APIResponseError                an answer that is not what the API promises
+ ├── APIResponseError                an answer that does not match the API
  ├── APIStatusError                  an answer with an error status
  │    ├── BadRequestError            400
  │    ├── AuthenticationError        401
@@ -23,10 +21,10 @@ SharpzoError
  │         ├── DeadlineExceededError     504
  │         └── InsufficientStorageError  507
  ├── InputError                      a local file, folder or image cannot be sent
- ├── DownloadError                   downloaded bytes are not the ones the service names
- ├── WaitTimeoutError                the job or dataset did not end in the time given
- ├── DatasetFailed                   the service could not use the dataset
- └── JobEnded                        a job that was waited for did not succeed
+ ├── DownloadError                   a downloaded file is damaged
+ ├── WaitTimeoutError                the job or dataset did not finish in time
+ ├── DatasetFailed                   the service cannot use the dataset
+ └── JobEnded                        the job ended without success
       ├── JobFailed
       └── JobCancelled
 """
@@ -43,16 +41,16 @@ if TYPE_CHECKING:
 
 
 class SharpzoError(Exception):
-    """The SDK could not do what was asked."""
+    """Base of the SDK's errors."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (self.__doc__ or "").strip())
 
 
 class APIConnectionError(SharpzoError):
-    """The service cannot be reached.
+    """The service cannot be reached, or the connection broke.
 
-    `sent` is false when it is certain that the request never left this machine.
+    `sent` is false if the request certainly never left this machine.
     """
 
     def __init__(self, message: str | None = None, *, sent: bool = True) -> None:
@@ -65,19 +63,29 @@ class APITimeoutError(APIConnectionError):
 
 
 class APIResponseError(SharpzoError):
-    """The answer is not what the API promises; is this the address of a SharpZO service?"""
+    """The answer does not match the API; is this the address of a SharpZO service?"""
 
 
 @dataclass(frozen=True)
 class FieldFault:
-    """One fault of a request: a JSON pointer to the value, and what is wrong with it."""
+    """One error in a request: a JSON pointer to the value, and what is wrong with it."""
 
     pointer: str
     message: str
 
 
 class APIStatusError(SharpzoError):
-    """The service refused the request (an RFC 9457 problem)."""
+    """The service rejected the request (an RFC 9457 problem).
+
+    Attributes:
+        status: HTTP status.
+        code: The service's name for the problem, such as `alias_moved`.
+        title: Short description.
+        detail: What is wrong in this request.
+        errors: The wrong values, if any.
+        request_id: The id of the request in the service's log.
+        retry_after: Seconds to wait before trying again.
+    """
 
     def __init__(
         self,
@@ -96,7 +104,7 @@ class APIStatusError(SharpzoError):
         self.detail = detail
         self.errors = tuple(errors)
         self.request_id = request_id
-        self.retry_after = retry_after  # seconds
+        self.retry_after = retry_after
         super().__init__(self._message())
 
     def _message(self) -> str:
@@ -120,7 +128,7 @@ class PermissionDeniedError(APIStatusError):
 
 
 class NotFoundError(APIStatusError):
-    """404: there is no such object."""
+    """404: the object does not exist."""
 
 
 class MethodNotAllowedError(APIStatusError):
@@ -140,11 +148,11 @@ class PayloadTooLargeError(APIStatusError):
 
 
 class UnsupportedMediaTypeError(APIStatusError):
-    """415: the upload is of a kind the service does not take."""
+    """415: the service does not accept this type of upload."""
 
 
 class UnprocessableEntityError(APIStatusError):
-    """422: the request was read, but a value is wrong; see `errors`."""
+    """422: a value in the request is wrong; see `errors`."""
 
 
 class RateLimitError(APIStatusError):
@@ -160,14 +168,14 @@ class ServiceUnavailableError(ServerError):
 
 
 class DeadlineExceededError(ServerError):
-    """504: the answer was not there in the time that the request gave."""
+    """504: the request's deadline passed before the answer was ready."""
 
 
 class InsufficientStorageError(ServerError):
     """507: the service's storage is full."""
 
 
-#: Status -> class; a status without its own gets its family's.
+#: Status -> class; other statuses use `ServerError` or `APIStatusError`.
 STATUS_ERRORS: Mapping[int, type[APIStatusError]] = {
     400: BadRequestError,
     401: AuthenticationError,
@@ -187,25 +195,25 @@ STATUS_ERRORS: Mapping[int, type[APIStatusError]] = {
 
 
 def status_error(status: int) -> type[APIStatusError]:
-    """The class for an HTTP status of 300 or more."""
+    """Return the error class for an HTTP status of 300 or more."""
     family = ServerError if status >= 500 else APIStatusError
     return STATUS_ERRORS.get(status, family)
 
 
 class InputError(SharpzoError):
-    """The local file, folder or image cannot be sent."""
+    """A local file, folder or image cannot be sent, or an argument is wrong."""
 
 
 class DownloadError(SharpzoError):
-    """The downloaded bytes are damaged: their SHA-256 is not the one the service names."""
+    """The downloaded file is damaged: its SHA-256 is not the expected one."""
 
 
 class WaitTimeoutError(SharpzoError, TimeoutError):
-    """What was waited for did not end in the time given; it goes on."""
+    """The job or dataset did not finish in time; it keeps running."""
 
 
 class DatasetFailed(SharpzoError):  # noqa: N818 - named for the fact
-    """The service could not use the dataset; see `dataset.error`."""
+    """The service cannot use the dataset; see `dataset.error`."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

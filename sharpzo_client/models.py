@@ -1,8 +1,8 @@
-"""What the service answers with, typed.
+"""The service's answers, typed.
 
 Models are frozen and lenient: a field that a newer service adds is kept as an extra attribute, and
-words (`status`, `phase`, `type`) are plain strings, so that a new one does not break a client.
-Accuracies are fractions from 0 to 1.
+`status`, `phase`, `type` and the like are plain strings, so that a new value does not break a
+client. Accuracies are fractions from 0 to 1.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 T = TypeVar("T")
 
-#: Statuses that never change any more.
+#: Statuses of jobs that have ended.
 TERMINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Model(BaseModel):
-    """Base of every answer."""
+    """Base of all answers."""
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), defer_build=True)
 
     _request_id: str | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
-        """Equal by what it says, whichever request brought it."""
+        """Compare the fields, but not the request that returned them."""
         return (
             isinstance(other, Model)
             and type(self) is type(other)
@@ -43,15 +43,15 @@ class Model(BaseModel):
         """Validate decoded JSON.
 
         Raises:
-            pydantic.ValidationError: a promised field is missing or of another type.
+            pydantic.ValidationError: A required field is missing or has another type.
         """
         model = cls.model_validate(data)
-        model._request_id = request_id  # noqa: SLF001 - its own class
+        model._request_id = request_id  # noqa: SLF001 - this class's own attribute
         return model
 
 
 class Page(Model, Generic[T]):
-    """One page of a list; `next` is the cursor of the page that follows."""
+    """One page of a list; `next` is the cursor of the next page."""
 
     data: tuple[T, ...]
     has_more: bool = False
@@ -59,25 +59,25 @@ class Page(Model, Generic[T]):
 
 
 class ErrorInfo(Model):
-    """Why a job, dataset or image failed: a stable code and a sentence."""
+    """Why a job, dataset or image failed: a stable code and a message."""
 
     code: str | None = None
     message: str = ""
 
 
 class Dataset(Model):
-    """An uploaded dataset; it can be tuned on once `status` is `ready`."""
+    """An uploaded dataset; it can be used once its `status` is `ready`."""
 
     id: str
     name: str | None = None
     status: str
     """processing, ready or failed"""
     labelled: bool = True
-    """whether its images have classes; without, it can be classified, no more"""
+    """whether its images have classes; if false, the dataset can only be classified"""
     images: int | None = None
     classes: tuple[str, ...] | None = None
     splits: Mapping[str, Any] | None = None
-    """split (train, val, test) -> images, in all or by class"""
+    """split (train, val, test) -> number of images"""
     sha256: str | None = None
     report: Mapping[str, Any] | None = None
     error: ErrorInfo | None = None
@@ -85,33 +85,34 @@ class Dataset(Model):
 
 
 class Progress(Model):
-    """How far a job is."""
+    """The progress of a job."""
 
     step: int = 0
     total_steps: int | None = None
     forward_passes: int = 0
     eta_seconds: float | None = None
+    """estimated seconds until it ends"""
 
 
 class Metrics(Model):
-    """Figures of a job or prompt; None where not measured (yet)."""
+    """Results of a job or prompt; None: not measured (yet)."""
 
     zero_shot_accuracy: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None
-    """of what the prompt answers, its head included"""
+    """accuracy on test images, including the head"""
     prompt_test_accuracy: float | None = None
-    """without the head"""
+    """accuracy on test images without the head"""
     loss: float | None = None
     accuracy: float | None = None
-    """of an evaluation, as what follows"""
+    """accuracy of an evaluation; the following fields too are of evaluations"""
     macro_accuracy: float | None = None
     top5_accuracy: float | None = None
     nll: float | None = None
     ece: float | None = None
     """expected calibration error"""
     calibrated_nll: float | None = None
-    """at the prompt's own temperature"""
+    """negative log-likelihood at the prompt's temperature"""
     calibrated_ece: float | None = None
     zero_shot_ece: float | None = None
     images: int | None = None
@@ -120,14 +121,14 @@ class Metrics(Model):
 
 
 class Checkpoint(Model):
-    """What a job goes on from when it is resumed."""
+    """The checkpoint that a job continues from when it is resumed."""
 
     step: int
     saved_at: datetime | None = None
 
 
 class Job(Model):
-    """A job: it tunes a prompt, measures one, or labels images with one."""
+    """A job, which tunes a prompt, evaluates one, or labels images with one."""
 
     id: str
     kind: str = "tuning"
@@ -135,18 +136,18 @@ class Job(Model):
     status: str
     """queued, running, pausing, paused, cancelling, succeeded, failed or cancelled"""
     phase: str | None = None
-    """preparing, stage1, stage2 or evaluating, while it runs"""
+    """preparing, stage1, stage2 or evaluating, while the job is running"""
     phase_label: str | None = None
-    """the phase in words, with the optimiser that a stage uses: Preparing, Gauss-Newton"""
+    """the phase in words, with the optimiser of a stage: Preparing, Gauss-Newton"""
     progress: Progress = Field(default_factory=Progress)
     metrics: Metrics = Field(default_factory=Metrics)
     prompt_id: str | None = None
-    """what a tuning job has published, or another job applies"""
+    """the prompt that a tuning job has published, or that another job applies"""
     error: ErrorInfo | None = None
     attempt: int = 0
     checkpoint: Checkpoint | None = None
     from_checkpoint: str | None = None
-    """the job whose checkpoint it began with"""
+    """the job whose checkpoint it started from"""
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -158,12 +159,12 @@ class Job(Model):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job has ended, well or not."""
+        """Whether the job has ended, successfully or not."""
         return self.status in TERMINAL_STATUSES
 
 
 class JobEvent(Model):
-    """Something that happened to a job; `seq` counts from 1 without gaps."""
+    """An event of a job; `seq` counts from 1 without gaps."""
 
     seq: int
     type: str
@@ -174,7 +175,7 @@ class JobEvent(Model):
 
 
 class StepRecord(Model):
-    """One step of a tuning run."""
+    """One step of a tuning job."""
 
     step: int
     phase: str | None = None
@@ -196,7 +197,7 @@ class PromptBackbone(Model):
 
 
 class Lineage(Model):
-    """Where a prompt comes from; None is what is not known."""
+    """Where a prompt comes from; None: not known."""
 
     source: str | None = None
     """job or import"""
@@ -206,20 +207,20 @@ class Lineage(Model):
     dataset_sha256: str | None = None
     backbone: PromptBackbone | None = None
     config: Mapping[str, Any] | None = None
-    """the hyperparameters that it was tuned with"""
+    """the hyperparameters it was tuned with"""
     seed: int | None = None
     engine_version: str | None = None
     from_checkpoint: str | None = None
-    """the job that the tuning job went on from"""
+    """the job whose checkpoint the tuning job started from"""
     parent: str | None = None
-    """the prompt that that job had published"""
+    """the prompt that this other job had published"""
 
 
 class Residency(Model):
-    """How the process that answered has a prompt."""
+    """Whether the process that answered has a prompt in memory."""
 
     resident: bool = False
-    """whether its matrix is in memory"""
+    """whether the prompt's class embeddings are in memory"""
     used_at: datetime | None = None
 
 
@@ -231,7 +232,7 @@ class Prompt(Model):
     name: str | None = None
     version: int | None = None
     aliases: tuple[str, ...] = ()
-    """those that point to this version"""
+    """aliases that point to this version"""
     pinned: bool = False
     """whether every API process keeps it in memory"""
     backbone: PromptBackbone | None = None
@@ -241,45 +242,45 @@ class Prompt(Model):
     sha256: str | None = None
     created_at: datetime | None = None
     residency: Residency | None = None
-    """told of a single prompt, not in lists"""
+    """only for a single prompt, not in lists"""
 
 
 class AliasChange(Model):
-    """One line of an alias's history; `seq` counts from 1 without gaps."""
+    """One entry of an alias's history; `seq` counts from 1 without gaps."""
 
     seq: int
     action: str
     """set, rollback or deleted"""
     prompt_id: str | None = None
-    """in force from here on; None: none"""
+    """the prompt that the alias points to from then on; None: none"""
     version: int | None = None
     previous_prompt_id: str | None = None
     comment: str | None = None
     gate: Mapping[str, Any] | None = None
-    """what was asked for and measured, if the move was gated"""
+    """the required and measured values, if there was a gate"""
     created_at: datetime | None = None
 
 
 class Alias(Model):
-    """A movable name for one version of a prompt."""
+    """A name that points to one version of a prompt, and can be moved to another."""
 
     name: str
     alias: str
     ref: str
-    """name@alias, which leads to the prompt"""
+    """name@alias, which can be used wherever a prompt is named"""
     prompt_id: str
     version: int
     seq: int | None = None
-    """of the entry of its history that put it there"""
+    """`seq` of the newest entry of its history"""
     updated_at: datetime | None = None
     history: tuple[AliasChange, ...] = ()
-    """newest first, where it was asked for; `client.aliases.history` gives all of a long one"""
+    """newest first, only from `client.aliases.get`; `client.aliases.history` returns all of it"""
     has_more: bool = False
     next: str | int | None = None
 
     @property
     def page(self) -> Page[AliasChange]:
-        """The history as a page of a list."""
+        """The history as one page of a list."""
         return Page[AliasChange](data=self.history, has_more=self.has_more, next=self.next)
 
 
@@ -290,7 +291,7 @@ class ApiKey(Model):
     name: str
     tenant: str
     prefix: str
-    """what the key begins with"""
+    """the first characters of the key"""
     scopes: tuple[str, ...] = ()
     rate_limit: str | None = None
     created_at: datetime | None = None
@@ -300,14 +301,14 @@ class ApiKey(Model):
 
 
 class NewApiKey(ApiKey):
-    """A key that was just made."""
+    """An API key that was just created, with the key itself."""
 
     key: str | None = Field(default=None, repr=False)
-    """told once; not part of `repr`, which may end up in a log"""
+    """returned only once; not part of `repr`, which may end up in a log"""
 
 
 class AuditEntry(Model):
-    """A request that was refused or changed something."""
+    """A request that was rejected or changed something."""
 
     id: str
     at: datetime
@@ -322,25 +323,25 @@ class AuditEntry(Model):
 
 
 class Quota(Model):
-    """How much of something is used; without a limit `limit` is None."""
+    """How much of a resource is used; `limit` is None if it is unlimited."""
 
     used: int
     limit: int | None = None
 
 
 class Usage(Model):
-    """What a tenant has used."""
+    """The usage of a tenant."""
 
     tenant: str
     month: str
-    """in UTC, that forward passes are counted in"""
+    """the month (UTC) in which `forward_passes` are counted"""
     active_jobs: Quota
     storage_bytes: Quota
     forward_passes: Quota
 
 
 class Prediction(Model):
-    """One label for one image; scores of all labels add up to 1."""
+    """One label for one image; the scores of all labels add up to 1."""
 
     label: str
     index: int
@@ -348,32 +349,32 @@ class Prediction(Model):
 
 
 class ImageResult(Model):
-    """The answer for one image: its best labels, or why there are none."""
+    """The result for one image: its best labels, or an error."""
 
     predictions: tuple[Prediction, ...] = ()
     zero_shot: tuple[Prediction, ...] = ()
-    """what the hand-written prompt says, if it was asked for"""
+    """predictions of the hand-written prompt, if requested"""
     error: ErrorInfo | None = None
 
     @property
     def best(self) -> Prediction | None:
-        """The most likely label, if the image could be classified."""
+        """The most likely label; None if the image could not be classified."""
         return self.predictions[0] if self.predictions else None
 
 
 class ImageRecord(ImageResult):
-    """One image of a classified dataset: its best labels, or why there are none."""
+    """The result for one image of a classified dataset: its best labels, or an error."""
 
     index: int
     file: str
-    """its path in what was uploaded"""
+    """its path in the uploaded dataset"""
     split: str | None = None
     label: str | None = None
-    """its true class, where that is known"""
+    """its true class, if known"""
 
 
 class Classification(Model):
-    """Answer to a classify request: one result per image, in the order sent."""
+    """The answer to a classify request: one result per image, in the order sent."""
 
     prompt_id: str
     name: str | None = None
@@ -382,7 +383,7 @@ class Classification(Model):
 
 
 class PromptAnswer(Model):
-    """What one of several prompts says of the images, or why it cannot be used."""
+    """The results of one of several prompts, or why it cannot be used."""
 
     ref: str
     prompt_id: str | None = None
@@ -393,7 +394,7 @@ class PromptAnswer(Model):
 
 
 class PromptAnswers(Model):
-    """The answers of several prompts."""
+    """The answers of several prompts, in the order they were named."""
 
     answers: tuple[PromptAnswer, ...]
 
@@ -406,6 +407,6 @@ class Backbone(Model):
 
 
 class Health(Model):
-    """State of the service."""
+    """The state of the service."""
 
     status: str = "ok"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from sharpzo_client._operations import next_page
+from sharpzo_client._operations._build import next_page
 from sharpzo_client.models import Model, Page
 
 if TYPE_CHECKING:

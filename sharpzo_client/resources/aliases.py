@@ -1,11 +1,11 @@
-"""`client.aliases`. `alias` is `name@alias`, or the alias alone where only one name has it."""
+"""`client.aliases`. `alias` is `name@alias`, or the alias alone if only one name has it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sharpzo_client import _operations as ops
-from sharpzo_client._constants import ANYTHING, PAGE_SIZE, Anything
+from sharpzo_client._constants import PAGE_SIZE, UNSET, Unset
+from sharpzo_client._operations import aliases as ops
 from sharpzo_client.resources._base import AsyncResource, Resource
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Aliases(Resource):
-    """Movable names for versions of prompts, with a history and a way back."""
+    """Movable names for versions of prompts, with a history and rollback."""
 
     def set(
         self,
@@ -24,18 +24,23 @@ class Aliases(Resource):
         prompt_id: str,
         *,
         gate: Mapping[str, Any] | None = None,
-        expected_prompt_id: str | Anything | None = ANYTHING,
+        expected_prompt_id: str | Unset | None = UNSET,
         comment: str | None = None,
     ) -> Alias:
-        """Point an alias to a prompt; to point it there again changes nothing.
+        """Point an alias to a prompt; if it already points there, nothing changes.
 
-        `gate` is what the prompt must score: `{"metric": "val_accuracy", "min": 0.9}`, or
-        `"min_improvement"` over the prompt in force, or both. With `expected_prompt_id` nothing is
-        changed unless the alias points there now; None: nowhere.
+        Args:
+            alias: The alias, as `name@alias`.
+            prompt_id: The id of the prompt.
+            gate: What the prompt must score: `{"metric": "val_accuracy", "min": 0.9}`, or
+                `"min_improvement"` over the current prompt, or both.
+            expected_prompt_id: Change the alias only if it points to this prompt now; None: only
+                if it does not exist yet.
+            comment: A line for the history.
 
         Raises:
-            ConflictError: `code` is `gate_failed` or `alias_moved`.
-            NotFoundError: there is no such prompt.
+            ConflictError: The `code` is `gate_failed` or `alias_moved`.
+            NotFoundError: The prompt does not exist.
         """
         return self._transport.send(
             ops.set_alias(
@@ -55,13 +60,18 @@ class Aliases(Resource):
         comment: str | None = None,
         idempotency_key: str | None = None,
     ) -> Alias:
-        """Point an alias to what was in force before its promotion; again: further back.
+        """Point an alias to the previous prompt; call it again to go further back.
 
-        A key of your own makes the call repeatable across processes.
+        Args:
+            alias: The alias.
+            expected_prompt_id: Change the alias only if it points to this prompt now.
+            comment: A line for the history.
+            idempotency_key: Your own key makes the call repeatable across processes.
 
         Raises:
-            ConflictError: `code` is `nothing_to_roll_back`, `alias_moved` or `alias_ambiguous`.
-            NotFoundError: there is no such alias.
+            ConflictError: The `code` is `nothing_to_roll_back`, `alias_moved` or
+                `alias_ambiguous`.
+            NotFoundError: The alias does not exist.
         """
         return self._transport.send(
             ops.roll_back_alias(
@@ -73,11 +83,11 @@ class Aliases(Resource):
         )
 
     def get(self, alias: str, *, at: datetime | str | None = None) -> Alias:
-        """Look at an alias and the newest part of its history; `at` a time: as it was then.
+        """Return an alias with the newest part of its history; with `at`, as it was at that time.
 
         Raises:
-            NotFoundError: there is no such alias, or was none then.
-            ConflictError: several names have it (`alias_ambiguous`).
+            NotFoundError: The alias does not exist, or did not exist at that time.
+            ConflictError: Several names have this alias (`alias_ambiguous`).
             InputError: `at` has no time zone.
         """
         return self._transport.send(ops.get_alias(alias, at))
@@ -85,15 +95,15 @@ class Aliases(Resource):
     def history(
         self, alias: str, *, at: datetime | str | None = None, page_size: int = PAGE_SIZE
     ) -> Iterator[AliasChange]:
-        """The whole history, newest first, fetched page by page; `at` a time: up to then."""
+        """Iterate over the whole history, newest first; with `at`, up to that time."""
         return self._items(ops.alias_history(alias, at, page_size))
 
     def delete(self, alias: str) -> None:
-        """Take an alias away; its history is kept, and goes on when it is set again."""
+        """Delete an alias; its history is kept and continues if the alias is set again."""
         self._transport.send(ops.delete_alias(alias))
 
     def list(self, *, name: str | None = None, page_size: int = PAGE_SIZE) -> Iterator[Alias]:
-        """All aliases, or those of one name, fetched page by page."""
+        """Iterate over all aliases, or those of one name."""
         return self._items(ops.list_aliases(name, page_size))
 
 
@@ -106,10 +116,10 @@ class AsyncAliases(AsyncResource):
         prompt_id: str,
         *,
         gate: Mapping[str, Any] | None = None,
-        expected_prompt_id: str | Anything | None = ANYTHING,
+        expected_prompt_id: str | Unset | None = UNSET,
         comment: str | None = None,
     ) -> Alias:
-        """Point an alias to a prompt; to point it there again changes nothing."""
+        """Point an alias to a prompt."""
         return await self._transport.send(
             ops.set_alias(
                 alias,
@@ -128,7 +138,7 @@ class AsyncAliases(AsyncResource):
         comment: str | None = None,
         idempotency_key: str | None = None,
     ) -> Alias:
-        """Point an alias to what was in force before its promotion; again: further back."""
+        """Point an alias to the previous prompt."""
         return await self._transport.send(
             ops.roll_back_alias(
                 alias,
@@ -139,19 +149,19 @@ class AsyncAliases(AsyncResource):
         )
 
     async def get(self, alias: str, *, at: datetime | str | None = None) -> Alias:
-        """Look at an alias and the newest part of its history; `at` a time: as it was then."""
+        """Return an alias with the newest part of its history."""
         return await self._transport.send(ops.get_alias(alias, at))
 
     def history(
         self, alias: str, *, at: datetime | str | None = None, page_size: int = PAGE_SIZE
     ) -> AsyncIterator[AliasChange]:
-        """The whole history, newest first, fetched page by page; `at` a time: up to then."""
+        """Iterate over the whole history, newest first; with `at`, up to that time."""
         return self._items(ops.alias_history(alias, at, page_size))
 
     async def delete(self, alias: str) -> None:
-        """Take an alias away; its history is kept."""
+        """Delete an alias; its history is kept."""
         await self._transport.send(ops.delete_alias(alias))
 
     def list(self, *, name: str | None = None, page_size: int = PAGE_SIZE) -> AsyncIterator[Alias]:
-        """All aliases, or those of one name, fetched page by page."""
+        """Iterate over all aliases, or those of one name."""
         return self._items(ops.list_aliases(name, page_size))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sharpzo_client import _operations as ops
 from sharpzo_client._constants import DEFAULT_DATASET_TIMEOUT, DEFAULT_POLL, PAGE_SIZE
+from sharpzo_client._operations import datasets as ops
 from sharpzo_client.resources._base import AsyncResource, Resource
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Datasets(Resource):
-    """Datasets: upload, look, delete."""
+    """Upload, inspect and delete datasets."""
 
     def upload(
         self,
@@ -31,14 +31,22 @@ class Datasets(Resource):
     ) -> Dataset:
         """Upload a folder or an archive and wait until it is ready.
 
-        Of a folder, images, `classnames.json` and `split_zhou_*.json` are sent; hidden files are
-        not. `name` defaults to the folder's or file's own. With `labelled=False` images may lie in
-        whatever folders; such a dataset can be classified, no more.
+        From a folder, only images, `classnames.json` and `split_zhou_*.json` are sent, and no
+        hidden files.
+
+        Args:
+            path: The folder, or a zip or tar archive.
+            name: Name of the dataset; default: the name of the folder or file.
+            labelled: False for images without classes, in any folders; such a dataset can only be
+                classified.
+            wait: Wait until the service has processed it.
+            timeout: Seconds to wait.
+            poll: Seconds between two requests.
 
         Raises:
-            InputError: there is nothing to upload at `path`.
-            DatasetFailed: the service could not use it.
-            WaitTimeoutError: it was not ready after `timeout` seconds.
+            InputError: There is nothing to upload at `path`.
+            DatasetFailed: The service cannot use the dataset.
+            WaitTimeoutError: It was not ready after `timeout` seconds.
         """
         return self._transport.run(
             ops.upload_dataset(path, name, labelled=labelled, wait=wait, timeout=timeout, poll=poll)
@@ -51,33 +59,42 @@ class Datasets(Resource):
         timeout: float = DEFAULT_DATASET_TIMEOUT,
         poll: float = DEFAULT_POLL,
     ) -> Dataset:
-        """Wait until a dataset is ready; raises as `upload` does."""
+        """Wait until a dataset is ready.
+
+        Raises:
+            DatasetFailed: The service cannot use the dataset.
+            WaitTimeoutError: It was not ready after `timeout` seconds.
+        """
         return self._transport.run(ops.wait_for_dataset(dataset_id, timeout, poll))
 
     def get(self, dataset_id: str) -> Dataset:
-        """Look at a dataset."""
+        """Return a dataset."""
         return self._transport.send(ops.get_dataset(dataset_id))
 
     def contact_sheet(self, dataset_id: str, path: str | os.PathLike[str]) -> Path:
-        """Write a JPEG with a few images of each class to `path`, and give it back.
+        """Save a JPEG with a few images of each class to `path`, and return the path.
 
         Raises:
-            NotFoundError: the dataset is not ready, or an earlier version of the service read it.
-            InputError: the place cannot be written to.
+            NotFoundError: The dataset is not ready, or an older version of the service made it.
+            InputError: `path` cannot be written.
         """
         return self._transport.run(ops.contact_sheet(dataset_id, path))
 
     def delete(self, dataset_id: str) -> None:
-        """Delete a dataset; one that a job still needs raises ConflictError."""
+        """Delete a dataset.
+
+        Raises:
+            ConflictError: A job still needs it.
+        """
         self._transport.send(ops.delete_dataset(dataset_id))
 
     def list(self, *, page_size: int = PAGE_SIZE) -> Iterator[Dataset]:
-        """All datasets, fetched page by page."""
+        """Iterate over all datasets, newest first."""
         return self._items(ops.list_datasets(page_size))
 
 
 class AsyncDatasets(AsyncResource):
-    """Datasets: upload, look, delete. See `Datasets`."""
+    """Upload, inspect and delete datasets. See `Datasets`."""
 
     async def upload(
         self,
@@ -86,7 +103,7 @@ class AsyncDatasets(AsyncResource):
         *,
         labelled: bool = True,
         wait: bool = True,
-        timeout: float = DEFAULT_DATASET_TIMEOUT,  # noqa: ASYNC109 - as in the sync client
+        timeout: float = DEFAULT_DATASET_TIMEOUT,  # noqa: ASYNC109 - same as the sync client
         poll: float = DEFAULT_POLL,
     ) -> Dataset:
         """Upload a folder or an archive and wait until it is ready."""
@@ -98,18 +115,18 @@ class AsyncDatasets(AsyncResource):
         self,
         dataset_id: str,
         *,
-        timeout: float = DEFAULT_DATASET_TIMEOUT,  # noqa: ASYNC109 - as in the sync client
+        timeout: float = DEFAULT_DATASET_TIMEOUT,  # noqa: ASYNC109 - same as the sync client
         poll: float = DEFAULT_POLL,
     ) -> Dataset:
         """Wait until a dataset is ready."""
         return await self._transport.run(ops.wait_for_dataset(dataset_id, timeout, poll))
 
     async def get(self, dataset_id: str) -> Dataset:
-        """Look at a dataset."""
+        """Return a dataset."""
         return await self._transport.send(ops.get_dataset(dataset_id))
 
     async def contact_sheet(self, dataset_id: str, path: str | os.PathLike[str]) -> Path:
-        """Write a JPEG with a few images of each class to `path`, and give it back."""
+        """Save a JPEG with a few images of each class to `path`, and return the path."""
         return await self._transport.run(ops.contact_sheet(dataset_id, path))
 
     async def delete(self, dataset_id: str) -> None:
@@ -117,5 +134,5 @@ class AsyncDatasets(AsyncResource):
         await self._transport.send(ops.delete_dataset(dataset_id))
 
     def list(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[Dataset]:
-        """All datasets, fetched page by page."""
+        """Iterate over all datasets, newest first."""
         return self._items(ops.list_datasets(page_size))

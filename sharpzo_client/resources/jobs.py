@@ -6,10 +6,10 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sharpzo_client import _operations as ops
 from sharpzo_client._constants import DEFAULT_POLL, PAGE_SIZE
 from sharpzo_client._files import replacing
 from sharpzo_client._lines import Lines
+from sharpzo_client._operations import jobs as ops
 from sharpzo_client._sse import EventLog
 from sharpzo_client.errors import SharpzoError
 from sharpzo_client.progress import ProgressView, live_progress
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from sharpzo_client._operations import OnEvent, ResultForm
+    from sharpzo_client._operations.jobs import OnEvent, ResultForm
     from sharpzo_client.models import ImageRecord, Job, JobEvent, StepRecord
 
 
 class Jobs(Resource):
-    """Jobs: they tune prompts, measure them, or label images with them."""
+    """Jobs tune prompts, evaluate them, or label datasets with them."""
 
     def create(
         self,
@@ -39,16 +39,22 @@ class Jobs(Resource):
         from_checkpoint: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Submit a tuning job; `config` is laid over `preset`.
+        """Submit a tuning job.
 
-        With `from_checkpoint`, the id of another job, it goes on from that job's last checkpoint,
-        and `config` is laid over that job's configuration: `{"total_steps": 4000}` for more steps.
-
-        A key of your own makes the call repeatable across processes: the same key with the same
-        values gives the same job.
+        Args:
+            dataset_id: The dataset to tune on.
+            backbone: One of `client.backbones.list()`; default: the service's own default.
+            preset: Name of a set of hyperparameters.
+            config: Hyperparameters that override the preset.
+            name: Name of the prompt that the job publishes.
+            metadata: Your own labels, text to text.
+            from_checkpoint: Id of another job: start from its last checkpoint, with `config`
+                overriding its configuration (`{"total_steps": 4000}` for more steps).
+            idempotency_key: Your own key makes the call repeatable across processes: the same key
+                with the same values returns the same job.
 
         Raises:
-            UnprocessableEntityError: a value is wrong; `errors` points at it.
+            UnprocessableEntityError: A value is wrong; `errors` points to it.
         """
         operation = ops.create_job(
             dataset_id,
@@ -73,13 +79,17 @@ class Jobs(Resource):
     ) -> Job:
         """Wait until a job has succeeded.
 
-        `on_event` is called once with each event, in order; `progress` shows a live bar on standard
-        error. The job goes on when the wait is given up.
+        Args:
+            job_id: The job.
+            timeout: Seconds to wait; default: as long as it takes.
+            poll: Seconds between two requests.
+            on_event: Called once with each event, in order.
+            progress: Show a progress bar on standard error.
 
         Raises:
-            JobFailed: it failed.
-            JobCancelled: it was cancelled.
-            WaitTimeoutError: it has not ended within `timeout` seconds.
+            JobFailed: The job failed.
+            JobCancelled: The job was cancelled.
+            WaitTimeoutError: It has not ended within `timeout` seconds; it keeps running.
         """
         flow = ops.wait_for_job(
             job_id, timeout=timeout, poll=poll, on_event=on_event, view=_view(progress)
@@ -87,32 +97,32 @@ class Jobs(Resource):
         return self._transport.run(flow)
 
     def stream_events(self, job_id: str, after: int = 0) -> Iterator[JobEvent]:
-        """Events after a `seq` as they happen, until the job ends.
+        """Iterate over the events after `after` (a `seq`) as they happen, until the job ends.
 
-        A lost connection is made again where it broke off, without gap or repeat.
+        A lost connection is resumed where it broke, without gaps or repeats.
 
         Raises:
-            APIConnectionError: the service stays away.
+            APIConnectionError: The service stays unreachable (about 40 seconds).
         """
         log = EventLog(after)
         while not log.ended:
             try:
                 with self._transport.stream(ops.stream_events(job_id, log.last)) as chunks:
-                    log.opened()
+                    log.connected()
                     for chunk in chunks:
                         yield from log.feed(chunk)
-                log.closed()
+                log.stream_ended()
                 if not log.ended:
-                    log.looked(self.get(job_id))
+                    log.job_seen(self.get(job_id))
             except SharpzoError as error:
-                log.broke(error)
+                log.connection_failed(error)
             if not log.ended:
                 self._transport.sleep(log.pause)
 
     def events(
         self, job_id: str, after: int = 0, *, page_size: int = PAGE_SIZE
     ) -> Iterator[JobEvent]:
-        """Events so far, after a `seq`, fetched page by page."""
+        """Iterate over the events so far that come after `after` (a `seq`)."""
         return self._items(ops.list_events(job_id, after, page_size))
 
     def metrics(
@@ -123,35 +133,35 @@ class Jobs(Resource):
         to_step: int | None = None,
         resolution: int | None = None,
     ) -> Sequence[StepRecord]:
-        """Step records, at most `resolution` of them, evenly chosen."""
+        """Return the step records, at most `resolution` of them, evenly spaced."""
         return self._transport.send(ops.job_metrics(job_id, from_step, to_step, resolution))
 
     def report(self, job_id: str) -> dict[str, Any]:
-        """The numbers of the report of a run or an evaluation.
+        """Return the numbers of the report of a tuning or evaluation job.
 
-        A run's has the result, curves, classes, landscape and configuration; an evaluation's has
-        accuracies, classes, confusion and calibration.
+        The report of a tuning job has the result, curves, classes, landscape and configuration;
+        that of an evaluation has accuracies, classes, confusion matrix and calibration.
 
         Raises:
-            NotFoundError: the job has not succeeded, or it is a classification.
+            NotFoundError: The job has not succeeded, or it is a classification.
         """
         return self._transport.send(ops.job_report(job_id))
 
     def download_report(self, job_id: str, path: str | os.PathLike[str]) -> Path:
-        """Fetch the report to `path`, as one HTML page that needs nothing else.
+        """Save the report to `path` as a self-contained HTML page, and return the path.
 
         Raises:
-            NotFoundError: the job has not succeeded.
-            InputError: the place cannot be written to.
+            NotFoundError: The job has not succeeded.
+            InputError: `path` cannot be written.
         """
         return self._transport.run(ops.download_report(job_id, path))
 
     def results(self, job_id: str) -> Iterator[ImageRecord]:
-        """What a classification of a dataset found, image by image, as it comes.
+        """Iterate over the results of a classification job, image by image, while they arrive.
 
         Raises:
-            ConflictError: the job has not succeeded.
-            NotFoundError: it classifies nothing.
+            ConflictError: The job has not succeeded.
+            NotFoundError: It is not a classification job.
         """
         lines = Lines()
         with self._transport.stream(ops.stream_results(job_id, "jsonl")) as chunks:
@@ -163,12 +173,14 @@ class Jobs(Resource):
         self,
         job_id: str,
         path: str | os.PathLike[str],
-        format: ResultForm = "jsonl",  # noqa: A002 - the API's word
+        format: ResultForm = "jsonl",  # noqa: A002 - the API's own name
     ) -> Path:
-        """Fetch the same to `path`, whole or not at all; raises as `results`.
+        """Save the same results to `path` completely or not at all, and return the path.
 
         Raises:
-            InputError: the place cannot be written to.
+            ConflictError: The job has not succeeded.
+            NotFoundError: It is not a classification job.
+            InputError: `path` cannot be written.
         """
         target = Path(path)
         with (
@@ -180,36 +192,40 @@ class Jobs(Resource):
         return target
 
     def get(self, job_id: str) -> Job:
-        """Look at a job."""
+        """Return a job."""
         return self._transport.send(ops.get_job(job_id))
 
     def pause(self, job_id: str) -> Job:
-        """Put a job by; a running one saves a checkpoint after its present step."""
-        return self._transport.send(ops.steer_job(job_id, "pause"))
+        """Pause a job; a running job saves a checkpoint after the current step."""
+        return self._transport.send(ops.change_state(job_id, "pause"))
 
     def resume(self, job_id: str) -> Job:
-        """Let a paused, failed or cancelled job go on from its last checkpoint.
+        """Resume a paused, failed or cancelled job from its last checkpoint.
 
         Raises:
-            ConflictError: it is running, or has succeeded.
+            ConflictError: It is running, or has succeeded.
         """
-        return self._transport.send(ops.steer_job(job_id, "resume"))
+        return self._transport.send(ops.change_state(job_id, "resume"))
 
     def cancel(self, job_id: str) -> Job:
-        """Ask a job to stop; a running one stops after its present step."""
-        return self._transport.send(ops.steer_job(job_id, "cancel"))
+        """Cancel a job; a running job stops after the current step."""
+        return self._transport.send(ops.change_state(job_id, "cancel"))
 
     def delete(self, job_id: str) -> None:
-        """Delete a job that has ended; another raises ConflictError."""
+        """Delete a job.
+
+        Raises:
+            ConflictError: It has not ended.
+        """
         self._transport.send(ops.delete_job(job_id))
 
     def list(self, *, kind: str | None = None, page_size: int = PAGE_SIZE) -> Iterator[Job]:
-        """All jobs, or those of one kind, newest first, fetched page by page."""
+        """Iterate over all jobs, or those of one kind, newest first."""
         return self._items(ops.list_jobs(page_size, kind))
 
 
 class AsyncJobs(AsyncResource):
-    """Jobs. See `Jobs`."""
+    """Jobs tune prompts, evaluate them, or label datasets with them. See `Jobs`."""
 
     async def create(
         self,
@@ -223,7 +239,7 @@ class AsyncJobs(AsyncResource):
         from_checkpoint: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Submit a tuning job; `config` is laid over `preset`."""
+        """Submit a tuning job."""
         operation = ops.create_job(
             dataset_id,
             backbone=backbone,
@@ -240,39 +256,39 @@ class AsyncJobs(AsyncResource):
         self,
         job_id: str,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - as in the sync client
+        timeout: float | None = None,  # noqa: ASYNC109 - same as the sync client
         poll: float = DEFAULT_POLL,
         on_event: OnEvent | None = None,
         progress: bool = False,
     ) -> Job:
-        """Wait until a job has succeeded; `on_event` is a plain function here too."""
+        """Wait until a job has succeeded; `on_event` is not a coroutine function here either."""
         flow = ops.wait_for_job(
             job_id, timeout=timeout, poll=poll, on_event=on_event, view=_view(progress)
         )
         return await self._transport.run(flow)
 
     async def stream_events(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
-        """Events after a `seq` as they happen, until the job ends."""
+        """Iterate over the events as they happen, until the job ends."""
         log = EventLog(after)
         while not log.ended:
             try:
                 async with self._transport.stream(ops.stream_events(job_id, log.last)) as chunks:
-                    log.opened()
+                    log.connected()
                     async for chunk in chunks:
                         for event in log.feed(chunk):
                             yield event
-                log.closed()
+                log.stream_ended()
                 if not log.ended:
-                    log.looked(await self.get(job_id))
+                    log.job_seen(await self.get(job_id))
             except SharpzoError as error:
-                log.broke(error)
+                log.connection_failed(error)
             if not log.ended:
                 await self._transport.sleep(log.pause)
 
     def events(
         self, job_id: str, after: int = 0, *, page_size: int = PAGE_SIZE
     ) -> AsyncIterator[JobEvent]:
-        """Events so far, after a `seq`, fetched page by page."""
+        """Iterate over the events so far that come after `after` (a `seq`)."""
         return self._items(ops.list_events(job_id, after, page_size))
 
     async def metrics(
@@ -283,19 +299,19 @@ class AsyncJobs(AsyncResource):
         to_step: int | None = None,
         resolution: int | None = None,
     ) -> Sequence[StepRecord]:
-        """Step records, at most `resolution` of them, evenly chosen."""
+        """Return the step records, at most `resolution` of them, evenly spaced."""
         return await self._transport.send(ops.job_metrics(job_id, from_step, to_step, resolution))
 
     async def report(self, job_id: str) -> dict[str, Any]:
-        """The numbers of the run's report."""
+        """Return the numbers of the report of a tuning or evaluation job."""
         return await self._transport.send(ops.job_report(job_id))
 
     async def download_report(self, job_id: str, path: str | os.PathLike[str]) -> Path:
-        """Fetch the run's report to `path`, as one HTML page that needs nothing else."""
+        """Save the report to `path` as a self-contained HTML page, and return the path."""
         return await self._transport.run(ops.download_report(job_id, path))
 
     async def results(self, job_id: str) -> AsyncIterator[ImageRecord]:
-        """What a classification of a dataset found, image by image, as it comes."""
+        """Iterate over the results of a classification job, image by image."""
         lines = Lines()
         async with self._transport.stream(ops.stream_results(job_id, "jsonl")) as chunks:
             async for chunk in chunks:
@@ -307,9 +323,9 @@ class AsyncJobs(AsyncResource):
         self,
         job_id: str,
         path: str | os.PathLike[str],
-        format: ResultForm = "jsonl",  # noqa: A002 - the API's word
+        format: ResultForm = "jsonl",  # noqa: A002 - the API's own name
     ) -> Path:
-        """Fetch the same to `path`, whole or not at all."""
+        """Save the same results to `path` completely or not at all, and return the path."""
         target = Path(path)
         async with self._transport.stream(ops.stream_results(job_id, format)) as chunks:
             with replacing(target) as file:
@@ -318,31 +334,27 @@ class AsyncJobs(AsyncResource):
         return target
 
     async def get(self, job_id: str) -> Job:
-        """Look at a job."""
+        """Return a job."""
         return await self._transport.send(ops.get_job(job_id))
 
     async def pause(self, job_id: str) -> Job:
-        """Put a job by; a running one saves a checkpoint after its present step."""
-        return await self._transport.send(ops.steer_job(job_id, "pause"))
+        """Pause a job; a running job saves a checkpoint after the current step."""
+        return await self._transport.send(ops.change_state(job_id, "pause"))
 
     async def resume(self, job_id: str) -> Job:
-        """Let a paused, failed or cancelled job go on from its last checkpoint.
-
-        Raises:
-            ConflictError: it is running, or has succeeded.
-        """
-        return await self._transport.send(ops.steer_job(job_id, "resume"))
+        """Resume a paused, failed or cancelled job from its last checkpoint."""
+        return await self._transport.send(ops.change_state(job_id, "resume"))
 
     async def cancel(self, job_id: str) -> Job:
-        """Ask a job to stop."""
-        return await self._transport.send(ops.steer_job(job_id, "cancel"))
+        """Cancel a job."""
+        return await self._transport.send(ops.change_state(job_id, "cancel"))
 
     async def delete(self, job_id: str) -> None:
-        """Delete a job that has ended."""
+        """Delete a job."""
         await self._transport.send(ops.delete_job(job_id))
 
     def list(self, *, kind: str | None = None, page_size: int = PAGE_SIZE) -> AsyncIterator[Job]:
-        """All jobs, or those of one kind, newest first, fetched page by page."""
+        """Iterate over all jobs, or those of one kind, newest first."""
         return self._items(ops.list_jobs(page_size, kind))
 
 

@@ -1,11 +1,11 @@
-"""`client.keys`: API keys of one's own tenant, for keys with the scope `admin`."""
+"""`client.keys`: the API keys of your tenant; these calls need the scope `admin`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sharpzo_client import _operations as ops
 from sharpzo_client._constants import PAGE_SIZE
+from sharpzo_client._operations import keys as ops
 from sharpzo_client.resources._base import AsyncResource, Resource
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Keys(Resource):
-    """Keys of the caller's tenant, and what they were used for."""
+    """Create, list, rotate and revoke the API keys of your tenant, and read its audit log."""
 
     def create(
         self,
@@ -25,51 +25,51 @@ class Keys(Resource):
         expires_in: int | None = None,
         rate_limit: str | None = None,
     ) -> NewApiKey:
-        """Make a key; `key` of the answer is told this once.
+        """Create a key; its text is in `key` of the result, and is returned only this once.
 
-        It is None if the answer was lost and the call repeated: then `rotate` the key.
+        `key` is None if the first answer was lost and the call was retried: then `rotate` the key.
 
         Args:
-            name: What it is for.
-            scopes: Of `jobs`, `prompts`, `infer`, `admin`.
-            expires_in: Seconds that it is valid; default: until it is revoked.
+            name: What the key is for.
+            scopes: Some of `jobs`, `prompts`, `infer`, `admin`.
+            expires_in: Seconds until it expires; default: never.
             rate_limit: Requests that it may send, such as `600/minute`.
 
         Raises:
-            PermissionDeniedError: one's own key lacks the scope `admin`.
+            PermissionDeniedError: Your own key lacks the scope `admin`.
         """
         return self._transport.send(ops.create_key(name, scopes, expires_in, rate_limit))
 
     def list(self, *, page_size: int = PAGE_SIZE) -> Iterator[ApiKey]:
-        """Every key, newest first, those included that open nothing any more."""
+        """Iterate over all keys, newest first, including expired and revoked ones."""
         return self._items(ops.list_keys(page_size))
 
     def revoke(self, key_id: str) -> None:
-        """End a key at once, and cancel the jobs that it started.
+        """Revoke a key immediately, and cancel the jobs that it started.
 
         Raises:
-            NotFoundError: there is no such key, or it is revoked already.
+            NotFoundError: The key does not exist, or is already revoked.
         """
         self._transport.send(ops.revoke_key(key_id))
 
     def rotate(self, key_id: str, *, grace: int = 0) -> NewApiKey:
-        """Make a key with the same rights; the old one expires after `grace` seconds.
+        """Create a key with the same rights; the old one expires after `grace` seconds.
 
         Raises:
-            NotFoundError: there is no such key, or it is revoked.
-            ConflictError: it has expired.
+            NotFoundError: The key does not exist, or is revoked.
+            ConflictError: The key has expired.
         """
         return self._transport.send(ops.rotate_key(key_id, grace))
 
     def audit(
         self, *, key_id: str | None = None, page_size: int = PAGE_SIZE
     ) -> Iterator[AuditEntry]:
-        """What was refused and what was changed, newest first; with `key_id` by one key."""
+        """Iterate over refused and changing requests, newest first; with `key_id`, of one key."""
         return self._items(ops.list_audit(key_id, page_size))
 
 
 class AsyncKeys(AsyncResource):
-    """The same for asyncio; see `Keys`."""
+    """Create, list, rotate and revoke the API keys of your tenant. See `Keys`."""
 
     async def create(
         self,
@@ -79,23 +79,23 @@ class AsyncKeys(AsyncResource):
         expires_in: int | None = None,
         rate_limit: str | None = None,
     ) -> NewApiKey:
-        """Make a key; see `Keys.create`."""
+        """Create a key; its text is returned only this once. See `Keys.create`."""
         return await self._transport.send(ops.create_key(name, scopes, expires_in, rate_limit))
 
     def list(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[ApiKey]:
-        """Every key, newest first."""
+        """Iterate over all keys, newest first."""
         return self._items(ops.list_keys(page_size))
 
     async def revoke(self, key_id: str) -> None:
-        """End a key at once, and cancel the jobs that it started."""
+        """Revoke a key immediately, and cancel the jobs that it started."""
         await self._transport.send(ops.revoke_key(key_id))
 
     async def rotate(self, key_id: str, *, grace: int = 0) -> NewApiKey:
-        """Make a key with the same rights; the old one expires after `grace` seconds."""
+        """Create a key with the same rights; the old one expires after `grace` seconds."""
         return await self._transport.send(ops.rotate_key(key_id, grace))
 
     def audit(
         self, *, key_id: str | None = None, page_size: int = PAGE_SIZE
     ) -> AsyncIterator[AuditEntry]:
-        """What was refused and what was changed, newest first."""
+        """Iterate over refused and changing requests, newest first."""
         return self._items(ops.list_audit(key_id, page_size))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sharpzo_client import _operations as ops
 from sharpzo_client._constants import DEFAULT_TOP_K, PAGE_SIZE
+from sharpzo_client._operations import prompts as ops
+from sharpzo_client._operations.classify import ClassifyOptions, classify
 from sharpzo_client.resources._base import AsyncResource, Resource
 
 if TYPE_CHECKING:
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sharpzo_client._files import ImageInput
-    from sharpzo_client._operations import ExportFormat
+    from sharpzo_client._operations.prompts import ExportFormat
     from sharpzo_client.models import Classification, Job, Prompt
 
 
 class Prompts(Resource):
-    """Tuned prompts: classify, evaluate, look, download, export, import."""
+    """Classify with, evaluate, download, export and import tuned prompts."""
 
     def classify(
         self,
@@ -34,27 +35,27 @@ class Prompts(Resource):
         zero_shot: bool = False,
         deadline: float | None = None,
     ) -> Classification:
-        """Label images (paths, bytes or Pillow images); one result each, in order.
+        """Label images; the answer has one result per image, in order.
 
-        An image that cannot be read by the service has an `error` instead of predictions. Many
-        images are sent in several requests, all answered by the same version of the prompt.
+        An image that the service cannot read has an `error` instead of predictions. Many images
+        are sent in several requests, which the same version of the prompt answers.
 
         Args:
-            ref: which prompt.
-            images: what to label.
-            top_k: labels per image.
-            calibrated: probabilities at the temperature that was fitted on validation images.
-            zero_shot: tell as well what the hand-written prompt says.
-            deadline: seconds that each request may take, its time in the service's queue included.
+            ref: The prompt.
+            images: Paths, bytes or Pillow images.
+            top_k: Labels per image.
+            calibrated: Return probabilities at the temperature fitted on validation images.
+            zero_shot: Also return the predictions of the hand-written prompt.
+            deadline: Seconds that each request may take, including its time in the queue.
 
         Raises:
-            InputError: a file cannot be read here.
-            ConflictError: `calibrated`, and the prompt has no temperature; or the prompt's backbone
-                is not served.
-            DeadlineExceededError: the deadline has passed.
+            InputError: A file cannot be read.
+            ConflictError: `calibrated` is set and the prompt has no temperature, or the service
+                does not offer the prompt's backbone.
+            DeadlineExceededError: The deadline has passed.
         """
-        question = ops.Question(top_k, calibrated, zero_shot, deadline)
-        return self._transport.run(ops.classify(ref, images, question))
+        options = ClassifyOptions(top_k, calibrated, zero_shot, deadline)
+        return self._transport.run(classify(ref, images, options))
 
     def evaluate(
         self,
@@ -68,15 +69,23 @@ class Prompts(Resource):
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Submit a job that measures a prompt on a split of a labelled dataset.
+        """Submit a job that evaluates a prompt on a split of a labelled dataset.
 
-        `classes` (`base`, `new`, `all`) takes that part of the dataset's classes, which may be new
-        to the prompt; by default they must be the prompt's. With `zero_shot`, the hand-written
-        prompt that tuning began with is measured beside it. Figures are the job's `metrics`, and
-        all of them are in `client.jobs.report`.
+        The main results are in the job's `metrics`, all of them in `client.jobs.report`.
+
+        Args:
+            ref: The prompt.
+            dataset_id: The dataset.
+            split: `train`, `val` or `test`.
+            zero_shot: Also evaluate the hand-written prompt that tuning started from.
+            classes: `base`, `new` or `all`: the part of the dataset's classes to distinguish,
+                which may be new to the prompt; default: they must be the prompt's classes.
+            name: Name of the job.
+            metadata: Your own labels, text to text.
+            idempotency_key: The same key with the same values returns the same job.
 
         Raises:
-            UnprocessableEntityError: the split is empty, or the classes are not the prompt's.
+            UnprocessableEntityError: The split is empty, or the classes are not the prompt's.
         """
         operation = ops.apply_prompt(
             ref,
@@ -106,8 +115,7 @@ class Prompts(Resource):
     ) -> Job:
         """Submit a job that labels the images of a dataset, or of one split.
 
-        `client.jobs.results` has a record for each. `calibrated` scores are those at the prompt's
-        own temperature; `zero_shot` adds what the hand-written prompt would have answered.
+        `client.jobs.results` returns a record for each image; see `classify` for the options.
         """
         operation = ops.apply_prompt(
             ref,
@@ -124,10 +132,11 @@ class Prompts(Resource):
         return self._transport.send(operation)
 
     def download(self, ref: str, path: str | os.PathLike[str]) -> Path:
-        """Fetch the prompt file to `path`, whole and intact or not at all.
+        """Save the prompt file to `path` completely or not at all, and return the path.
 
         Raises:
-            DownloadError: the bytes are not those that the registry names.
+            DownloadError: The file is damaged: its SHA-256 is not the registry's.
+            InputError: `path` cannot be written.
         """
         return self._transport.run(ops.download_prompt(ref, path))
 
@@ -139,50 +148,54 @@ class Prompts(Resource):
         *,
         calibrated: bool = False,
     ) -> Path:
-        """Fetch the prompt to `path` as a file for other programs, whole and intact or not at all.
+        """Save the prompt to `path` as a file for other programs, and return the path.
 
-        `npy` is a float32 matrix [classes, E + 1], the bias in its last column; `onnx` a model of
-        `image_embedding` [N, E] -> `probabilities` [N, classes] that tells the class names as well.
-        Rows are in the order of the prompt's `classes`. `calibrated` divides the logits by the
-        prompt's temperature.
+        Args:
+            ref: The prompt.
+            path: The file to write, completely or not at all.
+            format: `npy` is a float32 matrix [classes, E + 1] with the bias in its last column;
+                `onnx` is a model of `image_embedding` [N, E] -> `probabilities` [N, classes] that
+                also holds the class names. Rows are in the order of the prompt's `classes`.
+            calibrated: Divide the logits by the prompt's temperature.
 
         Raises:
-            DownloadError: the bytes are not those that the service sent.
-            ConflictError: the prompt has no temperature to calibrate by.
+            DownloadError: The file was damaged on its way.
+            ConflictError: `calibrated` is set and the prompt has no temperature.
+            InputError: `path` cannot be written.
         """
         return self._transport.run(ops.export_prompt(ref, path, format, calibrated=calibrated))
 
     def upload(self, source: str | os.PathLike[str] | bytes, name: str | None = None) -> Prompt:
-        """Import a prompt file into the registry."""
+        """Import a prompt file (a path or bytes) as the next version of its name."""
         return self._transport.run(ops.import_prompt(source, name))
 
     def get(self, ref: str) -> Prompt:
-        """Look at a prompt."""
+        """Return a prompt."""
         return self._transport.send(ops.get_prompt(ref))
 
     def delete(self, ref: str) -> None:
         """Delete a prompt.
 
         Raises:
-            ConflictError: an alias points to it, or a job that has not ended uses it.
+            ConflictError: An alias points to it, or an unfinished job uses it.
         """
         self._transport.send(ops.delete_prompt(ref))
 
     def pin(self, ref: str) -> Prompt:
-        """Have every API process keep this version in memory."""
+        """Keep this version in the memory of every API process."""
         return self._transport.send(ops.pin_prompt(ref, pinned=True))
 
     def unpin(self, ref: str) -> Prompt:
-        """Have it kept in memory only as long as it is asked for."""
+        """Let API processes drop this version from memory when it is unused."""
         return self._transport.send(ops.pin_prompt(ref, pinned=False))
 
     def list(self, *, name: str | None = None, page_size: int = PAGE_SIZE) -> Iterator[Prompt]:
-        """All prompts, or the versions of one name, fetched page by page."""
+        """Iterate over all prompts, or the versions of one name, newest first."""
         return self._items(ops.list_prompts(name, page_size))
 
 
 class AsyncPrompts(AsyncResource):
-    """Tuned prompts: classify, evaluate, look, download, export, import. See `Prompts`."""
+    """Classify with, evaluate, download, export and import tuned prompts. See `Prompts`."""
 
     async def classify(
         self,
@@ -194,9 +207,9 @@ class AsyncPrompts(AsyncResource):
         zero_shot: bool = False,
         deadline: float | None = None,
     ) -> Classification:
-        """Label images (paths, bytes or Pillow images); one result each, in order."""
-        question = ops.Question(top_k, calibrated, zero_shot, deadline)
-        return await self._transport.run(ops.classify(ref, images, question))
+        """Label images; the answer has one result per image, in order."""
+        options = ClassifyOptions(top_k, calibrated, zero_shot, deadline)
+        return await self._transport.run(classify(ref, images, options))
 
     async def evaluate(
         self,
@@ -210,7 +223,7 @@ class AsyncPrompts(AsyncResource):
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Submit a job that measures a prompt on a split of a labelled dataset."""
+        """Submit a job that evaluates a prompt on a split of a labelled dataset."""
         operation = ops.apply_prompt(
             ref,
             "evaluate",
@@ -253,7 +266,7 @@ class AsyncPrompts(AsyncResource):
         return await self._transport.send(operation)
 
     async def download(self, ref: str, path: str | os.PathLike[str]) -> Path:
-        """Fetch the prompt file to `path`, whole and intact or not at all."""
+        """Save the prompt file to `path` completely or not at all, and return the path."""
         return await self._transport.run(ops.download_prompt(ref, path))
 
     async def export(
@@ -264,7 +277,7 @@ class AsyncPrompts(AsyncResource):
         *,
         calibrated: bool = False,
     ) -> Path:
-        """Fetch the prompt to `path` as a file for other programs, whole or not at all."""
+        """Save the prompt to `path` as a file for other programs, and return the path."""
         return await self._transport.run(
             ops.export_prompt(ref, path, format, calibrated=calibrated)
         )
@@ -272,11 +285,11 @@ class AsyncPrompts(AsyncResource):
     async def upload(
         self, source: str | os.PathLike[str] | bytes, name: str | None = None
     ) -> Prompt:
-        """Import a prompt file into the registry."""
+        """Import a prompt file (a path or bytes) as the next version of its name."""
         return await self._transport.run(ops.import_prompt(source, name))
 
     async def get(self, ref: str) -> Prompt:
-        """Look at a prompt."""
+        """Return a prompt."""
         return await self._transport.send(ops.get_prompt(ref))
 
     async def delete(self, ref: str) -> None:
@@ -284,13 +297,13 @@ class AsyncPrompts(AsyncResource):
         await self._transport.send(ops.delete_prompt(ref))
 
     async def pin(self, ref: str) -> Prompt:
-        """Have every API process keep this version in memory."""
+        """Keep this version in the memory of every API process."""
         return await self._transport.send(ops.pin_prompt(ref, pinned=True))
 
     async def unpin(self, ref: str) -> Prompt:
-        """Have it kept in memory only as long as it is asked for."""
+        """Let API processes drop this version from memory when it is unused."""
         return await self._transport.send(ops.pin_prompt(ref, pinned=False))
 
     def list(self, *, name: str | None = None, page_size: int = PAGE_SIZE) -> AsyncIterator[Prompt]:
-        """All prompts, or the versions of one name, fetched page by page."""
+        """Iterate over all prompts, or the versions of one name, newest first."""
         return self._items(ops.list_prompts(name, page_size))

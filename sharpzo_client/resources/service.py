@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sharpzo_client import _operations as ops
+from sharpzo_client._operations import service as ops
 from sharpzo_client.resources._base import AsyncResource, Resource
 
 if TYPE_CHECKING:
@@ -14,40 +14,44 @@ if TYPE_CHECKING:
 
 
 class Backbones(Resource):
-    """Backbones that the service offers."""
+    """The backbones that the service offers."""
 
     def list(self) -> Sequence[Backbone]:
-        """What a job may name, and what is loaded."""
+        """Return the backbones that a job may name, and whether each is loaded."""
         return self._transport.send(ops.list_backbones())
 
 
 class AsyncBackbones(AsyncResource):
-    """Backbones that the service offers."""
+    """The backbones that the service offers."""
 
     async def list(self) -> Sequence[Backbone]:
-        """What a job may name, and what is loaded."""
+        """Return the backbones that a job may name, and whether each is loaded."""
         return await self._transport.send(ops.list_backbones())
 
 
 class HealthChecks(Resource):
-    """State of the service; asked once, without retries."""
+    """Health checks; each is one request without retries."""
 
     def livez(self) -> Health:
-        """Whether the process answers."""
+        """Check that the process answers."""
         return self._transport.send(ops.health("/livez"))
 
     def readyz(self) -> Health:
-        """Whether the service can work; raises ServiceUnavailableError if not."""
+        """Check that the service is ready to work.
+
+        Raises:
+            ServiceUnavailableError: It is not.
+        """
         return self._transport.send(ops.health("/readyz"))
 
 
 class AsyncHealthChecks(AsyncResource):
-    """State of the service; asked once, without retries."""
+    """Health checks; each is one request without retries."""
 
     async def livez(self) -> Health:
-        """Whether the process answers."""
+        """Check that the process answers."""
         return await self._transport.send(ops.health("/livez"))
 
     async def readyz(self) -> Health:
-        """Whether the service can work; raises ServiceUnavailableError if not."""
+        """Check that the service is ready to work."""
         return await self._transport.send(ops.health("/readyz"))

@@ -146,7 +146,7 @@ def test_watch_gives_up_on_a_service_that_stays_away(
 ) -> None:
     from sharpzo_client import _sse
 
-    monkeypatch.setattr(_sse, "MAX_STREAM_BREAKS", 1)
+    monkeypatch.setattr(_sse, "MAX_STREAM_FAILURES", 1)
     monkeypatch.setenv("SHARPZO_URL", f"http://127.0.0.1:{proxy.port}")
     proxy_dies = Dying(proxy, monkeypatch)
     ran = sharpzo("jobs", "watch", long_job)

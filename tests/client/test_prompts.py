@@ -182,7 +182,7 @@ def test_many_images_go_in_several_requests_to_one_version(
     ]
     one, other = "/v1/prompts/clothes/classify", "/v1/prompts/prm_1/classify"
     assert paths == [(one, 64), (other, 64), (other, 2)]
-    monkeypatch.setattr("sharpzo_client._operations.MAX_BATCH_BYTES", 20)
+    monkeypatch.setattr("sharpzo_client._operations.classify.MAX_BATCH_BYTES", 20)
     paths.clear()
     harness.run(lambda: client.prompts.classify("clothes", images[:5]))
     assert [count for _, count in paths] == [2, 2, 1]
