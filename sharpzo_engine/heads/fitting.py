@@ -13,14 +13,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim import LBFGS
 
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.clip.parallel import map_chunks
-from sharpzo_engine.heads.lbfgs import minimise
 
 ROWS = 1024  #: images per chunk of work
-TOLERANCE = 1e-5  # relative decrease of the loss at which logistic regression is done
-NO_SPREAD = 1e-12  # a trace of the covariance that is rounding and nothing else
+TOLERANCE = 1e-6  # logistic regression is done when a step lowers the mean loss by less
+ITERATIONS = 100  # of L-BFGS, at most
+HISTORY = 10  # steps from which L-BFGS estimates the curvature
+NO_SPREAD = 1e-12  # a covariance with a smaller trace is rounding error
 
 CPU = torch.device("cpu")
 
@@ -129,8 +131,8 @@ def fit_linear(
     """Multinomial logistic regression: argmin sum_n CE(f_n W^T + b, y_n) + penalty/2 norm(W)^2.
 
     L-BFGS in coordinates in which the curvature is about the same in all directions: at equal
-    probabilities the Hessian is F^T F / C per class, F the centred features. Products are taken in
-    float32, sums and steps in float64.
+    probabilities the Hessian is F^T F / C per class, F the centred features. Products are computed
+    in float32, sums and steps in float64.
     """
     images = features.images.double()
     centre = images.mean(0)
@@ -165,8 +167,22 @@ class _Regression:
 
     def minimise(self, tolerance: float) -> tuple[Tensor, Tensor]:
         """Rows U [C, E] and bias [C], in the whitened coordinates."""
-        start = torch.zeros(self._shape, dtype=torch.float64)
-        parameters = minimise(self.loss_and_gradient, start, tolerance)
+        parameters = torch.zeros(self._shape, dtype=torch.float64)
+        solver = LBFGS(
+            [parameters],
+            max_iter=ITERATIONS,
+            history_size=HISTORY,
+            tolerance_grad=0.0,
+            tolerance_change=tolerance,
+            line_search_fn="strong_wolfe",
+        )
+
+        def mean_loss() -> Tensor:
+            loss, gradient = self.loss_and_gradient(parameters)
+            parameters.grad = gradient / len(self._labels)
+            return loss / len(self._labels)
+
+        solver.step(mean_loss)
         return parameters[:, :-1], parameters[:, -1]
 
     def loss_and_gradient(self, parameters: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,14 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
 from sharpzo_engine.clip.features import Features
-from sharpzo_engine.heads.fitting import BlendedHead, CacheHead, LinearHead, fit_gda, fit_linear
-from sharpzo_engine.heads.lbfgs import minimise
+from sharpzo_engine.heads.fitting import (
+    TOLERANCE,
+    BlendedHead,
+    CacheHead,
+    LinearHead,
+    fit_gda,
+    fit_linear,
+)
 
 CLASSES, WIDTH = 5, 24
 Array = NDArray[np.float64]
@@ -69,7 +75,7 @@ def test_linear_is_scikit_learns_logistic_regression(penalty: float) -> None:
 
 def test_the_usual_tolerance_of_linear_is_enough() -> None:
     train, test = clusters(16), clusters(20, seed=1)
-    usual, exact = (fit_linear(train, CLASSES, 0.1, tolerance=t) for t in (1e-5, 1e-12))
+    usual, exact = (fit_linear(train, CLASSES, 0.1, tolerance=t) for t in (TOLERANCE, 1e-12))
     gap = np.abs(logits_of(usual, test) - logits_of(exact, test))
     assert gap.max() < 0.02 * np.abs(logits_of(exact, test)).max()
 
@@ -119,15 +125,3 @@ def test_the_cache_model_is_the_formula() -> None:
     prompt = LinearHead(torch.eye(CLASSES, WIDTH), torch.ones(CLASSES))
     blend = BlendedHead(prompt, 1.0, cache, 2.0).logits(test.images)
     np.testing.assert_allclose(blend, x[:, :CLASSES] + 1 + 2 * expected, rtol=1e-5)
-
-
-def test_lbfgs_finds_the_minimum_of_a_quadratic() -> None:
-    curvature = torch.logspace(-1, 1, 30, dtype=torch.float64)
-    target = torch.linspace(-1, 1, 30, dtype=torch.float64)
-
-    def quadratic(point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        offset = point - target
-        return 1 + 0.5 * (curvature * offset**2).sum(), curvature * offset
-
-    found = minimise(quadratic, torch.zeros(30, dtype=torch.float64), tolerance=1e-14)
-    torch.testing.assert_close(found, target, rtol=0, atol=1e-5)
