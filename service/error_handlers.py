@@ -11,8 +11,8 @@ from starlette.routing import Match
 
 from service.errors import RateLimited, RequestTimeout, TooManyBytesAtOnce
 from service.http.problems import problem
-from service.http.strict_json import json_pointer
 from sharpzo_core.errors import AuthInvalid, AuthRequired, CoreError, ValidationFailed
+from sharpzo_core.json_safety import json_pointer
 from sharpzo_engine.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.auth.authorization import PUBLIC, declared
 from service.route_docs import REF, problems
-from sharpzo_core.schemas import Problem
+from sharpzo_core.schemas.problems import Problem
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from service.auth.authorization import authorize
-from service.http.strict_json import json_pointer, loads
+from service.http.strict_json import loads
 from sharpzo_core.errors import PayloadTooLarge, UnsupportedMedia, ValidationFailed
+from sharpzo_core.json_safety import json_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -173,7 +173,7 @@ def open_services(settings: Settings, metrics: Metrics) -> Services:
     database = make_engine(settings)
     quotas = Quotas.from_settings(settings)
     datasets = DatasetStore(database, quotas=quotas)
-    artifacts = ArtifactStore(settings.artifacts)
+    artifacts = ArtifactStore.from_url(settings.artifacts)
     images = ImageStore(database, artifacts)
     patience = STRAY_LEASES * settings.lease_seconds
     uploads = Uploads(settings.data_dir / "uploads", settings.max_upload_bytes, patience)

@@ -178,7 +178,7 @@ def _all(store: KeyStore) -> Iterator[ApiKey]:
 
 def _check_names(name: str, tenant: str) -> None:
     from sharpzo_core.database.tenants import is_tenant
-    from sharpzo_core.schemas import MAX_LABEL, is_safe_text
+    from sharpzo_core.json_safety import MAX_LABEL, is_safe_text
 
     if not 1 <= len(name) <= MAX_LABEL or not is_safe_text(name):
         fix = f"give --name 1 to {MAX_LABEL} characters without control characters"
@@ -242,7 +242,7 @@ def _tell(made: NewKey, *, as_json: bool) -> None:
 
 
 def _public(key: ApiKey) -> dict[str, object]:
-    from sharpzo_core.schemas import KeyPublic
+    from sharpzo_core.schemas.keys import KeyPublic
 
     return KeyPublic.from_record(key).model_dump(mode="json")
 

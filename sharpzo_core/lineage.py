@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from sharpzo_core.json_values import unsafe_paths
-from sharpzo_core.schemas import Label, SafeText
+from sharpzo_core.json_safety import MAX_LABEL, unsafe_paths
 
 if TYPE_CHECKING:
     from sharpzo_core.records.datasets import DatasetRecord
@@ -19,10 +18,13 @@ MAX_CONFIG_BYTES = 16 << 10  # of an imported configuration as JSON; ours has ab
 
 #: What an imported file may claim: where it says so, and what it must be to be believed.
 _CLAIMS: Mapping[str, tuple[tuple[str, ...], TypeAdapter[Any]]] = {
-    "dataset_name": (("dataset", "name"), TypeAdapter(Label)),
+    "dataset_name": (
+        ("dataset", "name"),
+        TypeAdapter(Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]),
+    ),
     "config": (("config",), TypeAdapter(dict[str, Any])),
     "seed": (("config", "seed"), TypeAdapter(Annotated[int, Field(ge=0, lt=2**63)])),
-    "engine_version": (("engine_version",), TypeAdapter(Annotated[SafeText, Field(max_length=64)])),
+    "engine_version": (("engine_version",), TypeAdapter(Annotated[str, Field(max_length=64)])),
 }
 
 
@@ -56,7 +58,7 @@ def _claim(metadata: Mapping[str, Any], path: tuple[str, ...], kind: TypeAdapter
         claimed = kind.validate_python(value, strict=True)
     except ValidationError:
         return None
-    return claimed if not unsafe_paths(claimed, ()) and _is_small(claimed) else None
+    return claimed if not unsafe_paths(claimed) and _is_small(claimed) else None
 
 
 def _is_small(value: object) -> bool:

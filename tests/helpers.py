@@ -21,7 +21,7 @@ from sharpzo_core.database.engine import make_engine
 from sharpzo_core.migrations import migrate
 from sharpzo_core.records.datasets import DatasetRecord, image_key, manifest_key
 from sharpzo_core.records.jobs import Job, JobStatus
-from sharpzo_core.schemas import JobCreate
+from sharpzo_core.schemas.jobs import JobCreate
 from sharpzo_core.settings import Settings
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.dataset_store import DatasetStore
@@ -72,7 +72,7 @@ class Workplace:
         self.prompts = PromptStore(self.engine)
         self.workers = WorkerStore(self.engine)
         self.leases = JobLeases.from_settings(self.engine, settings)
-        self.artifacts = ArtifactStore(settings.artifacts)
+        self.artifacts = ArtifactStore.from_url(settings.artifacts)
         self.queue = JobQueue(make_celery(settings))
         self.processes: list[subprocess.Popen[bytes]] = []
 

@@ -111,7 +111,8 @@ def _helpers(settings: Settings, app: Celery, name: str, parent_pid: int | None)
         workers=workers,
         queue=JobQueue(app),
     )
-    housekeeper = Housekeeper(engine, ArtifactStore(settings.artifacts), settings.cache_dir)
+    artifacts = ArtifactStore.from_url(settings.artifacts)
+    housekeeper = Housekeeper(engine, artifacts, settings.cache_dir)
     beat = partial(workers.beat, name, socket.gethostname(), os.getpid())
     helpers = [
         Periodic("heartbeat", settings.heartbeat_seconds, beat, partial(workers.leave, name)),

@@ -49,7 +49,7 @@ def child_deps(worker: str) -> RunnerDeps:
     """What `run_job` needs in this process."""
     settings = child_settings()
     engine = make_engine(settings)
-    artifacts = ArtifactStore(settings.artifacts)
+    artifacts = ArtifactStore.from_url(settings.artifacts)
     return RunnerDeps(
         owner=worker,
         settings=settings,

@@ -26,9 +26,9 @@ from service.inference.prompt_cache import PromptKey, ReadyPrompt, ResidentPromp
 from service.inference.prompt_loader import PromptLoader
 from service.metrics import prompt_series
 from sharpzo_core.errors import CoreError, ValidationFailed
-from sharpzo_core.json_values import unsafe_paths
+from sharpzo_core.json_safety import unsafe_paths
 from sharpzo_core.lineage import claimed_lineage
-from sharpzo_core.schemas import PromptBackbone
+from sharpzo_core.schemas.prompts import PromptBackbone
 from sharpzo_engine.errors import ArtifactError, BackboneError, ImageError
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ def _inspect(data: bytes) -> ImportedPrompt:
     except PydanticError:
         raise ArtifactError("not a usable prompt file: fields are of the wrong kind") from None
     shown = [list(prompt.class_names), described.model_dump(), metrics]
-    if unsafe_paths(shown, ()):
+    if unsafe_paths(shown):
         raise ArtifactError("not a usable prompt file: a name holds control characters")
     return ImportedPrompt(
         classes=prompt.class_names,

@@ -23,7 +23,8 @@ from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
 from sharpzo_core.records.aliases import ALIAS_PATTERN
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.records.prompts import NAME_PATTERN
-from sharpzo_core.schemas import AliasHistoryPublic, AliasPublic, AliasRollback, AliasSet, Page
+from sharpzo_core.schemas.aliases import AliasHistoryPublic, AliasPublic, AliasRollback, AliasSet
+from sharpzo_core.schemas.base import Page
 from sharpzo_core.stores.idempotency import fingerprint
 
 router = APIRouter(

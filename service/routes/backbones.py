@@ -7,7 +7,8 @@ from service.deps import CallerDep, InferenceDep, SettingsDep, reject_repeated_p
 from service.route_docs import problems
 from service.routing import StrictRoute
 from sharpzo_core.backbones import ANY_PRETRAINED
-from sharpzo_core.schemas import BackbonePublic, Page
+from sharpzo_core.schemas.base import Page
+from sharpzo_core.schemas.prompts import BackbonePublic
 
 router = APIRouter(
     prefix="/v1/backbones",

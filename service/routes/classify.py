@@ -26,14 +26,14 @@ from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read
 from sharpzo_core.errors import CoreError, UnsupportedMedia, ValidationFailed
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.records.prompts import PromptRecord
-from sharpzo_core.schemas import (
+from sharpzo_core.schemas.base import ErrorPublic, SafeText
+from sharpzo_core.schemas.classification import (
+    MAX_TOP_K,
     ClassifyAnswer,
     ClassifyAnswers,
     ClassifyResult,
-    ErrorPublic,
     PredictionPublic,
     PromptAnswer,
-    SafeText,
 )
 from sharpzo_core.stores.prompt_store import PromptStore
 from sharpzo_engine.errors import ImageError
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 MAX_IMAGES = 64  # in one request
 MAX_CLASSIFY_BYTES = 64 << 20
-MAX_TOP_K = 1000
 MAX_PROMPTS = 32
 MAX_REF = 200  # characters
 MAX_TIMEOUT_MS = 600_000

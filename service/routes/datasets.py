@@ -29,7 +29,8 @@ from sharpzo_core.errors import (
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.records.datasets import UNLABELLED, DatasetRecord, sheet_key
 from sharpzo_core.records.keys import Scope
-from sharpzo_core.schemas import DatasetImport, DatasetPublic, Label, Page
+from sharpzo_core.schemas.base import Label, Page
+from sharpzo_core.schemas.datasets import DatasetImport, DatasetPublic
 from sharpzo_core.storage.archives import check as check_archive
 from sharpzo_core.stores.idempotency import fingerprint
 

@@ -26,14 +26,16 @@ from service.errors import ReportMissing
 from service.idempotency import IdempotencyKey
 from service.route_docs import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
+from service.services import TenantServices
 from service.streams.job_events import EVENT_STREAM, stream_events
 from service.streams.metric_stream import stream_steps
 from sharpzo_core.errors import NotFound
-from sharpzo_core.records.jobs import Job, JobKind, JobStatus
+from sharpzo_core.records.jobs import Job, JobKind, JobStatus, Origin
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.records.prompts import report_key
 from sharpzo_core.records.results import evaluation_key
-from sharpzo_core.schemas import EventPublic, JobCreate, JobPublic, Page, StepPublic
+from sharpzo_core.schemas.base import Page
+from sharpzo_core.schemas.jobs import EventPublic, JobCreate, JobPublic, StepPublic
 from sharpzo_core.stores.idempotency import fingerprint
 from sharpzo_core.stores.job_store import MAX_STEPS
 from sharpzo_core.submission.tuning import submit_job
@@ -99,8 +101,7 @@ async def create_job(
             jobs=services.jobs,
             datasets=services.datasets,
             artifacts=services.artifacts,
-            key_id=services.caller.key_id,
-            request_id=services.request_id,
+            origin=_origin(services),
             in_transaction=completion,
         )
     services.accept(job)
@@ -134,13 +135,13 @@ def delete_job(job_id: str, services: ServicesDep) -> Response:
 @router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
 def pause_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Put a job by: a checkpoint is saved, and its worker is free for others."""
-    return JobPublic.from_record(services.jobs.request_pause(job_id, services.request_id))
+    return JobPublic.from_record(services.jobs.request_pause(job_id, _origin(services)))
 
 
 @router.post("/{job_id}/resume", status_code=202, responses=problems(404, 409))
 def resume_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Go on with a paused, failed or cancelled job, from its last checkpoint."""
-    job = services.jobs.request_resume(job_id, services.caller.key_id, services.request_id)
+    job = services.jobs.request_resume(job_id, _origin(services))
     if job.status is JobStatus.QUEUED:
         services.notify(job.id)
     return JobPublic.from_record(job)
@@ -149,7 +150,7 @@ def resume_job(job_id: str, services: ServicesDep) -> JobPublic:
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
 def cancel_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Stop a job; a running one saves a checkpoint first. Asking again changes nothing."""
-    return JobPublic.from_record(services.jobs.request_cancel(job_id, services.request_id))
+    return JobPublic.from_record(services.jobs.request_cancel(job_id, _origin(services)))
 
 
 @router.get(
@@ -260,3 +261,7 @@ def _csv(steps: list[StepPublic]) -> str:
     writer.writeheader()
     writer.writerows(step.model_dump(mode="json") for step in steps)
     return table.getvalue()
+
+
+def _origin(services: TenantServices) -> Origin:
+    return Origin(services.caller.key_id, services.request_id)

@@ -15,13 +15,13 @@ from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
 from sharpzo_core.clock import utc_now
 from sharpzo_core.errors import NotFound
 from sharpzo_core.records.keys import NewKey, Scope
-from sharpzo_core.schemas import (
+from sharpzo_core.schemas.base import Page
+from sharpzo_core.schemas.keys import (
     AuditPublic,
     KeyCreate,
     KeyCreated,
     KeyPublic,
     KeyRotate,
-    Page,
     UsagePublic,
 )
 from sharpzo_core.stores.idempotency import fingerprint

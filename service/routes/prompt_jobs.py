@@ -16,11 +16,11 @@ from service.route_docs import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
 from service.services import TenantServices
 from sharpzo_core.errors import StateConflict
-from sharpzo_core.records.jobs import Job, JobKind, JobStatus
+from sharpzo_core.records.jobs import Job, JobKind, JobStatus, Origin
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.records.prompts import PromptRecord
 from sharpzo_core.records.results import ResultForm, results_key
-from sharpzo_core.schemas import ApplyRequest, BatchCreate, EvaluationCreate, JobPublic
+from sharpzo_core.schemas.jobs import ApplyRequest, BatchCreate, EvaluationCreate, JobPublic
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.idempotency import fingerprint
 from sharpzo_core.submission.prompt_jobs import PromptJobSubmitter
@@ -104,8 +104,7 @@ def _desk(services: TenantServices) -> PromptJobSubmitter:
         services.settings,
         services.jobs,
         services.datasets,
-        services.caller.key_id,
-        services.request_id,
+        Origin(services.caller.key_id, services.request_id),
     )
 
 

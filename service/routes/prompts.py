@@ -24,12 +24,8 @@ from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia
 from sharpzo_core.ids import Prefix, is_id, new_id
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.records.prompts import NAME_PATTERN, NewPrompt, PromptRecord, prompt_key
-from sharpzo_core.schemas import (
-    Page,
-    PromptPublic,
-    ResidencyPublic,
-    Slug,
-)
+from sharpzo_core.schemas.base import Page, Slug
+from sharpzo_core.schemas.prompts import PromptPublic, ResidencyPublic
 from sharpzo_core.stores.idempotency import fingerprint
 
 MAX_ARTIFACT_BYTES = 256 << 20

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from sharpzo_core.errors import CoreError
 from sharpzo_core.records.jobs import TERMINAL_EVENTS, JobEvent, is_terminal
-from sharpzo_core.schemas import EventPublic
+from sharpzo_core.schemas.jobs import EventPublic
 
 if TYPE_CHECKING:
     import threading

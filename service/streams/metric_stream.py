@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.streams.job_events import KEEPALIVE_SECONDS, open_stream
 from sharpzo_core.records.jobs import Job, is_terminal
-from sharpzo_core.schemas import JobPublic, StepPublic
+from sharpzo_core.schemas.jobs import JobPublic, StepPublic
 
 if TYPE_CHECKING:
     import threading

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from sharpzo_core.database.tenants import DEFAULT_TENANT
+from sharpzo_core.ids import Prefix, new_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -165,38 +166,52 @@ class CheckpointRef:
     saved_at: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One row of the table `jobs`."""
+@dataclass(frozen=True)
+class Origin:
+    """Who asked for something: the API key, if there is one, and the request."""
 
-    id: str
-    tenant: str = DEFAULT_TENANT
-    key_id: str | None = None  #: The API key that submitted it
-    request_id: str | None = None  #: Of the request that created it
+    key_id: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """A job that is about to be accepted."""
+
+    id: str = field(default_factory=lambda: new_id(Prefix.JOB))
     kind: JobKind = JobKind.TUNING
-    name: str | None
-    status: JobStatus
-    phase: Phase | None  #: None until a worker reports one
-    phase_label: str | None = None  #: The phase in words, with the optimiser that a stage uses
+    name: str | None = None
     dataset_id: str
     backbone: str  #: As the request named it
-    config: Mapping[str, Any]  #: The whole effective TuningConfig, or what else was asked for
-    metadata: Mapping[str, str]
+    config: Mapping[str, Any]  #: The whole effective TuningConfig, or the parameters of other kinds
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    prompt_id: str | None = None  #: The prompt that it published, or the one that it applies
     from_checkpoint: str | None = None  #: Id of the job whose checkpoint this one began with
-    format: int = FORMATS[JobKind.TUNING]  #: Workers that know less leave it to others
+    checkpoint: CheckpointRef | None = None  #: The newest one that is known to be durable
+    charged_passes: int = 0  #: The largest number of forward passes that it ever reported
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(NewJob):
+    """One row of the table `jobs`."""
+
+    tenant: str = DEFAULT_TENANT
+    key_id: str | None = None  #: The API key that submitted it
+    request_id: str | None = None  #: The request that created it
+    status: JobStatus
+    phase: Phase | None = None  #: None until a worker reports one
+    phase_label: str | None = None  #: The phase in words, with the optimiser that a stage uses
+    format: int = FORMATS[JobKind.TUNING]  #: Workers that do not know it leave the job to others
     step: int = 0  #: Of the search, or images done
     total_steps: int = 0
     forward_passes: int = 0
-    charged_passes: int = 0  #: The most that it ever reported
     eta_seconds: float | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
-    prompt_id: str | None = None  #: The prompt that it published, or the one that it applies
-    result_folder: str | None = None  #: Name below the job's results, of the claim that ended it
+    result_folder: str | None = None  #: Below the job's results; that of the claim that ended it
     error_code: str | None = None
     error_message: str | None = None
-    attempt: int = 0  #: Claims so far that were not given back
-    losses: int = 0  #: Workers lost since the job last got ahead (a checkpoint, or a request)
-    checkpoint: CheckpointRef | None = None  #: The newest one that is known to be durable
+    attempt: int = 0  #: Claims so far that did not end in a release
+    losses: int = 0  #: Workers lost since the last checkpoint or request
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

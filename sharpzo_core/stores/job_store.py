@@ -13,7 +13,7 @@ from sharpzo_core.database.engine import reading, writing
 from sharpzo_core.database.pagination import MAX_PAGE, Listing, newest_first
 from sharpzo_core.database.tables import api_keys, datasets, job_events, job_steps, jobs
 from sharpzo_core.errors import AuthInvalid, NotFound, StateConflict, ValidationFailed
-from sharpzo_core.ids import Prefix, new_id
+from sharpzo_core.ids import Prefix
 from sharpzo_core.records.datasets import DatasetStatus
 from sharpzo_core.records.jobs import (
     FORMATS,
@@ -24,6 +24,8 @@ from sharpzo_core.records.jobs import (
     JobKind,
     JobStatus,
     JobStep,
+    NewJob,
+    Origin,
     Phase,
     Request,
     is_terminal,
@@ -33,8 +35,9 @@ from sharpzo_core.stores.prompt_store import hold_prompt
 from sharpzo_core.stores.quotas import MeteredStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+UNKNOWN = Origin()
 MAX_STEPS = 10_000  # records in one answer
 _EVENT_TYPES = frozenset(EventType)
 _RARE = ("val_loss", "val_accuracy", "sigma", "sharpness")  # measured at some steps only
@@ -45,62 +48,36 @@ class JobStore(MeteredStore):
 
     def create(
         self,
-        *,
-        dataset_id: str,
-        backbone: str,
-        config: Mapping[str, Any],
-        kind: JobKind = JobKind.TUNING,
-        prompt_id: str | None = None,
-        name: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        job_id: str | None = None,
-        origin: Job | None = None,
-        key_id: str | None = None,
-        request_id: str | None = None,
+        new: NewJob,
+        origin: Origin = UNKNOWN,
         in_transaction: Callable[[sa.Connection, Job], None] | None = None,
     ) -> Job:
         """Accept a job; it is durable when this returns, and so is what `in_transaction` writes.
-
-        `prompt_id` is the prompt that it is to apply; `origin` is a job whose checkpoint is already
-        copied to this one's; `key_id` is the API key that asks for it, and `request_id` the request
-        that it asks with.
 
         Raises:
             NotFound: there is no such dataset or prompt.
             StateConflict: the dataset is not ready.
             QuotaExceeded: the tenant may not have this job now.
-            AuthInvalid: the key was revoked meanwhile.
+            AuthInvalid: the key of `origin` has been revoked.
         """
         now = self._clock()
         job = Job(
-            id=job_id or new_id(Prefix.JOB),
+            **vars(new),
+            **vars(origin),
             tenant=self._owner,
-            key_id=key_id,
-            request_id=request_id,
-            kind=kind,
-            format=FORMATS[kind],
-            name=name,
+            format=FORMATS[new.kind],
             status=JobStatus.QUEUED,
-            phase=None,
-            dataset_id=dataset_id,
-            backbone=backbone,
-            config=dict(config),
-            prompt_id=prompt_id,
-            metadata=dict(metadata or {}),
-            from_checkpoint=None if origin is None else origin.id,
-            checkpoint=None if origin is None else origin.checkpoint,
-            charged_passes=0 if origin is None else origin.forward_passes,
             created_at=now,
             last_event=1,
         )
         with writing(self._engine) as connection:
-            self._require_key(connection, key_id)
+            self._require_key(connection, origin)
             self._quotas.check_job(connection, job.tenant, now, _budget(job))
-            self._require_ready(connection, dataset_id)
-            if prompt_id is not None:
-                hold_prompt(connection, prompt_id, self._tenant)
+            self._require_ready(connection, job.dataset_id)
+            if job.prompt_id is not None:
+                hold_prompt(connection, job.prompt_id, self._tenant)
             connection.execute(sa.insert(jobs).values(job_values(job)))
-            data = {"status": job.status, **_asked_with(request_id)}
+            data = {"status": job.status, **_asked_with(origin)}
             accepted = NewEvent(EventType.QUEUED, "accepted", data=data)
             insert_event(connection, job.id, 1, accepted, now)
             if in_transaction is not None:
@@ -138,55 +115,51 @@ class JobStore(MeteredStore):
             found = {row.status: row[1] for row in connection.execute(query)}
         return {status: found.get(status, 0) for status in JobStatus}
 
-    def request_pause(self, job_id: str, request_id: str | None = None) -> Job:
-        """Put a queued job by, ask a running one's worker to put it down.
-
-        The event that tells of it names the request, as with what else may be asked.
+    def request_pause(self, job_id: str, origin: Origin = UNKNOWN) -> Job:
+        """Pause a queued job, or ask a running job's worker to pause it.
 
         Raises:
             NotFound: there is no such job.
             StateConflict: the job has ended, or is being cancelled.
         """
-        return self._request(job_id, Request.PAUSE, request_id)
+        return self._request(job_id, Request.PAUSE, origin)
 
-    def request_resume(
-        self, job_id: str, key_id: str | None = None, request_id: str | None = None
-    ) -> Job:
-        """Queue a paused, failed or cancelled job again; it goes on from its last checkpoint.
+    def request_resume(self, job_id: str, origin: Origin = UNKNOWN) -> Job:
+        """Queue a paused, failed or cancelled job again; it continues from its last checkpoint.
 
-        The caller rings for it. From now on the job is that of the API key `key_id`, if any.
+        The caller notifies a worker. If `origin` has an API key, the job now belongs to that key.
 
         Raises:
             NotFound: there is no such job, or its dataset or prompt has been deleted.
             StateConflict: the job is running, has succeeded, or is being cancelled.
             QuotaExceeded: the tenant may not have it wait now.
+            AuthInvalid: the key of `origin` has been revoked.
         """
-        return self._request(job_id, Request.RESUME, request_id, key_id)
+        return self._request(job_id, Request.RESUME, origin)
 
-    def request_cancel(self, job_id: str, request_id: str | None = None) -> Job:
-        """Cancel a job that waits at once, ask a running one's worker to stop.
+    def request_cancel(self, job_id: str, origin: Origin = UNKNOWN) -> Job:
+        """Cancel a waiting job at once, or ask a running job's worker to stop.
 
         Raises:
             NotFound: there is no such job.
             StateConflict: the job has already succeeded or failed.
         """
-        return self._request(job_id, Request.CANCEL, request_id)
+        return self._request(job_id, Request.CANCEL, origin)
 
-    def _request(
-        self, job_id: str, request: Request, request_id: str | None, key_id: str | None = None
-    ) -> Job:
+    def _request(self, job_id: str, request: Request, origin: Origin) -> Job:
         """Do as `REQUESTS` says; repeating a request changes nothing."""
-        now, data = self._clock(), _asked_with(request_id)
+        now, data = self._clock(), _asked_with(origin)
         with writing(self._engine) as connection:
-            # The key before the job, as where a key is revoked: so neither waits for the other.
-            self._require_key(connection, key_id)
+            if request is Request.RESUME:
+                # Lock the key before the job, as `KeyStore.revoke` does, against deadlocks.
+                self._require_key(connection, origin)
             job = get_job(connection, job_id, self._tenant, lock=True)
             target = REQUESTS[request].get(job.status)
             if target is None:
                 raise StateConflict(f"the job is {job.status}: there is nothing to {request}")
             if target is JobStatus.QUEUED and target is not job.status:
                 self._require_room(connection, job)
-                return move(connection, job, target, now, data, key_id=key_id or job.key_id)
+                return move(connection, job, target, now, data, key_id=origin.key_id or job.key_id)
             return move(connection, job, target, now, data)
 
     def _require_room(self, connection: sa.Connection, job: Job) -> None:
@@ -200,14 +173,14 @@ class JobStore(MeteredStore):
             passes_only = replace(self._quotas, max_active_jobs=None)
             passes_only.check_job(connection, job.tenant, self._clock())
 
-    def _require_key(self, connection: sa.Connection, key_id: str | None) -> None:
-        """The API key is not revoked, nor will it be before this transaction ends.
+    def _require_key(self, connection: sa.Connection, origin: Origin) -> None:
+        """Check that the API key is not revoked, and prevent that until this transaction ends.
 
         So a revocation finds every job that the key ever started.
         """
-        if key_id is None:
+        if origin.key_id is None:
             return
-        mine = (api_keys.c.id == key_id) & self._own(api_keys)
+        mine = (api_keys.c.id == origin.key_id) & self._own(api_keys)
         query = sa.select(api_keys.c.revoked_at).where(mine)
         row = connection.execute(query.with_for_update(read=True)).one_or_none()
         if row is None or row.revoked_at is not None:
@@ -297,9 +270,9 @@ class JobStore(MeteredStore):
             return [_merge_run([_read_step(row) for row in run]) for _, run in runs]
 
 
-def _asked_with(request_id: str | None) -> dict[str, str]:
-    """What an event says of the request that it tells of."""
-    return {} if request_id is None else {"request_id": request_id}
+def _asked_with(origin: Origin) -> dict[str, str]:
+    """The request in the data of the event that it caused."""
+    return {} if origin.request_id is None else {"request_id": origin.request_id}
 
 
 def _budget(job: Job) -> int | None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from sharpzo_core.backbones import serving
 from sharpzo_core.errors import BackboneNotServed, StateConflict, ValidationFailed
 from sharpzo_core.records.datasets import SPLITS, DatasetRecord, DatasetStatus
-from sharpzo_core.records.jobs import Job, JobKind
-from sharpzo_core.schemas import BatchCreate, EvaluationCreate
+from sharpzo_core.records.jobs import Job, JobKind, NewJob, Origin
+from sharpzo_core.schemas.jobs import BatchCreate, EvaluationCreate
+from sharpzo_core.stores.job_store import UNKNOWN, JobStore
 from sharpzo_core.submission.tuning import check_queue
 from sharpzo_engine.data.layout import Part, labels_of
 
@@ -21,20 +22,18 @@ if TYPE_CHECKING:
     from sharpzo_core.records.prompts import PromptRecord
     from sharpzo_core.settings import Settings
     from sharpzo_core.stores.dataset_store import DatasetStore
-    from sharpzo_core.stores.job_store import JobStore
 
 LISTED = 5  # classes that a message names
 
 
 @dataclass(frozen=True)
 class PromptJobSubmitter:
-    """Where such jobs are handed in."""
+    """Checks and creates evaluation and classification jobs."""
 
     settings: Settings
     jobs: JobStore
     datasets: DatasetStore
-    key_id: str | None = None  #: The API key that asks
-    request_id: str | None = None  #: The request that it asks with
+    origin: Origin = UNKNOWN
 
     def submit_evaluation(
         self,
@@ -92,7 +91,7 @@ class PromptJobSubmitter:
             name = prompt.backbone.get("name")
             raise BackboneNotServed(f"the prompt was tuned on {name}, which is not offered here")
         check_queue(self.jobs, self.settings)
-        return self.jobs.create(
+        new = NewJob(
             kind=kind,
             dataset_id=request.dataset_id,
             backbone=specs[0].name,
@@ -100,10 +99,8 @@ class PromptJobSubmitter:
             prompt_id=prompt.id,
             name=request.name,
             metadata=request.metadata,
-            key_id=self.key_id,
-            request_id=self.request_id,
-            in_transaction=in_transaction,
         )
+        return self.jobs.create(new, self.origin, in_transaction)
 
 
 def _check_split(dataset: DatasetRecord, split: str | None) -> None:

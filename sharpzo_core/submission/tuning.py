@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sharpzo_core.errors import (
@@ -15,12 +16,12 @@ from sharpzo_core.errors import (
     TooManyJobs,
     ValidationFailed,
 )
-from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.json_values import unsafe_paths
-from sharpzo_core.records.checkpoints import checkpoint_prefix, copy_checkpoint
+from sharpzo_core.json_safety import json_pointer, unsafe_paths
+from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.records.datasets import DatasetRecord, DatasetStatus
-from sharpzo_core.records.jobs import Job, JobKind, JobStatus
-from sharpzo_core.schemas import JobCreate
+from sharpzo_core.records.jobs import Job, JobKind, JobStatus, NewJob, Origin
+from sharpzo_core.schemas.jobs import JobCreate
+from sharpzo_core.stores.job_store import UNKNOWN, JobStore
 from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, differing, merge
 from sharpzo_engine.data.layout import Part, labels_of
 from sharpzo_engine.errors import ConfigError
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
     from sharpzo_core.storage.artifact_store import ArtifactStore
     from sharpzo_core.stores.dataset_store import DatasetStore
-    from sharpzo_core.stores.job_store import JobStore
 
 DEFAULT_PRESET = "default"
 RETRY_SECONDS = 60  # when a full queue is worth another try
@@ -44,55 +44,50 @@ def submit_job(
     jobs: JobStore,
     datasets: DatasetStore,
     artifacts: ArtifactStore,
-    key_id: str | None = None,
-    request_id: str | None = None,
+    origin: Origin = UNKNOWN,
     in_transaction: Callable[[sa.Connection, Job], None] | None = None,
 ) -> Job:
     """Check the request and store the job, with what `in_transaction` writes; notify no worker.
-
-    `key_id` is the API key that asks, `request_id` the request that it asks with.
 
     Raises:
         ValidationFailed: the backbone is not offered, the configuration is wrong, the dataset has
             no labels or fewer images of a class than shots, or the job to begin with tunes nothing.
         NotFound: there is no such dataset, or no such job to begin with.
-        StateConflict: the dataset is not ready, or the checkpoint is not to be had.
-        ConfigMismatch: a run cannot go on from that checkpoint in this way.
+        StateConflict: the dataset is not ready, or the checkpoint is not available.
+        ConfigMismatch: a run cannot continue from that checkpoint in this way.
         TooManyJobs: the tenant's queue is full.
         QuotaExceeded: the tenant may not have this job now.
     """
-    origin = None if request.from_checkpoint is None else jobs.get(request.from_checkpoint)
-    if origin is not None and origin.kind is not JobKind.TUNING:
-        message = f"its kind is {origin.kind}: only a tuning job can be gone on from"
+    source = None if request.from_checkpoint is None else jobs.get(request.from_checkpoint)
+    if source is not None and source.kind is not JobKind.TUNING:
+        message = f"only tuning jobs can be continued from a checkpoint (this is a {source.kind})"
         raise ValidationFailed([("/from_checkpoint", message)])
-    name = request.backbone or (origin.backbone if origin else None)
+    name = request.backbone or (source.backbone if source else None)
     backbone = settings.backbone(name).name
-    config = _parse(request, origin)
+    config = _parse(request, source)
     dataset = datasets.get(request.dataset_id)
     check_dataset(dataset, config.shots, config.classes)
-    if origin is not None:
-        _check_continues(origin, dataset.id, backbone, config)
+    if source is not None:
+        _check_continues(source, dataset.id, backbone, config)
     check_queue(jobs, settings)
-    job_id = new_id(Prefix.JOB)
+    new = NewJob(
+        dataset_id=dataset.id,
+        backbone=backbone,
+        config=config.model_dump(mode="json"),
+        name=request.name,
+        metadata=request.metadata,
+        from_checkpoint=source.id if source else None,
+        checkpoint=source.checkpoint if source else None,
+        charged_passes=source.forward_passes if source else 0,
+    )
     try:
-        if origin is not None:
-            _copy_checkpoint(artifacts, origin, job_id)
-        return jobs.create(
-            dataset_id=dataset.id,
-            backbone=backbone,
-            config=config.model_dump(mode="json"),
-            name=request.name,
-            metadata=request.metadata,
-            job_id=job_id,
-            origin=origin,
-            key_id=key_id,
-            request_id=request_id,
-            in_transaction=in_transaction,
-        )
+        if source is not None:
+            _copy_checkpoint(artifacts, source, new.id)
+        return jobs.create(new, origin, in_transaction)
     except StorageUnavailable:
         raise  # perhaps only the answer was lost, and the job needs its files
     except CoreError:
-        artifacts.delete_prefix(checkpoint_prefix(job_id))
+        artifacts.delete_prefix(checkpoint_prefix(new.id))
         raise
 
 
@@ -106,41 +101,53 @@ def check_queue(jobs: JobStore, settings: Settings) -> None:
         raise TooManyJobs(f"{settings.max_queued_jobs} jobs are queued", RETRY_SECONDS)
 
 
-def _parse(request: JobCreate, origin: Job | None) -> TuningConfig:
-    """The request's configuration; that of the job to begin with is what it is laid over."""
-    if origin is None:
+def _parse(request: JobCreate, source: Job | None) -> TuningConfig:
+    """The request's configuration, over that of the job whose checkpoint is continued."""
+    if source is None:
         return parse_config(request.config, request.preset or DEFAULT_PRESET)
     if request.preset is not None:
-        message = "goes without from_checkpoint, whose job has a configuration already"
+        message = "cannot be combined with from_checkpoint, whose job has a configuration"
         raise ValidationFailed([("/preset", message)])
-    return parse_config(merge(origin.config, request.config), DEFAULT_PRESET)
+    return parse_config(merge(source.config, request.config), DEFAULT_PRESET)
 
 
-def _check_continues(origin: Job, dataset_id: str, backbone: str, config: TuningConfig) -> None:
-    """The checkpoint of `origin` can be continued in this way."""
-    if origin.checkpoint is None:
-        raise StateConflict("the job to begin with has no checkpoint yet")
-    changed = differing(origin.config, config.model_dump(mode="json", exclude=set(EXTENDABLE)))
-    changed += ["dataset_id"] * (dataset_id != origin.dataset_id)
-    changed += ["backbone"] * (backbone != origin.backbone)
+def _check_continues(source: Job, dataset_id: str, backbone: str, config: TuningConfig) -> None:
+    if source.checkpoint is None:
+        raise StateConflict("the job to continue has no checkpoint yet")
+    changed = differing(source.config, config.model_dump(mode="json", exclude=set(EXTENDABLE)))
+    changed += ["dataset_id"] * (dataset_id != source.dataset_id)
+    changed += ["backbone"] * (backbone != source.backbone)
     if changed:
         raise ConfigMismatch(
-            f"a run that goes on from a checkpoint may change {', '.join(EXTENDABLE)} alone; "
+            f"a run that continues from a checkpoint may only change {', '.join(EXTENDABLE)}; "
             f"this request changes {', '.join(changed)}"
         )
-    if config.total_steps <= origin.checkpoint.step:
-        message = f"the checkpoint is at step {origin.checkpoint.step} already (give more)"
+    if config.total_steps <= source.checkpoint.step:
+        message = f"the checkpoint is at step {source.checkpoint.step} already (give more)"
         raise ValidationFailed([("/config/total_steps", message)])
-    if (config.max_forward_passes or math.inf) <= origin.forward_passes:
-        message = f"the job to begin with took {origin.forward_passes} already (give more)"
+    if (config.max_forward_passes or math.inf) <= source.forward_passes:
+        message = f"the job to continue took {source.forward_passes} already (give more)"
         raise ValidationFailed([("/config/max_forward_passes", message)])
 
 
-def _copy_checkpoint(artifacts: ArtifactStore, origin: Job, job_id: str) -> None:
-    try:
-        copy_checkpoint(artifacts, origin, job_id)
-    except NotFound:
-        raise StateConflict("the checkpoint is being replaced at this moment (try again)") from None
+def _copy_checkpoint(artifacts: ArtifactStore, source: Job, job_id: str) -> None:
+    """Give the job `job_id` a copy of the checkpoint of `source`.
+
+    Raises:
+        StateConflict: it is being replaced at this moment.
+        StorageFull, StorageUnavailable: the store failed.
+    """
+    assert source.checkpoint is not None  # noqa: S101 - see `_check_continues`
+    old = checkpoint_prefix(source.id, source.checkpoint.folder)
+    new = checkpoint_prefix(job_id, source.checkpoint.folder)
+    found: dict[str, bytes] = {}
+    for name in FILES:
+        with suppress(NotFound):
+            found[name] = artifacts.get_bytes(f"{old}/{name}")
+    if not found:
+        raise StateConflict("the checkpoint is being replaced at this moment (try again)")
+    for name, data in found.items():
+        artifacts.put_bytes(f"{new}/{name}", data)
 
 
 def parse_config(values: Mapping[str, Any], preset: str) -> TuningConfig:
@@ -154,11 +161,13 @@ def parse_config(values: Mapping[str, Any], preset: str) -> TuningConfig:
         raise ValidationFailed([("/preset", f"unknown preset (choose one of: {known})")])
     unsafe = unsafe_paths(values, ("config",))
     if unsafe:
-        raise ValidationFailed([(_pointer(path), "not a value a job can hold") for path in unsafe])
+        raise ValidationFailed(
+            [(json_pointer(path), "not a value a job can hold") for path in unsafe]
+        )
     try:
         return TuningConfig.parse(values, preset)
     except ConfigError as error:
-        faults = [(_pointer(("config", *path)), message) for path, message in error.errors]
+        faults = [(json_pointer(("config", *path)), message) for path, message in error.errors]
         raise ValidationFailed(faults or [("/config", str(error))]) from error
 
 
@@ -190,8 +199,3 @@ def check_dataset(dataset: DatasetRecord, shots: int, classes: Part = "all") -> 
 
 def _too_few(name: str, images: int, shots: int) -> str:
     return f"class {name!r} has {images} training images, fewer than {shots} shots"
-
-
-def _pointer(path: Sequence[str]) -> str:
-    """A JSON pointer (RFC 6901)."""
-    return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in path)

@@ -14,7 +14,7 @@ from sharpzo_core.database.engine import make_engine
 from sharpzo_core.database.tables import metadata
 from sharpzo_core.migrations import migrate
 from sharpzo_core.records.datasets import DatasetRecord
-from sharpzo_core.records.jobs import Job
+from sharpzo_core.records.jobs import Job, NewJob, Origin
 from sharpzo_core.settings import Settings
 from sharpzo_core.stores.alias_store import AliasStore
 from sharpzo_core.stores.dataset_store import DatasetStore
@@ -57,10 +57,10 @@ class Stores:
             dataset.id, classes=["cat", "dog"], counts=counts, sha256="0" * 64
         )
 
-    def job(self, **values: Any) -> Job:
-        return self.jobs.create(
-            dataset_id=self.ready_dataset().id, backbone="tiny", config={"seed": 1}, **values
-        )
+    def job(self, key_id: str | None = None, **values: Any) -> Job:
+        dataset = self.ready_dataset()
+        new = NewJob(dataset_id=dataset.id, backbone="tiny", config={"seed": 1}, **values)
+        return self.jobs.create(new, Origin(key_id))
 
     def claimed(self, **values: Any) -> Job:
         job = self.leases.claim(self.job(**values).id, "wrk_a", "process")

@@ -8,7 +8,7 @@ import pytest
 
 from sharpzo_core.lineage import MAX_CONFIG_BYTES, claimed_lineage, tuned_lineage
 from sharpzo_core.records.jobs import CheckpointRef
-from sharpzo_core.schemas import PromptPublic
+from sharpzo_core.schemas.prompts import PromptPublic
 from sharpzo_core.stores.job_leases import lease_of
 from tests.core.conftest import Stores
 from tests.core.stores.test_job_states import prompt_of
@@ -38,7 +38,7 @@ def test_the_parent_is_what_the_first_job_published(stores: Stores, published: b
     if published:
         stores.leases.succeed(lease_of(origin), prompt_of(origin), {})
     origin = stores.jobs.get(origin.id)
-    job = stores.claimed(name="longer", origin=origin)
+    job = stores.claimed(name="longer", from_checkpoint=origin.id)
     lineage = tuned_lineage(job, stores.datasets.get(job.dataset_id), "1.0")
     stores.leases.succeed(lease_of(job), replace(prompt_of(job), lineage=lineage), {})
     told = PromptPublic.from_record(stores.prompts.get("longer")).lineage

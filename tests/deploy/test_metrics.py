@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from service.services import Services
 from sharpzo_core.database.tables import job_totals
 from sharpzo_core.errors import StorageUnavailable
-from sharpzo_core.records.jobs import Job, JobProgress, JobStatus, Phase
+from sharpzo_core.records.jobs import Job, JobProgress, JobStatus, NewJob, Phase
 from sharpzo_core.stores.job_leases import JobLeases, lease_of
 from sharpzo_core.stores.job_store import JobStore
 from sharpzo_core.stores.job_totals import DURATIONS, FigureStore
@@ -133,7 +133,8 @@ class Floor:
         self.now += timedelta(seconds=seconds)
 
     def submit(self, **options: Any) -> Job:
-        return self.jobs.create(dataset_id=self.dataset.id, backbone="tiny", config={}, **options)
+        new = NewJob(dataset_id=self.dataset.id, backbone="tiny", config={}, **options)
+        return self.jobs.create(new)
 
     def start(self) -> Job:
         job = self.leases.claim(self.submit().id, "wrk_1")

@@ -21,7 +21,7 @@ from service.inference.prompt_cache import PromptKey
 from sharpzo_core.database.tables import metadata
 from sharpzo_core.database.tenants import TenantStore
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.records.jobs import Job, JobProgress, JobStep, Phase
+from sharpzo_core.records.jobs import Job, JobProgress, JobStep, NewJob, Phase
 from sharpzo_core.records.keys import NewKey
 from sharpzo_core.records.prompts import report_key
 from sharpzo_core.records.results import evaluation_key, results_key
@@ -546,7 +546,8 @@ def test_within_a_tenant_the_job_that_is_rung_for_is_taken(door: Door) -> None:
     dataset = services.datasets.create("d")
     services.datasets.mark_ready(dataset.id, classes=[], counts={}, sha256="0" * 64)
     first, second = (
-        services.jobs.create(dataset_id=dataset.id, backbone="toy", config={}).id for _ in range(2)
+        services.jobs.create(NewJob(dataset_id=dataset.id, backbone="toy", config={})).id
+        for _ in range(2)
     )
     assert leases.whose_turn(second) == second
     assert leases.whose_turn(first) == first

@@ -20,6 +20,7 @@ from service.supervisor import Supervisor
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.migrations import migrate
+from sharpzo_core.records.jobs import NewJob
 from sharpzo_core.settings import Settings
 from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.job_leases import JobLeases
@@ -204,7 +205,7 @@ def job_of_another_worker(settings: Settings) -> str:
     engine = make_engine(settings)
     dataset = DatasetStore(engine).create("pets")
     DatasetStore(engine).mark_ready(dataset.id, classes=["a"], counts={}, sha256="0" * 64)
-    job = JobStore(engine).create(dataset_id=dataset.id, backbone="tiny", config={})
+    job = JobStore(engine).create(NewJob(dataset_id=dataset.id, backbone="tiny", config={}))
     assert JobLeases.from_settings(engine, settings).claim(job.id, "wrk_elsewhere", None)
     engine.dispose()
     return job.id

@@ -36,8 +36,8 @@ from sharpzo_core.records.results import (
     results_key,
     results_prefix,
 )
-from sharpzo_core.schemas import BatchCreate, EvaluationCreate
-from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.schemas.jobs import BatchCreate, EvaluationCreate
+from sharpzo_core.storage.artifact_store import LocalArtifacts
 from sharpzo_core.stores.job_leases import lease_of
 from sharpzo_core.submission.prompt_jobs import PromptJobSubmitter
 from sharpzo_engine import (
@@ -788,17 +788,17 @@ def test_a_full_storage_fails_the_job_and_it_can_be_resumed(
     workplace: Workplace, deps: RunnerDeps, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = classify(workplace, publish(workplace, a_prompt(backbone)), workplace.add_dataset())
-    put = ArtifactStore.put_bytes
+    put = LocalArtifacts.put_bytes
 
-    def full(store: ArtifactStore, key: str, data: bytes, **options: Any) -> None:
+    def full(store: LocalArtifacts, key: str, data: bytes, **options: Any) -> None:
         if key == part_key(job.id, 2):
             raise StorageFull
         put(store, key, data, **options)
 
-    monkeypatch.setattr(ArtifactStore, "put_bytes", full)
+    monkeypatch.setattr(LocalArtifacts, "put_bytes", full)
     assert run_job(job.id, deps) is JobStatus.FAILED
     assert workplace.jobs.get(job.id).error_code == "storage_full"
-    monkeypatch.setattr(ArtifactStore, "put_bytes", put)
+    monkeypatch.setattr(LocalArtifacts, "put_bytes", put)
     workplace.jobs.request_resume(job.id)
     assert run_job(job.id, deps) is JobStatus.SUCCEEDED
 

@@ -15,7 +15,7 @@ from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.records.jobs import EventType, Job, JobStatus
 from sharpzo_core.records.prompts import prompt_key, report_key
-from sharpzo_core.schemas import PromptPublic
+from sharpzo_core.schemas.prompts import PromptPublic
 from sharpzo_engine import TunedPrompt, __version__
 from sharpzo_engine.checksummed import ChecksumError
 from sharpzo_engine.errors import BackboneError, TooFewImages, TuningInterrupted

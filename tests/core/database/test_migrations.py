@@ -17,7 +17,7 @@ from sharpzo_core.database.engine import make_engine, ping, writing
 from sharpzo_core.database.tables import metadata, workers
 from sharpzo_core.errors import SchemaTooNew, StorageUnavailable
 from sharpzo_core.migrations import migrate, migration_engine, upgrade
-from sharpzo_core.schemas import LineagePublic, PromptPublic
+from sharpzo_core.schemas.prompts import LineagePublic, PromptPublic
 from sharpzo_core.settings import Settings
 from sharpzo_core.stores.alias_store import AliasStore
 from sharpzo_core.stores.prompt_store import PromptStore

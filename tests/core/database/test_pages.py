@@ -9,6 +9,7 @@ import pytest
 from sharpzo_core import ids
 from sharpzo_core.errors import NotFound
 from sharpzo_core.ids import Prefix, new_id
+from sharpzo_core.records.jobs import NewJob
 from tests.core.conftest import Stores
 
 JOBS, LIMIT = 60, 7
@@ -17,7 +18,7 @@ JOBS, LIMIT = 60, 7
 def add_jobs(stores: Stores, count: int) -> list[str]:
     dataset_id = stores.ready_dataset().id
     return [
-        stores.jobs.create(dataset_id=dataset_id, backbone="tiny", config={}).id
+        stores.jobs.create(NewJob(dataset_id=dataset_id, backbone="tiny", config={})).id
         for _ in range(count)
     ]
 

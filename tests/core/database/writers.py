@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.records.jobs import EventType, JobProgress, JobStep, Phase
+from sharpzo_core.records.jobs import EventType, JobProgress, JobStep, NewJob, Phase
 from sharpzo_core.settings import Settings
 from sharpzo_core.stores.job_leases import JobLeases, lease_of
 from sharpzo_core.stores.job_rows import NewEvent
@@ -27,7 +27,7 @@ def write_many(data_dir: Path, dataset_id: str, times: int) -> list[float]:
     """Queue, claim and report a job of one's own; the seconds of every write."""
     engine = make_engine(Settings.load(data_dir=data_dir))
     leases = JobLeases(engine, lease_seconds=60, max_attempts=3)
-    job = JobStore(engine).create(dataset_id=dataset_id, backbone="tiny", config={})
+    job = JobStore(engine).create(NewJob(dataset_id=dataset_id, backbone="tiny", config={}))
     claimed = leases.claim(job.id, new_id(Prefix.WORKER))
     assert claimed is not None
     lease = lease_of(claimed)

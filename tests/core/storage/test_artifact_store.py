@@ -20,8 +20,8 @@ KEY = "prompts/prm_1.safetensors"
 @pytest.fixture(params=["local", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
     if request.param == "local":
-        return ArtifactStore(str(tmp_path / "artifacts"))
-    return ArtifactStore(f"memory://{tmp_path.name}")
+        return ArtifactStore.from_url(str(tmp_path / "artifacts"))
+    return ArtifactStore.from_url(f"memory://{tmp_path.name}")
 
 
 def test_bytes_come_back(store: ArtifactStore, tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_a_key_never_leaves_the_store(store: ArtifactStore, key: str) -> None:
 
 
 def test_only_a_local_store_has_paths(tmp_path: Path) -> None:
-    assert ArtifactStore(str(tmp_path)).local_path(KEY) == tmp_path / KEY
-    assert ArtifactStore("memory://x").local_path(KEY) is None
+    assert ArtifactStore.from_url(str(tmp_path)).local_path(KEY) == tmp_path / KEY
+    assert ArtifactStore.from_url("memory://x").local_path(KEY) is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_only_a_local_store_has_paths(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[CoreError]
 ) -> None:
-    store = ArtifactStore(str(tmp_path))
+    store = ArtifactStore.from_url(str(tmp_path))
     store.put_bytes(KEY, b"old")
 
     def failing(_: int) -> None:
@@ -93,13 +93,13 @@ def test_leftovers_of_killed_writers_are_removed(store: ArtifactStore) -> None:
 
 
 def test_an_unknown_kind_of_store_is_a_wrong_setting() -> None:
-    make: Callable[[], ArtifactStore] = lambda: ArtifactStore("nonsense://x")  # noqa: E731
+    make: Callable[[], ArtifactStore] = lambda: ArtifactStore.from_url("nonsense://x")  # noqa: E731
     with pytest.raises(SettingsError, match="SHARPZO_ARTIFACT_URL"):
         make()
 
 
 def test_many_files_are_synced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, synced = ArtifactStore(str(tmp_path)), list[int]()
+    store, synced = ArtifactStore.from_url(str(tmp_path)), list[int]()
     fsync = os.fsync
 
     def counting(descriptor: int) -> None:

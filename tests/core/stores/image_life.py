@@ -84,7 +84,7 @@ def live_and_die(settings: dict[str, Any], contents: list[bytes], step: int) -> 
 
 def _live(settings: dict[str, Any], contents: list[bytes], step: int) -> None:
     loaded = Settings.load(**settings)
-    engine, artifacts = make_engine(loaded), ArtifactStore(loaded.artifacts)
+    engine, artifacts = make_engine(loaded), ArtifactStore.from_url(loaded.artifacts)
     with writing(engine):
         pass  # what a first connection does is no step
     left = step

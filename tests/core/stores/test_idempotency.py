@@ -10,6 +10,7 @@ from sharpzo_core.database.engine import reading, writing
 from sharpzo_core.database.tables import idempotency_keys
 from sharpzo_core.errors import IdempotencyInProgress, LeaseLost
 from sharpzo_core.records.datasets import DatasetRecord
+from sharpzo_core.records.jobs import NewJob
 from sharpzo_core.stores.dataset_leases import DatasetLeases
 from sharpzo_core.stores.idempotency import (
     RESERVED_SECONDS,
@@ -112,8 +113,9 @@ def test_what_was_created_and_its_answer_are_stored_together_or_not_at_all(
         keys.complete(connection, late, ANSWER)
 
     dataset_id = stores.ready_dataset().id
+    new = NewJob(dataset_id=dataset_id, backbone="tiny", config={})
     with pytest.raises(IdempotencyInProgress):
-        stores.jobs.create(dataset_id=dataset_id, backbone="tiny", config={}, in_transaction=within)
+        stores.jobs.create(new, in_transaction=within)
     with pytest.raises(IdempotencyInProgress):
         stores.datasets.create("pets", in_transaction=within)
     assert not stores.jobs.list().items

@@ -24,7 +24,7 @@ from worker.housekeeping import Housekeeper
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path / "artifacts"))
+    return ArtifactStore.from_url(str(tmp_path / "artifacts"))
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_process_that_is_killed_at_any_step_leaves_nothing_for_good(
 ) -> None:
     settings = Settings.load(data_dir=tmp_path)
     migrate(settings)
-    engine, artifacts = make_engine(settings), ArtifactStore(settings.artifacts)
+    engine, artifacts = make_engine(settings), ArtifactStore.from_url(settings.artifacts)
     contents = [b"a", b"b"]
     if known:
         add(engine, artifacts, contents)

@@ -10,7 +10,7 @@ from threading import Barrier
 import pytest
 
 from sharpzo_core.errors import AuthInvalid, NotFound, StateConflict
-from sharpzo_core.records.jobs import TERMINAL, Job, JobStatus
+from sharpzo_core.records.jobs import TERMINAL, Job, JobStatus, NewJob, Origin
 from sharpzo_core.records.keys import NewKey, Scope, digest_of, make_key, prefix_of
 from sharpzo_core.stores.job_leases import lease_of
 from sharpzo_core.stores.key_store import KeyStore
@@ -91,8 +91,8 @@ def test_a_revoked_key_starts_and_resumes_nothing(keys: KeyStore, stores: Stores
     with pytest.raises(AuthInvalid):
         job_of(stores, mine)
     with pytest.raises(AuthInvalid):
-        stores.jobs.request_resume(job.id, mine.record.id)
-    resumed = stores.jobs.request_resume(job.id, other.record.id)
+        stores.jobs.request_resume(job.id, Origin(mine.record.id))
+    resumed = stores.jobs.request_resume(job.id, Origin(other.record.id))
     assert (resumed.status, resumed.key_id) == (JobStatus.QUEUED, other.record.id)
     keys.revoke(other.record.id)  # who resumes a job answers for it
     assert stores.jobs.get(job.id).status is JobStatus.CANCELLED
@@ -108,9 +108,8 @@ def test_no_job_slips_past_a_revocation(keys: KeyStore, stores: Stores) -> None:
             barrier.wait()
             for _ in range(4):
                 try:
-                    stores.jobs.create(
-                        dataset_id=dataset.id, backbone="tiny", config={}, key_id=key.record.id
-                    )
+                    new = NewJob(dataset_id=dataset.id, backbone="tiny", config={})
+                    stores.jobs.create(new, Origin(key.record.id))
                 except AuthInvalid:
                     return
 

@@ -16,7 +16,7 @@ from sharpzo_core.database.engine import reading
 from sharpzo_core.database.tables import metadata
 from sharpzo_core.errors import LeaseLost, NotFound, StateConflict, StorageUnavailable
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.records.jobs import CheckpointRef, JobStatus, Lease
+from sharpzo_core.records.jobs import CheckpointRef, JobStatus, Lease, NewJob
 from sharpzo_core.stores.job_leases import lease_of, new_token
 from tests.core.conftest import LEASE_SECONDS, Stores
 from tests.core.stores.test_job_states import prompt_of
@@ -46,9 +46,8 @@ def leased(act: Callable[[Stores, Lease], object]) -> Callable[[Stores], Call]:
 
 def create_job(stores: Stores) -> Call:
     dataset, job_id = stores.ready_dataset(), new_id(Prefix.JOB)
-    return lambda: stores.jobs.create(
-        dataset_id=dataset.id, backbone="tiny", config={}, job_id=job_id
-    )
+    new = NewJob(dataset_id=dataset.id, backbone="tiny", config={}, id=job_id)
+    return lambda: stores.jobs.create(new)
 
 
 def claim(stores: Stores) -> Call:

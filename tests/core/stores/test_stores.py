@@ -9,7 +9,7 @@ import pytest
 from sharpzo_core.errors import NotFound, StateConflict, ValidationFailed
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.records.datasets import DatasetStatus
-from sharpzo_core.records.jobs import JobStatus, Phase
+from sharpzo_core.records.jobs import JobStatus, NewJob, Phase
 from sharpzo_core.stores.job_leases import lease_of
 from tests.core.conftest import Stores
 from tests.core.stores.test_job_states import prompt_of
@@ -114,9 +114,9 @@ def test_deleting_a_job_leaves_its_prompt(stores: Stores) -> None:
 def test_a_job_needs_a_dataset_that_is_ready(stores: Stores) -> None:
     dataset = stores.datasets.create("photos")
     with pytest.raises(StateConflict, match="processing"):
-        stores.jobs.create(dataset_id=dataset.id, backbone="tiny", config={})
+        stores.jobs.create(NewJob(dataset_id=dataset.id, backbone="tiny", config={}))
     with pytest.raises(NotFound):
-        stores.jobs.create(dataset_id=new_id(Prefix.DATASET), backbone="tiny", config={})
+        stores.jobs.create(NewJob(dataset_id=new_id(Prefix.DATASET), backbone="tiny", config={}))
 
 
 def test_a_dataset_leaves_processing_once(stores: Stores) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from sharpzo_core.errors import CoreError, NotFound, QuotaExceeded
 from sharpzo_core.ids import Prefix, new_id
-from sharpzo_core.records.jobs import Job, JobProgress, JobStatus, Phase
+from sharpzo_core.records.jobs import Job, JobProgress, JobStatus, NewJob, Phase
 from sharpzo_core.records.prompts import NewPrompt
 from sharpzo_core.stores.audit import AuditEntry, AuditStore
 from sharpzo_core.stores.dataset_store import DatasetStore
@@ -49,7 +49,7 @@ def ready(stores: Stores, tenant: str) -> str:
 def job_for(stores: Stores, tenant: str, jobs: JobStore | None = None, **values: Any) -> Job:
     store = (jobs or stores.jobs).for_tenant(tenant)
     dataset = values.pop("dataset_id", None) or ready(stores, tenant)
-    return store.create(dataset_id=dataset, backbone="tiny", config={}, **values)
+    return store.create(NewJob(dataset_id=dataset, backbone="tiny", config={}, **values))
 
 
 def test_names_are_counted_for_each_tenant(stores: Stores) -> None:
@@ -105,7 +105,7 @@ def test_nothing_of_another_tenant_can_be_touched(stores: Stores) -> None:
         lambda: jobs.request_resume(job.id),
         lambda: jobs.events(job.id),
         lambda: jobs.steps(job.id),
-        lambda: jobs.create(dataset_id=job.dataset_id, backbone="tiny", config={}),
+        lambda: jobs.create(NewJob(dataset_id=job.dataset_id, backbone="tiny", config={})),
         lambda: job_for(stores, "b", prompt_id=prompt.id),
         lambda: prompts.get(prompt.id),
         lambda: prompts.delete(prompt.id),
@@ -202,7 +202,7 @@ def test_passes_are_charged_once_whatever_is_repeated(stores: Stores) -> None:
     assert usage.for_tenant("b").get().forward_passes == 0
     stores.leases.complete(lease_of(job), "f", {})
     origin = stores.jobs.for_tenant("a").get(job.id)
-    more = job_for(stores, "a", dataset_id=origin.dataset_id, origin=origin)
+    more = job_for(stores, "a", from_checkpoint=origin.id, charged_passes=origin.forward_passes)
     again = stores.leases.claim(more.id, "wrk")
     assert again is not None
     report(stores.leases, again, 60)  # counts what the checkpoint brought along
@@ -259,7 +259,7 @@ def test_a_budget_beyond_what_is_left_is_refused(stores: Stores) -> None:
 
     def submit(budget: int | None) -> Job:
         config = {"max_forward_passes": budget}
-        return jobs.create(dataset_id=dataset, backbone="tiny", config=config)
+        return jobs.create(NewJob(dataset_id=dataset, backbone="tiny", config=config))
 
     with pytest.raises(QuotaExceeded, match="may take 101"):
         submit(101)
@@ -289,7 +289,7 @@ def test_jobs_that_come_together_do_not_pass_one_by_one(stores: Stores) -> None:
     dataset = ready(stores, "a")
 
     def submit() -> Job:
-        return jobs.create(dataset_id=dataset, backbone="tiny", config={})
+        return jobs.create(NewJob(dataset_id=dataset, backbone="tiny", config={}))
 
     granted, refused = count_granted(submit, 8)
     assert granted == 3

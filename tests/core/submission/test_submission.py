@@ -14,7 +14,7 @@ from sharpzo_core.errors import (
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.records.jobs import CheckpointRef, Job, JobProgress, Phase
-from sharpzo_core.schemas import CheckpointPublic, JobCreate, JobPublic
+from sharpzo_core.schemas.jobs import CheckpointPublic, JobCreate, JobPublic
 from sharpzo_core.settings import Settings
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.job_leases import lease_of
@@ -35,7 +35,7 @@ def submit(stores: Stores, settings: Settings, **request: Any) -> Job:
         settings=settings,
         jobs=stores.jobs,
         datasets=stores.datasets,
-        artifacts=ArtifactStore(settings.artifacts),
+        artifacts=ArtifactStore.from_url(settings.artifacts),
     )
 
 
@@ -52,7 +52,18 @@ def test_a_job_carries_its_whole_configuration(stores: Stores, settings: Setting
         "eta_seconds": None,
     }
     assert set(public) == {
-        *("id", "kind", "status", "phase", "progress", "metrics", "prompt_id", "error", "attempt"),
+        *(
+            "id",
+            "kind",
+            "status",
+            "phase",
+            "phase_label",
+            "progress",
+            "metrics",
+            "prompt_id",
+            "error",
+            "attempt",
+        ),
         *("created_at", "started_at", "finished_at", "config", "dataset_id", "backbone"),
         *("name", "metadata", "checkpoint", "from_checkpoint"),
     }
@@ -121,7 +132,7 @@ def with_checkpoint(stores: Stores, settings: Settings, step: int = 100) -> Job:
     stores.leases.save_progress(lease, JobProgress(Phase.STAGE1, step, 2000, 1000), {})
     stores.leases.save_checkpoint(lease, CheckpointRef("claim", step, stores.clock.now))
     key = f"{checkpoint_prefix(job.id, 'claim')}/{FILES[0]}"
-    ArtifactStore(settings.artifacts).put_bytes(key, b"state")
+    ArtifactStore.from_url(settings.artifacts).put_bytes(key, b"state")
     return stores.jobs.get(job.id)
 
 
@@ -136,7 +147,7 @@ def test_a_job_may_go_on_from_anothers_checkpoint(stores: Stores, settings: Sett
     assert stores.jobs.get(job.id) == job
     stores.leases.fail(lease_of(origin), "code", "message")
     stores.jobs.delete(origin.id)  # the copy is the new job's own
-    artifacts = ArtifactStore(settings.artifacts)
+    artifacts = ArtifactStore.from_url(settings.artifacts)
     artifacts.delete_prefix(f"jobs/{origin.id}")
     assert artifacts.get_bytes(f"{checkpoint_prefix(job.id, 'claim')}/{FILES[0]}") == b"state"
     assert JobPublic.from_record(job).checkpoint == CheckpointPublic(
@@ -152,7 +163,7 @@ def test_a_job_may_go_on_from_anothers_checkpoint(stores: Stores, settings: Sett
         ({"config": {"seed": 2}}, ConfigMismatch, "this request changes seed"),
         ({"config": {"sigma": 0.4}}, ConfigMismatch, "this request changes cma"),
         ({"backbone": "ViT-B-32:openai"}, ConfigMismatch, "changes backbone"),
-        ({"preset": "fast"}, ValidationFailed, "/preset: goes without from_checkpoint"),
+        ({"preset": "fast"}, ValidationFailed, "/preset: cannot be combined with from_checkpoint"),
         ({"dataset_id": None}, ConfigMismatch, "changes dataset_id"),
         ({"from_checkpoint": "job_unknown"}, NotFound, "no such job"),
     ],
@@ -186,7 +197,7 @@ def test_a_checkpoint_that_is_just_being_replaced_leaves_nothing_behind(
     stores: Stores, settings: Settings
 ) -> None:
     origin = with_checkpoint(stores, settings)
-    artifacts = ArtifactStore(settings.artifacts)
+    artifacts = ArtifactStore.from_url(settings.artifacts)
     artifacts.delete_prefix(checkpoint_prefix(origin.id))
     with pytest.raises(StateConflict, match="try again"):
         submit(

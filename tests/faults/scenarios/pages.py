@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from sharpzo_core.records.jobs import NewJob
 from tests.faults.cluster import START_SECONDS, Cluster
 from tests.helpers import eventually
 
@@ -47,7 +48,8 @@ def read_while_others_write(cluster: Cluster, jobs: int, readings: int) -> Pages
 
 def _accept(cluster: Cluster) -> str:
     """A job as the API accepts it, without a message."""
-    return cluster.stores.jobs.create(dataset_id=cluster.dataset_id, backbone="tiny", config={}).id
+    new = NewJob(dataset_id=cluster.dataset_id, backbone="tiny", config={})
+    return cluster.stores.jobs.create(new).id
 
 
 def _read(http: httpx.Client, pages: Pages) -> Iterator[str]:
