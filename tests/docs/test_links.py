@@ -1,7 +1,8 @@
-"""Links of README.md and docs/: files and anchors exist, other hosts are named properly."""
+"""Links of README.md and docs/, and the code that they name, lead somewhere."""
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ pytestmark = pytest.mark.fast
 
 LINK = re.compile(r"\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)|(?:src|srcset|href)=\"([^\"]+)\"")
 HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}")
+
+
+#: Where paths of modules begin.
+FOLDERS = (ROOT, ROOT / "sharpzo_engine", ROOT / "examples")
 
 
 def prose(path: Path) -> str:
@@ -72,6 +77,25 @@ def test_pages_of_the_site_link_to_nothing_outside_it(path: Path) -> None:
     """What lies beside docs/ is on GitHub, and not on the site."""
     local = [link for link in links(path) if not urlsplit(link).scheme]
     assert [link for link in local if link.startswith("../")] == []
+
+
+def test_modules_that_pages_name_are_there() -> None:
+    named = [
+        (page.name, module)
+        for page in PAGES
+        for module in re.findall(r"`((?:\w+/)*\w+\.py)`", page.read_text())
+    ]
+    assert len(named) > 30
+    assert [n for n in named if not any((folder / n[1]).exists() for folder in FOLDERS)] == []
+
+
+def test_the_method_names_the_code_of_each_equation() -> None:
+    tables = (ROOT / "docs" / "method.md").read_text().partition("## Methods")[0]
+    cells = re.findall(r"^\|.* \| (`.*) \|$", tables, re.MULTILINE)
+    names = [name for cell in cells for name in re.findall(r"`([\w.]+\.\w+)", cell)]
+    assert len(names) > 15
+    for name in names:
+        pkgutil.resolve_name(f"sharpzo_engine.{name}")
 
 
 @pytest.mark.parametrize(
