@@ -14,7 +14,7 @@ from sharpzo_cli.errors import UsageProblem
 from sharpzo_engine.data.class_names import CLASS_NAMES_FILE
 from sharpzo_engine.data.contact_sheet import thumbnail
 from sharpzo_engine.data.file_names import is_split_file
-from sharpzo_engine.data.layout_detection import Layout, survey_layout
+from sharpzo_engine.data.layout_detection import Layout, detect_layout
 from sharpzo_engine.data.preflight import ImageFacts, examine
 from sharpzo_engine.data.sources import open_source
 from sharpzo_engine.errors import DatasetError, ImageError
@@ -134,7 +134,7 @@ def _archive(path: Path, seed: int) -> Subject:
                     data = member.read()  # here: another thread would come too late
                     yield member.path, lambda data=data: data  # type: ignore[misc] # bound now
 
-    return Subject(path.name, survey_layout(names, texts.__getitem__, seed), images)
+    return Subject(path.name, detect_layout(names, texts.__getitem__, seed), images)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from sharpzo_core.errors import CoreError
 from sharpzo_core.records.datasets import SPLITS, UNLABELLED
 from sharpzo_core.storage.archives import Member
 from sharpzo_engine.data.contact_sheet import MAX_CLASSES, PER_CLASS, THUMBNAIL, contact_sheet
-from sharpzo_engine.data.layout_detection import Layout, list_images, survey_layout
+from sharpzo_engine.data.layout_detection import Layout, detect_layout, list_images
 from sharpzo_engine.data.preflight import ImageFacts, ImageSizes, Preflight, inspect
 from sharpzo_engine.errors import DatasetError, ImageError
 
@@ -122,7 +122,7 @@ class Intake:
             if _is_metadata(PurePosixPath(member.path)):
                 texts[member.path] = _small(member, left)
                 left -= len(texts[member.path])
-        return survey_layout(names, lambda path: _text(path, texts[path]))
+        return detect_layout(names, lambda path: _text(path, texts[path]))
 
     def _take(self, wanted: set[str], shown: set[str], *, lenient: bool) -> None:
         """Look at the wanted images, and make thumbnails of those to be shown.

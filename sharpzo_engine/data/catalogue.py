@@ -1,7 +1,7 @@
-"""The paper's datasets and ImageNet's variants, as one table of facts.
+"""The paper's datasets and ImageNet's variants, as one table.
 
-Folders and files are named as CoOp's instructions have them, so that a collection made for CoOp or
-its successors is found as it is. Sizes are those of the CoOp paper (arXiv 2109.01134, Table 5).
+Folders and files have the names of CoOp's instructions, so that a collection made for CoOp or its
+successors works unchanged. Sizes are from the CoOp paper (arXiv 2109.01134, Table 5).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ _PHOTO = "a photo of a {}."
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """What has to be known of a dataset to read it by its name."""
+    """How to read a dataset that is known by its name."""
 
     key: str  #: also the name of the paper's preset, if there is one
     title: str
     folder: str  #: below the root
     form: Form
-    images: str  #: folder that paths are relative to, below `folder`; empty for `folder` itself
+    images: str  #: image folder below `folder`; empty for `folder` itself
     classes: int
-    sizes: tuple[int, int, int]  #: images to train, validate and test on; 0 where there are none
+    sizes: tuple[int, int, int]  #: training, validation and test images
     url: str  #: official page
     template: str = _PHOTO  #: CoOp's hand-written prompt
-    names: tuple[str, ...] = ()  #: by which it is known as well
+    names: tuple[str, ...] = ()  #: other names
     split_file: str = ""
     renamed: Mapping[str, str] = field(default_factory=dict)  #: folder -> class name
-    left_out: frozenset[str] = frozenset()  #: folders that are no classes
-    numbered: bool = False  #: folders are numbers of ImageNet's classes instead of synsets
+    left_out: frozenset[str] = frozenset()  #: folders that are not classes
+    numbered: bool = False  #: folders are named by class numbers instead of synsets
 
 
-#: Two names stand for two classes each in CLIP's list of ImageNet's; one of either is renamed.
+#: Two names in CLIP's list of ImageNet classes occur twice; one class of each pair is renamed.
 _AMBIGUOUS_SYNSETS = {"n04008634": "projectile", "n04355933": "sunglass"}
 
 CATALOGUE: tuple[KnownDataset, ...] = (
@@ -242,7 +242,7 @@ _IMAGENET = CATALOGUE[0]
 
 
 def find(name: str) -> KnownDataset | None:
-    """The dataset of that name; letter case, hyphens, spaces and underscores do not count."""
+    """Find a dataset by name; ignores letter case, hyphens, spaces and underscores."""
     wanted = _plain(name)
     for known in CATALOGUE:
         if wanted in map(_plain, (known.key, known.title, known.folder, *known.names)):

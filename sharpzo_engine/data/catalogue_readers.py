@@ -1,4 +1,4 @@
-"""Reading the catalogue's datasets: a reader for each form, none for each dataset."""
+"""Reads the catalogue's datasets: one reader per form, not per dataset."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sharpzo_engine.data.layout_detection import with_structure
 from sharpzo_engine.data.split_file import missing_images, read_split
 from sharpzo_engine.errors import DatasetError
 
-CLASS_NAMES = "classnames.txt"  # of ImageNet: "n01440764 tench"
-VARIANTS = "variants.txt"  # of FGVC-Aircraft: a class name on each line
-COOP_SHARES = (0.5, 0.2)  # train and val, where CoOp made splits of class folders
-IMAGENET = "imagenet"  # folder whose list of names serves its variants
+CLASS_NAMES = "classnames.txt"  # ImageNet: "n01440764 tench"
+VARIANTS = "variants.txt"  # FGVC-Aircraft: one class name per line
+COOP_SHARES = (0.5, 0.2)  # train and val, where CoOp split class folders
+IMAGENET = "imagenet"  # folder whose list of names is also used for its variants
 
 
 def read_known(known: KnownDataset, root: Path) -> Layout:
-    """The layout of a dataset below `root`; paths are relative to its own folder.
+    """Read the layout of a dataset below `root`; paths are relative to the dataset's folder.
 
     Raises:
-        DatasetError: a folder or a file is not there, saying where to get it.
+        DatasetError: a folder or file does not exist; says where to get it.
     """
     folder = root / known.folder
     if not folder.is_dir():
@@ -37,16 +37,16 @@ def read_known(known: KnownDataset, root: Path) -> Layout:
 
 
 def split_known(known: KnownDataset, root: Path, seed: int) -> Layout:
-    """A split of our own of a dataset's class folders, in the shares that CoOp took.
+    """Split a dataset's class folders by seed, in the proportions that CoOp used.
 
     Raises:
-        DatasetError: its images are not in a folder per class.
+        DatasetError: the dataset has no class folders.
     """
     folder = root / known.folder
     if not _has_class_folders(known, folder):
         place = folder / known.images
         raise DatasetError(
-            f"{known.title} cannot be split here: {place} holds no folder per class "
+            f"{known.title} cannot be split here: {place} has no class folders "
             f"(get {known.split_file or 'its lists'} from {SPLIT_FILES_URL})"
         )
     labelled = list(_class_folders(known, folder))
@@ -55,18 +55,18 @@ def split_known(known: KnownDataset, root: Path, seed: int) -> Layout:
 
 
 def _missing(known: KnownDataset, place: Path, what: str, fix: str | None = None) -> DatasetError:
-    """That something of a dataset is not there, and where to get it."""
-    usual = f"get it from {known.url}; {SPLIT_FILES_URL} tells how files are laid out"
+    """The error that a part of a dataset is missing, with the place to get it."""
+    usual = f"get it from {known.url}; {SPLIT_FILES_URL} describes the folders"
     return DatasetError(f"{known.title}: {what} {place} does not exist ({fix or usual})")
 
 
 def _below(folder: Path, images: str) -> tuple[list[str], str]:
-    """The files of the image folder, as paths below `folder`, and that folder with its slash."""
+    """The files of the image folder, as paths below `folder`, and its prefix with a slash."""
     prefix = f"{images}/" if images else ""
     return [prefix + path for path in list_files(folder / images)], prefix
 
 
-# Readers: (dataset, its folder) -> (layout, images that there are)
+# Readers: (dataset, its folder) -> (layout, number of images)
 
 
 def _read_split_file(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
@@ -74,11 +74,11 @@ def _read_split_file(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
     if not (folder / known.images).is_dir():
         raise _missing(known, folder / known.images, "the folder of images")
     if not split_file.is_file():
-        fix = f"get it by way of {SPLIT_FILES_URL}"
+        fix = f"get it from {SPLIT_FILES_URL}"
         if _has_class_folders(known, folder):
             fix += (
-                f"; or make one of the class folders with `sharpzo datasets split {known.key} "
-                f"--root {folder.parent}`, which is not the published one"
+                f"; or create another split with `sharpzo datasets split {known.key} "
+                f"--root {folder.parent}`"
             )
         raise _missing(known, split_file, "the split file", fix)
     files, prefix = _below(folder, known.images)
@@ -87,7 +87,7 @@ def _read_split_file(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
 
 
 def _read_lists(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
-    """FGVC-Aircraft: `variants.txt`, and lines `image variant` for each split."""
+    """FGVC-Aircraft: `variants.txt`, and a list with lines `image variant` per split."""
     if not (folder / known.images).is_dir():
         raise _missing(known, folder / known.images, "the folder of images")
     names = _lines(known, folder / VARIANTS)
@@ -121,12 +121,12 @@ def _variant_rows(
 
 def _strange_variants(images: Sequence[str]) -> Iterator[Finding]:
     if images:
-        message, fix = f"the lists name classes that {VARIANTS} lacks", "correct them"
+        message, fix = f"the lists contain classes that are not in {VARIANTS}", "correct them"
         yield finding("metadata_invalid", message, fix, images)
 
 
 def _read_synsets(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
-    """ImageNet: `train/<synset>/*` and, to test on, `val/<synset>/*`."""
+    """ImageNet: `train/<synset>/*`, and `val/<synset>/*` as the test split."""
     names = _synset_names(known, folder)
     found: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     for split, place in (("train", "train"), ("test", "val")):
@@ -141,7 +141,7 @@ def _read_synsets(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
 
 
 def _read_test_folders(known: KnownDataset, folder: Path) -> tuple[Layout, int]:
-    """A variant of ImageNet that is only tested on: `<synset>/*`, or `<number>/*`."""
+    """A variant of ImageNet that is only for testing: `<synset>/*`, or `<number>/*`."""
     if not (folder / known.images).is_dir():
         raise _missing(known, folder / known.images, "the folder of images")
     names = _synset_names(known, folder)
@@ -174,7 +174,7 @@ _READERS: Mapping[Form, Callable[[KnownDataset, Path], tuple[Layout, int]]] = {
 
 
 def _in_folders(folder: Path, images: str) -> Iterator[tuple[str, str]]:
-    """(name of the folder directly below `images`, image as a path below `folder`), sorted."""
+    """(folder directly below `images`, path of the image below `folder`), sorted."""
     for path in sorted(list_files(folder / images)):
         parts = path.split("/")
         if len(parts) > 1 and is_image(path) and not is_litter(path):
@@ -188,7 +188,7 @@ def _class_folders(known: KnownDataset, folder: Path) -> Iterator[tuple[str, str
 
 
 def _has_class_folders(known: KnownDataset, folder: Path) -> bool:
-    """Whether images lie directly in two or more folders of the image folder."""
+    """Whether two or more folders directly below the image folder contain images."""
     place = folder / known.images
     if known.form is not Form.SPLIT_FILE or not known.images or not place.is_dir():
         return False
@@ -207,7 +207,7 @@ def _synset_names(known: KnownDataset, folder: Path) -> dict[str, str]:
 
 def _unknown_synsets(unknown: Sequence[str]) -> Iterator[Finding]:
     if unknown:
-        message = f"there are folders that {CLASS_NAMES} does not name"
+        message = f"there are folders that {CLASS_NAMES} does not list"
         fix = "remove them, or complete the list"
         yield finding("label_mismatch", message, fix, [repr(name) for name in unknown])
 
@@ -215,22 +215,22 @@ def _unknown_synsets(unknown: Sequence[str]) -> Iterator[Finding]:
 def _lines(known: KnownDataset, path: Path) -> Sequence[str]:
     """The lines of a text file, stripped, without empty ones."""
     if not path.is_file():
-        fix = f"get it by way of {SPLIT_FILES_URL}" if path.name == CLASS_NAMES else None
+        fix = f"get it from {SPLIT_FILES_URL}" if path.name == CLASS_NAMES else None
         raise _missing(known, path, "the file", fix)
     return [line for line in map(str.strip, read_text(path).splitlines()) if line]
 
 
 def _unlike_published(known: KnownDataset, layout: Layout) -> Iterable[Finding]:
-    """That figures will not compare with published ones."""
+    """A warning that the dataset differs from the published one."""
     sizes = tuple(len(layout.splits[split]) for split in SPLITS)
     if (len(layout.class_names), sizes) == (known.classes, known.sizes):
         return
     published = f"{known.classes:,} classes and {_slashed(known.sizes)} images"
     message = (
-        f"{known.title} has {published} (train / val / test) where it was published, and "
+        f"{known.title} was published with {published} (train / val / test), but has "
         f"{len(layout.class_names):,} classes and {_slashed(sizes)} images here"
     )
-    yield finding("unlike_published", message, "complete it before figures are compared")
+    yield finding("unlike_published", message, "complete it before you compare results")
 
 
 def _slashed(sizes: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Datasets that keep the images of a class in a folder: `train/<class>/*`, or `<class>/*` alone."""
+"""Datasets with one folder per class: `train/<class>/*`, or only `<class>/*`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sharpzo_engine.data.diagnostics import Finding, finding
 from sharpzo_engine.data.file_names import is_image, is_other_image, split_name
 from sharpzo_engine.data.layout import SPLITS, Entry, Form, Layout
 
-SHARES = (0.6, 0.2)  # train and val, of each class, where the dataset has no splits of its own
+SHARES = (0.6, 0.2)  # train and val of each class, if the dataset has no splits of its own
 
 
 def from_folders(files: Sequence[str], names: Mapping[str, str], seed: int) -> Layout:
-    """A layout from files, and folders that end in a slash."""
+    """Build a layout from a list of files and of folders, which end in a slash."""
     placed = [(tuple(f.removesuffix("/").split("/")), f) for f in files]
     if any(split_name(p[0]) and is_image(f) for p, f in placed if len(p) > 2):
         found = _by_split(placed)
@@ -28,16 +28,16 @@ def from_folders(files: Sequence[str], names: Mapping[str, str], seed: int) -> L
     used = {path for _, path in classes}
     lost = [f for f in files if is_image(f) and f not in used]
     if lost and any(layout.entries()):
-        message, fix = "images lie outside the folders of classes", "move or remove them"
+        message, fix = "images are outside the class folders", "move or remove them"
         left_out = finding("images_left_out", message, fix, lost)
         layout = replace(layout, findings=(*layout.findings, left_out))
     return layout
 
 
 def _folders_of_classes(placed: Sequence[tuple[tuple[str, ...], str]]) -> set[str]:
-    """Folders that hold images, those that are not read included, or nothing at all.
+    """Folders that contain images, of unsupported formats as well, and empty folders.
 
-    One with other files alone (annotations, notes) is no class.
+    A folder with only other files (annotations, notes) is not a class.
     """
     inside = [(parts[0], f) for parts, f in placed if len(parts) > 1 and not f.endswith("/")]
     with_images = {folder for folder, f in inside if is_image(f) or is_other_image(f)}
@@ -48,7 +48,7 @@ def _folders_of_classes(placed: Sequence[tuple[tuple[str, ...], str]]) -> set[st
 def _by_split(
     placed: Sequence[tuple[tuple[str, ...], str]],
 ) -> dict[str, list[tuple[str, str]]]:
-    """Split -> (folder of a class, file or that folder itself)."""
+    """Split -> (class folder, a file or the folder itself)."""
     found: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     for parts, path in placed:
         split = split_name(parts[0])
@@ -62,12 +62,12 @@ def from_split_folders(
     names: Mapping[str, str],
     order: Sequence[str] = (),
 ) -> Layout:
-    """The layout of images whose split and folder are known.
+    """Build the layout of images whose split and folder are known.
 
     Args:
-        found: split -> (folder of the class, file); what is no image only makes its class known.
+        found: split -> (class folder, path); a path that is not an image only adds its class.
         names: folder -> class name.
-        order: folders in the order of their labels; others come behind, sorted.
+        order: folders in label order; other folders follow, sorted.
     """
     sources = [found["train"]] if found["train"] else [found[split] for split in SPLITS]
     rank = {folder: place for place, folder in enumerate(order)}
@@ -101,15 +101,15 @@ def _labels_that_train_lacks(
         if unknown:
             yield finding(
                 "label_mismatch",
-                f"{split}/ has classes that train/ lacks",
-                "class folders must have the same names in every split, case included",
+                f"{split}/ has classes that train/ does not have",
+                "give class folders the same names in every split, including letter case",
                 [_with_near_miss(name, close) for name in unknown],
             )
 
 
 def _with_near_miss(name: str, close: Mapping[str, str]) -> str:
     meant = close.get(loosely(name))
-    # Only escapes show how two names differ that look the same.
+    # Two names that look the same can only be told apart in escaped form.
     show = ascii if meant is not None and as_tokenised(meant) == as_tokenised(name) else repr
     return show(name) if meant is None else f"{show(name)} where train/ has {show(meant)}"
 
@@ -123,10 +123,10 @@ def split_by_seed(
     """Split the images of each class at random.
 
     Args:
-        labelled: (folder of the class, file); what is no image only makes its class known.
+        labelled: (class folder, path); a path that is not an image only adds its class.
         names: folder -> class name.
         seed: decides the split.
-        shares: of each class, for train and val; the rest is for test.
+        shares: fractions of each class for train and val; the rest is for test.
     """
     by_folder: dict[str, list[str]] = {}
     for folder, path in sorted(labelled):

@@ -1,4 +1,4 @@
-"""Names of classes: where they come from, and what is wrong with them."""
+"""Class names: where they come from, and checks of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ReadText = Callable[[str], str]
 def read_names(
     paths: Sequence[str], read_text: ReadText
 ) -> tuple[Mapping[str, str], list[Finding]]:
-    """Folder -> name as `classnames.json` has it, and what is wrong with that file."""
+    """Read `classnames.json`: folder -> name, and the problems of that file."""
     if CLASS_NAMES_FILE not in paths:
         return {}, []
     try:
@@ -42,15 +42,15 @@ def _unused_names(names: Mapping[str, str], known: set[str]) -> list[Finding]:
     unused = [repr(folder) for folder in names if folder not in known]
     if not unused:
         return []
-    message, fix = f"{CLASS_NAMES_FILE} names folders that are not there", "correct their names"
+    message, fix = f"{CLASS_NAMES_FILE} lists folders that do not exist", "correct their names"
     return [finding("classnames_unused", message, fix, unused)]
 
 
 def parse_json(text: str, name: str) -> Any:  # noqa: ANN401 - the caller checks
-    """What a JSON file holds.
+    """Parse the text of a JSON file.
 
     Raises:
-        DatasetError: it is none.
+        DatasetError: it is not valid JSON.
     """
     try:
         return json.loads(text)
@@ -63,42 +63,42 @@ def display_name(folder: str, names: Mapping[str, str]) -> str:
     return names.get(folder, folder).replace("_", " ").strip()
 
 
-def judge_names(class_names: Sequence[str]) -> Iterator[Finding]:
-    """What is wrong with the names of classes as such."""
+def check_names(class_names: Sequence[str]) -> Iterator[Finding]:
+    """Find problems of the class names themselves."""
     if len(class_names) > MAX_CLASSES:
         message = f"{len(class_names)} classes (at most {MAX_CLASSES})"
-        yield finding("too_many_classes", message, "leave some out", count=len(class_names))
+        yield finding("too_many_classes", message, "remove some", count=len(class_names))
     for name, count in Counter(class_names).items():
         if count > 1:
             message = f"{count} classes are called {name[:40]!r}"
-            yield finding("duplicate_class_name", message, "names must differ", count=count)
+            yield finding("duplicate_class_name", message, "rename them", count=count)
     yield from _alike(class_names)
     if not all(class_names):
-        fix = f"name its folder in {CLASS_NAMES_FILE}"
+        fix = f"give its folder a name in {CLASS_NAMES_FILE}"
         yield finding("class_name_invalid", "a class has an empty name", fix)
     bad = [n for n in class_names if len(n) > MAX_CLASS_NAME or not n.isprintable()]
     if bad:
-        message = "class names are too long or hold control characters"
+        message = "class names are too long or contain control characters"
         shown = [repr(name[:40]) for name in bad]
         yield finding("class_name_invalid", message, "rename their folders", shown)
 
 
 def _alike(class_names: Sequence[str]) -> Iterator[Finding]:
-    """Names that CLIP's tokenizer makes the same of, although they differ."""
+    """Different names that have the same tokens in CLIP."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(class_names):
         groups.setdefault(as_tokenised(name), []).append(name)
     alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
     if alike:
-        message = "names of classes that the text encoder cannot tell apart"
-        yield finding("class_names_alike", message, "make one class of them, or rename one", alike)
+        message = "class names are the same to the text encoder"
+        yield finding("class_names_alike", message, "merge the classes, or rename one", alike)
 
 
 def as_tokenised(name: str) -> str:
-    """A name without what CLIP's tokenizer drops: letter case, spaces, Unicode forms."""
+    """Normalise what CLIP's tokenizer ignores: letter case, spaces, Unicode forms."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def loosely(name: str) -> str:
-    """A name without what people mistype: also without spaces, hyphens and underscores."""
+    """Also remove what is often mistyped: spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "", as_tokenised(name))

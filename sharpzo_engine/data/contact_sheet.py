@@ -1,4 +1,4 @@
-"""`contact_sheet`: a few images of each class in one picture, to see at a glance what is there."""
+"""`contact_sheet`: one picture with a few images of each class."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 THUMBNAIL = 96  # pixels along a side
-PER_CLASS = 6  # images shown of each class
-MAX_CLASSES = 60  # rows; a picture of a thousand classes shows nothing
+PER_CLASS = 6  # images shown per class
+MAX_CLASSES = 60  # rows; a picture of a thousand classes is unreadable
 _GAP, _MARGIN, _NAME_WIDTH, _FONT_SIZE = 6, 16, 200, 15
 _BACKGROUND, _INK, _FAINT = "#fbfbf9", "#22252a", "#8a8f98"
 
 
 def thumbnail(image: Image.Image, size: int = THUMBNAIL) -> Image.Image:
-    """A small copy of an image for the sheet, its aspect kept [at most size x size]."""
+    """A small copy of an image for the sheet [at most size x size], with the same aspect ratio."""
     small = image.copy()
     small.thumbnail((size, size))
     return small
@@ -30,12 +30,12 @@ def contact_sheet(
 
     Args:
         thumbnails: class name -> small RGB images, as of `thumbnail`.
-        per_class: images shown of a class.
-        max_classes: classes shown; how many more there are is said below.
+        per_class: images shown per class.
+        max_classes: classes shown; the number of further classes is written below.
 
     Returns:
-        An RGB image on a light ground. Names are drawn as text alone; what has no shape in the
-        font is a box, and what does not fit is cut.
+        An RGB image with a light background. Names that are too long are truncated; characters
+        that the font lacks are drawn as boxes.
     """
     shown = list(thumbnails.items())[:max_classes]
     more = len(thumbnails) - len(shown)
@@ -54,14 +54,14 @@ def contact_sheet(
         if not images:
             draw.text((_MARGIN + _NAME_WIDTH, middle), "no images", _FAINT, font, "lm")
     if more or not shown:
-        said = f"and {more} more classes" if more else "no classes"
-        draw.text((_MARGIN, height - _MARGIN), said, _FAINT, font, "ls")
+        text = f"and {more} more classes" if more else "no classes"
+        draw.text((_MARGIN, height - _MARGIN), text, _FAINT, font, "ls")
     return sheet
 
 
 def _fitting(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The name on one line, cut to the column's width."""
-    # Controls, line breaks and marks of direction would move what is drawn elsewhere.
+    """The name on one line, truncated to the column's width."""
+    # Control characters, line breaks and direction marks would move the other text.
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:200])
     room = _NAME_WIDTH - 2 * _GAP
     if font.getlength(text) <= room:

@@ -1,4 +1,4 @@
-"""Datasets as lists of labelled files, and few-shot sampling. Datasets differ by data alone."""
+"""Datasets as lists of labelled files, and few-shot sampling."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Dataset:
     val: tuple[Example, ...] = ()
     test: tuple[Example, ...] = ()
     shots: int | None = None
-    classes: Part = "all"  #: of the dataset's own classes, which these are
+    classes: Part = "all"  #: which of the original dataset's classes these are
 
     @property
     def test_only(self) -> bool:
-        """Whether nothing can be trained on it."""
+        """Whether it has no training images."""
         return not self.train
 
     def split(self, name: str) -> tuple[Example, ...]:
         """One split by name.
 
         Raises:
-            DatasetError: it is not one of train, val, test.
+            DatasetError: the name is not train, val or test.
         """
         if name not in SPLITS:
             raise DatasetError(f"unknown split {name!r} (choose one of: {', '.join(SPLITS)})")
@@ -58,19 +58,19 @@ def load_dataset(
     root: str | Path | None = None,
     classes: Part = "all",
 ) -> Dataset:
-    """Read a dataset: a folder in one of the forms of `layout`, a split file, or one by its name.
+    """Read a dataset from a folder (see `layout_detection`), a split file, or by its name.
 
     Args:
-        path: the folder, the split file, or a name of `catalogue` such as `eurosat`.
-        shots: training images per class to sample at once; without it `tune` samples.
-        seed: of the sample, and of the split where the dataset has none.
-        name: what reports call it; none takes the folder's or the catalogue's name.
-        root: folder of the datasets that are known by name; none is that of SHARPZO_DATASETS_ROOT.
-        classes: `base` keeps the first half of the classes (rounded up), `new` the others, once
-            shots are sampled.
+        path: the folder, the split file, or a name in the catalogue such as `eurosat`.
+        shots: training images per class to sample now; None leaves the sampling to `tune`.
+        seed: seed of the sample, and of the split if the dataset has none.
+        name: name shown in reports; None uses the folder's or the catalogue's name.
+        root: folder of the catalogue's datasets; None uses SHARPZO_DATASETS_ROOT.
+        classes: `base` keeps the first half of the classes (rounded up), `new` the others, after
+            the shots are sampled.
 
     Raises:
-        DatasetError: no such dataset, or one that cannot be used, naming every problem.
+        DatasetError: the dataset does not exist or is not usable; lists every problem.
         TooFewImages: a class has fewer training images than `shots`.
     """
     source = open_source(path, root, seed)
@@ -88,16 +88,16 @@ def load_dataset(
 def few_shot(dataset: Dataset, shots: int, seed: int, classes: Part = "all") -> Dataset:
     """Draw `shots` training images per class without replacement, then keep some of the classes.
 
-    The draw is CoOp's (labels in order of first appearance, `random.sample`), so that the same list
-    and seed give CoOp's subset. CoOp repeats images where a class is short of them; we refuse, but
-    for classes that are not kept.
+    Samples as CoOp does (labels in order of first appearance, `random.sample`), so that the same
+    list and seed give CoOp's subset. Where CoOp repeats the images of a class that has too few,
+    this raises an error, except for classes that are not kept.
 
     Raises:
-        DatasetError: there is nothing to train on, or fewer than two classes are kept.
-        TooFewImages: naming the classes and how to fix it.
+        DatasetError: there are no training images, or fewer than two classes are kept.
+        TooFewImages: lists the classes and how to fix it.
     """
     if dataset.test_only:
-        message = f"{dataset.name} has test images alone (tune on another dataset, evaluate on it)"
+        message = f"{dataset.name} has only test images (tune on another dataset, evaluate on it)"
         raise DatasetError(message)
     by_label = group_by_label(dataset.train)
     cut_already = dataset.classes == classes
@@ -110,29 +110,29 @@ def few_shot(dataset: Dataset, shots: int, seed: int, classes: Part = "all") -> 
     rng = random.Random(seed)  # noqa: S311 - sampling, not a secret
     sample: list[Example] = []
     for group in by_label.values():
-        # CoOp draws from every class, so what is not kept moves the generator on.
+        # CoOp samples from every class, which advances the generator.
         enough = len(group) >= shots
         sample += rng.sample(group, shots) if enough else rng.choices(group, k=shots)
     return select_classes(replace(dataset, train=tuple(sample), shots=shots), classes)
 
 
 def select_classes(dataset: Dataset, classes: Part) -> Dataset:
-    """The dataset of some of its classes, numbered from 0; one that was cut so already is kept.
+    """Keep some of the classes, numbered from 0; a dataset that has only these is unchanged.
 
     Raises:
-        DatasetError: it was cut to other classes, or fewer than two are left.
+        DatasetError: the dataset was reduced to other classes, or fewer than two are left.
     """
     if classes in ("all", dataset.classes):
         return dataset
     if dataset.classes != "all":
         raise DatasetError(
-            f"the dataset was loaded with its {dataset.classes} classes alone (load it with all)"
+            f"the dataset was loaded with only its {dataset.classes} classes (load it with all)"
         )
     labels = labels_of(classes, len(dataset.class_names))
     if len(labels) < 2:
         raise DatasetError(
-            f"{len(dataset.class_names)} classes have {len(labels)} in their {classes} half (a "
-            "classifier needs two or more)"
+            f"the {classes} half of {len(dataset.class_names)} classes has {len(labels)} (add "
+            "classes: a classifier needs two or more)"
         )
 
     def kept(examples: tuple[Example, ...]) -> tuple[Example, ...]:
@@ -151,7 +151,7 @@ def select_classes(dataset: Dataset, classes: Part) -> Dataset:
 
 
 def too_few_message(short: dict[str, int], shots: int) -> str:
-    """Say which classes have fewer images than shots, and the fix."""
+    """Message that lists the classes with fewer images than shots, and the fix."""
     listed = ", ".join(f"{name!r} has {count}" for name, count in list(short.items())[:5])
     fewest = min(short.values())
     fix = f"add images, or lower shots to {fewest}"

@@ -10,7 +10,7 @@ from sharpzo_engine.errors import DatasetError
 
 
 def list_files(root: Path) -> list[str]:
-    """The files below a folder, as posix paths relative to it; links are followed.
+    """List the files below a folder as relative posix paths; follows links.
 
     Raises:
         DatasetError: a folder cannot be listed.
@@ -19,7 +19,7 @@ def list_files(root: Path) -> list[str]:
 
 
 def list_folder(root: Path) -> list[str]:
-    """The same, and the folders, with a slash at their end.
+    """List the files below a folder, and the folders, which end in a slash.
 
     Raises:
         DatasetError: a folder cannot be listed.
@@ -28,10 +28,10 @@ def list_folder(root: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text.
+    """Read a text file.
 
     Raises:
-        DatasetError: it cannot be read, or is not UTF-8.
+        DatasetError: the file cannot be read or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -45,7 +45,7 @@ def _walk(root: Path) -> Iterator[str]:
     seen: set[str] = set()
     for place, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link that leads back
+        if real in seen:  # a link to a folder that contains it
             folders.clear()
             continue
         seen.add(real)
@@ -57,5 +57,5 @@ def _walk(root: Path) -> Iterator[str]:
 
 def _refuse(error: OSError) -> None:
     raise DatasetError(
-        f"{error.filename} cannot be listed: {error.strerror} (see its permissions)"
+        f"{error.filename} cannot be listed: {error.strerror} (check its permissions)"
     ) from error

@@ -1,4 +1,4 @@
-"""Decoding one image from bytes, with the checks that untrusted bytes need. No torch here."""
+"""Decodes one image from untrusted bytes. Does not load torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sharpzo_engine.errors import ImageError
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_IMAGE_PIXELS = 50_000_000
 
-#: What Pillow raises on damaged files, measured on mutated images of every format.
+#: Errors that Pillow raises for damaged files, found by decoding mutated images of every format.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -32,25 +32,25 @@ _JPEG = b"\xff\xd8\xff"
 _BEGINNINGS = (_JPEG, b"\x89PNG\r\n\x1a\n")  # of JPEG and PNG files
 _DAMAGED = "the image is damaged or incomplete (save it again)"
 
-# Each scan of a JPEG goes over the whole picture, and may take no more than 80 bytes. Encoders make
-# about ten.
+# Each scan of a JPEG takes time for the whole picture, but may be as short as 80 bytes. Encoders
+# write about ten.
 _MAX_SCANS = 64
-_MAX_SEGMENTS = 10_000  # of a JPEG that is suspected of too many scans
-#: Of a file; Pillow reads segments and chunks one by one, and keeps some of them.
+_MAX_SEGMENTS = 10_000  # checked in a JPEG that may have too many scans
+#: Reads per file; Pillow reads segments and chunks one by one, and keeps some of them.
 _MAX_READS = 250_000
 _SCAN, _END = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a segment, or of the end
 
-_BAND = 256  # rows that are put on white at a time
+_BAND = 256  # rows blended with white at a time
 
 _ORIENTATION = 0x0112  # EXIF tag
-_UPRIGHT = frozenset({2, 3, 4, 5, 6, 7, 8})  # orientations that something must be done about
-_TURNED = frozenset({5, 6, 7, 8})  # those of them that exchange width and height
+_NOT_UPRIGHT = frozenset({2, 3, 4, 5, 6, 7, 8})  # orientations to correct
+_TURNED = frozenset({5, 6, 7, 8})  # orientations that swap width and height
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is known of an image that can be used."""
+    """The properties of a usable image."""
 
     width: int  #: Pixels, upright
     height: int
@@ -65,12 +65,12 @@ def decode_image(
 ) -> Image.Image:
     """Decode JPEG, PNG or WebP bytes to an upright RGB image (the first frame of an animation).
 
-    The image's `format` says which of the three it was.
+    The image's `format` is set to the file's format.
 
     Args:
-        data: The file.
-        max_pixels: Larger images are refused before they are decoded.
-        admit: Is called with the number of pixels before they take memory; it may wait.
+        data: The file's content.
+        max_pixels: Larger images are rejected before they are decoded.
+        admit: Called with the number of pixels before memory is allocated; it may wait.
 
     Raises:
         ImageError: code `image_format_not_allowed`, `image_too_large` or `image_undecodable`.
@@ -81,21 +81,21 @@ def decode_image(
             admit(image.width * image.height)
         kind = image.format
         rgb = _without_alpha(_upright(image))
-        rgb.format = kind  # which Pillow forgets when it converts
+        rgb.format = kind  # Pillow drops it when it converts
         return rgb
 
 
 def inspect_image(
     data: bytes, max_pixels: int = MAX_IMAGE_PIXELS, thumbnail: int = 0
 ) -> Inspection:
-    """Find out whether `decode_image` takes these bytes, in less time where the format allows.
+    """Check whether `decode_image` accepts these bytes, faster than by decoding in full size.
 
-    The whole picture is decoded, but a JPEG at the smallest scale that serves.
+    The whole file is read, but a JPEG is decoded at the smallest sufficient scale.
 
     Args:
-        data: The file.
-        max_pixels: Larger images are refused before they are decoded.
-        thumbnail: Pixels of the square that a small copy is to fit into; 0 for none.
+        data: The file's content.
+        max_pixels: Larger images are rejected before they are decoded.
+        thumbnail: Side in pixels of the square that the thumbnail fits into; 0 for no thumbnail.
 
     Raises:
         ImageError: as `decode_image` does.
@@ -103,7 +103,7 @@ def inspect_image(
     with _translated(data, max_pixels):
         image = _open(data, max_pixels)
         size, name = image.size, str(image.format)
-        # Without colours it takes a little less, and every bit is read all the same.
+        # Grey takes a little less time, and still reads every bit.
         image.draft(None if thumbnail else "L", (max(1, thumbnail),) * 2)
         image.load()
         turned = image.getexif().get(_ORIENTATION) in _TURNED
@@ -124,7 +124,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 class _File(io.BytesIO):
-    """A file that is not read in too many pieces."""
+    """A file that allows a limited number of reads."""
 
     _reads = 0
 
@@ -136,10 +136,10 @@ class _File(io.BytesIO):
 
 
 def _check_scans(data: bytes) -> None:
-    """Look whether what looks like many scans are scans: a film behind the picture is none.
+    """Count the scans; markers inside a film that is appended to the picture do not count.
 
     Raises:
-        ImageError: there are too many.
+        ImageError: there are too many scans.
     """
     scans, at = 0, len(_JPEG) - 1
     for _ in range(_MAX_SEGMENTS):
@@ -155,7 +155,7 @@ def _check_scans(data: bytes) -> None:
 
 @contextmanager
 def _translated(data: bytes, max_pixels: int) -> Iterator[None]:
-    """The one boundary at which Pillow's errors become ours."""
+    """Translate Pillow's errors into `ImageError`."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -166,12 +166,12 @@ def _translated(data: bytes, max_pixels: int) -> Iterator[None]:
         raise ImageError(_DAMAGED) from None
 
 
-# The largest pictures take 200 MB, and every copy of one as much: none is made without need.
+# The largest pictures take 200 MB, so the functions below avoid copies.
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # EXIF may stand behind the picture
-    if image.getexif().get(_ORIENTATION) in _UPRIGHT:
+    image.load()  # EXIF data may follow the picture
+    if image.getexif().get(_ORIENTATION) in _NOT_UPRIGHT:
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
@@ -180,7 +180,7 @@ def _without_alpha(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         return _on_white(image)
     if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit samples when it converts; the high byte keeps the picture.
+        # Pillow clips 16-bit samples when it converts, so use their high byte.
         return image.point(lambda sample: sample / 256).convert("L").convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -195,13 +195,13 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _too_large(max_pixels: int) -> ImageError:
-    message = f"the image has more than {max_pixels} pixels (make it smaller)"
+    message = f"the image has more than {max_pixels} pixels (resize it)"
     return ImageError(message, "image_too_large")
 
 
 def _not_an_allowed_format(data: bytes) -> ImageError:
     if not data:
-        return ImageError("the image is empty (0 bytes)")
+        return ImageError("the image file is empty (save it again)")
     if data.startswith(_BEGINNINGS) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP"):
         return ImageError(_DAMAGED)
     message = "the image is not JPEG, PNG or WebP (convert it)"

@@ -1,4 +1,4 @@
-"""`Layout`: the labelled images of a dataset by class and split, as strings and numbers alone."""
+"""`Layout`: the labelled images of a dataset by class and split, as paths and numbers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Part = Literal["all", "base", "new"]  #: of the classes
 
 
 class Form(StrEnum):
-    """How a dataset tells its classes and splits."""
+    """How a dataset stores its classes and splits."""
 
     SPLIT_FOLDERS = "split folders"  #: train/<class>/*
     CLASS_FOLDERS = "class folders"  #: <class>/*, split by seed
     SPLIT_FILE = "split file"  #: split_zhou_*.json
-    LISTS = "lists"  #: text files with a line for each image
-    TEST_FOLDERS = "test folders"  #: <class>/*, all of them to be tested on
+    LISTS = "lists"  #: text files with a line per image
+    TEST_FOLDERS = "test folders"  #: <class>/*, only for testing
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """The classes and splits of a dataset, and what is wrong with them."""
+    """The classes and splits of a dataset, and their problems."""
 
     class_names: tuple[str, ...]  #: display names, in label order
     splits: Mapping[str, tuple[Entry, ...]]  #: train, val and test
     form: Form = Form.CLASS_FOLDERS
-    skipped: int = 0  #: files that are neither images nor metadata, litter of systems included
-    findings: tuple[Finding, ...] = ()  #: problems of the layout itself; of images it knows nothing
+    skipped: int = 0  #: files that are neither images nor metadata, hidden files included
+    findings: tuple[Finding, ...] = ()  #: problems of the layout itself, not of image files
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Split name -> class name -> number of images; zero included."""
+        """Split name -> class name -> number of images, including zeros."""
         return {split: _count(entries, self.class_names) for split, entries in self.splits.items()}
 
     def entries(self) -> Iterator[Entry]:
@@ -59,7 +59,7 @@ def labels_of(classes: Part, count: int) -> range:
 
 
 def part_of(layout: Layout, classes: Part) -> Layout:
-    """The layout of some classes alone, numbered from 0."""
+    """The layout of some of the classes, numbered from 0."""
     labels = labels_of(classes, len(layout.class_names))
     return replace(
         layout,

@@ -1,10 +1,10 @@
-"""Which classes and splits a list of file paths holds. Pure strings: folders and archives alike.
+"""Detects the classes and splits in a list of file paths, of a folder or of an archive.
 
-Accepted forms (all with or without one common top folder):
+Accepted forms (with or without one common top folder):
 - `train/<class>/*`, optional `val/<class>/*` and `test/<class>/*`;
 - `<class>/*` alone, split 60/20/20 per class by seed;
-- a CoOp split file `split_zhou_*.json` beside its images.
-`classnames.json` maps a folder's name to the class name that is shown and put into the prompt.
+- a CoOp split file `split_zhou_*.json` next to its images.
+`classnames.json` maps folder names to the class names that are shown and used in prompts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from sharpzo_engine.data.class_folders import from_folders
-from sharpzo_engine.data.class_names import ReadText, judge_names, read_names
+from sharpzo_engine.data.class_names import ReadText, check_names, read_names
 from sharpzo_engine.data.diagnostics import Finding, errors_among, finding
 from sharpzo_engine.data.file_names import (
     IMAGE_SUFFIXES,
@@ -33,32 +33,30 @@ __all__ = [
     "Entry",
     "Form",
     "Layout",
+    "detect_layout",
     "list_images",
     "read_layout",
-    "survey_layout",
     "usable",
     "with_structure",
 ]
 
-_FORMS_EXPECTED = "give train/<class>/*.jpg, <class>/*.jpg, or a split_zhou_*.json"
+_FORMS_EXPECTED = "provide train/<class>/*.jpg, <class>/*.jpg, or a split_zhou_*.json"
 
 
 def read_layout(paths: Iterable[str], read_text: ReadText, seed: int = 1) -> Layout:
-    """Recognise the form of a dataset from its file paths, for those who want a usable one.
-
-    Arguments as in `survey_layout`.
+    """Detect the layout of a dataset from its file paths; the arguments of `detect_layout`.
 
     Raises:
-        DatasetError: naming every problem found.
+        DatasetError: the dataset is not usable; lists every error.
     """
-    return usable(survey_layout(paths, read_text, seed))
+    return usable(detect_layout(paths, read_text, seed))
 
 
 def usable(layout: Layout) -> Layout:
-    """The layout, if it has no errors.
+    """Return the layout if it has no errors.
 
     Raises:
-        DatasetError: naming all of them.
+        DatasetError: lists every error.
     """
     errors = errors_among(layout.findings)
     if errors:
@@ -66,13 +64,13 @@ def usable(layout: Layout) -> Layout:
     return layout
 
 
-def survey_layout(paths: Iterable[str], read_text: ReadText, seed: int = 1) -> Layout:
-    """Recognise the form of a dataset, as far as it goes; every problem is in its `findings`.
+def detect_layout(paths: Iterable[str], read_text: ReadText, seed: int = 1) -> Layout:
+    """Detect the layout of a dataset; its problems are in the layout's `findings`.
 
     Args:
-        paths: posix paths of the files, relative to the root. Folders may be among them, with a
-            slash at their end, so that empty ones are noticed.
-        read_text: returns the text of one of them (used for the JSON files).
+        paths: posix paths of the files, relative to the root. Paths of folders, which end in a
+            slash, allow empty folders to be reported.
+        read_text: returns the text of one of the JSON files.
         seed: decides the split of a dataset that has none.
     """
     listed = sorted(paths)
@@ -98,7 +96,7 @@ def survey_layout(paths: Iterable[str], read_text: ReadText, seed: int = 1) -> L
 def _recognise(
     paths: Sequence[str], files: Sequence[str], read_text: ReadText, seed: int
 ) -> Layout:
-    """The layout of what lies below the top folder; `paths` are the files and the folders."""
+    """Detect the layout below the top folder; `paths` are the files and the folders."""
     names, faults = read_names(paths, read_text)
     split_files = [f for f in files if is_split_file(f)]
     if split_files:
@@ -110,36 +108,36 @@ def _recognise(
 
 
 def with_structure(layout: Layout, images: int) -> Layout:
-    """The layout with the problems of its classes among its findings.
+    """Add the problems of the classes to the layout's findings.
 
     Args:
-        layout: what was made of the files.
-        images: that there are, those of no class included.
+        layout: the layout found so far.
+        images: number of images, including images without a class.
     """
-    found = [*layout.findings, *judge_names(layout.class_names), *_images(layout, images)]
+    found = [*layout.findings, *check_names(layout.class_names), *_images(layout, images)]
     return replace(layout, findings=tuple(found))
 
 
 def list_images(paths: Iterable[str]) -> tuple[list[str], int]:
-    """Every image in whatever folder, sorted, and how many other files there are.
+    """List the images in all folders, sorted, and count the other files.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: there are no images.
     """
     files = sorted(path for path in paths if not path.endswith("/"))
     images = [path for path in files if not is_litter(path) and is_image(path)]
     if not images:
-        raise DatasetError(f"no images found (expected {', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DatasetError(f"no images found (add {', '.join(sorted(IMAGE_SUFFIXES))} files)")
     return images, len(files) - len(images)
 
 
 def _common_top(paths: Sequence[str]) -> str:
-    """The one folder that holds everything, with its slash; empty if there is none."""
+    """The one folder that contains everything, with its slash; empty if there is none."""
     tops = {path.split("/", 1)[0] for path in paths}
     if len(tops) != 1 or any("/" not in path for path in paths):
         return ""
     top = tops.pop()
-    # A dataset whose only folder is a split, or a single class, is no wrapper.
+    # A single split or class folder is part of the dataset, not a wrapper around it.
     holds_folders = any(path.count("/") > 1 for path in paths)
     return "" if split_name(top) or not holds_folders else f"{top}/"
 
@@ -147,22 +145,24 @@ def _common_top(paths: Sequence[str]) -> str:
 def _several_split_files(split_files: Sequence[str]) -> list[Finding]:
     if len(split_files) < 2:
         return []
-    message = f"there are several split files, and {split_files[0]!r} is read"
-    fix = "leave one, or give the path of the one that is meant"
+    message = f"there are several split files; {split_files[0]!r} is used"
+    fix = "keep one, or pass the path of the one to use"
     return [finding("several_split_files", message, fix, split_files[1:])]
 
 
 def _images(layout: Layout, images: int) -> Iterator[Finding]:
-    """What is missing of images."""
+    """Problems with the number of images."""
     if not images:
-        yield finding("no_images", "no training images found, nor any others", _FORMS_EXPECTED)
+        yield finding(
+            "no_images", "no training images found, nor any other images", _FORMS_EXPECTED
+        )
         return
     if not any(layout.entries()) and not layout.class_names:
-        message = "no training images found: images lie at the root alone, in no class's folder"
+        message = "no training images found: all images are at the root, outside class folders"
         yield finding("images_at_root", message, _FORMS_EXPECTED, count=images)
         return
     if len(layout.class_names) < 2:
-        fix = "a classifier needs two or more"
+        fix = "add classes: a classifier needs two or more"
         yield finding("one_class", "only one class found", fix, count=len(layout.class_names))
     if layout.form is Form.TEST_FOLDERS:
         return
@@ -172,7 +172,7 @@ def _images(layout: Layout, images: int) -> Iterator[Finding]:
     empty = [repr(name) for name, count in _per_name(layout, "train") if not count]
     if empty:
         message = "classes have no training images"
-        yield finding("empty_class", message, "add some, or remove the class", empty)
+        yield finding("empty_class", message, "add some, or remove the class folder", empty)
 
 
 def _per_name(layout: Layout, split: str) -> list[tuple[str, int]]:

@@ -1,7 +1,7 @@
-"""The check before tuning: everything that is wrong or doubtful about a dataset, at once.
+"""The check before tuning: reports every problem of a dataset at once.
 
-`inspect` judges a layout and the facts about its images; `examine` gathers those facts from an
-image's bytes. Nothing here loads torch or touches a file.
+`inspect` checks a layout and the facts about its images; `examine` collects those facts from an
+image's bytes. Nothing here loads torch or reads a file.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from sharpzo_engine.data.layout import SPLITS, Entry, Form, Layout
 from sharpzo_engine.errors import ImageError
 
 FORMAT = "sharpzo-preflight/1"
-USUAL_SHOTS = 16  # fewer training images of a class are worth a warning
+USUAL_SHOTS = 16  # a class with fewer training images causes a warning
 MAX_NAME_TOKENS = 70  # CLIP's 77 without SOS, "a photo of a", "." and EOT
 MIN_SIDE = 32  # pixels; CLIP looks at 224
 MAX_IMBALANCE = 10.0  # largest class by smallest
-LISTED_CLASSES = 1000  # that the JSON has at most
+LISTED_CLASSES = 1000  # at most, in the JSON
 LISTED_UNREADABLE = 100
 
 CountTokens = Callable[[str], int]
@@ -34,7 +34,7 @@ CountTokens = Callable[[str], int]
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What is known of one image file."""
+    """The facts about one image file."""
 
     path: str  #: as the layout has it
     sha256: str  #: of the file
@@ -48,12 +48,12 @@ class ImageFacts:
 def examine(
     path: str, data: bytes, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> tuple[ImageFacts, Image.Image | None]:
-    """Decode an image; what is known of it, and the upright RGB image if it can be used.
+    """Decode an image; returns its facts, and the upright RGB image if it is usable.
 
     Args:
         path: as the layout has it.
         data: the file's content.
-        max_pixels: more are an error of the image.
+        max_pixels: a larger image is an error.
     """
     sha256 = hashlib.sha256(data).hexdigest()
     try:
@@ -66,7 +66,7 @@ def examine(
 
 @dataclass(frozen=True)
 class Spread:
-    """Smallest, median and largest of some numbers."""
+    """The smallest, median and largest of a list of numbers."""
 
     min: int
     median: float
@@ -74,7 +74,7 @@ class Spread:
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> Spread:
-        """That of at least one number."""
+        """Summarise a list of at least one number."""
         return cls(min(numbers), statistics.median(numbers), max(numbers))
 
     def as_json(self) -> dict[str, float]:
@@ -84,7 +84,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ImageSizes:
-    """How large the images are that can be decoded."""
+    """Sizes and formats of the images that can be decoded."""
 
     images: int
     width: Spread  #: pixels
@@ -94,7 +94,7 @@ class ImageSizes:
 
     @classmethod
     def from_facts(cls, facts: Iterable[ImageFacts]) -> ImageSizes | None:
-        """Those of the images without errors; None if there is none."""
+        """Summarise the images without errors; None if there are none."""
         good = [item for item in facts if item.error is None]
         if not good:
             return None
@@ -119,27 +119,27 @@ class ImageSizes:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a dataset holds, and what is wrong with it."""
+    """What a dataset contains, and its problems."""
 
     classes: tuple[str, ...]
     counts: Mapping[str, Mapping[str, int]]  #: split -> class -> images
     findings: tuple[Finding, ...]  #: errors first
     form: Form
-    images: int  #: that the splits list
-    examined: int  #: of those, whose files were looked at
-    bytes: int  #: of the files that were looked at
-    skipped: int  #: files that are no images
+    images: int  #: images that the splits list
+    examined: int  #: images among them whose files were read
+    bytes: int  #: total size of the files that were read
+    skipped: int  #: files that are not images
     sizes: ImageSizes | None  #: None if no image was decoded
     unreadable: tuple[ImageFacts, ...]  #: images that cannot be used
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """What keeps the dataset from being tuned on."""
+        """Problems that make the dataset unusable for tuning."""
         return errors_among(self.findings)
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """What is doubtful, but stops nothing."""
+        """Problems that do not prevent tuning."""
         return tuple(item for item in self.findings if item.severity == "warning")
 
     @property
@@ -148,7 +148,7 @@ class Preflight:
         return not self.errors
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values that JSON can hold; lists are cut, and what is counted is all of it.
+        """Plain JSON values. Lists are truncated; counts cover everything.
 
         Keys: format, ok, form, images, examined, bytes, skipped, errors, warnings (numbers of
         findings), findings [{severity, code, message, fix, count, examples}], splits {split:
@@ -193,14 +193,14 @@ def inspect(
     shots: int | None = None,
     count_tokens: CountTokens | None = None,
 ) -> Preflight:
-    """Judge a dataset; nothing is raised, everything is a finding.
+    """Check a dataset; problems are returned as findings, never raised.
 
     Args:
-        layout: of `survey_layout` or `catalogue`.
-        images: path -> facts; images without any were not looked at, and are not judged.
-        shots: training images per class that are wanted; a class with fewer is an error. None warns
-            of classes that have fewer than the usual number.
-        count_tokens: how many tokens a class name has; None leaves names to `tune`.
+        layout: from `detect_layout` or `read_known`.
+        images: path -> facts; images without facts were not read and are not checked.
+        shots: training images needed per class; a class with fewer is an error. None only warns
+            about classes with fewer than the usual number.
+        count_tokens: returns the number of tokens of a class name; None skips this check.
     """
     known = {entry.path: images[entry.path] for entry in layout.entries() if entry.path in images}
     unreadable = tuple(item for item in known.values() if item.error is not None)
@@ -216,9 +216,7 @@ def inspect(
     return Preflight(
         classes=layout.class_names,
         counts=layout.counts(),
-        findings=tuple(
-            sorted(found, key=lambda item: item.severity)
-        ),  # errors first, else in order
+        findings=tuple(sorted(found, key=lambda item: item.severity)),  # errors first
         form=layout.form,
         images=sum(len(layout.splits[split]) for split in SPLITS),
         examined=len(known),
@@ -235,23 +233,23 @@ def _tokens(names: Sequence[str], count_tokens: CountTokens | None) -> Iterator[
     counts = {name: count_tokens(name) for name in names}
     empty = [repr(name) for name, count in counts.items() if count == 0]
     if empty:
-        message = "nothing is left of class names after tokenising"
-        yield finding("class_name_without_tokens", message, "give them names in words", empty)
+        message = "class names have no tokens"
+        yield finding("class_name_without_tokens", message, "rename them, using words", empty)
     long = [f"{n[:40]!r} ({c} tokens)" for n, c in counts.items() if c > MAX_NAME_TOKENS]
     if long:
         message = f"class names have more than {MAX_NAME_TOKENS} tokens"
-        yield finding("class_name_too_long", message, "shorten them", long)
+        yield finding("class_name_too_long", message, "use shorter names", long)
 
 
 def _unreadable(unreadable: Sequence[ImageFacts]) -> Iterator[Finding]:
     if unreadable:
         shown = [f"{item.path}: {_bare(item.error)}" for item in unreadable]
         fix = "save them again as JPEG, PNG or WebP, or remove them"
-        yield finding("image_unreadable", "images cannot be used", fix, shown)
+        yield finding("image_unreadable", "images cannot be decoded", fix, shown)
 
 
 def _bare(error: ImageError | None) -> str:
-    """What is the matter, without the fix."""
+    """The message without the fix."""
     return str(error).partition(" (")[0]
 
 
@@ -259,7 +257,7 @@ def _training_counts(layout: Layout, shots: int | None) -> Iterator[Finding]:
     if layout.form is Form.TEST_FOLDERS:
         return
     counts = Counter(entry.label for entry in layout.splits["train"])
-    # A class without any image is an error already, of another code.
+    # A class without images is reported as `empty_class` already.
     some = {layout.class_names[label]: counts[label] for label in sorted(counts)}
     wanted = USUAL_SHOTS if shots is None else shots
     short = {name: count for name, count in some.items() if count < wanted}
@@ -271,18 +269,18 @@ def _training_counts(layout: Layout, shots: int | None) -> Iterator[Finding]:
     if some and max(some.values()) > MAX_IMBALANCE * min(some.values()):
         most, least = max(some, key=some.__getitem__), min(some, key=some.__getitem__)
         shown = [f"{most!r} has {some[most]} training images", f"{least!r} has {some[least]}"]
-        fix = "even the classes out; tuning takes as many images of each, accuracy counts all"
-        yield finding("unbalanced_classes", "classes are very unequal", fix, shown, count=1)
+        fix = "balance them: tuning uses equally many images per class, accuracy counts all images"
+        yield finding("unbalanced_classes", "class sizes are unbalanced", fix, shown, count=1)
 
 
 def _split_counts(layout: Layout) -> Iterator[Finding]:
     if layout.form is Form.TEST_FOLDERS or not layout.splits["train"]:
         return
     if not layout.splits["val"]:
-        fix = "add val/, or let a quarter of the shots be held out"
+        fix = "add val/; otherwise a quarter of the shots is held out"
         yield finding("no_val_split", "there are no validation images", fix)
     if not layout.splits["test"]:
-        fix = "add test/, or figures are those of validation images"
+        fix = "add test/; otherwise accuracy is measured on validation images"
         yield finding("no_test_split", "there are no test images", fix)
     trained = {entry.label for entry in layout.splits["train"]}
     for split in ("val", "test"):
@@ -290,16 +288,16 @@ def _split_counts(layout: Layout) -> Iterator[Finding]:
         lacking = [repr(layout.class_names[label]) for label in sorted(trained - present)]
         if present and lacking:
             message = f"classes have no {split} images"
-            yield finding("class_missing_in_split", message, "add some", lacking)
+            yield finding("class_missing_in_split", message, "add images", lacking)
 
 
 def _duplicates(layout: Layout, known: Mapping[str, ImageFacts]) -> Iterator[Finding]:
-    """Images of the same bytes; of files that were not looked at, those listed twice."""
+    """Images with equal bytes; of files that were not read, paths that are listed twice."""
     groups: dict[str, list[tuple[str, Entry]]] = defaultdict(list)
     for split in SPLITS:
         for entry in layout.splits[split]:
             facts = known.get(entry.path)
-            # A file that cannot even be read has no hash.
+            # A file that cannot be read has no hash.
             groups[(facts and facts.sha256) or entry.path].append((split, entry))
     twice = [group for group in groups.values() if len(group) > 1]
     across = [group for group in twice if len({split for split, _ in group}) > 1]
@@ -307,16 +305,16 @@ def _duplicates(layout: Layout, known: Mapping[str, ImageFacts]) -> Iterator[Fin
     labels = [group for group in twice if len({entry.label for _, entry in group}) > 1]
     for code, message, fix, kind in (
         ("duplicates_across_splits", "images are in several splits", _LEAK, across),
-        ("duplicates_within_split", "images are in one split more than once", _REPEAT, within),
-        ("duplicates_across_classes", "images are under several classes", _CLASH, labels),
+        ("duplicates_within_split", "images are repeated within a split", _REPEAT, within),
+        ("duplicates_across_classes", "images belong to several classes", _CLASH, labels),
     ):
         if kind:
             yield finding(code, message, fix, [_paths(group) for group in kind])
 
 
-_LEAK = "remove them from all but one, or figures are too good"
-_REPEAT = "remove all but one"
-_CLASH = "decide for one class"
+_LEAK = "keep each in one split; otherwise accuracy is overestimated"
+_REPEAT = "remove the copies"
+_CLASH = "keep each in one class"
 
 
 def _paths(group: Sequence[tuple[str, Entry]]) -> str:
@@ -330,5 +328,5 @@ def _tiny(facts: Iterable[ImageFacts]) -> Iterator[Finding]:
         if item.error is None and min(item.width, item.height) < MIN_SIDE
     ]
     if tiny:
-        message = f"images are less than {MIN_SIDE} pixels wide or high"
-        yield finding("tiny_images", message, "give larger ones if there are any", tiny)
+        message = f"images are smaller than {MIN_SIDE} pixels"
+        yield finding("tiny_images", message, "use larger versions if you have them", tiny)

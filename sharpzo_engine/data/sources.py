@@ -1,4 +1,4 @@
-"""`Source`: a dataset on this machine, found by a path or by a name of the catalogue."""
+"""`Source`: a local dataset, found by its path or by its name in the catalogue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sharpzo_engine.data.catalogue import CATALOGUE, KnownDataset, find
 from sharpzo_engine.data.catalogue_readers import read_known, split_known
 from sharpzo_engine.data.file_names import is_image, is_split_file
 from sharpzo_engine.data.folders import list_files, list_folder, read_text
-from sharpzo_engine.data.layout_detection import Layout, survey_layout, with_structure
+from sharpzo_engine.data.layout_detection import Layout, detect_layout, with_structure
 from sharpzo_engine.data.split_file import read_split
 from sharpzo_engine.errors import DatasetError
 
@@ -20,47 +20,47 @@ ROOT_VARIABLE = "SHARPZO_DATASETS_ROOT"  # folder of the catalogue's datasets
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset's name, its folder, and what is in it."""
+    """A dataset's name, folder and layout."""
 
     name: str
-    folder: Path  #: that the layout's paths are relative to
+    folder: Path  #: the layout's paths are relative to it
     layout: Layout
     known: KnownDataset | None = None
 
 
 def open_source(target: str | Path, root: str | Path | None = None, seed: int = 1) -> Source:
-    """Find a dataset and survey it; problems of its content are findings of the layout.
+    """Find a dataset and detect its layout; its problems are in the layout's findings.
 
     Args:
-        target: a folder, a split file, or a name of the catalogue (`eurosat`). A path that exists
-            wins over a name, unless there is a `root`.
-        root: folder of the catalogue's datasets; none is that of SHARPZO_DATASETS_ROOT.
+        target: a folder, a split file, or a name in the catalogue (`eurosat`). An existing path
+            takes precedence over a name, unless `root` is given.
+        root: folder of the catalogue's datasets; None uses SHARPZO_DATASETS_ROOT.
         seed: decides the split of a dataset that has none.
 
     Raises:
-        DatasetError: there is no such dataset, or a file of it is missing.
+        DatasetError: the dataset does not exist, or one of its files is missing.
     """
     return _opened(
         target,
         root,
         read_known,
-        lambda folder: survey_layout(
+        lambda folder: detect_layout(
             list_folder(folder), lambda path: read_text(folder / path), seed
         ),
     )
 
 
 def open_unsplit(target: str | Path, root: str | Path | None = None, seed: int = 1) -> Source:
-    """The same for a dataset that lacks its split file: class folders are split by seed.
+    """Find a dataset and split its class folders by seed, ignoring any split file.
 
     Raises:
-        DatasetError: there is no such dataset, or nothing to split.
+        DatasetError: the dataset does not exist, or has no class folders.
     """
     return _opened(
         target,
         root,
         lambda known, place: split_known(known, place, seed),
-        lambda folder: survey_layout(
+        lambda folder: detect_layout(
             _without_split_files(folder), lambda path: read_text(folder / path), seed
         ),
     )
@@ -83,7 +83,7 @@ def _opened(
     place = root or os.environ.get(ROOT_VARIABLE)
     if not place:
         raise DatasetError(
-            f"{known.title} needs the folder that holds {known.folder}/ (name it with --root, "
+            f"{known.title} needs the folder that contains {known.folder}/ (set it with --root, "
             f"root= or {ROOT_VARIABLE})"
         )
     return Source(known.key, Path(place) / known.folder, read_by_name(known, Path(place)), known)
@@ -93,13 +93,13 @@ def _unknown(target: str | Path, root: str | Path | None) -> DatasetError:
     names = ", ".join(known.key for known in CATALOGUE)
     if root is None and Path(target).is_file():
         return DatasetError(
-            f"{target} is a file, but no split_zhou_*.json (unpack an archive and give its folder)"
+            f"{target} is a file, but not a split_zhou_*.json (unpack archives and pass the folder)"
         )
     if root is not None:
-        return DatasetError(f"{target} is no dataset that is known by name (use one of: {names})")
+        return DatasetError(f"{target} is not the name of a known dataset (use one of: {names})")
     return DatasetError(
-        f"{target} is not a folder, nor a dataset that is known by name (give the folder that "
-        f"holds the classes, a split_zhou_*.json, or one of: {names})"
+        f"{target} is neither a folder nor the name of a known dataset (pass the folder that "
+        f"contains the classes, a split_zhou_*.json, or one of: {names})"
     )
 
 

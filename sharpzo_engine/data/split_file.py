@@ -1,4 +1,4 @@
-"""CoOp's split files: `split_zhou_*.json`, which say what is trained, validated and tested on."""
+"""CoOp's split files: `split_zhou_*.json`, which list the training, validation and test images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SplitFile:
 
 
 def read_split_file(path: Path) -> SplitFile:
-    """A split file of this machine.
+    """Read a split file.
 
     Raises:
         DatasetError: it cannot be read, or is not in CoOp's form.
@@ -44,12 +44,12 @@ def read_split_file(path: Path) -> SplitFile:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} cannot be read: {error} (give CoOp's split file)") from error
+        raise DatasetError(f"{path} cannot be read: {error} (use CoOp's split file)") from error
     return parse_split_file(text)
 
 
 def write_split_file(path: Path, split_file: SplitFile) -> None:
-    """Write a split file, whole or not at all.
+    """Write a split file atomically.
 
     Raises:
         OSError: the write failed.
@@ -60,7 +60,7 @@ def write_split_file(path: Path, split_file: SplitFile) -> None:
 
 
 def parse_split_file(text: str) -> SplitFile:
-    """The content of a split file.
+    """Parse a split file.
 
     Raises:
         DatasetError: it is not in CoOp's form, or its labels contradict one another.
@@ -73,8 +73,8 @@ def parse_split_file(text: str) -> SplitFile:
         splits = {split: tuple(_row(item) for item in content[split]) for split in SPLITS}
     except (KeyError, TypeError, ValueError):
         raise DatasetError(
-            "the split file must hold train, val and test, each a list of [path, label, class "
-            "name] (make it with `sharpzo datasets split`)"
+            "the split file must contain train, val and test, each a list of [path, label, class "
+            "name] (create it with `sharpzo datasets split`)"
         ) from None
     _check_labels(row for split in SPLITS for row in splits[split])
     return SplitFile(splits)
@@ -83,13 +83,13 @@ def parse_split_file(text: str) -> SplitFile:
 def read_split(
     path: str, read_text: Callable[[str], str], files: Sequence[str], folder: str | None = None
 ) -> Layout:
-    """What a split file says of these files; what is wrong with it is in the layout's findings.
+    """Build the layout of a split file; its problems are in the layout's findings.
 
     Args:
-        path: of the split file.
-        read_text: gives its text; may raise DatasetError.
-        files: that there are, relative to the root.
-        folder: that the listed paths are relative to, with its slash; none looks for it.
+        path: path of the split file.
+        read_text: returns its text; may raise DatasetError.
+        files: the existing files, relative to the root.
+        folder: folder (with its slash) that the listed paths are relative to; None searches it.
     """
     nothing = Layout((), dict.fromkeys(SPLITS, ()), Form.SPLIT_FILE)
     try:
@@ -101,8 +101,8 @@ def read_split(
     if folder is None:
         folder = _image_folder(files, split_file)
     if folder is None:
-        message = "none of the folders holds the images that the split file lists"
-        missing = finding("split_file_images_missing", message, "put them beside the split file")
+        message = "the images that the split file lists are not in any folder"
+        missing = finding("split_file_images_missing", message, "put them next to the split file")
         return replace(nothing, class_names=names, findings=(missing,))
     rows = {
         split: [(folder + row.path, row.label) for row in split_file.splits[split]]
@@ -121,11 +121,11 @@ def read_split(
 
 
 def missing_images(paths: Sequence[str], listed_where: str) -> tuple[Finding, ...]:
-    """That images are listed but not there, if there are any."""
+    """A finding about listed images that do not exist, if there are any."""
     if not paths:
         return ()
     message = f"{len(paths)} images {listed_where} are missing"
-    fix = "get them, or take them out of the list"
+    fix = "add them, or remove them from the list"
     shown = [f"e.g. {paths[0]!r}"]
     return (finding("split_file_images_missing", message, fix, shown, count=len(paths)),)
 
@@ -157,9 +157,9 @@ def _check_labels(rows: Iterable[Row]) -> None:
         if names.setdefault(row.label, row.class_name) != row.class_name:
             raise DatasetError(
                 f"the split file calls label {row.label} both {names[row.label][:40]!r} and "
-                f"{row.class_name[:40]!r} (a label has one name)"
+                f"{row.class_name[:40]!r} (give each label one name)"
             )
     if sorted(names) != list(range(len(names))):
         raise DatasetError(
-            "the split file's labels must be 0, 1, 2, ... without a gap (number them anew)"
+            "the split file's labels must be 0, 1, 2, ... without gaps (renumber them)"
         )

@@ -358,4 +358,4 @@ def test_names_and_roots_are_explained(sharpzo: Any, tmp_path: Path, root: Path)
     assert "https://github.com/phelber/EuroSAT" in ran.error
     ran = sharpzo("tune", "imagenet_a", "--root", root, *QUICK)
     assert ran.code == 2
-    assert "test images alone" in ran.err
+    assert "only test images" in ran.err

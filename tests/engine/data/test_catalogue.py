@@ -19,7 +19,7 @@ from sharpzo_engine.clip.backbone import Backbone
 from sharpzo_engine.config import PRESETS
 from sharpzo_engine.data.catalogue import CATALOGUE, KnownDataset, find
 from sharpzo_engine.data.catalogue_readers import read_known, split_known
-from sharpzo_engine.data.class_names import judge_names
+from sharpzo_engine.data.class_names import check_names
 from sharpzo_engine.data.dataset import Dataset, Example, few_shot, select_classes
 from sharpzo_engine.data.layout import SPLITS, Form, Part, labels_of
 from sharpzo_engine.data.preflight import examine, inspect
@@ -176,7 +176,7 @@ def test_the_variants_are_classified_among_their_own_classes(
 
 @pytest.mark.parametrize("key", TESTED_ONLY)
 def test_nothing_can_be_tuned_on_test_images(root: Path, key: str, clip: Backbone) -> None:
-    with pytest.raises(DatasetError, match="test images alone"):
+    with pytest.raises(DatasetError, match="only test images"):
         tune(load_dataset(key, root=root), clip, TuningConfig.parse(QUICK))
 
 
@@ -209,7 +209,7 @@ def test_clips_names_of_imagenet_differ_once_two_are_renamed() -> None:
     }
     assert twice == {"missile": [657, 744], "sunglasses": [836, 837]}
     names[744], names[836] = entry("imagenet").renamed.values()
-    assert list(judge_names(names)) == []
+    assert list(check_names(names)) == []
 
 
 # --- where they are looked for
@@ -239,9 +239,9 @@ def test_a_folder_of_that_name_wins_unless_there_is_a_root(
 
 
 def test_a_name_that_nobody_knows_is_answered_with_those_that_are_known(root: Path) -> None:
-    with pytest.raises(DatasetError, match=r"not a folder.*caltech101"):
+    with pytest.raises(DatasetError, match=r"neither a folder.*caltech101"):
         load_dataset("calltech")
-    with pytest.raises(DatasetError, match=r"no dataset that is known by name.*eurosat"):
+    with pytest.raises(DatasetError, match=r"not the name of a known dataset.*eurosat"):
         load_dataset("calltech", root=root)
 
 
@@ -480,9 +480,9 @@ def test_classes_are_selected_once() -> None:
     assert select_classes(base, "base") is base
     assert select_classes(base, "all") is base
     assert few_shot(base, 2, 1, "base").class_names == base.class_names
-    with pytest.raises(DatasetError, match="base classes alone"):
+    with pytest.raises(DatasetError, match="only its base classes"):
         select_classes(base, "new")
-    with pytest.raises(DatasetError, match="3 classes have 1 in their new half"):
+    with pytest.raises(DatasetError, match="the new half of 3 classes has 1"):
         select_classes(shuffled([5] * 3), "new")
 
 

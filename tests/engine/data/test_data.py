@@ -84,17 +84,17 @@ def test_litter_and_other_files_are_skipped_and_counted() -> None:
         ([], {}, "no training images"),
         (["1.jpg", "2.jpg"], {}, "no training images"),
         (["cat/1.jpg", "cat/2.jpg", "cat/3.jpg"], {}, "only one class"),
-        (["train/cat/1.jpg", "test/dog/1.jpg", "train/x/1.jpg"], {}, "train/ lacks: 'dog'"),
-        (["train/Cat/1.jpg", "train/x/1.jpg", "test/cat/1.jpg"], {}, "case included"),
+        (["train/cat/1.jpg", "test/dog/1.jpg", "train/x/1.jpg"], {}, "train/ does not have: 'dog'"),
+        (["train/Cat/1.jpg", "train/x/1.jpg", "test/cat/1.jpg"], {}, "including letter case"),
         (SPLIT_FOLDERS, {"classnames.json": "[1]"}, "must map folder names"),
         (SPLIT_FOLDERS, {"classnames.json": "{"}, "not valid JSON"),
         (SPLIT_FOLDERS, {"classnames.json": '{"cat": "dog"}'}, "2 classes are called 'dog'"),
         (SPLIT_FOLDERS, {"classnames.json": '{"cat": " "}'}, "empty name"),
-        (["a/1.jpg"], {"split_zhou_X.json": "{}"}, "must hold train, val and test"),
+        (["a/1.jpg"], {"split_zhou_X.json": "{}"}, "must contain train, val and test"),
         (
             ["a/1.jpg"],
             {"split_zhou_X.json": '{"train": [["b/9.jpg", 0, "x"]], "val": [], "test": []}'},
-            "none of the folders",
+            "not in any folder",
         ),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_folder_is_loaded(pictures: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="not a folder"):
+    with pytest.raises(DatasetError, match="neither a folder"):
         load_dataset(tmp_path / "nothing")
 
 

@@ -10,7 +10,7 @@ from sharpzo_engine.data.catalogue_readers import VARIANTS
 from sharpzo_engine.data.contact_sheet import MAX_CLASSES, PER_CLASS
 from sharpzo_engine.data.diagnostics import CODES, EXAMPLES
 from sharpzo_engine.data.layout import Form
-from sharpzo_engine.data.layout_detection import survey_layout
+from sharpzo_engine.data.layout_detection import detect_layout
 from sharpzo_engine.data.preflight import FORMAT, LISTED_CLASSES, LISTED_UNREADABLE, inspect
 
 PAGE = Path(__file__).parents[3] / "docs" / "datasets.md"
@@ -60,7 +60,7 @@ def test_the_table_is_the_catalogue(page: str) -> None:
 
 def test_the_keys_of_the_report_are_those_of_the_table(page: str) -> None:
     told = [key for row in rows(page, "key") for key in re.findall(r"`(\w+)`", row[0])]
-    assert sorted(told) == sorted(inspect(survey_layout([], str), {}).as_json())
+    assert sorted(told) == sorted(inspect(detect_layout([], str), {}).as_json())
     assert f"`{FORMAT}`" in page
 
 

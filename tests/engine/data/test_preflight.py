@@ -11,7 +11,7 @@ from PIL import Image
 
 from sharpzo_engine.data.contact_sheet import THUMBNAIL, contact_sheet, thumbnail
 from sharpzo_engine.data.diagnostics import CODES, Finding
-from sharpzo_engine.data.layout_detection import Layout, read_layout, survey_layout
+from sharpzo_engine.data.layout_detection import Layout, detect_layout, read_layout
 from sharpzo_engine.data.preflight import ImageFacts, Preflight, examine, inspect
 from sharpzo_engine.errors import DatasetError, ImageError
 
@@ -21,7 +21,7 @@ FINE = [
 
 
 def survey(paths: Iterable[str], texts: Mapping[str, str] | None = None) -> Layout:
-    return survey_layout([*paths, *(texts or {})], lambda path: (texts or {})[path])
+    return detect_layout([*paths, *(texts or {})], lambda path: (texts or {})[path])
 
 
 def facts(path: str, **changed: object) -> ImageFacts:
@@ -82,7 +82,7 @@ def test_files_that_are_not_text_are_findings() -> None:
         raise DatasetError(f"{path} is not UTF-8 (save it as UTF-8)")
 
     for name in ("classnames.json", "split_zhou_X.json"):
-        found = survey_layout([*FINE, name], not_text).findings
+        found = detect_layout([*FINE, name], not_text).findings
         assert f"{name} is not UTF-8" in [item.message for item in found]
 
 
@@ -157,10 +157,10 @@ def test_more_classes_than_can_be_served_are_an_error() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"train": [["a.jpg", 0, "x"], ["b.jpg", 2, "y"]]}, "without a gap"),
+        ({"train": [["a.jpg", 0, "x"], ["b.jpg", 2, "y"]]}, "without gaps"),
         ({"train": [["a.jpg", 0, "x"], ["b.jpg", 0, "y"]]}, "label 0 both 'x' and 'y'"),
-        ({"train": [["a.jpg", True, "x"]]}, "must hold train, val and test"),
-        ({"train": [["a.jpg", 0]]}, "must hold train, val and test"),
+        ({"train": [["a.jpg", True, "x"]]}, "must contain train, val and test"),
+        ({"train": [["a.jpg", 0]]}, "must contain train, val and test"),
     ],
 )
 def test_a_split_file_that_contradicts_itself_is_an_error(
@@ -178,7 +178,7 @@ def test_images_that_a_split_file_lists_must_be_there() -> None:
     assert found.errors[0].count == 1
     assert found.counts["train"] == {"x": 1, "y": 1}
     nowhere = look(["images/c.jpg"], split_file(rows))
-    assert "none of the folders" in nowhere.errors[0].message
+    assert "not in any folder" in nowhere.errors[0].message
 
 
 def test_of_several_split_files_the_first_is_read() -> None:
