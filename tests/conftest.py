@@ -155,6 +155,35 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
             server.terminate()
 
 
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated file to copy, which is quicker than to migrate."""
+    from sharpzo_core.migrations import migrate
+    from sharpzo_core.settings import Settings
+
+    folder = tmp_path_factory.mktemp("migrated")
+    migrate(Settings.load(data_dir=folder))
+    return folder / "sharpzo.db"
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, migrated_sqlite: Path) -> Path:
+    """A data folder with a migrated database and nothing else."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(migrated_sqlite, folder)
+    return folder
+
+
+@pytest.fixture
+def decode_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads start no processes: for tests in which decoding is not the subject."""
+    from service.ingest import processor
+    from tests.service.decoders import InProcess
+
+    monkeypatch.setattr(processor, "Decoders", InProcess)
+
+
 @pytest.fixture
 def postgres_url() -> Iterator[str]:
     """An empty PostgreSQL database, dropped afterwards."""

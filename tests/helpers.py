@@ -194,11 +194,11 @@ def write_small_backbone(folder: Path) -> Path:
 
 
 @pytest.fixture
-def make_workplace(tmp_path: Path, small_backbone: Path) -> Iterator[Callable[..., Workplace]]:
+def make_workplace(data_dir: Path, small_backbone: Path) -> Iterator[Callable[..., Workplace]]:
     places: list[Workplace] = []
 
     def make(**settings: Any) -> Workplace:
-        defaults = {"data_dir": tmp_path / "data", "backbones": f"tiny=local-dir:{small_backbone}"}
+        defaults = {"data_dir": data_dir, "backbones": f"tiny=local-dir:{small_backbone}"}
         places.append(Workplace(Settings.load(**defaults | settings)))
         return places[-1]
 

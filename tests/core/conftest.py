@@ -69,15 +69,6 @@ class Stores:
 
 
 @pytest.fixture(scope="session")
-def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated file to copy, which is quicker than to migrate."""
-    folder = tmp_path_factory.mktemp("migrated")
-    settings = Settings.load(data_dir=folder)
-    migrate(settings)
-    return folder / "sharpzo.db"
-
-
-@pytest.fixture(scope="session")
 def migrated_postgres(shared_postgres_url: str) -> str:
     migrate(Settings.load(database_url=shared_postgres_url))
     return shared_postgres_url

@@ -75,11 +75,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
 def settings(data_dir: Path, backbone: Backbone) -> Settings:
     return with_backbones(data_dir, backbone)
 

@@ -40,6 +40,8 @@ from tests.security.raw import connect, read
 from tests.service.conftest import dataset_members, settle, upload, zip_of
 from tests.service.servers import server_thread
 
+pytestmark = pytest.mark.usefixtures("decode_in_process")
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 DOCS = Path(__file__).parents[2] / "docs" / "keys.md"
 

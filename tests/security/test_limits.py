@@ -37,6 +37,8 @@ from tests.service.conftest import dataset_members, png, settle, upload, zip_of
 from tests.service.servers import server_process
 from tests.service.toys import artifact_of, files, import_
 
+pytestmark = pytest.mark.usefixtures("decode_in_process")
+
 HOUR = "5/hour"
 
 

@@ -32,6 +32,8 @@ from tests.security.conftest import Door, OpenDoor, bearer, essence
 from tests.service.conftest import dataset_members, png, settle, upload, zip_of
 from tests.service.toys import COLORS, artifact_of, files, import_
 
+pytestmark = pytest.mark.usefixtures("decode_in_process")
+
 #: Tables whose rows have a tenant.
 OWNED = [table.name for table in metadata.sorted_tables if "tenant" in table.columns]
 NOBODYS = "nothing"

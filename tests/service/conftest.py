@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import time
 import zipfile
@@ -102,9 +103,10 @@ def open_client(settings: Settings) -> TestClient:
     return TestClient(create_app(settings), "http://localhost", raise_server_exceptions=False)
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    return tmp_path / "data"
+@pytest.fixture(autouse=True)
+def _decoders(request: pytest.FixtureRequest) -> None:
+    if not request.node.get_closest_marker("decoders"):
+        request.getfixturevalue("decode_in_process")
 
 
 @pytest.fixture
@@ -127,9 +129,13 @@ def make_client() -> Iterator[MakeClient]:
 
 
 @pytest.fixture(scope="module")
-def shared_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def shared_client(
+    tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path
+) -> Iterator[TestClient]:
     """One application for a module's requests that change nothing."""
-    with open_client(Settings(data_dir=tmp_path_factory.mktemp("shared"), device="cpu")) as client:
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copy(migrated_sqlite, folder)
+    with open_client(Settings(data_dir=folder, device="cpu")) as client:
         yield client
 
 

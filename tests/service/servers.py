@@ -71,7 +71,7 @@ class ServerProcess:
 
     def url(self) -> str:
         """Its address, as soon as it listens."""
-        return self._urls.get(timeout=30)
+        return self._urls.get(timeout=120)
 
     def _read(self) -> None:
         assert self.process.stderr is not None

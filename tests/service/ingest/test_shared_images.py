@@ -102,6 +102,7 @@ def test_the_worker_finds_shared_images(
     assert files_below(settings.cache_dir / "drafts") == []
 
 
+@pytest.mark.decoders
 def test_contact_sheets(client: TestClient, data_dir: Path) -> None:
     dataset = ready_dataset(client)
     answer = client.get(f"/v1/datasets/{dataset['id']}/contact-sheet")
@@ -161,6 +162,7 @@ def test_a_process_killed_in_the_middle_leaves_its_work_to_the_next(
     eventually(lambda: files_below(data_dir / "artifacts") == [])
 
 
+@pytest.mark.decoders
 def test_children_end_with_the_dataset(client: TestClient) -> None:
     def children() -> set[str]:
         paths = Path(f"/proc/{os.getpid()}/task").glob("*/children")

@@ -29,6 +29,7 @@ from tests.service.conftest import (
 from tests.service.servers import eventually
 
 
+@pytest.mark.decoders
 @pytest.mark.parametrize(
     "archive",
     [
