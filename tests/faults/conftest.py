@@ -12,7 +12,7 @@ from tests.faults.scenarios.workers import restore
 
 MODES = [
     EMBEDDED,
-    pytest.param(SERVERS, marks=[pytest.mark.needs("redis", "postgres"), pytest.mark.slow]),
+    pytest.param(SERVERS, marks=[pytest.mark.needs("redis-server", "postgres"), pytest.mark.slow]),
 ]
 
 

@@ -31,7 +31,7 @@ SWEEP_SECONDS = 10.0  # until a job without a message is found
 
 pytestmark = [
     pytest.mark.timeout(300),
-    pytest.mark.needs("redis"),
+    pytest.mark.needs("redis-server"),
     pytest.mark.needs("postgres"),
 ]
 

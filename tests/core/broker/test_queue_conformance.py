@@ -142,7 +142,7 @@ def kill(server: RedisServer) -> Callable[[], None]:
     return lambda: server.start("--save", "")
 
 
-@pytest.mark.needs("redis")
+@pytest.mark.needs("redis-server")
 @pytest.mark.parametrize(
     "break_it",
     [fill_memory, make_read_only, demand_a_password, freeze, kill],
@@ -160,7 +160,7 @@ def test_a_broker_that_refuses_is_no_error_and_heals(
     assert on_server.depth()
 
 
-@pytest.mark.needs("redis")
+@pytest.mark.needs("redis-server")
 @pytest.mark.parametrize(
     "break_it", [fill_memory, freeze, kill], ids=lambda function: function.__name__
 )
