@@ -2,8 +2,8 @@
 
 Comma-separated items: `name=SPEC`, or a name that is its own spec, or `*`. A SPEC is what
 `load_backbone` takes: `tiny`, `MODEL:TAG`, `MODEL:path/to/file.safetensors` or `local-dir:PATH`.
-`*` admits every pretrained open_clip model, asked for as `MODEL:TAG`. Paths exist only here, in the
-operator's hands; a request names, it never locates.
+`*` admits every pretrained open_clip model, requested as `MODEL:TAG`. Only the operator can give
+paths; requests can only give names.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def parse_backbones(text: str) -> dict[str, BackboneSpec]:
     """Read a SHARPZO_BACKBONES value; the key `*` stands for every pretrained open_clip model.
 
     Raises:
-        ValueError: an item is malformed or a name is given twice.
+        ValueError: an item is malformed or a name is listed twice.
     """
     specs: dict[str, BackboneSpec] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         spec = _parse_item(item)
         if spec.name in specs:
-            raise ValueError(f"backbone {spec.name!r} is given twice")
+            raise ValueError(f"backbone {spec.name!r} is listed twice")
         specs[spec.name] = spec
     if not specs:
         raise ValueError("at least one backbone is needed")
@@ -72,7 +72,7 @@ def _spec(name: str, target: str) -> BackboneSpec:
 
 
 def find_backbone(specs: dict[str, BackboneSpec], name: str) -> BackboneSpec | None:
-    """The spec that a request's `name` stands for, or None if it may not be asked for.
+    """The spec that a request's `name` stands for, or None if it is not offered.
 
     Whether open_clip knows a `MODEL:TAG` is decided where open_clip is loaded.
     """
@@ -87,9 +87,9 @@ def find_backbone(specs: dict[str, BackboneSpec], name: str) -> BackboneSpec | N
 def serving(
     specs: Mapping[str, BackboneSpec], described: Mapping[str, str | None]
 ) -> list[BackboneSpec]:
-    """What may be the backbone that a prompt records: by name, or else what has files of its own.
+    """Candidates for the backbone that a prompt records: those of its name, else those from files.
 
-    Another machine may know the same weights under another name; fingerprints decide.
+    Another machine may have the same weights under another name; the caller compares fingerprints.
     """
     name, pretrained = described.get("name") or "", described.get("pretrained")
     configured = [spec for key, spec in specs.items() if key != ANY_PRETRAINED]
@@ -107,5 +107,4 @@ def serving(
 
 
 def _model_name(spec: BackboneSpec) -> str:
-    """The name under which the engine records a model."""
     return spec.model if ":" in spec.model else spec.model.replace("/", "-")

@@ -1,14 +1,13 @@
-"""Time as an argument, so that tests may choose it."""
+"""The clock as an argument, so that tests can set the time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-#: Returns the present moment, timezone-aware, in UTC.
+#: Returns the current time, timezone-aware, in UTC.
 Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
-    """The system's wall clock."""
     return datetime.now(UTC)

@@ -10,13 +10,13 @@ CoreError
  ├── StateConflict          409  the object's state does not allow this
  │    ├── BackboneNotServed      a prompt needs a backbone that is not offered here
  │    ├── LeaseLost              another worker owns the job now
- │    ├── ConfigMismatch         a checkpoint's run was configured otherwise
- │    ├── AliasMoved             an alias points elsewhere than the request expects
+ │    ├── ConfigMismatch         a checkpoint belongs to a run with another configuration
+ │    ├── AliasMoved             an alias does not point where the request expects
  │    ├── AliasAmbiguous         several names have this alias
- │    ├── GateFailed             a prompt does not score what its promotion asks for
+ │    ├── GateFailed             a prompt does not reach the score that its gate requires
  │    ├── NothingToRollBack      an alias pointed to no other prompt before
  │    └── PromptInUse            an alias, or a job that has not ended, needs the prompt
- ├── IdempotencyInProgress  409  an earlier request with this key is being worked on
+ ├── IdempotencyInProgress  409  an earlier request with this key is in progress
  ├── IdempotencyMismatch    422  the key was used for another request
  ├── PayloadTooLarge        413  more bytes than allowed
  ├── ArchiveError      413, 422  an archive that is damaged, unsafe or too large
@@ -28,9 +28,9 @@ CoreError
  ├── QuotaExceeded          429  the tenant may not use more
  ├── StorageFull            507  no space is left
  └── StorageUnavailable     503  the database or the artifact store does not answer
-      └── StorageBusy            others wrote for too long
+      └── StorageBusy            other processes wrote for too long
 
-`status`, `code` and `title` are what the REST API answers; `detail` is the message.
+The REST API answers with `status`, `code` and `title`; `detail` is the message.
 """
 
 # ruff: noqa: N818 - errors are named for the fact
@@ -70,7 +70,7 @@ class SchemaTooNew(CoreError):
 
     def __init__(self, found: str, newest: str) -> None:
         super().__init__(
-            f"the database has schema {found}, which a newer version of SharpZO made; this "
+            f"the database has schema {found}, which a newer version of SharpZO created; this "
             f"version knows schemas up to {newest} (update SharpZO, or restore a backup)"
         )
 
@@ -125,14 +125,14 @@ class LeaseLost(StateConflict):
 
 
 class ConfigMismatch(StateConflict):
-    """The run of the checkpoint was configured otherwise."""
+    """The checkpoint belongs to a run with another configuration."""
 
     code = "config_mismatch"
     title = "Not the checkpoint's configuration"
 
 
 class AliasMoved(StateConflict):
-    """The alias points elsewhere than the request expects."""
+    """The alias does not point where the request expects."""
 
     code = "alias_moved"
     title = "Alias moved"
@@ -146,7 +146,7 @@ class AliasAmbiguous(StateConflict):
 
 
 class GateFailed(StateConflict):
-    """The prompt does not score what its promotion asks for."""
+    """The prompt does not reach the score that its gate requires."""
 
     code = "gate_failed"
     title = "Gate failed"
@@ -167,7 +167,7 @@ class PromptInUse(StateConflict):
 
 
 class IdempotencyInProgress(CoreError):
-    """An earlier request with this Idempotency-Key is still being worked on (try again)."""
+    """An earlier request with this Idempotency-Key is still in progress (try again)."""
 
     status = 409
     code = "idempotency_in_progress"
@@ -230,7 +230,7 @@ class TooManyJobs(CoreError):
 
 
 class AuthRequired(CoreError):
-    """An API key is needed (send it as `Authorization: Bearer KEY`)."""
+    """An API key is required (send it as `Authorization: Bearer KEY`)."""
 
     status = 401
     code = "auth_required"
@@ -286,7 +286,7 @@ class StorageUnavailable(CoreError):
 
 
 class StorageBusy(StorageUnavailable):
-    """Others are writing to the database; try again soon."""
+    """Other processes are writing to the database (try again soon)."""
 
     code = "busy"
     title = "Storage busy"

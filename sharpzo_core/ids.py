@@ -18,8 +18,6 @@ _BODY = re.compile(rf"[{ALPHABET}]{{{_LENGTH}}}")
 
 
 class Prefix(StrEnum):
-    """What an identifier names."""
-
     DATASET = "ds"  #: A dataset
     JOB = "job"  #: A tuning job
     PROMPT = "prm"  #: One version of a tuned prompt
@@ -36,11 +34,10 @@ def new_id(prefix: Prefix) -> str:
 
 
 def id_pattern(prefix: Prefix) -> str:
-    """What a JSON schema says of such an identifier."""
+    """The pattern of such an identifier, for JSON schemas."""
     return f"^{prefix}_{_BODY.pattern}$"
 
 
 def is_id(prefix: Prefix, text: str) -> bool:
-    """Whether `text` has the form of an identifier of this kind."""
     head, _, body = text.partition("_")
     return head == prefix and _BODY.fullmatch(body) is not None

@@ -1,4 +1,4 @@
-"""Where a prompt comes from: what its row keeps beside its job, backbone and metrics."""
+"""Where a prompt comes from: what its row stores besides its job, backbone and metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_CONFIG_BYTES = 16 << 10  # of an imported configuration as JSON; ours has about 1 KiB
 
-#: What an imported file may claim: where it says so, and what it must be to be believed.
+#: What an imported file may claim: where the claim is, and which values are accepted.
 _CLAIMS: Mapping[str, tuple[tuple[str, ...], TypeAdapter[Any]]] = {
     "dataset_name": (
         ("dataset", "name"),
@@ -29,7 +29,6 @@ _CLAIMS: Mapping[str, tuple[tuple[str, ...], TypeAdapter[Any]]] = {
 
 
 def tuned_lineage(job: Job, dataset: DatasetRecord, engine_version: object) -> dict[str, Any]:
-    """Of a prompt that a job has tuned."""
     return {
         "dataset_id": dataset.id,
         "dataset_name": dataset.name,
@@ -42,9 +41,9 @@ def tuned_lineage(job: Job, dataset: DatasetRecord, engine_version: object) -> d
 
 
 def claimed_lineage(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a prompt file that somebody brings: what it says of itself, as far as that is usable.
+    """The lineage that an imported prompt file claims, without unusable claims.
 
-    A claim that is missing, too large or of the wrong kind is left out.
+    A claim that is missing, too large or of the wrong type is left out.
     """
     found = {name: _claim(metadata, path, kind) for name, (path, kind) in _CLAIMS.items()}
     return {name: value for name, value in found.items() if value is not None}

@@ -1,9 +1,9 @@
-"""Log lines: text for people, JSON for machines; stdlib logging in both.
+"""Log lines: text for people, JSON for machines; both by stdlib logging.
 
-Nothing waits for a log. Lines go through a queue to a thread that writes them, for standard error
+Logging never blocks. Lines go through a queue to a thread that writes them, because standard error
 may be a pipe that nobody reads; when the queue is full, lines are dropped and counted.
 
-Lines say by themselves what they are about: whatever `log_context` holds where they are logged.
+Every line carries the fields that `log_context` holds where it is logged.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from sharpzo_core.records.jobs import Job
     from sharpzo_core.settings import Settings
 
-MAX_QUEUED = 10_000  # lines that wait to be written
-FLUSH_SECONDS = 1.0  # how long the end of the process may wait for them
+MAX_QUEUED = 10_000  # lines in the queue
+FLUSH_SECONDS = 1.0  # how long the process waits for them when it ends
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-#: Attributes that every record has; what else it has came by `extra=`.
+#: Attributes that every record has; all others come from `extra=`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-#: Of a line's context, what people look for; text shows it at the end of the line.
+#: Fields of the context that text shows at the end of the line.
 _SHOWN = ("request_id", "dataset_id", "job_id", "prompt_id")
 
 _context: ContextVar[Mapping[str, object]] = ContextVar(
@@ -44,9 +44,9 @@ _context: ContextVar[Mapping[str, object]] = ContextVar(
 
 @contextmanager
 def log_context(**fields: object) -> Iterator[None]:
-    """Have every line that is logged inside carry these fields, but for those that are None.
+    """Add these fields, without those that are None, to every line that is logged inside.
 
-    What `extra` says goes before. Other threads know nothing of it, unless what they do is run in a
+    Fields of `extra` take precedence. Other threads do not see the fields, unless they run in a
     copy of the context (`contextvars.copy_context`).
     """
     known = {name: value for name, value in fields.items() if value is not None}
@@ -58,7 +58,6 @@ def log_context(**fields: object) -> Iterator[None]:
 
 
 def job_context(job: Job) -> AbstractContextManager[None]:
-    """The context of whatever is done about a job."""
     return log_context(
         request_id=job.request_id,
         tenant=job.tenant,
@@ -70,15 +69,14 @@ def job_context(job: Job) -> AbstractContextManager[None]:
 
 
 def logged(name: str) -> object:
-    """What lines that are logged here would have in this field, or None."""
+    """The value of this field in the current log context, or None."""
     return _context.get().get(name)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, logger, message, and whatever `extra` held."""
+    """One JSON object per line: time, level, logger, message and the fields of `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line; control characters are escaped by JSON itself."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname.lower(),
@@ -92,13 +90,12 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line per record; a line break inside a message cannot fake another record."""
+    """One line per record; control characters are escaped, so that none can fake a record."""
 
     def __init__(self) -> None:
         super().__init__(_TEXT)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line, without control characters."""
         line = super().formatMessage(record)
         about = [f"{name}={vars(record)[name]}" for name in _SHOWN if name in vars(record)]
         if about:
@@ -107,7 +104,7 @@ class TextFormatter(logging.Formatter):
 
 
 class QueuedHandler(logging.Handler):
-    """Hands lines to a thread that writes them; never blocks, and drops what does not fit."""
+    """Passes lines to a thread that writes them; never blocks, drops lines if the queue is full."""
 
     def __init__(
         self,
@@ -115,12 +112,12 @@ class QueuedHandler(logging.Handler):
         limit: int = MAX_QUEUED,
         at_end: Callable[[], object] = lambda: None,
     ) -> None:
-        """`at_end` is called once nothing will be written any more."""
+        """`at_end` is called after the last line."""
         super().__init__()
         self._write = write
         self._at_end = at_end
         self._limit = limit
-        # A SimpleQueue, because a signal handler may log while its thread is about to do so.
+        # A SimpleQueue, because a signal handler may log while its own thread is in `put`.
         self._queue: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
         self._dropped = 0
         self._reported = 0
@@ -129,27 +126,25 @@ class QueuedHandler(logging.Handler):
 
     @property
     def dropped(self) -> int:
-        """Records that were not written."""
         return self._dropped
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record's line, or drop it."""
         if self._queue.qsize() >= self._limit:
             self._dropped += 1
             return
         try:
             self._queue.put(self.format(record))
-        except Exception:  # a record that cannot be formatted is no reason to fail
+        except Exception:  # a record that cannot be formatted must not stop the program
             self.handleError(record)
 
     def flush(self) -> None:
-        """Wait until everything queued is written, but no longer than a moment."""
+        """Wait until everything queued is written, at most `FLUSH_SECONDS`."""
         written = threading.Event()
         self._queue.put(written)
         written.wait(FLUSH_SECONDS)
 
     def close(self) -> None:
-        """End the thread, as soon as it has written what is queued."""
+        """End the thread once it has written what is queued."""
         self._queue.put(None)
         super().close()
 
@@ -163,7 +158,7 @@ class QueuedHandler(logging.Handler):
         self._at_end()
 
     def _report_dropped(self) -> None:
-        """Tell how many were dropped, once there is room again."""
+        """Report how many lines were dropped, once there is room again."""
         missing = self._dropped - self._reported
         if missing and self._queue.qsize() <= self._limit // 2:
             self._reported += missing
@@ -184,16 +179,15 @@ def _dropped_record(count: int) -> logging.LogRecord:
 
 
 def dropped_records() -> int:
-    """Records of this process that were not written because nobody read its log."""
+    """How many log records this process has dropped because nobody read its log."""
     handlers = logging.getLogger().handlers
     return sum(handler.dropped for handler in handlers if isinstance(handler, QueuedHandler))
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send this process's log to stderr in the configured form."""
     handler = _handler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
-    handler.addFilter(_is_somebodys)
+    handler.addFilter(_has_logger)
     handler.addFilter(_add_context)
     root = logging.getLogger()
     replaced, root.handlers[:] = root.handlers[:], [handler]
@@ -202,22 +196,22 @@ def configure_logging(settings: Settings) -> None:
             old.close()
     root.setLevel(settings.log_level.upper())
     logging.captureWarnings(capture=True)
-    # Their INFO lines tell how they work, not what the service does.
+    # Their INFO lines are about themselves, not about the service.
     for name in ("alembic", "kombu", "amqp", "PIL", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _handler(stream: TextIO) -> QueuedHandler:
-    """Writes lines to the stream's file, past its buffer.
+    """A handler that writes lines to the stream's file, past its buffer.
 
-    The interpreter takes the buffer's lock when it ends, and would wait for, or abort because of, a
-    thread that is stuck in it.
+    When the interpreter ends, it takes the buffer's lock, and would wait for, or abort because of,
+    a thread that is stuck in a write.
     """
     try:
-        # A descriptor of our own: the number of one that others close may soon stand for another
-        # file, a database perhaps.
+        # Our own descriptor: if other code closed a shared one, its number could soon belong to
+        # another file, perhaps a database.
         file = os.dup(stream.fileno())
-    except (AttributeError, OSError):  # replaced by an object that is no file
+    except (AttributeError, OSError):  # replaced by an object that is not a file
         return QueuedHandler(lambda line: stream.write(f"{line}\n"))
     return QueuedHandler(
         lambda line: _write_all(file, f"{line}\n".encode(errors="backslashreplace")),
@@ -226,7 +220,7 @@ def _handler(stream: TextIO) -> QueuedHandler:
 
 
 def _write_all(file: int, data: bytes) -> None:
-    """Write everything; a log that was closed is nobody's loss."""
+    """Write everything; ignore a log that was closed."""
     view = memoryview(data)
     try:
         while view:
@@ -235,13 +229,13 @@ def _write_all(file: int, data: bytes) -> None:
         return
 
 
-def _is_somebodys(record: logging.LogRecord) -> bool:
-    """Drop chatter that a library writes to the root logger, as open_clip does."""
+def _has_logger(record: logging.LogRecord) -> bool:
+    """Drop what a library writes to the root logger below WARNING, as open_clip does."""
     return record.name != "root" or record.levelno >= logging.WARNING
 
 
 def _add_context(record: logging.LogRecord) -> bool:
-    """Give the record what its context holds; on the thread that logs it."""
+    """Add the context's fields to the record, on the thread that logs it."""
     for name, value in _context.get().items():
         vars(record).setdefault(name, value)
     return True

@@ -1,4 +1,4 @@
-"""A small thread that does one thing again and again."""
+"""A small thread that repeats one action."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STOP_SECONDS = 5.0  # how long `stop` waits for an action under way
+STOP_SECONDS = 5.0  # how long `stop` waits for a running action
 
 logger = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls `action` at once and then every `seconds`, whatever it raises, until stopped.
+    """Calls `action` at once and then every `seconds` until stopped, even if it raises.
 
-    Its log lines have the context of whoever made it.
+    Its log lines have the log context of the code that created it.
     """
 
     def __init__(
@@ -38,11 +38,10 @@ class Periodic:
         )
 
     def start(self) -> None:
-        """Begin."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after the action that may be under way."""
+        """Stop, after waiting for an action that is running."""
         self._stopping.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(STOP_SECONDS)
@@ -57,9 +56,9 @@ class Periodic:
     def _attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception:  # the database or broker may be away; the next round tries again
+        except Exception:  # the database or broker may be down; the next round retries
             logger.warning(
-                "%s failed; it will be tried again",
+                "%s failed; it will be retried",
                 self._name,
                 exc_info=True,
                 extra={"action": "periodic_failed"},

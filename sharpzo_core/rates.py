@@ -8,7 +8,6 @@ from functools import lru_cache
 import limits
 
 NO_LIMIT = "none"
-#: What a rate looks like.
 RATE_PATTERN = r"^[1-9][0-9]{0,8}(/(second|minute|hour|day))?$"
 
 _RATE = re.compile(RATE_PATTERN)
@@ -16,11 +15,7 @@ _RATE = re.compile(RATE_PATTERN)
 
 @lru_cache(256)
 def parse_rate(text: str) -> limits.RateLimitItem:
-    """What the text says.
-
-    Raises:
-        ValueError: it is no rate.
-    """
+    """Raises ValueError if the text is not a rate."""
     return limits.parse(write_rate(text))
 
 
@@ -28,7 +23,7 @@ def write_rate(text: str) -> str:
     """The same rate with its unit.
 
     Raises:
-        ValueError: it is no rate.
+        ValueError: it is not a rate.
     """
     if _RATE.fullmatch(text) is None:
         raise ValueError("give a rate such as 600/minute or 10/second")

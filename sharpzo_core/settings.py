@@ -1,4 +1,4 @@
-"""`Settings`: everything an operator may choose, read from SHARPZO_ environment variables."""
+"""`Settings`: everything that an operator can set, read from SHARPZO_ environment variables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BROKERS = ("redis://", "rediss://", "unix://", "redis+socket://")
 
 
 class Settings(BaseSettings):
-    """The operator's choices; the defaults are the embedded mode."""
+    """The operator's settings; the defaults are the embedded mode."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Path(".sharpzo")
-    """Folder of everything the service keeps."""
+    """Folder of everything that the service stores."""
 
     database_url: str | None = None
     """`postgresql+psycopg://…` or `sqlite:///…`; default: SQLite in the data folder."""
@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     runs one job on each at a time. Empty: one job at a time, on `device`."""
 
     backbones: str = f"{TINY},{ANY_PRETRAINED}"
-    """What requests may ask for; see `sharpzo_core.backbones`."""
+    """The backbones that requests may name; see `sharpzo_core.backbones`."""
 
     default_backbone: str = TINY
     """The backbone of a job that names none."""
@@ -76,8 +76,8 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
 
     allow_unauthenticated: bool = False
-    """Serve on other than loopback addresses although no API key was made; for containers whose
-    port is published on loopback only."""
+    """Serve on other than loopback addresses although no API key exists; for containers whose port
+    is published on loopback only."""
 
     allowed_hosts: str = ""
     """Comma-separated names that requests may call the service by, such as `sharpzo.example.org`,
@@ -85,10 +85,10 @@ class Settings(BaseSettings):
 
     trusted_proxies: str = ""
     """Comma-separated addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto
-    are believed; empty: nobody's."""
+    are trusted; empty: none."""
 
     rate_limit: str = "6000/minute"
-    """Requests that an API key without a limit of its own may send; `none`: any number."""
+    """Requests that an API key without its own limit may send; `none`: any number."""
 
     auth_failure_limit: str = "600/minute"
     """Wrong API keys that may come from one address; `none`: any number."""
@@ -97,16 +97,16 @@ class Settings(BaseSettings):
     """How long entries of the audit log are kept."""
 
     lease_seconds: Seconds = 20.0
-    """A job whose worker is silent for so long is given to another."""
+    """A job whose worker sends no heartbeat for so long is given to another worker."""
 
     heartbeat_seconds: Seconds = 5.0
-    """How often a worker says that it lives."""
+    """How often a worker sends a heartbeat."""
 
     sweep_seconds: Seconds = 5.0
     """How often a worker looks for jobs that need help."""
 
     checkpoint_seconds: Seconds = 10.0
-    """How often a running job saves what it needs to continue."""
+    """How often a running job saves a checkpoint."""
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     """Workers that may die on one job, without a new checkpoint in between, before it fails."""
@@ -118,7 +118,7 @@ class Settings(BaseSettings):
     """How long an image waits for others that are being decoded, to share a pass with them."""
 
     inference_queue: Annotated[int, Field(ge=64, le=1_000_000)] = 512
-    """Images that may be waiting or under way at a time; more are refused with 429. One request may
+    """Images that may wait or be processed at a time; more are refused with 429. One request may
     carry 64."""
 
     inference_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -137,10 +137,10 @@ class Settings(BaseSettings):
     """Memory for prompts that are ready to classify, in MiB; the least recently used go first."""
 
     idempotency_hours: Annotated[float, Field(gt=0, le=24 * 366, allow_inf_nan=False)] = 24.0
-    """How long a request that is sent again with its Idempotency-Key gets the first answer."""
+    """How long a repeated request with the same Idempotency-Key gets the first answer."""
 
     upload_idle_seconds: Seconds = 30.0
-    """A request whose body makes no progress for so long is given up."""
+    """A request whose body makes no progress for so long is aborted."""
 
     request_memory_mb: Annotated[int, Field(ge=320, le=1_000_000)] = 512
     """Memory for the bodies of requests that are being received or answered, in MiB; archives are
@@ -150,16 +150,16 @@ class Settings(BaseSettings):
     """Connections that may be open at a time; more are answered 503 and closed."""
 
     min_free_bytes: Annotated[int, Field(ge=0, le=10**15)] = 64 * MIB
-    """Less free space than this in the data folder makes the service say that it is not ready."""
+    """With less free space than this in the data folder, the service is not ready."""
 
     max_queued_jobs: Count = 1000
     """Jobs of one tenant that may wait at a time."""
 
     tenant_max_active_jobs: Quota = 0
-    """Jobs of one tenant that may wait, run or be paused; 0: no limit of its own."""
+    """Jobs of one tenant that may wait, run or be paused; 0: no limit."""
 
     tenant_max_storage_bytes: Quota = 0
-    """What the datasets and prompt files of one tenant may take; 0: any number."""
+    """Bytes that the datasets and prompt files of one tenant may take; 0: any number."""
 
     tenant_max_forward_passes: Quota = 0
     """Forward passes that jobs of one tenant may take in a month (UTC); 0: any number."""
@@ -167,14 +167,14 @@ class Settings(BaseSettings):
     max_upload_bytes: Count = 2 * GIB
     max_image_pixels: Count = 50_000_000
     allowed_dataset_uris: str = ""
-    """Comma-separated prefixes of places that datasets may be imported from; empty: none."""
+    """Comma-separated URI prefixes that datasets may be imported from; empty: none."""
 
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @classmethod
     def load(cls, **overrides: object) -> Self:
-        """Read the environment; `overrides` win.
+        """Read the environment; `overrides` take precedence.
 
         Raises:
             SettingsError: a value is wrong; the message names the variable.
@@ -226,7 +226,7 @@ class Settings(BaseSettings):
     def _check_hosts(cls, value: str) -> str:
         for part in _parts(value):
             if not _HOST.fullmatch(part):
-                raise ValueError(f"{part!r} is no host name (leave the port out)")
+                raise ValueError(f"{part!r} is not a host name (omit the port)")
         return value
 
     @field_validator("backbones")
@@ -258,12 +258,10 @@ class Settings(BaseSettings):
 
     @property
     def db_url(self) -> str:
-        """The database to use."""
         return self.database_url or f"sqlite:///{self.data_dir / 'sharpzo.db'}"
 
     @property
     def artifacts(self) -> str:
-        """The artifact store to use, as an fsspec URL or a folder."""
         return self.artifact_url or str(self.data_dir / "artifacts")
 
     @property
@@ -273,37 +271,33 @@ class Settings(BaseSettings):
 
     @property
     def broker_dir(self) -> Path:
-        """Folder of the embedded broker."""
         return self.data_dir / "broker"
 
     @cached_property
     def gpu_names(self) -> tuple[str, ...]:
-        """The GPUs that a worker pins its jobs to; none leaves the choice to torch."""
+        """The GPUs that a worker pins its jobs to; if there are none, torch chooses."""
         return _parts(self.gpus)
 
     @property
     def slots(self) -> int:
-        """Jobs that a worker runs at a time."""
         return max(1, len(self.gpu_names))
 
     @property
     def cache_dir(self) -> Path:
-        """Folder of what can be computed or fetched again."""
+        """Folder of files that can be computed or fetched again."""
         return self.data_dir / "cache"
 
     @cached_property
     def backbone_specs(self) -> dict[str, BackboneSpec]:
-        """Configured name -> what to load."""
         return parse_backbones(self.backbones)
 
     @cached_property
     def dataset_uri_prefixes(self) -> tuple[str, ...]:
-        """Places that datasets may be imported from."""
         return _parts(self.allowed_dataset_uris)
 
     @cached_property
     def allowed_host_names(self) -> frozenset[str]:
-        """Names that requests may call the service by; none if the operator chose none."""
+        """Host names that requests may use; empty if the operator has set none."""
         return frozenset(part.lower() for part in _parts(self.allowed_hosts))
 
     def backbone(self, name: str | None) -> BackboneSpec:
@@ -323,7 +317,6 @@ class Settings(BaseSettings):
 
 
 def _parts(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
     return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 

@@ -5,30 +5,28 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-
-from sharpzo_core.database.engine import reading
-from sharpzo_core.database.pagination import known_ids
-from sharpzo_core.database.tables import datasets, jobs, prompts
 from sharpzo_core.errors import NotFound
 from sharpzo_core.records.checkpoints import checkpoint_prefix
 from sharpzo_core.records.datasets import TENANTS, images_prefix
-from sharpzo_core.records.jobs import TERMINAL, JobStatus
+from sharpzo_core.records.jobs import JobStatus
 from sharpzo_core.records.results import parts_prefix, results_prefix
+from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.image_store import ImageStore
+from sharpzo_core.stores.job_store import JobStore
+from sharpzo_core.stores.prompt_store import PromptStore
 from sharpzo_engine.files import remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import sqlalchemy as sa
+
     from sharpzo_core.storage.artifact_store import ArtifactStore
+    from sharpzo_core.stores.quotas import MeteredStore
 
 #: Files come before the row that names them, and go after it. Nothing takes so long in between.
 STRAY_SECONDS = 24 * 3600.0
-
-#: Where each table keeps files: one entry per row, named by its id.
-_HOMES: dict[str, sa.Table] = {"datasets": datasets, "jobs": jobs, "prompts": prompts}
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +41,13 @@ class Housekeeper:
         cache_dir: Path,
         stray_seconds: float = STRAY_SECONDS,
     ) -> None:
-        self._database = database
+        self._jobs = JobStore(database).for_all_tenants()
+        #: Folder of the artifact store -> store of the rows that its entries are named after.
+        self._homes: dict[str, MeteredStore] = {
+            "datasets": DatasetStore(database).for_all_tenants(),
+            "jobs": self._jobs,
+            "prompts": PromptStore(database).for_all_tenants(),
+        }
         self._artifacts = artifacts
         self._images = ImageStore(database, artifacts)
         self._cache_dir = cache_dir
@@ -56,9 +60,9 @@ class Housekeeper:
             StorageUnavailable: the database or the store is away.
         """
         removed = remove_leftovers(self._cache_dir)
-        for home, table in _HOMES.items():
+        for home, store in self._homes.items():
             removed += self._artifacts.remove_leftovers(home)
-            removed += sum(map(self._remove_stray, self._strays(home, table)))
+            removed += sum(map(self._remove_stray, self._strays(home, store)))
         removed += sum(map(self._remove_stray, self._claims()))
         return removed + self._tidy_images()
 
@@ -83,11 +87,10 @@ class Housekeeper:
             logger.warning("nobody needs %s", sha256, extra={"action": "stray_removed"})
         self._images.suspect(tenant, strays)
 
-    def _strays(self, home: str, table: sa.Table) -> list[str]:
+    def _strays(self, home: str, store: MeteredStore) -> list[str]:
         """Keys of entries without a row."""
         ids = {name: name.partition(".")[0] for name in self._artifacts.names(home)}
-        with reading(self._database) as connection:
-            known = known_ids(connection, table, set(ids.values()))
+        known = store.known(set(ids.values()))
         return [f"{home}/{name}" for name, row_id in ids.items() if row_id not in known]
 
     def _claims(self) -> Iterator[str]:
@@ -95,17 +98,14 @@ class Housekeeper:
 
         Parts are of use until a job has succeeded; one that failed or was cancelled may go on.
         """
-        columns = (jobs.c.id, jobs.c.status, jobs.c.result_folder, jobs.c.checkpoint_folder)
-        with reading(self._database) as connection:
-            ended = connection.execute(sa.select(*columns).where(jobs.c.status.in_(TERMINAL))).all()
-        for job_id, status, result, checkpoint in ended:
+        for job_id, status, result, checkpoint in self._jobs.ended():
             for prefix, named in (
                 (results_prefix(job_id), result),
                 (checkpoint_prefix(job_id), checkpoint),
             ):
                 names = self._artifacts.names(prefix)
                 yield from (f"{prefix}/{name}" for name in names if name != named)
-            if status == JobStatus.SUCCEEDED:
+            if status is JobStatus.SUCCEEDED:
                 yield parts_prefix(job_id)
 
     def _is_old(self, key: str) -> bool:

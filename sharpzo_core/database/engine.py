@@ -1,7 +1,7 @@
 """Connections and transactions, on SQLite and PostgreSQL alike.
 
-`reading` and `writing` are the only two ways to a connection; both translate what the driver says
-of a database that is away, busy, full, read-only or damaged. On SQLite a writer takes the lock at
+`reading` and `writing` are the only two ways to a connection; both translate the driver's errors
+for a database that is down, busy, full, read-only or damaged. On SQLite a writer takes the lock at
 once: a transaction that reads first and writes later would fail as soon as two overlap.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -23,14 +24,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import psycopg
+    from _typeshed import DataclassInstance
 
     from sharpzo_core.settings import Settings
 
-CONNECT_SECONDS = 5  # how long a PostgreSQL connection may take to come up
-#: A process that is stopped in the middle of a transaction keeps its locks no longer than this.
+R = TypeVar("R", bound="DataclassInstance")
+
+CONNECT_SECONDS = 5  # to open a connection to PostgreSQL
+#: How long a process that is stopped during a transaction keeps its locks.
 IDLE_SECONDS = 30
 
-#: Execution options: an engine's lock, and until when a transaction may wait for it.
+#: Execution options: an engine's lock, and the deadline of a transaction that waits for it.
 _LOCK, _WRITE_BY = "sharpzo_lock", "sharpzo_write_by"
 
 #: SQLSTATE codes of PostgreSQL.
@@ -38,7 +42,7 @@ _DISK_FULL, _READ_ONLY = "53100", "25006"
 
 
 def make_engine(settings: Settings) -> sa.Engine:
-    """The engine of the configured database; nothing is connected yet."""
+    """The engine of the configured database; it does not connect yet."""
     url = make_url(settings.db_url)
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
@@ -59,7 +63,7 @@ def _prepare_postgres(connection: psycopg.Connection, record: object) -> None:  
 
 
 def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
-    """Connect anew after a refused write: another server may have become the writable one."""
+    """Reconnect after a refused write: another server may have become the writable one."""
     if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
         context.is_disconnect = True
 
@@ -87,7 +91,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A connection for queries, which see one state of the database.
+    """A connection for queries that all see the same state of the database.
 
     Raises:
         StorageUnavailable: the database does not answer.
@@ -101,9 +105,9 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One transaction: committed at the end, rolled back by any exception.
 
     Raises:
-        StorageBusy: others wrote for too long.
+        StorageBusy: other processes wrote for too long.
         StorageFull: no space is left.
-        StorageUnavailable: the database does not answer, or takes no writes.
+        StorageUnavailable: the database does not answer, or is read-only.
     """
     with _translated(), _writer(engine) as writer, writer.begin() as connection:
         yield connection
@@ -111,12 +115,12 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def _writer(engine: sa.Engine) -> Iterator[sa.Engine]:
-    """The engine with which this thread may begin to write."""
+    """The engine, once it is this thread's turn to write."""
     lock: WriteLock | None = engine.get_execution_options().get(_LOCK)
     if lock is None:
         yield engine
         return
-    # Before a connection is taken from the pool: whoever waits leaves them to the readers.
+    # Before a connection is taken from the pool, so that waiting writers do not block readers.
     with lock.turn() as deadline:
         yield engine.execution_options(**{_WRITE_BY: deadline})
 
@@ -133,7 +137,7 @@ def _translated() -> Iterator[None]:
 
 
 def _meaning(error: Exception) -> CoreError | None:
-    """What a driver's error says of the storage; None if the fault is ours."""
+    """The storage error behind a driver's error; None if the fault is in our code."""
     cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
     code, state = primary_code(cause), getattr(cause, "sqlstate", None)
     if code == sqlite3.SQLITE_FULL or state == _DISK_FULL or "No space left" in str(cause):
@@ -141,7 +145,7 @@ def _meaning(error: Exception) -> CoreError | None:
     if code == sqlite3.SQLITE_BUSY:
         return StorageBusy()
     if code == sqlite3.SQLITE_READONLY or state == _READ_ONLY:
-        return StorageUnavailable("the database takes no writes")
+        return StorageUnavailable("the database is read-only")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StorageUnavailable("the database is damaged")
     if isinstance(error, (sa.exc.OperationalError, sa.exc.TimeoutError, sqlite3.OperationalError)):
@@ -150,7 +154,7 @@ def _meaning(error: Exception) -> CoreError | None:
 
 
 def ping(engine: sa.Engine) -> None:
-    """Ask the database for nothing.
+    """Check that the database answers.
 
     Raises:
         StorageUnavailable: it does not answer.
@@ -162,3 +166,9 @@ def ping(engine: sa.Engine) -> None:
 def record(row: sa.Row[Any], **changes: object) -> dict[str, Any]:
     """The columns of a row by name, with some replaced."""
     return {**row._asdict(), **changes}
+
+
+def as_record(kind: type[R], row: sa.Row[Any], **changes: object) -> R:
+    """A dataclass with the columns of the same names, some replaced; other columns are ignored."""
+    names = {field.name for field in fields(kind)} - changes.keys()
+    return kind(**{name: getattr(row, name) for name in names}, **changes)

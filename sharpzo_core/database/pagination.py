@@ -1,15 +1,15 @@
 """Pages of a list, newest first, by cursor.
 
-The cursor is the last id of a page, and the next page is what sorts below it. So however a list
-changes while somebody reads it page by page:
+The cursor is the last id of a page, and the next page holds the rows that sort below it. So while a
+list changes as it is read page by page:
 
-- ids only descend: nothing is returned twice;
-- what was there all the time is returned; that the cursor's own row was deleted does not matter;
-- what was added meanwhile may be missing: usually it sorts above the cursor. It sorts below, and is
-  returned once, if it comes from a process whose clock is behind, from the same millisecond, or
-  from a transaction that began long ago.
+- ids only descend: no row is returned twice;
+- rows that exist all the time are returned, even if the cursor's own row is deleted;
+- rows added meanwhile may be missing: usually they sort above the cursor. They sort below it, and
+  are returned once, if they come from a process whose clock is behind, from the same millisecond,
+  or from a transaction that began long ago.
 
-Whoever wants to know what is new reads the list again from its start.
+To see what is new, read the list again from its start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sharpzo_core.errors import ValidationFailed
 from sharpzo_core.ids import Prefix, is_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
@@ -39,7 +39,6 @@ class Listing(Generic[T]):
 
     @property
     def has_more(self) -> bool:
-        """Whether there is a following page."""
         return self.next is not None
 
 
@@ -53,9 +52,9 @@ def newest_first(
     wanted: sa.ColumnElement[bool] | None = None,
     columns: Sequence[sa.ColumnElement[Any]] = (),
 ) -> Listing[T]:
-    """Rows older than the one with id `after`, and `wanted`; ids sort by creation time.
+    """Rows older than the one with id `after` that are `wanted`; ids sort by creation time.
 
-    `read` gets the table's columns, and `columns` beside them.
+    `read` receives the table's columns and the extra `columns`.
 
     Raises:
         ValidationFailed: `after` is not a cursor of this list, or `limit` is out of range.
@@ -74,20 +73,10 @@ def newest_first(
 
 
 def check_limit(limit: int) -> None:
-    """A page may have so many items.
+    """Check that a page may have `limit` items.
 
     Raises:
         ValidationFailed: `limit` is out of range.
     """
     if not 1 <= limit <= MAX_PAGE:
         raise ValidationFailed([("/limit", f"must be from 1 to {MAX_PAGE}")])
-
-
-def known_ids(connection: sa.Connection, table: sa.Table, ids: Collection[str]) -> set[str]:
-    """Those of the ids that the table has a row for."""
-    found: set[str] = set()
-    ordered = sorted(ids)
-    for start in range(0, len(ordered), MAX_PAGE):
-        some = table.c.id.in_(ordered[start : start + MAX_PAGE])
-        found.update(connection.execute(sa.select(table.c.id).where(some)).scalars())
-    return found

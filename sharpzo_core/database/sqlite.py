@@ -1,15 +1,18 @@
-"""SQLite under several writing processes: whose turn it is, and who copies the log.
+"""SQLite with several writing processes: a fair write lock, and checkpoints under that lock.
 
-SQLite lets one connection write at a time. Its own way of waiting sleeps longer the longer it has
-waited, up to 100 ms, so that whoever came last is served first and somebody starves. Here it is
-the other way round: who has waited longer looks more often. The threads of one process queue up
-among themselves before one of them asks for the lock.
+SQLite lets one connection write at a time. Its own busy handler sleeps longer the longer it has
+waited, up to 100 ms, so that the newest writer is served first and some writers starve. Here it is
+the other way round: a writer that has waited longer polls more often. The threads of one process
+queue among themselves before one of them asks for the lock.
 
-The write-ahead log is copied into the database ("checkpoint") only by whoever holds the write lock.
-Versions 3.7.0 to 3.51.2 of SQLite can damage a database if a commit starts the log anew while
-another connection begins a checkpoint (https://sqlite.org/wal.html#walresetbug). As nobody can
-commit while our checkpoints run, the two never meet. What remains is the checkpoint of the last
-connection that closes, and that one excludes everybody.
+Only the holder of the write lock copies the write-ahead log into the database ("checkpoint").
+SQLite 3.7.0 to 3.51.2 can damage a database if a commit restarts the log while another connection
+begins a checkpoint (https://sqlite.org/wal.html#walresetbug). As nobody can commit while our
+checkpoints run, the two never meet. The checkpoint of the last connection that closes has the
+database to itself.
+
+Delete the checkpoints here (`shorten_log`, `restarts_log_safely`, `wal_autocheckpoint = 0`) when
+the oldest supported Python bundles SQLite 3.51.3.
 """
 
 from __future__ import annotations
@@ -29,13 +32,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WRITE_SECONDS = 10.0  # how long a writer waits for all others
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.000_3, 0.010  # seconds between two looks at the write lock
-QUEUE_SECONDS = 1.0  # whoever waits longer waits for one long transaction, not in a queue
-BUSY_MILLISECONDS = 10_000  # how long everything but the start of a write waits for a lock
-LOG_BYTES = 4 * 2**20  # size of the log from which on it is copied
-WAL_SECONDS = 10.0  # how long a new file may take to be switched to a write-ahead log
+SHORTEST_PAUSE, LONGEST_PAUSE = (
+    0.000_3,
+    0.010,
+)  # seconds between two attempts to take the write lock
+QUEUE_SECONDS = 1.0  # a longer wait is for one long transaction, not for a queue
+BUSY_MILLISECONDS = 10_000  # all locks but that of the start of a write
+LOG_BYTES = 4 * 2**20  # a larger log is copied
+WAL_SECONDS = 10.0  # to switch a new file to a write-ahead log
 
-#: First version with the fault in restarting the log, and the first ones without.
+#: The first version with the fault in restarting the log, and the first ones without it.
 _FAULTY_FROM, _FAULTY_UNTIL = (3, 7, 0), (3, 51, 3)
 _FIXED = ((3, 44, 6), (3, 50, 7))
 
@@ -53,7 +59,7 @@ class WriteLock:
 
     @contextmanager
     def turn(self) -> Iterator[float]:
-        """This thread's turn within the process; yields the time until which `begin` may wait.
+        """Wait for this thread's turn within the process; yields the deadline for `begin`.
 
         Raises:
             StorageBusy: other threads took too long.
@@ -90,13 +96,13 @@ class WriteLock:
         try:
             if self._log.stat().st_size < LOG_BYTES:
                 return
-            # Two connections, for the one with the transaction may not copy.
+            # Two connections, because the one with the transaction cannot copy.
             with closing(self._connect()) as holder, closing(self._connect()) as copier:
                 holder.execute("PRAGMA busy_timeout = 0")
-                if _begins(holder):  # else the next writer does it
+                if _begins(holder):  # otherwise the next writer copies it
                     copier.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except (OSError, sqlite3.Error):
-            # What was to be written is written; the log only grows on.
+            # The write itself is committed; only the log keeps growing.
             logger.warning(
                 "the database's log could not be shortened",
                 exc_info=True,
@@ -110,18 +116,18 @@ class WriteLock:
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Settings of every connection.
+    """Apply the settings of every connection.
 
     Raises:
         sqlite3.Error: the file cannot be opened.
     """
-    connection.isolation_level = None  # transactions begin where we say
+    connection.isolation_level = None  # we begin transactions ourselves
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
     connection.execute("PRAGMA foreign_keys = ON")
     # FULL: a commit that was acknowledged survives a loss of power.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
-    # A log that starts anew gives its space back, so that its size says how much is to be copied.
+    # A restarted log is truncated, so that its size says how much there is to copy.
     connection.execute("PRAGMA journal_size_limit = 0")
     _use_log(connection)
 
@@ -151,15 +157,14 @@ def _begins(connection: sqlite3.Connection) -> bool:
 
 
 def _pause(waited: float) -> float:
-    """How long to look away: the less, the longer somebody has waited, so that nobody starves."""
+    """Seconds until the next attempt: the longer the wait so far, the shorter the pause."""
     if waited > QUEUE_SECONDS:
         return LONGEST_PAUSE
-    jitter = random.uniform(0.5, 1.0)  # noqa: S311 - only lest two keep step
+    jitter = random.uniform(0.5, 1.0)  # noqa: S311 - keeps two writers out of step
     return max(SHORTEST_PAUSE, LONGEST_PAUSE / (2 + waited / LONGEST_PAUSE) * jitter)
 
 
 def is_busy(error: BaseException | None) -> bool:
-    """Whether somebody else's lock was in the way."""
     return primary_code(error) == sqlite3.SQLITE_BUSY
 
 
@@ -177,11 +182,11 @@ def restarts_log_safely(version: tuple[int, ...]) -> bool:
 
 
 def report_version() -> None:
-    """Tell the operator of a SQLite with that fault."""
+    """Warn the operator of a SQLite version with that fault."""
     if not restarts_log_safely(sqlite3.sqlite_version_info):
         logger.info(
             "SQLite %s can damage a database if its log is restarted during a checkpoint; this "
-            "service excludes that, other programs must not write to its database",
+            "service prevents that, but other programs must not write to its database",
             sqlite3.sqlite_version,
             extra={"action": "sqlite_version", "version": sqlite3.sqlite_version},
         )

@@ -1,4 +1,4 @@
-"""The tables. Rows become frozen records in the stores and are never handed out."""
+"""The tables. Stores turn rows into frozen records and never return the rows themselves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TENANT = sa.String(64)
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """A moment, timezone-aware in Python; SQLite keeps it as UTC text that sorts."""
+    """A timezone-aware time; SQLite stores it as UTC text that sorts."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -35,7 +35,6 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:  # noqa: ANN401, ARG002
-        """Hand out UTC."""
         if value is None:
             return None
         moment: datetime = value
@@ -43,7 +42,7 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 
 def _tenant(*, primary_key: bool = False) -> sa.Column[Any]:
-    """Whose row it is. Defaults in the database: an older version may still be inserting."""
+    """The default is in the database, because an older version may still insert rows."""
     return sa.Column(
         "tenant", TENANT, nullable=False, server_default="default", primary_key=primary_key
     )
@@ -68,7 +67,7 @@ datasets = sa.Table(
     sa.Column("error_message", sa.Text),
     sa.Column("source", sa.JSON, nullable=False),
     sa.Column("bytes", sa.BigInteger, nullable=False, server_default="0"),
-    # Datasets of earlier versions keep their images in a folder of their own.
+    # Datasets of earlier versions have their images in their own folder.
     sa.Column("shares_images", sa.Boolean, nullable=False, server_default=sa.false()),
     _moment("created_at", nullable=False),
     sa.Column("lease_owner", NAME),
@@ -76,7 +75,7 @@ datasets = sa.Table(
     sa.Index(None, "tenant", "id"),
 )
 
-# One row per image of a tenant. `released_at` marks those that some dataset has given up.
+# One row per image of a tenant. `released_at` marks images that some dataset has released.
 blobs = sa.Table(
     "blobs",
     metadata,
@@ -87,7 +86,7 @@ blobs = sa.Table(
     sa.Index(None, "released_at"),
 )
 
-# Which dataset holds which of them; no foreign key, for an older version deletes datasets alone.
+# Which dataset contains which image. No foreign key: older versions delete only the dataset.
 dataset_images = sa.Table(
     "dataset_images",
     metadata,
@@ -102,9 +101,9 @@ jobs = sa.Table(
     metadata,
     sa.Column("id", ID, primary_key=True),
     _tenant(),
-    sa.Column("key_id", ID),  # the API key that submitted it; null where there are none
-    sa.Column("request_id", sa.String(128)),  # of the request that created it
-    # Defaults in the database too: an older version of the service may still be inserting.
+    sa.Column("key_id", ID),  # the API key that submitted it, if there are keys
+    sa.Column("request_id", sa.String(128)),  # the request that created it
+    # Defaults in the database too, because an older version may still insert rows.
     sa.Column("kind", sa.String(16), nullable=False, server_default="tuning"),
     sa.Column("name", NAME),
     sa.Column("status", sa.String(16), nullable=False),
@@ -119,7 +118,7 @@ jobs = sa.Table(
     sa.Column("step", sa.BigInteger, nullable=False),
     sa.Column("total_steps", sa.BigInteger, nullable=False),
     sa.Column("forward_passes", sa.BigInteger, nullable=False),
-    # The most that it ever reported, which is what its tenant was charged.
+    # The largest number that it ever reported, which its tenant was charged.
     sa.Column("charged_passes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("eta_seconds", sa.Double),
     sa.Column("metrics", sa.JSON, nullable=False),
@@ -179,7 +178,7 @@ job_steps = sa.Table(
     sa.Column("seconds", sa.Double, nullable=False),
 )
 
-# How long jobs took that a worker ended, as a histogram that outlives the jobs.
+# Durations of jobs that a worker ended, as a histogram that outlives the jobs.
 job_totals = sa.Table(
     "job_totals",
     metadata,
@@ -211,7 +210,7 @@ prompts = sa.Table(
     sa.Index(None, "tenant", "id"),
 )
 
-# A version number is never given twice, not even after its prompt was deleted.
+# A version number is never used twice, even after its prompt was deleted.
 prompt_names = sa.Table(
     "prompt_names",
     metadata,
@@ -220,7 +219,7 @@ prompt_names = sa.Table(
     sa.Column("last_version", sa.Integer, nullable=False),
 )
 
-# A deleted alias keeps its row, with nothing in force, so that its history goes on counting.
+# A deleted alias keeps its row, with no prompt, so that its history continues if it is set again.
 aliases = sa.Table(
     "aliases",
     metadata,
@@ -235,7 +234,7 @@ aliases = sa.Table(
     sa.Index(None, "prompt_id"),
 )
 
-# `beneath` is the entry that a rollback looks at next; 0 where there is none.
+# `beneath` is the entry that the next rollback returns to; 0 where there is none.
 alias_changes = sa.Table(
     "alias_changes",
     metadata,
@@ -281,8 +280,8 @@ idempotency_keys = sa.Table(
     sa.Index(None, "expires_at"),
 )
 
-# Only the hash of a key is kept. Revoked and expired keys keep their rows: as long as there is one,
-# nobody is let in without a key.
+# Only the hash of a key is stored. Revoked and expired keys keep their rows: while a row exists,
+# every request needs a key.
 api_keys = sa.Table(
     "api_keys",
     metadata,
@@ -301,7 +300,7 @@ api_keys = sa.Table(
     sa.Index(None, "tenant", "id"),
 )
 
-# What a tenant has used up in a month of UTC.
+# What a tenant has used in a month (UTC).
 tenant_usage = sa.Table(
     "tenant_usage",
     metadata,
@@ -310,7 +309,7 @@ tenant_usage = sa.Table(
     sa.Column("forward_passes", sa.BigInteger, nullable=False),
 )
 
-# Who asked for what, and how it went; rows are added, and removed when their time is over.
+# Who requested what, with which result; rows are only added, and deleted after the retention time.
 audit_log = sa.Table(
     "audit_log",
     metadata,

@@ -1,4 +1,4 @@
-"""The database's history, applied by Alembic at start-up."""
+"""Schema migrations, applied by Alembic at start-up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def migrate(settings: Settings) -> None:
     """Bring the database to the newest revision; safe if several processes start at once.
 
     Raises:
-        SchemaTooNew: a newer version of this program has been here.
+        SchemaTooNew: a newer version of this program has migrated the database.
         StorageUnavailable: the database does not answer.
     """
     with _changing(settings) as connection:
@@ -39,12 +39,12 @@ def migrate(settings: Settings) -> None:
         upgrade(connection)
 
 
-def take_back(settings: Settings, revision: str) -> None:
-    """Bring the database back to an earlier revision, for an older version of this program.
+def downgrade(settings: Settings, revision: str) -> None:
+    """Downgrade the database to an earlier revision, for an older version of this program.
 
     Raises:
-        ValidationFailed: there is no such revision, or the database has not come so far.
-        SchemaTooNew: a newer version of this program has been here.
+        ValidationFailed: there is no such revision, or the database has not reached it.
+        SchemaTooNew: a newer version of this program has migrated the database.
         StorageUnavailable: the database does not answer.
     """
     with _changing(settings) as connection:
@@ -61,11 +61,10 @@ def take_back(settings: Settings, revision: str) -> None:
 
 @contextmanager
 def _changing(settings: Settings) -> Iterator[sa.Connection]:
-    """A transaction for changing tables, one at a time."""
     engine = migration_engine(settings)
     try:
-        # SQLite's write lock is taken by the transaction itself; both kinds of database also roll
-        # a half-applied revision back.
+        # On SQLite the transaction itself takes the write lock. Both databases roll back a
+        # revision that was applied only in part.
         with writing(engine) as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
@@ -77,8 +76,8 @@ def _changing(settings: Settings) -> Iterator[sa.Connection]:
 def migration_engine(settings: Settings) -> sa.Engine:
     """An engine for changing tables.
 
-    SQLite changes a table by copying it and dropping the old one, which would take along the rows
-    that refer to it.
+    SQLite changes a table by copying it and dropping the old one, which would delete the rows that
+    refer to it.
     """
     engine = make_engine(settings)
     if engine.dialect.name == "sqlite":
@@ -91,10 +90,10 @@ def _ignore_references(connection: sqlite3.Connection, record: object) -> None: 
 
 
 def upgrade(connection: sa.Connection, revision: str = "head") -> None:
-    """Apply what is missing, inside the caller's transaction.
+    """Apply missing revisions, inside the caller's transaction.
 
     Raises:
-        SchemaTooNew: a newer version of this program has been here.
+        SchemaTooNew: a newer version of this program has migrated the database.
     """
     config = _config(connection)
     _refuse_newer(connection, ScriptDirectory.from_config(config))

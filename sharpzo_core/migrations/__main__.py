@@ -1,4 +1,4 @@
-"""`python -m sharpzo_core.migrations REVISION` takes the database back to an earlier schema."""
+"""`python -m sharpzo_core.migrations REVISION` downgrades the database to an earlier schema."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import argparse
 import sys
 
 from sharpzo_core.errors import CoreError
-from sharpzo_core.migrations import take_back
+from sharpzo_core.migrations import downgrade
 from sharpzo_core.settings import Settings
 
 
 def main() -> None:
-    """Take back what came after a revision; every process must have ended before."""
+    """Downgrade to a revision; every other process must have ended before."""
     parser = argparse.ArgumentParser(prog="python -m sharpzo_core.migrations", description=__doc__)
     parser.add_argument("revision", help="such as 0007: the newest that the older version knows")
     arguments = parser.parse_args()
     try:
-        take_back(Settings.load(), arguments.revision)
+        downgrade(Settings.load(), arguments.revision)
     except CoreError as error:
         sys.exit(f"error: {error}")
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the revisions on the connection that `upgrade` hands in."""
+"""Alembic's entry: runs the revisions on the connection of `upgrade`."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from sharpzo_core.database.pagination import Listing
     from sharpzo_core.records.prompts import PromptRecord
 
-#: As a prompt's name, but never digits alone: nothing is to be mistaken for a version.
+#: Like a prompt's name, but never only digits, which could be mistaken for a version.
 ALIAS_PATTERN = r"^([A-Za-z]|[0-9]+[A-Za-z._-])[A-Za-z0-9._-]*$"
 MAX_ALIAS = 100  # characters
 
-#: Recorded metrics of which less is better.
+#: Metrics where lower is better.
 LOWER_IS_BETTER = frozenset({"loss", "val_loss"})
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -29,11 +29,9 @@ _ALIAS = re.compile(ALIAS_PATTERN)
 
 
 class AliasAction(StrEnum):
-    """What happened to an alias."""
-
     SET = "set"  #: Pointed to a prompt
-    ROLLBACK = "rollback"  #: Pointed back to what was in force before
-    DELETED = "deleted"  #: Taken away
+    ROLLBACK = "rollback"  #: Pointed back to the previous prompt
+    DELETED = "deleted"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class AliasRef:
 
     @classmethod
     def parse(cls, text: str) -> AliasRef | None:
-        """None if no alias can be called so."""
+        """None if the text is not a valid alias."""
         name, _, alias = text.rpartition("@")
         if not is_alias(alias) or ("@" in text and not _NAME.fullmatch(name)):
             return None
@@ -54,18 +52,17 @@ class AliasRef:
 
 @dataclass(frozen=True, kw_only=True)
 class AliasRecord:
-    """Where an alias points, now or at some moment."""
+    """Where an alias points, now or at some time."""
 
     name: str
     alias: str
     prompt_id: str
     version: int
-    seq: int  #: Of the entry of its history that put it there
-    updated_at: datetime  #: When it began to point there
+    seq: int  #: Number of the history entry that put it there
+    updated_at: datetime  #: Since when it points there
 
     @property
     def ref(self) -> str:
-        """What leads to the prompt wherever a prompt is asked for."""
         return f"{self.name}@{self.alias}"
 
 
@@ -84,12 +81,12 @@ class AliasChange:
     beneath: int  #: `seq` of the entry that a rollback looks at next; 0 if there is none
     comment: str | None
     gate: Mapping[str, Any] | None  #: What was measured, if the move was gated
-    created_at: datetime  #: Never before that of the entry before
+    created_at: datetime  #: Never earlier than that of the previous entry
 
 
 @dataclass(frozen=True)
 class AliasHistory:
-    """An alias, and its history up to there."""
+    """An alias, and its history up to that point."""
 
     alias: AliasRecord
     changes: Listing[AliasChange]  #: Newest first
@@ -97,15 +94,15 @@ class AliasHistory:
 
 @dataclass(frozen=True)
 class Expected:
-    """Where a request believes that the alias points; None: nowhere."""
+    """Where a request expects the alias to point; None: nowhere."""
 
     prompt_id: str | None
 
     def check(self, found: str | None) -> None:
-        """Compare with where it does point.
+        """Compare with where it points.
 
         Raises:
-            AliasMoved: elsewhere.
+            AliasMoved: it points somewhere else.
         """
         if found != self.prompt_id:
             raise AliasMoved(
@@ -117,15 +114,15 @@ class Expected:
 class Gate:
     """What a prompt must score before an alias may point to it.
 
-    Where less is better the bounds are turned round: at most `min`, and lower by `min_improvement`.
+    Where lower is better the bounds are reversed: at most `min`, and lower by `min_improvement`.
     """
 
     metric: str
     min: float | None = None
-    min_improvement: float | None = None  #: Over the prompt that is in force
+    min_improvement: float | None = None  #: Over the prompt that the alias points to now
 
     def check(self, candidate: PromptRecord, current: PromptRecord | None) -> dict[str, Any]:
-        """What was found, for the history; a first prompt has nothing to improve on.
+        """What was found, for the history; the first prompt needs no improvement.
 
         Raises:
             GateFailed: naming the metric, what was wanted and what was found.
@@ -137,7 +134,7 @@ class Gate:
         if self.min_improvement is not None and current is not None:
             before = self._recorded(current)
             wanted = before + self._sign * self.min_improvement
-            self._require(found, wanted, f" ({before:.9g} of {_label(current)} is to be improved)")
+            self._require(found, wanted, f" ({before:.9g} of {_label(current)} must be improved)")
         return {**vars(self), "found": found, "current": before}
 
     @property
@@ -154,7 +151,7 @@ class Gate:
         return value
 
     def _require(self, found: float, wanted: float, why: str) -> None:
-        # 0.1 + 0.2 is to count as 0.3.
+        # 0.1 + 0.2 must count as 0.3.
         if (
             math.isclose(found, wanted, rel_tol=1e-9, abs_tol=1e-12)
             or self._sign * (found - wanted) > 0
@@ -165,7 +162,6 @@ class Gate:
 
 
 def is_alias(text: str) -> bool:
-    """Whether an alias may be called so."""
     return len(text) <= MAX_ALIAS and _ALIAS.fullmatch(text) is not None
 
 

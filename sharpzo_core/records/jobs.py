@@ -15,30 +15,26 @@ if TYPE_CHECKING:
 
 
 class JobKind(StrEnum):
-    """What a job is for."""
-
     TUNING = "tuning"  #: Searches for a prompt and publishes it
     EVALUATION = "evaluation"  #: Measures a prompt on labelled images
     CLASSIFICATION = "classification"  #: Labels images with a prompt
 
 
-#: Kind -> what its rows are written as. Workers leave rows to others that know more than they do.
+#: Kind -> format of its rows. Workers leave rows of a format that they do not know to others.
 FORMATS: Mapping[JobKind, int] = {
     JobKind.TUNING: 1,
     JobKind.EVALUATION: 2,
     JobKind.CLASSIFICATION: 2,
 }
-#: Counts up when a job's row means something that older workers would misread or refuse.
+#: Raise it when older workers would misread or refuse a new kind of row.
 JOB_FORMAT = max(FORMATS.values())
 
 
 class JobStatus(StrEnum):
-    """Where a job stands."""
-
     QUEUED = "queued"  #: Waits for a worker
     RUNNING = "running"  #: A worker holds its lease
-    PAUSING = "pausing"  #: Its worker has been asked to put it down
-    PAUSED = "paused"  #: Put down until somebody resumes it
+    PAUSING = "pausing"  #: Its worker has been asked to pause it
+    PAUSED = "paused"  #: Stopped at a checkpoint until it is resumed
     CANCELLING = "cancelling"  #: Its worker has been asked to stop it
     SUCCEEDED = "succeeded"  #: Its prompt is published, or its results are stored
     FAILED = "failed"  #: It ended with an error; it may be resumed
@@ -46,7 +42,7 @@ class JobStatus(StrEnum):
 
 
 class Request(StrEnum):
-    """What may be asked of a job."""
+    """A request that changes the state of a job."""
 
     PAUSE = "pause"
     RESUME = "resume"
@@ -54,29 +50,27 @@ class Request(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a running job is doing."""
-
     PREPARING = "preparing"  #: Loads the backbone and the dataset, encodes images
     STAGE1 = "stage1"  #: Sharpness-aware CMA-ES
-    STAGE2 = "stage2"  #: Sparse zeroth-order descent
-    EVALUATING = "evaluating"  #: Measures the result, once, on test data; or labels the images
+    STAGE2 = "stage2"  #: Gauss-Newton or zeroth-order descent
+    EVALUATING = "evaluating"  #: Measures the result on test data, or labels the images
 
 
 class EventType(StrEnum):
-    """What an event tells."""
-
-    QUEUED = "queued"  #: Accepted
-    STARTED = "started"  #: A worker took it
+    QUEUED = "queued"  #: Accepted, waits for a worker
+    STARTED = "started"  #: A worker claimed it
     PHASE = "phase"  #: Entered another phase
-    MESSAGE = "message"  #: Something worth knowing happened
-    PAUSING = "pausing"  #: Asked to be put down
-    PAUSED = "paused"  #: Put down
-    RESUMED = "resumed"  #: To go on: asked for, or at a checkpoint's step
-    CANCELLING = "cancelling"  #: Asked to stop
-    RELEASED = "released"  #: Its worker shut down and gave it back
-    WORKER_LOST = "worker_lost"  #: Its worker fell silent
-    CHECKPOINT_FAILED = "checkpoint_failed"  #: One could not be written; the one before stands
-    CHECKPOINT_CORRUPT = "checkpoint_corrupt"  #: One is damaged and was not used
+    MESSAGE = "message"  #: Information for the reader of the log
+    PAUSING = "pausing"  #: Pause requested
+    PAUSED = "paused"
+    RESUMED = "resumed"  #: Resume requested, or continued at a checkpoint's step
+    CANCELLING = "cancelling"  #: Cancel requested
+    RELEASED = "released"  #: Its worker shut down and released it
+    WORKER_LOST = "worker_lost"  #: Its worker stopped sending heartbeats
+    CHECKPOINT_FAILED = (
+        "checkpoint_failed"  #: A checkpoint could not be written; the previous one is still valid
+    )
+    CHECKPOINT_CORRUPT = "checkpoint_corrupt"  #: A checkpoint is damaged and was not used
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -96,10 +90,10 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     ),
     JobStatus.PAUSING: frozenset(
         {
-            JobStatus.RUNNING,  # resumed before its worker had noticed
+            JobStatus.RUNNING,  # resumed before its worker noticed
             JobStatus.PAUSED,
             JobStatus.CANCELLING,
-            JobStatus.SUCCEEDED,  # it was done before its worker had noticed
+            JobStatus.SUCCEEDED,  # it was done before its worker noticed
             JobStatus.FAILED,
         }
     ),
@@ -111,8 +105,8 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.CANCELLED: frozenset({JobStatus.QUEUED}),
 }
 
-#: Request -> status of the job -> the status that follows. A status that follows itself is left
-#: as it is; where none is named, the request is refused.
+#: Request -> status of the job -> its next status. The same status means that nothing changes; a
+#: missing status means that the request is refused.
 REQUESTS: Mapping[Request, Mapping[JobStatus, JobStatus]] = {
     Request.PAUSE: {
         JobStatus.QUEUED: JobStatus.PAUSED,
@@ -139,30 +133,27 @@ REQUESTS: Mapping[Request, Mapping[JobStatus, JobStatus]] = {
 
 #: Statuses in which a worker holds the job's lease.
 LEASED = (JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING)
-#: Statuses in which nothing happens to the job by itself, and which end its event stream.
+#: Statuses that only a request to resume can change; they end the event stream.
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 #: The last event of every ended job is one of these.
 TERMINAL_EVENTS = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
 
 
 def is_terminal(status: JobStatus) -> bool:
-    """Whether the job has ended; only a request to resume it can change that."""
     return status in TERMINAL
 
 
 def sources(target: JobStatus) -> list[JobStatus]:
-    """The statuses from which `target` may be reached."""
+    """The statuses that may change to `target`."""
     return [status for status, targets in TRANSITIONS.items() if target in targets]
 
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A durable checkpoint of a job."""
-
-    #: Name below the job's checkpoints; every claim of a tuning job writes to a folder of its own.
-    #: Jobs that apply a prompt share their parts among claims, see `sharpzo_core.records.results`.
+    #: Name below the job's checkpoints. Every claim of a tuning job writes to its own folder; the
+    #: claims of a job that applies a prompt share their parts, see `sharpzo_core.records.results`.
     folder: str
-    step: int  #: Where a run that begins with it goes on
+    step: int  #: The step at which a run continues from it
     saved_at: datetime
 
 
@@ -226,7 +217,7 @@ class Job(NewJob):
 
 @dataclass(frozen=True)
 class Lease:
-    """A worker's right to write about a job; every write checks all three."""
+    """A worker's right to update a job; every update checks all three fields."""
 
     job_id: str
     attempt: int
@@ -238,7 +229,7 @@ class JobEvent:
     """One line of a job's history; `seq` counts from 1 without gaps."""
 
     seq: int
-    type: str  #: An `EventType`, or what a newer version of the service has written
+    type: str  #: An `EventType`, or one of a newer version of the service
     level: str  #: info, warning or error
     message: str
     data: Mapping[str, Any]

@@ -1,8 +1,8 @@
-"""API keys: what one looks like, what it may do, and what is kept of it.
+"""API keys: their format, their scopes, and what is stored of them.
 
 A key is `szo_<8 characters>_<secret>`. The first two parts are its prefix, which is shown in lists
-and finds its row. The secret ends with a checksum, so that a mistyped key, and any text that only
-looks like one, is told from a key without a database; it proves nothing else.
+and finds its row. The secret ends with a checksum, so that mistyped keys and texts that only look
+like keys are recognised without a database; it proves nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ID_LENGTH = 8
 SECRET_LENGTH = 52  # 260 bits
 CHECKSUM_LENGTH = 7  # 35 bits for the 32 of a CRC
 MAX_KEY = len(BRAND) + ID_LENGTH + SECRET_LENGTH + CHECKSUM_LENGTH + 2  # characters
-#: A whole key, wherever it stands in a text.
+#: A whole key anywhere in a text.
 KEY_PATTERN = (
     rf"{BRAND}_[{ALPHABET}]{{{ID_LENGTH}}}_[{ALPHABET}]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}"
 )
@@ -40,8 +40,8 @@ class Scope(StrEnum):
     JOBS = "jobs"  #: Datasets, jobs, evaluations and batches
     PROMPTS = "prompts"  #: Prompts, their files, aliases and pins
     INFER = "infer"  #: Classification
-    METRICS = "metrics"  #: Figures alone, for a Prometheus
-    ADMIN = "admin"  #: All of that, keys, the audit log and figures
+    METRICS = "metrics"  #: Only the metrics, for Prometheus
+    ADMIN = "admin"  #: All of the above, keys and the audit log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,53 +61,50 @@ class ApiKey:
     last_used_at: datetime | None = None  #: To the minute or so
 
     def is_valid(self, now: datetime) -> bool:
-        """Whether it opens anything."""
         expired = self.expires_at is not None and self.expires_at <= now
         return self.revoked_at is None and not expired
 
 
 @dataclass(frozen=True)
 class NewKey:
-    """A key that was just made; its text is nowhere else."""
+    """A new key; its text is not stored anywhere."""
 
     record: ApiKey
     text: str
 
     def __repr__(self) -> str:
-        return f"NewKey({self.record.prefix})"  # a log must not tell the secret
+        return f"NewKey({self.record.prefix})"  # the secret must not reach a log
 
 
 def make_key() -> str:
-    """The text of a fresh key."""
     prefix = f"{BRAND}_{_random(ID_LENGTH)}"
     body = f"{prefix}_{_random(SECRET_LENGTH)}"
     return body + _checksum(body)
 
 
 def is_key(text: str) -> bool:
-    """Whether this is the text of some key: its form and its checksum."""
+    """Whether the text has the format and the checksum of a key."""
     if len(text) != MAX_KEY or _KEY.fullmatch(text) is None:
         return False
     return text[-CHECKSUM_LENGTH:] == _checksum(text[:-CHECKSUM_LENGTH])
 
 
 def holds_key(text: str) -> bool:
-    """Whether something in this text looks like a key."""
+    """Whether the text contains something that looks like a key."""
     return _KEY.search(text) is not None
 
 
 def prefix_of(text: str) -> str:
-    """What lists show of a key."""
+    """The part of a key that lists show."""
     return text[: len(BRAND) + 1 + ID_LENGTH]
 
 
 def is_prefix(text: str) -> bool:
-    """Whether this is what some key begins with."""
     return _PREFIX.fullmatch(text) is not None
 
 
 def digest_of(text: str) -> str:
-    """What is kept of a key. A plain hash will do: nobody can guess 260 random bits."""
+    """The stored hash of a key. A plain hash is enough: nobody can guess 260 random bits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a published prompt is to the service: a record; its file is in the artifact store."""
+"""The record of a published prompt; its file is in the artifact store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-#: What a prompt, and so a job, may be called: it stands in URLs, before `:version` or `@alias`.
+#: Names of prompts and jobs: they appear in URLs, before `:version` or `@alias`.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -26,9 +26,9 @@ class NewPrompt:
     classes: tuple[str, ...]
     metrics: Mapping[str, float | None]
     sha256: str  #: Of the file
-    bytes: int = 0  #: Of the file; 0 in rows from before it was kept
+    bytes: int = 0  #: Of the file; 0 in rows from before it was stored
     lineage: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of its origin, see `lineage.py`; {} in rows from before it was kept."""
+    """What is known of its origin, see `lineage.py`; {} in rows from before it was stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +39,13 @@ class PromptRecord(NewPrompt):
     version: int
     created_at: datetime
     pinned: bool = False  #: Every API process keeps it in memory
-    aliases: tuple[str, ...] = ()  #: Those that point to it now, sorted
+    aliases: tuple[str, ...] = ()  #: The aliases that point to it now, sorted
 
 
 def prompt_key(prompt_id: str) -> str:
-    """Where the artifact store keeps the prompt's file."""
     return f"prompts/{prompt_id}.safetensors"
 
 
 def report_key(job_id: str, form: Literal["html", "json"]) -> str:
-    """Where the artifact store keeps the report of the job: the page, or the same as JSON."""
+    """Key of the job's report: the page, or the same as JSON."""
     return f"jobs/{job_id}/report.{form}"

@@ -1,4 +1,4 @@
-"""Prompt files as they were published, or not at all."""
+"""Reading prompt files, with a check that they are as published."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def read_prompt_file(artifacts: ArtifactStore, prompt: PromptRecord) -> bytes:
 
 
 def describe_file(prompt: PromptRecord) -> str:
-    """What messages call it."""
+    """Its name in messages."""
     return f"the artifact of {prompt.name}:{prompt.version} ({prompt.id})"

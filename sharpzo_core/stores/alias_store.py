@@ -1,11 +1,11 @@
-"""`AliasStore`: how aliases move, and where they pointed when.
+"""`AliasStore`: the moves of aliases, and their history.
 
-Every move is one transaction that holds the alias's row: it counts the history up, appends the
-entry and changes where the alias points, so that the history is a chain without gaps.
+Every move is one transaction that locks the alias's row: it numbers and appends an entry to the
+history and changes where the alias points, so that the history is a chain without gaps.
 
-The history doubles as the stack that a rollback undoes. An entry of a rollback takes the place of
-the one it went back to: what lies `beneath` it is what lay beneath that. So going back twice goes
-further back, and nothing is ever taken off the record.
+The history is also the stack for rollbacks. The entry of a rollback replaces the one that it
+returned to: its `beneath` is that entry's `beneath`. So a second rollback goes further back, and no
+entry is ever removed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from sharpzo_core.database.engine import reading, record, writing
+from sharpzo_core.database.engine import as_record, reading, record, writing
 from sharpzo_core.database.pagination import Listing, check_limit
 from sharpzo_core.database.tables import alias_changes, aliases, prompts
 from sharpzo_core.database.tenants import TenantStore, owned
@@ -29,7 +29,7 @@ from sharpzo_core.records.aliases import (
     Expected,
     Gate,
 )
-from sharpzo_core.stores.prompt_store import get_prompt, hold_prompt
+from sharpzo_core.stores.prompt_store import get_prompt, lock_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sharpzo_core.records.prompts import PromptRecord
 
-_NAMED = 10  # names that are told of an ambiguous alias
+_NAMED = 10  # names that the error of an ambiguous alias lists
 _MAX_DIGITS = 18  # of a cursor; what a database column holds
 _MISNAMED = (
     "must be letters, digits, dots, dashes and underscores, not digits alone (production), "
@@ -46,8 +46,6 @@ _MISNAMED = (
 
 
 class AliasStore(TenantStore):
-    """Aliases of prompts and their histories."""
-
     def set(
         self,
         alias: str,
@@ -57,13 +55,13 @@ class AliasStore(TenantStore):
         expected: Expected | None = None,
         comment: str | None = None,
     ) -> AliasRecord:
-        """Point `alias` or `name@alias` to a prompt. To point it there again changes nothing.
+        """Point `alias` or `name@alias` to a prompt; repeating that changes nothing.
 
         Raises:
-            ValidationFailed: no alias can be called so, or the prompt has another name.
+            ValidationFailed: the alias is not valid, or the prompt has another name.
             NotFound: there is no such prompt.
-            AliasMoved: the alias points elsewhere than expected.
-            GateFailed: the prompt does not score enough.
+            AliasMoved: the alias does not point where expected.
+            GateFailed: the prompt does not reach the required score.
         """
         ref = AliasRef.parse(alias)
         if ref is None:
@@ -71,10 +69,10 @@ class AliasStore(TenantStore):
         with writing(self._engine) as connection:
             name = get_prompt(connection, prompt_id, self._tenant).name
             if ref.name not in (None, name):
-                message = f"is of {ref.name}, but the prompt is a version of {name}"
+                message = f"belongs to {ref.name}, but the prompt is a version of {name}"
                 raise ValidationFailed([("/alias", message)])
             place = self._lock_or_insert(connection, name, ref.alias)
-            prompt = hold_prompt(connection, prompt_id, self._tenant)
+            prompt = lock_prompt(connection, prompt_id, self._tenant)
             if place.prompt_id == prompt.id:
                 return _read(place)
             if expected is not None:
@@ -93,16 +91,15 @@ class AliasStore(TenantStore):
         comment: str | None = None,
         in_transaction: Callable[[sa.Connection, AliasRecord], None] | None = None,
     ) -> AliasRecord:
-        """Point the alias to what was in force before its current promotion, like an undo.
+        """Point the alias back to the previous prompt, like an undo.
 
-        Prompts that were deleted are passed over. What `in_transaction` writes is stored
-        with it or not at all.
+        Deleted prompts are skipped. What `in_transaction` writes is committed with it.
 
         Raises:
             NotFound: there is no such alias.
             AliasAmbiguous: several names have it.
-            AliasMoved: it points elsewhere than expected.
-            NothingToRollBack: it pointed to no other prompt before.
+            AliasMoved: it does not point where expected.
+            NothingToRollBack: there is no earlier prompt.
         """
         with writing(self._engine) as connection:
             place = self._lock(connection, alias)
@@ -116,7 +113,7 @@ class AliasStore(TenantStore):
             return moved
 
     def delete(self, alias: str) -> None:
-        """Take the alias away. Its history is kept, and goes on when it is set again.
+        """Delete the alias. Its history is kept, and continues if it is set again.
 
         Raises:
             NotFound: there is no such alias.
@@ -157,10 +154,10 @@ class AliasStore(TenantStore):
         limit: int = 20,
         after: str | None = None,
     ) -> AliasHistory:
-        """Where the alias points, or pointed `at` that moment, and a page of its history up to it.
+        """Where the alias points, or pointed `at` that time, and a page of its history until then.
 
         Raises:
-            NotFound: there is no such alias, or was none then.
+            NotFound: there is no such alias, or there was none at that time.
             AliasAmbiguous: several names have it.
             ValidationFailed: the cursor or the limit is wrong.
         """
@@ -189,7 +186,7 @@ class AliasStore(TenantStore):
     def _find(
         self, connection: sa.Connection, text: str, at: datetime | None = None
     ) -> AliasRecord:
-        """The one alias that this means, as it is or was.
+        """The one alias of this text, as it is or was.
 
         Raises:
             NotFound: there is none.
@@ -213,7 +210,7 @@ class AliasStore(TenantStore):
         return query if ref.name is None else query.where(aliases.c.name == ref.name)
 
     def _in_force_at(self, ref: AliasRef, at: datetime) -> sa.Select[Any]:
-        """The last entry of each name's history until then, as a row of `aliases`."""
+        """The last entry of each name's history until that time, as a row of `aliases`."""
         mine = self._own(alias_changes)
         names = sa.select(aliases.c.name).where(aliases.c.alias == ref.alias, self._own(aliases))
         if ref.name is not None:
@@ -239,15 +236,15 @@ class AliasStore(TenantStore):
         )
 
     def _lock(self, connection: sa.Connection, text: str) -> sa.Row[Any]:
-        """The alias's row, which nobody else changes during this transaction."""
+        """The alias's row, locked for this transaction."""
         found = self._find(connection, text)
         place = connection.execute(self._locked(found.name, found.alias)).one()
-        if place.prompt_id is None:  # deleted while the lock was waited for
+        if place.prompt_id is None:  # deleted while we waited for the lock
             raise NotFound("alias", text)
         return place
 
     def _lock_or_insert(self, connection: sa.Connection, name: str, alias: str) -> sa.Row[Any]:
-        """The same, of an alias that may never have been set."""
+        """The row of an alias that may never have been set, locked."""
         place = connection.execute(self._locked(name, alias)).one_or_none()
         if place is not None:
             return place
@@ -275,28 +272,26 @@ class AliasStore(TenantStore):
 def _ambiguous(alias: str, found: Sequence[AliasRecord]) -> AliasAmbiguous:
     refs = ", ".join(place.ref for place in found[:_NAMED])
     more = ", …" if len(found) > _NAMED else ""
-    return AliasAmbiguous(f"several names have the alias {alias} (say which: {refs}{more})")
+    return AliasAmbiguous(f"several names have the alias {alias} (name one: {refs}{more})")
 
 
 def _find_beneath(connection: sa.Connection, place: sa.Row[Any]) -> tuple[PromptRecord, int]:
-    """What a rollback goes to, and what is then beneath.
+    """The prompt that a rollback returns to, and the entry that is then beneath.
 
     Raises:
-        NothingToRollBack: there is nothing.
+        NothingToRollBack: there is none.
     """
     query = _below(place)
     while (found := connection.execute(query).first()) is not None:
         try:
-            return hold_prompt(connection, found.prompt_id, place.tenant), found.beneath
-        except NotFound:  # deleted in this very moment: look again
+            return lock_prompt(connection, found.prompt_id, place.tenant), found.beneath
+        except NotFound:  # deleted since the query: try again
             continue
-    raise NothingToRollBack(
-        f"{place.name}@{place.alias} pointed to no other prompt before that is still there"
-    )
+    raise NothingToRollBack(f"{place.name}@{place.alias} has no earlier prompt that still exists")
 
 
 def _below(place: sa.Row[Any]) -> sa.Select[Any]:
-    """The uppermost entry below the present one whose prompt exists and is another."""
+    """The top entry below the current one whose prompt exists and differs."""
     change = alias_changes.c
     of_alias = (change.name == place.name) & (change.alias == place.alias)
     of_alias &= owned(alias_changes, place.tenant)
@@ -319,7 +314,7 @@ def _next(
     now: datetime,
     comment: str | None,
 ) -> AliasChange:
-    """The entry that follows; beneath it is the one before."""
+    """The next entry; beneath it is the current one."""
     return AliasChange(
         tenant=place.tenant,
         name=place.name,
@@ -338,7 +333,7 @@ def _next(
 
 
 def _append(connection: sa.Connection, change: AliasChange) -> sa.Row[Any]:
-    """Write the entry and point the alias as it says; returns its row, which the caller holds."""
+    """Write the entry and move the alias; returns its row, which the caller has locked."""
     update = (
         sa.update(aliases)
         .where(
@@ -359,14 +354,7 @@ def _append(connection: sa.Connection, change: AliasChange) -> sa.Row[Any]:
 
 
 def _read(row: sa.Row[Any]) -> AliasRecord:
-    return AliasRecord(
-        name=row.name,
-        alias=row.alias,
-        prompt_id=row.prompt_id,
-        version=row.version,
-        seq=row.last_seq,
-        updated_at=row.updated_at,
-    )
+    return as_record(AliasRecord, row, seq=row.last_seq)
 
 
 def _read_change(row: sa.Row[Any]) -> AliasChange:

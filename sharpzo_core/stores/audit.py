@@ -1,4 +1,4 @@
-"""The audit log: who asked for what, and how it went. Entries are added and never changed."""
+"""The audit log: who requested what, with which result. Entries are never changed."""
 
 from __future__ import annotations
 
@@ -23,27 +23,25 @@ class AuditEntry:
     """One request that was refused or changed something."""
 
     id: str
-    tenant: str = DEFAULT_TENANT  #: The default one's, if nobody was known
+    tenant: str = DEFAULT_TENANT  #: The default tenant if the caller is unknown
     at: datetime
     key_id: str | None  #: None if there was no valid key
     method: str
-    route: str | None  #: Its path with its parameters unfilled; None if there is no such route
-    object_id: str | None  #: What it was about
+    route: str | None  #: The path template; None if there is no such route
+    object_id: str | None  #: The object of the request
     status: int
     code: str | None  #: Of the error
     request_id: str
-    address: str | None  #: Where it came from
+    address: str | None  #: Of the client
 
 
 class AuditStore(TenantStore):
-    """Entries of one tenant, or of all."""
-
     def append(self, entries: Sequence[AuditEntry]) -> None:
-        """Keep entries, of whatever tenants; one that is kept already is left as it is."""
+        """Store entries of any tenants; entries that are already stored stay as they are."""
         rows = [vars(entry) for entry in entries]
         with writing(self._engine) as connection:
-            known = sa.select(audit_log.c.id).where(audit_log.c.id.in_([e.id for e in entries]))
-            kept = set(connection.execute(known).scalars())
+            stored = sa.select(audit_log.c.id).where(audit_log.c.id.in_([e.id for e in entries]))
+            kept = set(connection.execute(stored).scalars())
             fresh = [row for row in rows if row["id"] not in kept]
             if fresh:
                 connection.execute(sa.insert(audit_log), fresh)
@@ -63,7 +61,7 @@ class AuditStore(TenantStore):
             return newest_first(connection, audit_log, Prefix.AUDIT, limit, after, _read, wanted)
 
     def forget_before(self, moment: datetime) -> int:
-        """Remove the entries of all tenants that are older; returns how many."""
+        """Delete older entries of all tenants; returns how many."""
         with writing(self._engine) as connection:
             old = sa.delete(audit_log).where(audit_log.c.at < moment)
             return connection.execute(old).rowcount

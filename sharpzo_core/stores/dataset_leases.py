@@ -1,7 +1,7 @@
-"""`DatasetLeases`: which API process unpacks a dataset, so that several may share a database.
+"""`DatasetLeases`: which API process unpacks a dataset, so that several can share a database.
 
-A lease is short and renewed. Whoever finds one that ran out may take the dataset over; every write
-of a result names the owner, so a process that was overtaken cannot spoil what the other one does.
+A lease is short and renewed. Any process may take over a dataset whose lease has expired; every
+write of a result names the owner, so the previous owner cannot damage the work of the new one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ class DatasetLeases:
 
     @property
     def owner(self) -> str:
-        """Who writes results under these leases."""
         return self._owner
 
     def lock(self, connection: sa.Connection, dataset_id: str) -> None:
@@ -52,7 +51,7 @@ class DatasetLeases:
             return set(rows.scalars())
 
     def release(self, dataset_ids: Collection[str]) -> None:
-        """Let another process go on with these at once."""
+        """Let another process continue with these at once."""
         if not dataset_ids:
             return
         update = sa.update(datasets).where(self._held(dataset_ids))
@@ -60,13 +59,13 @@ class DatasetLeases:
             connection.execute(update.values(lease_expires_at=self._clock()))
 
     def abandoned(self) -> list[str]:
-        """Datasets that nobody works on, oldest first."""
+        """Datasets in processing without a valid lease, oldest first."""
         query = sa.select(datasets.c.id).where(self._abandoned()).order_by(datasets.c.id)
         with reading(self._engine) as connection:
             return list(connection.execute(query).scalars())
 
     def take(self, dataset_id: str) -> bool:
-        """Lease an abandoned dataset; False if another process was quicker."""
+        """Lease an abandoned dataset; False if another process was faster."""
         update = sa.update(datasets).where(datasets.c.id == dataset_id, self._abandoned())
         with writing(self._engine) as connection:
             return connection.execute(update.values(self._values(self._clock()))).rowcount == 1
@@ -83,7 +82,7 @@ class DatasetLeases:
 
     def _abandoned(self) -> sa.ColumnElement[bool]:
         now = self._clock()
-        # A version without leases may have left a dataset that has none.
+        # A version without leases may have left a dataset without one.
         never_leased = datasets.c.lease_expires_at.is_(None) & (
             datasets.c.created_at <= now - self._lease
         )

@@ -1,4 +1,4 @@
-"""`DatasetStore`: the only file with queries about datasets."""
+"""`DatasetStore`: datasets and their states. `dataset_leases.py` leases those in processing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class DatasetStore(MeteredStore):
-    """Datasets and their states: processing, then ready or failed, for good."""
+    """Datasets: first in processing, then ready or failed, which is final."""
+
+    table = datasets
 
     def create(
         self,
@@ -31,10 +33,9 @@ class DatasetStore(MeteredStore):
         in_transaction: Callable[[sa.Connection, DatasetRecord], None] | None = None,
         size: int = 0,
     ) -> DatasetRecord:
-        """A new dataset in `processing`; `source` tells a restarted process how to go on.
+        """A new dataset in `processing`; `source` lets a restarted process continue it.
 
-        `size` is that of its archive in bytes. What `in_transaction` writes is stored with
-        it or not at all.
+        `size` is that of its archive in bytes. What `in_transaction` writes is committed with it.
 
         Raises:
             QuotaExceeded: the tenant may not store so much.
@@ -86,11 +87,11 @@ class DatasetStore(MeteredStore):
         owner: str | None = None,
         shares_images: bool = False,
     ) -> DatasetRecord:
-        """The dataset may be used; `counts` is split -> class name -> images.
+        """Mark the dataset as usable; `counts` is split -> class name -> images.
 
         Raises:
             NotFound: it was deleted.
-            StateConflict: it is not processing any more, or not leased by `owner`, if one is given.
+            StateConflict: it is no longer processing, or not leased by `owner`, if one is given.
             QuotaExceeded: its images are more than its tenant may store.
         """
         return self._leave_processing(
@@ -113,11 +114,11 @@ class DatasetStore(MeteredStore):
         report: Mapping[str, Any] | None = None,
         owner: str | None = None,
     ) -> DatasetRecord:
-        """The dataset cannot be used, and holds no images.
+        """Mark the dataset as unusable, and release its images.
 
         Raises:
             NotFound: it was deleted.
-            StateConflict: it is not processing any more, or not leased by `owner`, if one is given.
+            StateConflict: it is no longer processing, or not leased by `owner`, if one is given.
         """
         return self._leave_processing(
             dataset_id,
@@ -152,7 +153,7 @@ class DatasetStore(MeteredStore):
             if row is None:
                 status = self._get(connection, dataset_id).status
                 if status is DatasetStatus.PROCESSING:
-                    raise LeaseLost("another process unpacks the dataset now")
+                    raise LeaseLost("another process is unpacking the dataset now")
                 raise StateConflict(f"the dataset is {status}, no longer processing")
             if row.status == DatasetStatus.FAILED:
                 release(connection, dataset_id, self._clock)
@@ -160,9 +161,9 @@ class DatasetStore(MeteredStore):
             return _read(row)
 
     def delete(self, dataset_id: str) -> None:
-        """Forget the dataset, and what it holds of its tenant's images.
+        """Delete the dataset, and release its images.
 
-        Finished jobs keep its id; its own files are the caller's to remove.
+        Finished jobs keep its id; the caller removes its own files.
 
         Raises:
             NotFound: there is none with this id.
@@ -182,7 +183,7 @@ class DatasetStore(MeteredStore):
             connection.execute(sa.delete(datasets).where(mine))
 
     def processing_ids(self) -> set[str]:
-        """The datasets whose archive is still needed."""
+        """The datasets in processing, whose archives are still needed."""
         processing = datasets.c.status == DatasetStatus.PROCESSING
         query = sa.select(datasets.c.id).where(processing, self._own(datasets))
         with reading(self._engine) as connection:
@@ -201,7 +202,7 @@ class DatasetStore(MeteredStore):
 
 
 def _stored_bytes(report: Mapping[str, Any] | None) -> int:
-    """What its images take, as the report of who unpacked them says."""
+    """Bytes of its images, by the report of the process that unpacked them."""
     return int((report or {}).get("bytes", 0))
 
 

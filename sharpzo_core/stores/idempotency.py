@@ -1,9 +1,8 @@
-"""Idempotency keys: a request that is sent again gets the first answer and creates nothing.
+"""Idempotency keys: a repeated request gets the first answer and creates nothing.
 
 A key is reserved before the work begins and completed in the transaction that stores what the
-request creates, so there is never one without the other. A reservation is a short lease: that of a
-process that died does not block its key for long, and a process that lost its reservation cannot
-complete it.
+request creates, so there is never one without the other. A reservation is a short lease: a process
+that died does not block its key for long, and one that lost its reservation cannot complete it.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from datetime import datetime
 
-RESERVED_SECONDS = 15.0  # how long a request that shows no sign of life keeps its key
+RESERVED_SECONDS = 15.0  # how long a request keeps its key without a renewal
 _RESERVED = timedelta(seconds=RESERVED_SECONDS)
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """The right to answer a key; `token` tells this attempt from any other."""
+    """The right to answer a key; `token` is unique to this attempt."""
 
     tenant: str
     key: str
@@ -42,7 +41,7 @@ class Reservation:
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """What the first request with a key was answered."""
+    """The answer to the first request with a key."""
 
     fingerprint: str
     status: int
@@ -50,13 +49,13 @@ class StoredAnswer:
 
 
 def fingerprint(endpoint: str, request: Mapping[str, object]) -> str:
-    """What two requests have in common if they ask for the same, however they are written."""
+    """A hash that is equal for two requests with the same meaning."""
     meaning = json.dumps([endpoint, request], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(meaning.encode()).hexdigest()
 
 
 class IdempotencyStore(TenantStore):
-    """The only queries about keys; two tenants may use the same one."""
+    """Idempotency keys; two tenants may use the same key."""
 
     def __init__(
         self,
@@ -69,10 +68,10 @@ class IdempotencyStore(TenantStore):
         self._kept = timedelta(hours=kept_hours)
 
     def reserve(self, key: str) -> Reservation | StoredAnswer:
-        """The right to answer this key, or what it was answered.
+        """The right to answer this key, or the stored answer.
 
         Raises:
-            IdempotencyInProgress: another request with this key is being worked on.
+            IdempotencyInProgress: another request with this key is in progress.
         """
         now = self._clock()
         reservation = Reservation(self._owner, key, uuid.uuid4().hex)
@@ -87,7 +86,7 @@ class IdempotencyStore(TenantStore):
         return StoredAnswer(row.fingerprint, row.status, row.body)
 
     def renew(self, reservations: Collection[Reservation]) -> None:
-        """Say that these requests, whosever they are, are still worked on."""
+        """Extend the reservations of requests in progress, of any tenants."""
         if not reservations:
             return
         tokens = [reservation.token for reservation in reservations]
@@ -100,10 +99,10 @@ class IdempotencyStore(TenantStore):
     def complete(
         self, connection: sa.Connection, reservation: Reservation, answer: StoredAnswer
     ) -> None:
-        """Keep the answer, in the transaction that stores what was created.
+        """Store the answer, in the transaction that stores what was created.
 
         Raises:
-            IdempotencyInProgress: the reservation ran out and another request took the key.
+            IdempotencyInProgress: the reservation expired and another request took the key.
         """
         update = (
             sa.update(idempotency_keys)
@@ -119,12 +118,12 @@ class IdempotencyStore(TenantStore):
             raise IdempotencyInProgress
 
     def release(self, reservation: Reservation) -> None:
-        """Free the key of a request that failed; one that was completed stays."""
+        """Free the key of a request that failed; completed keys stay."""
         with writing(self._engine) as connection:
             connection.execute(sa.delete(idempotency_keys).where(_held(reservation)))
 
     def forget_expired(self) -> None:
-        """Remove the keys of all tenants whose time is over."""
+        """Delete expired keys of all tenants."""
         with writing(self._engine) as connection:
             connection.execute(sa.delete(idempotency_keys).where(_expired(self._clock())))
 
@@ -137,7 +136,7 @@ def _expired(now: datetime) -> sa.ColumnElement[bool]:
 
 
 def _held(reservation: Reservation) -> sa.ColumnElement[bool]:
-    """The key's row, as long as it is reserved by this attempt and not completed."""
+    """The key's row, while this attempt has it reserved and not completed."""
     columns = idempotency_keys.c
     return (
         owned(idempotency_keys, reservation.tenant)

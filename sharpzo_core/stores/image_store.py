@@ -1,17 +1,17 @@
-"""`ImageStore`: images by content, each once per tenant, however many datasets hold it.
+"""`ImageStore`: images by content, stored once per tenant for all datasets that hold them.
 
-    blobs            tenant, sha256, bytes; `released_at` where some dataset gave it up
-    dataset_images   which dataset holds which of them
+    blobs            tenant, sha256, bytes; `released_at` where some dataset has released it
+    dataset_images   which dataset holds which image
 
-A file has a row before it is there, and loses it after it is gone:
+A file's row is written before the file, and deleted after it:
 
-- `hold` writes the rows of a dataset's images, and only then `keep` puts files under their keys.
-- What ends a dataset calls `release` in its own transaction: rows of `dataset_images` go, and the
-  blobs are marked. The mark is no more than a hint where to look.
-- `sweep` locks marked blobs, looks again whether a dataset holds them, and removes file and row
-  before it lets go of the lock. Whoever wants to hold the same image waits for that, and finds no
-  file afterwards. So no grace period is needed, and no moment to be killed at leaves a file without
-  a row, or a held row without a file that is not being put there.
+- `hold` writes the rows of a dataset's images, and only then `keep` stores files under their keys.
+- The transaction that ends a dataset calls `release`: it deletes rows of `dataset_images` and marks
+  the blobs. The mark is only a hint for `sweep`.
+- `sweep` locks marked blobs, checks again whether a dataset holds them, and deletes file and row
+  before it releases the lock. A dataset that is about to hold the same image waits for the lock,
+  and then finds no file. So no grace period is needed, and a kill at any time leaves neither a file
+  without a row, nor a held row without a file that is not being written.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
     from sharpzo_core.storage.artifact_store import ArtifactStore, Draft
 
-LOCAL_BATCH = 256  # files that are removed under one lock
-REMOTE_BATCH = 16  # as each takes a round trip
+LOCAL_BATCH = 256  # files that are deleted under one lock
+REMOTE_BATCH = 16  # because each takes a round trip
 _CHUNK = 500  # rows of one statement
 
 
 class ImageStore:
-    """Which images there are and who holds them, with their files."""
+    """Images, the datasets that hold them, and their files."""
 
     def __init__(self, engine: sa.Engine, artifacts: ArtifactStore, clock: Clock = utc_now) -> None:
         self._engine = engine
@@ -46,14 +46,16 @@ class ImageStore:
         self._clock = clock
 
     def hold(self, dataset: DatasetRecord, owner: str, images: Mapping[str, int]) -> None:
-        """From now on the dataset holds these images: SHA-256 -> bytes.
+        """Record that the dataset holds these images: SHA-256 -> bytes.
 
         Raises:
-            LeaseLost: the dataset is no longer processed by `owner`.
+            LeaseLost: `owner` no longer processes the dataset.
         """
         rows = [
             {"tenant": dataset.tenant, "sha256": sha256, "bytes": size}
-            for sha256, size in sorted(images.items())  # in one order, against deadlocks
+            for sha256, size in sorted(
+                images.items()
+            )  # in the same order everywhere, against deadlocks
         ]
         with writing(self._engine) as connection:
             _lock(connection, dataset, owner)
@@ -61,15 +63,15 @@ class ImageStore:
                 _insert(connection, dataset.id, rows[start : start + _CHUNK])
 
     def keep(self, dataset: DatasetRecord, draft: Draft) -> None:
-        """Put a file that the dataset holds where it belongs, if it is not there yet.
+        """Store a file that the dataset holds, if it is not stored yet.
 
         Raises:
-            StorageFull, StorageUnavailable: the store did not take it.
+            StorageFull, StorageUnavailable: the store failed.
         """
         self._artifacts.keep(draft, blob_key(dataset.tenant, draft.sha256))
 
     def sweep(self) -> int:
-        """Remove some of the files that nobody holds any more; returns how many were looked at.
+        """Delete some of the files that no dataset holds; returns how many were checked.
 
         Raises:
             StorageUnavailable: the database or the artifact store does not answer.
@@ -88,23 +90,20 @@ class ImageStore:
         return len(marked)
 
     def tenants(self) -> set[str]:
-        """Whoever has datasets, or images that are to be removed."""
+        """Tenants that have datasets, or images to delete."""
         query = sa.union(sa.select(datasets.c.tenant), sa.select(blobs.c.tenant))
         with reading(self._engine) as connection:
             return set(connection.execute(query).scalars())
 
     def unknown(self, tenant: str, hashes: Collection[str]) -> set[str]:
-        """Those of the tenant's images that no row names."""
+        """The hashes that have no row."""
         wanted = (blobs.c.tenant == tenant) & blobs.c.sha256.in_(hashes)
         with reading(self._engine) as connection:
             known = connection.execute(sa.select(blobs.c.sha256).where(wanted)).scalars()
             return set(hashes).difference(known)
 
     def suspect(self, tenant: str, hashes: Collection[str]) -> None:
-        """Have `sweep` look at these: files that may have come when nobody held them any more.
-
-        That costs nothing if somebody does.
-        """
+        """Have `sweep` check these files, which may have been stored after their last release."""
         now = self._clock()
         rows = [
             {"tenant": tenant, "sha256": sha256, "bytes": 0, "released_at": now}
@@ -119,7 +118,7 @@ class ImageStore:
                 connection.execute(marked, rows[start : start + _CHUNK])
 
     def release_orphans(self) -> int:
-        """Give up what datasets held that are gone (versions without shared images delete so)."""
+        """Release the images of deleted datasets (versions without shared images leave them)."""
         known = sa.select(datasets.c.id).where(datasets.c.id == dataset_images.c.dataset_id)
         orphans = sa.select(dataset_images.c.dataset_id).where(~known.exists()).distinct()
         with writing(self._engine) as connection:
@@ -130,7 +129,7 @@ class ImageStore:
 
 
 def release(connection: sa.Connection, dataset_id: str, clock: Clock = utc_now) -> None:
-    """Within a transaction that ends a dataset: it holds no images any more."""
+    """Release all images of a dataset, within the transaction that ends it."""
     mine = dataset_images.c.dataset_id == dataset_id
     tenants = sa.select(dataset_images.c.tenant).where(mine).limit(1)
     tenant = connection.execute(tenants).scalar_one_or_none()
@@ -138,7 +137,7 @@ def release(connection: sa.Connection, dataset_id: str, clock: Clock = utc_now) 
         return
     its_images = sa.select(dataset_images.c.sha256).where(mine)
     held = (blobs.c.tenant == tenant) & blobs.c.sha256.in_(its_images)
-    # In one order, against deadlocks.
+    # In the same order everywhere, against deadlocks.
     in_order = sa.select(blobs.c.sha256).where(held).order_by(blobs.c.sha256).with_for_update()
     connection.execute(sa.select(sa.func.count()).select_from(in_order.subquery())).scalar_one()
     connection.execute(sa.update(blobs).where(held).values(released_at=clock()))
@@ -146,7 +145,7 @@ def release(connection: sa.Connection, dataset_id: str, clock: Clock = utc_now) 
 
 
 def _lock(connection: sa.Connection, dataset: DatasetRecord, owner: str) -> None:
-    """Nobody ends the dataset until this transaction has."""
+    """Keep the dataset in processing until this transaction ends."""
     wanted = (
         (datasets.c.id == dataset.id)
         & (datasets.c.lease_owner == owner)
@@ -154,7 +153,7 @@ def _lock(connection: sa.Connection, dataset: DatasetRecord, owner: str) -> None
     )
     query = sa.select(datasets.c.id).where(wanted).with_for_update()
     if connection.execute(query).one_or_none() is None:
-        raise LeaseLost("the dataset is not processed here any more")
+        raise LeaseLost("the dataset is no longer processed here")
 
 
 def _insert(connection: sa.Connection, dataset_id: str, rows: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""`JobStore`: what the API asks about jobs. What a worker may do is in `job_leases.py`."""
+"""`JobStore`: jobs for the API. What a worker may do is in `job_leases.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from sharpzo_core.database.engine import reading, writing
+from sharpzo_core.database.engine import as_record, reading, writing
 from sharpzo_core.database.pagination import MAX_PAGE, Listing, newest_first
 from sharpzo_core.database.tables import api_keys, datasets, job_events, job_steps, jobs
 from sharpzo_core.errors import AuthInvalid, NotFound, StateConflict, ValidationFailed
@@ -18,6 +18,7 @@ from sharpzo_core.records.datasets import DatasetStatus
 from sharpzo_core.records.jobs import (
     FORMATS,
     REQUESTS,
+    TERMINAL,
     EventType,
     Job,
     JobEvent,
@@ -31,7 +32,7 @@ from sharpzo_core.records.jobs import (
     is_terminal,
 )
 from sharpzo_core.stores.job_rows import NewEvent, get_job, insert_event, job_values, move, read_job
-from sharpzo_core.stores.prompt_store import hold_prompt
+from sharpzo_core.stores.prompt_store import lock_prompt
 from sharpzo_core.stores.quotas import MeteredStore
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ if TYPE_CHECKING:
 UNKNOWN = Origin()
 MAX_STEPS = 10_000  # records in one answer
 _EVENT_TYPES = frozenset(EventType)
-_RARE = ("val_loss", "val_accuracy", "sigma", "sharpness")  # measured at some steps only
+_RARE = ("val_loss", "val_accuracy", "sigma", "sharpness")  # measured only at some steps
 
 
 class JobStore(MeteredStore):
-    """Jobs, their events and their recorded steps."""
+    table = jobs
 
     def create(
         self,
@@ -75,7 +76,7 @@ class JobStore(MeteredStore):
             self._quotas.check_job(connection, job.tenant, now, _budget(job))
             self._require_ready(connection, job.dataset_id)
             if job.prompt_id is not None:
-                hold_prompt(connection, job.prompt_id, self._tenant)
+                lock_prompt(connection, job.prompt_id, self._tenant)
             connection.execute(sa.insert(jobs).values(job_values(job)))
             data = {"status": job.status, **_asked_with(origin)}
             accepted = NewEvent(EventType.QUEUED, "accepted", data=data)
@@ -106,6 +107,14 @@ class JobStore(MeteredStore):
             if kind is not None:
                 wanted &= jobs.c.kind == kind
             return newest_first(connection, jobs, Prefix.JOB, limit, after, read_job, wanted)
+
+    def ended(self) -> Sequence[tuple[str, JobStatus, str | None, str | None]]:
+        """Id, status, result folder and checkpoint folder of every job that has ended."""
+        columns = (jobs.c.id, jobs.c.status, jobs.c.result_folder, jobs.c.checkpoint_folder)
+        query = sa.select(*columns).where(jobs.c.status.in_(TERMINAL), self._own(jobs))
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return [(row.id, JobStatus(row.status), row[2], row[3]) for row in rows]
 
     def count_by_status(self) -> dict[JobStatus, int]:
         """How many jobs are in each status; every status is present."""
@@ -163,13 +172,13 @@ class JobStore(MeteredStore):
             return move(connection, job, target, now, data)
 
     def _require_room(self, connection: sa.Connection, job: Job) -> None:
-        """A job that has been put by may wait again: what it needs is there."""
+        """Check that what a job needs to be queued again still exists."""
         self._require_ready(connection, job.dataset_id)
         if job.prompt_id is not None:
-            hold_prompt(connection, job.prompt_id, self._tenant)
+            lock_prompt(connection, job.prompt_id, self._tenant)
         if is_terminal(job.status):
             self._quotas.check_job(connection, job.tenant, self._clock())
-        else:  # it counts as active already
+        else:  # a paused job already counts as active
             passes_only = replace(self._quotas, max_active_jobs=None)
             passes_only.check_job(connection, job.tenant, self._clock())
 
@@ -187,7 +196,7 @@ class JobStore(MeteredStore):
             raise AuthInvalid
 
     def _require_ready(self, connection: sa.Connection, dataset_id: str) -> None:
-        """The dataset is ready and stays so until this transaction ends."""
+        """Check that the dataset is ready, and keep it so until this transaction ends."""
         mine = (datasets.c.id == dataset_id) & self._own(datasets)
         query = sa.select(datasets.c.status).where(mine)
         status = connection.execute(query.with_for_update(read=True)).scalar_one_or_none()
@@ -197,7 +206,7 @@ class JobStore(MeteredStore):
             raise StateConflict(f"the dataset is {status}, not ready")
 
     def delete(self, job_id: str) -> None:
-        """Forget a finished job, its events and its steps; its prompt stays.
+        """Delete a finished job, its events and its steps; its prompt stays.
 
         Raises:
             NotFound: there is no such job.
@@ -212,7 +221,6 @@ class JobStore(MeteredStore):
             connection.execute(sa.delete(jobs).where(jobs.c.id == job_id, self._own(jobs)))
 
     def mark_rung(self, job_id: str) -> None:
-        """Note that the job's message was sent."""
         update = sa.update(jobs).where(jobs.c.id == job_id, self._own(jobs))
         with writing(self._engine) as connection:
             connection.execute(update.values(rung_at=self._clock(), rings=jobs.c.rings + 1))
@@ -245,8 +253,8 @@ class JobStore(MeteredStore):
     ) -> Sequence[JobStep]:
         """Recorded steps in `[from_step, to_step]`, evenly thinned to about `resolution`.
 
-        Each run of steps is thinned to its last one; what that did not measure is taken from the
-        nearest one before it in the run, so that rare measures, such as the validation's, remain.
+        Each run of steps is thinned to its last step. Values that this step lacks are taken from
+        the nearest step before it in the run, so that rare values, such as validation, remain.
 
         Raises:
             NotFound: there is no such job.
@@ -276,13 +284,13 @@ def _asked_with(origin: Origin) -> dict[str, str]:
 
 
 def _budget(job: Job) -> int | None:
-    """Forward passes that a new job may take, if its request says so."""
+    """Forward passes that a new job may take, if its request limits them."""
     budget = job.config.get("max_forward_passes") if job.kind is JobKind.TUNING else None
     return None if budget is None else max(0, budget - job.charged_passes)
 
 
 def _thinned(wanted: sa.ColumnElement[bool], total: int, stride: int) -> sa.Select[Any]:
-    """In runs of `stride` steps, the last of each and the last that has each rare measure."""
+    """Of each run of `stride` steps, the last step and the last step that has each rare value."""
     place = sa.func.row_number().over(order_by=job_steps.c.step)
     # Counted from the end, so that the last step is always the last of a run.
     runs = sa.select(job_steps, ((total - place) // stride).label("run")).where(wanted).subquery()
@@ -297,38 +305,22 @@ def _thinned(wanted: sa.ColumnElement[bool], total: int, stride: int) -> sa.Sele
 
 
 def _merge_run(steps: Sequence[JobStep]) -> JobStep:
-    """The last step, with what only earlier ones measured."""
+    """The last step, with the values that only earlier steps have."""
     known: dict[str, Any] = {name: _latest(steps, name) for name in _RARE}
     return replace(steps[-1], **known)
 
 
 def _latest(steps: Sequence[JobStep], name: str) -> float | None:
-    # A stage's measures are not those of the next one.
+    # Values of one stage must not appear in the next one.
     phase = steps[-1].phase
     values = (getattr(step, name) for step in reversed(steps) if step.phase is phase)
     return next((value for value in values if value is not None), None)
 
 
 def _read_event(row: sa.Row[Any]) -> JobEvent:
-    return JobEvent(
-        seq=row.seq,
-        type=EventType(row.type) if row.type in _EVENT_TYPES else row.type,
-        level=row.level,
-        message=row.message,
-        data=row.data,
-        created_at=row.created_at,
-    )
+    kind = EventType(row.type) if row.type in _EVENT_TYPES else row.type
+    return as_record(JobEvent, row, type=kind)
 
 
 def _read_step(row: sa.Row[Any]) -> JobStep:
-    return JobStep(
-        step=row.step,
-        phase=Phase(row.phase),
-        loss=row.loss,
-        val_loss=row.val_loss,
-        val_accuracy=row.val_accuracy,
-        sigma=row.sigma,
-        sharpness=row.sharpness,
-        forward_passes=row.forward_passes,
-        seconds=row.seconds,
-    )
+    return as_record(JobStep, row, phase=Phase(row.phase))

@@ -1,6 +1,6 @@
-"""What all jobs together have done and wait for: figures that outlive jobs and processes.
+"""Totals of all jobs, for metrics: they outlive jobs and processes.
 
-Workers write them in the transactions that they need anyway, so every API process tells the same.
+Workers write them in transactions that they need anyway, so all API processes report the same.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sharpzo_core.records.jobs import TERMINAL, Job, JobKind, JobStatus
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: Upper bounds of the histogram's buckets, in seconds; one more bucket holds what took longer.
-#: They are never changed: rows count by place.
+#: Upper bounds of the histogram's buckets, in seconds; one more bucket is for longer jobs.
+#: Never change them: rows refer to buckets by index.
 DURATIONS = (10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 10_800.0, 43_200.0, 86_400.0)
 
 
@@ -34,23 +34,21 @@ class Durations:
 
 @dataclass(frozen=True)
 class Figures:
-    """One tenant's, or everybody's."""
+    """The totals of one tenant, or of all."""
 
     queued_seconds: float  #: How long the oldest waiting job has waited; 0 if none waits
-    forward_passes: int  #: That were charged, ever
+    forward_passes: int  #: Charged since the beginning
     durations: Mapping[tuple[JobKind, JobStatus], Durations]  #: Every kind and outcome
 
 
 class FigureStore(TenantStore):
-    """Reads them."""
-
     def read(self) -> Figures:
-        """All of them.
+        """Read all totals.
 
         Raises:
             StorageUnavailable: the database does not answer.
         """
-        # A job's last event is the one that queued it, as long as it waits.
+        # While a job waits, its last event is the one that queued it.
         last = (job_events.c.job_id == jobs.c.id) & (job_events.c.seq == jobs.c.last_event)
         waiting = (jobs.c.status == JobStatus.QUEUED) & self._own(jobs)
         since = sa.select(sa.func.min(job_events.c.created_at)).join_from(jobs, job_events, last)
@@ -82,9 +80,9 @@ class FigureStore(TenantStore):
 
 
 def count_end(connection: sa.Connection, job: Job) -> None:
-    """Count a job that a worker has just ended; the last thing that its transaction does.
+    """Count a job that a worker has just ended, as the last statement of its transaction.
 
-    So whoever waits for the row that is counted up holds nothing that others wait for.
+    So a transaction that waits for the counter's row holds no lock that others wait for.
     """
     if job.started_at is None or job.finished_at is None:
         return

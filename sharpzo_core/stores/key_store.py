@@ -1,4 +1,4 @@
-"""`KeyStore`: the only file with queries about API keys."""
+"""`KeyStore`: API keys, and the jobs that end with them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,11 @@ if TYPE_CHECKING:
 
     from sharpzo_core.settings import Settings
 
-#: Compared with where there is no such key, so that this takes no less time.
+#: Compared with if there is no such key, so that the check takes the same time.
 _NO_DIGEST = "0" * 64
 
 
 class KeyStore(TenantStore):
-    """API keys of one tenant, or of all."""
-
     def create(
         self,
         name: str,
@@ -50,9 +48,9 @@ class KeyStore(TenantStore):
         rate_limit: str | None = None,
         in_transaction: Callable[[sa.Connection, NewKey], None] | None = None,
     ) -> NewKey:
-        """Make a key; its text is told this once.
+        """Create a key; its text is only returned here.
 
-        What `in_transaction` writes is stored with it or not at all.
+        What `in_transaction` writes is committed with it.
         """
         with writing(self._engine) as connection:
             new = self._insert(connection, self._owner, name, scopes, expires_at, rate_limit)
@@ -94,7 +92,7 @@ class KeyStore(TenantStore):
             return self._get(connection, ref)
 
     def list(self, limit: int = 20, after: str | None = None) -> Listing[ApiKey]:
-        """A page of keys, newest first, those included that are no longer valid.
+        """A page of keys, newest first, including keys that are no longer valid.
 
         Raises:
             ValidationFailed: the cursor or the limit is wrong.
@@ -115,13 +113,13 @@ class KeyStore(TenantStore):
         return key if key.is_valid(self._clock()) else None
 
     def any(self) -> bool:
-        """Whether a key was ever made, for any tenant."""
+        """Whether a key was ever created, for any tenant."""
         with reading(self._engine) as connection:
             query = sa.select(api_keys.c.id).limit(1)
             return connection.execute(query).first() is not None
 
     def revoke(self, ref: str) -> ApiKey:
-        """End a key, and cancel the jobs that it started; doing so again changes nothing.
+        """Revoke a key, and cancel the jobs that it started; repeating that changes nothing.
 
         Raises:
             NotFound: there is no such key.
@@ -147,10 +145,10 @@ class KeyStore(TenantStore):
         grace: timedelta = timedelta(0),
         in_transaction: Callable[[sa.Connection, NewKey], None] | None = None,
     ) -> NewKey:
-        """Make a key with the same rights, and let the old one expire after the grace.
+        """Create a key with the same rights, and let the old key expire after the grace time.
 
-        The new one lasts as long as the old one was made to. Jobs that the old one started are the
-        new one's from now on. What `in_transaction` writes is stored with all that or not at all.
+        The new key has the lifetime of the old one, and takes over its jobs. What `in_transaction`
+        writes is committed with it.
 
         Raises:
             NotFound: there is no such key, or it was revoked.
@@ -176,9 +174,8 @@ class KeyStore(TenantStore):
             return new
 
     def mark_used(self, used: Mapping[str, datetime]) -> None:
-        """Note when keys, by id, were last used."""
         with writing(self._engine) as connection:
-            for key_id, moment in sorted(used.items()):  # locked in one order everywhere
+            for key_id, moment in sorted(used.items()):  # locked in the same order everywhere
                 older = api_keys.c.last_used_at.is_(None) | (api_keys.c.last_used_at < moment)
                 this = sa.update(api_keys).where(api_keys.c.id == key_id, older)
                 connection.execute(this.values(last_used_at=moment))
@@ -199,7 +196,7 @@ def _read(row: sa.Row[Any]) -> ApiKey:
 
 
 def keys_exist(settings: Settings) -> bool:
-    """Whether a key was ever made; a database that is not there yet is not made for this.
+    """Whether a key was ever created; this does not create a missing database.
 
     Raises:
         StorageUnavailable: the database does not answer.

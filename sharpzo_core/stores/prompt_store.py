@@ -1,4 +1,4 @@
-"""`PromptStore`: the only file with queries about prompts."""
+"""`PromptStore`: the versions of prompts. Aliases are in `alias_store.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REF = re.compile(
     r"(:(?P<version>[1-9][0-9]{0,8})|@(?P<alias>[A-Za-z0-9._-]{1,100}))?"
 )
 
-#: The aliases that point to a prompt, as one text, for they hold no blanks.
+#: The aliases that point to a prompt, as one text; aliases contain no spaces.
 _ALIASES = (
     sa.select(sa.func.aggregate_strings(aliases.c.alias, " "))
     .where(aliases.c.prompt_id == prompts.c.id, aliases.c.tenant == prompts.c.tenant)
@@ -37,7 +37,9 @@ _ALIASES = (
 
 
 class PromptStore(MeteredStore):
-    """Immutable versions of tuned prompts, counted per name."""
+    """Immutable versions of tuned prompts, numbered per name."""
+
+    table = prompts
 
     def publish(
         self,
@@ -46,10 +48,10 @@ class PromptStore(MeteredStore):
     ) -> PromptRecord:
         """Store a prompt as the next version of its name; its file must already be stored.
 
-        What `in_transaction` writes is stored with it or not at all.
+        What `in_transaction` writes is committed with it.
 
         Raises:
-            QuotaExceeded: the tenant may not store so much.
+            QuotaExceeded: the tenant may not store that much.
         """
         with writing(self._engine) as connection:
             now = self._clock()
@@ -85,7 +87,7 @@ class PromptStore(MeteredStore):
             )
 
     def pin(self, ref: str, *, pinned: bool = True) -> PromptRecord:
-        """Say whether every API process is to keep the prompt in memory.
+        """Set whether every API process keeps the prompt in memory.
 
         Raises:
             NotFound: there is none.
@@ -104,21 +106,21 @@ class PromptStore(MeteredStore):
             return [_read(row) for row in connection.execute(query)]
 
     def delete(self, ref: str) -> PromptRecord:
-        """Forget one prompt and return what it was. Its file is the caller's to remove.
+        """Delete one prompt and return its record. The caller removes its file.
 
         Raises:
             NotFound: there is none.
-            StateConflict: a bare name has several versions. Repeating such a request, as clients
-                do when an answer was lost, would delete them one after the other.
+            StateConflict: a bare name has several versions. A client that repeats such a request,
+                because the answer was lost, would delete one after the other.
             PromptInUse: an alias points to it, or a job that has not ended uses it.
         """
         with writing(self._engine) as connection:
             prompt = get_prompt(connection, ref, self._tenant)
             if ref == prompt.name and self._versions(connection, ref) > 1:
                 raise StateConflict(
-                    f"{ref} has several versions (say which: {ref}:{prompt.version}, or the id)"
+                    f"{ref} has several versions (name one: {ref}:{prompt.version}, or the id)"
                 )
-            prompt = hold_prompt(connection, prompt.id, self._tenant, exclusively=True)
+            prompt = lock_prompt(connection, prompt.id, self._tenant, exclusively=True)
             _require_no_alias(prompt)
             _require_no_job(connection, prompt)
             mine = (prompts.c.id == prompt.id) & self._own(prompts)
@@ -132,7 +134,7 @@ class PromptStore(MeteredStore):
 
 
 def get_prompt(connection: sa.Connection, ref: str, tenant: str | None) -> PromptRecord:
-    """The tenant's prompt of this ref; among the prompts of all it must be an id.
+    """The tenant's prompt of this ref; without a tenant the ref must be an id.
 
     Raises:
         NotFound: there is none.
@@ -144,24 +146,24 @@ def get_prompt(connection: sa.Connection, ref: str, tenant: str | None) -> Promp
     return _read(row)
 
 
-def hold_prompt(
+def lock_prompt(
     connection: sa.Connection, prompt_id: str, tenant: str | None, *, exclusively: bool = False
 ) -> PromptRecord:
-    """The prompt, which stays until this transaction ends: whoever makes a row that needs it asks.
+    """The prompt, locked against deletion until this transaction ends.
 
     Raises:
         NotFound: there is none with this id.
     """
     lock = sa.select(prompts.c.id).where(prompts.c.id == prompt_id, owned(prompts, tenant))
     connection.execute(lock.with_for_update(read=not exclusively))
-    # Read once the lock is held: what was written while it was waited for is seen.
+    # Read after the lock is taken, to see what was written while waiting for it.
     return get_prompt(connection, prompt_id, tenant)
 
 
 def insert_prompt(
     connection: sa.Connection, prompt: NewPrompt, tenant: str, now: datetime
 ) -> PromptRecord:
-    """Publish for a tenant inside the caller's transaction."""
+    """Publish a prompt inside the caller's transaction."""
     version = _next_version(connection, prompt.name, tenant)
     lineage = _with_parent(connection, prompt.lineage, tenant)
     values = vars(prompt) | {"lineage": lineage, "version": version, "created_at": now}
@@ -178,7 +180,7 @@ def insert_prompt(
 def _with_parent(
     connection: sa.Connection, lineage: Mapping[str, Any], tenant: str
 ) -> dict[str, Any]:
-    """Add the prompt that the job of the first checkpoint has published, if it has by now."""
+    """Add the prompt that the continued job has published, if it has by now."""
     origin = lineage.get("from_checkpoint")
     if origin is None:
         return dict(lineage)
@@ -187,14 +189,14 @@ def _with_parent(
 
 
 def _next_version(connection: sa.Connection, name: str, tenant: str) -> int:
-    """Count the tenant's name up; the row stays locked until the transaction ends."""
-    count_up = (
+    """Increment the name's last version; the row stays locked until the transaction ends."""
+    increment = (
         sa.update(prompt_names)
         .where(prompt_names.c.name == name, owned(prompt_names, tenant))
         .values(last_version=prompt_names.c.last_version + 1)
         .returning(prompt_names.c.last_version)
     )
-    version = connection.execute(count_up).scalar_one_or_none()
+    version = connection.execute(increment).scalar_one_or_none()
     if version is not None:
         return int(version)
     try:
@@ -202,7 +204,7 @@ def _next_version(connection: sa.Connection, name: str, tenant: str) -> int:
             first = {"tenant": tenant, "name": name, "last_version": 1}
             connection.execute(sa.insert(prompt_names).values(first))
     except sa.exc.IntegrityError:  # another transaction was first with this name
-        return int(connection.execute(count_up).scalar_one())
+        return int(connection.execute(increment).scalar_one())
     return 1
 
 
@@ -228,7 +230,7 @@ def _query(ref: str, tenant: str | None) -> sa.Select[Any] | None:
     if is_id(Prefix.PROMPT, ref):
         return query.where(prompts.c.id == ref)
     match = _REF.fullmatch(ref)
-    if match is None or tenant is None:  # a name alone says nothing of whose it is
+    if match is None or tenant is None:  # a name alone does not identify the tenant
         return None
     name, version, alias = match["name"], match["version"], match["alias"]
     if alias is not None:

@@ -1,42 +1,43 @@
 """What a tenant may use, and what it has used.
 
 Quotas are checked inside the transaction that would exceed them, while the tenant's row of the
-month is held, so that requests that come together cannot pass one by one.
+month is locked, so that concurrent requests cannot exceed a quota together.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import sqlalchemy as sa
 
 from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.database.engine import reading, writing
+from sharpzo_core.database.pagination import MAX_PAGE
 from sharpzo_core.database.tables import datasets, jobs, prompts, tenant_usage
 from sharpzo_core.database.tenants import DEFAULT_TENANT, TenantStore, owned
 from sharpzo_core.errors import QuotaExceeded
 from sharpzo_core.records.jobs import TERMINAL
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from datetime import datetime
 
     from sharpzo_core.settings import Settings
 
-ACTIVE_RETRY_SECONDS = 60  # when a job may have ended
+ACTIVE_RETRY_SECONDS = 60  # until a job may have ended
 
 
 @dataclass(frozen=True)
 class Quotas:
-    """Limits of each tenant; None: no limit."""
+    """Limits per tenant; None: no limit."""
 
     max_active_jobs: int | None = None
     max_storage_bytes: int | None = None
-    max_forward_passes: int | None = None  #: In a month of UTC
+    max_forward_passes: int | None = None  #: In a month (UTC)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """As configured."""
         return cls(
             settings.tenant_max_active_jobs or None,
             settings.tenant_max_storage_bytes or None,
@@ -46,14 +47,14 @@ class Quotas:
     def check_job(
         self, connection: sa.Connection, tenant: str, now: datetime, passes: int | None = None
     ) -> None:
-        """One more job of the tenant may wait or run, which is to take so many forward passes.
+        """Check that the tenant may have one more job, with at most so many forward passes.
 
         Raises:
-            QuotaExceeded: naming the quota.
+            QuotaExceeded: it may not; the message names the quota.
         """
         if self == _NONE:
             return
-        _hold(connection, tenant, now)
+        _lock(connection, tenant, now)
         self._check_active(active_jobs(connection, tenant))
         self._check_stored(stored_bytes(connection, tenant), 0)
         self._check_passes(passes_of(connection, tenant, now), passes, now)
@@ -61,23 +62,23 @@ class Quotas:
     def check_storage(
         self, connection: sa.Connection, tenant: str, added: int, now: datetime
     ) -> None:
-        """The tenant may store so many bytes more.
+        """Check that the tenant may store so many more bytes.
 
         Raises:
             QuotaExceeded: it may not.
         """
         if self.max_storage_bytes is not None:
-            _hold(connection, tenant, now)
+            _lock(connection, tenant, now)
             self._check_stored(stored_bytes(connection, tenant), added)
 
     def check_kept(self, connection: sa.Connection, tenant: str, now: datetime) -> None:
-        """What the tenant stores, written in this transaction or before, is not too much.
+        """Check that what the tenant stores, this transaction included, is within its quota.
 
         Raises:
-            QuotaExceeded: it is.
+            QuotaExceeded: it is not.
         """
         if self.max_storage_bytes is not None:
-            _hold(connection, tenant, now)
+            _lock(connection, tenant, now)
             stored = stored_bytes(connection, tenant)
             if stored > self.max_storage_bytes:
                 raise QuotaExceeded(
@@ -89,7 +90,7 @@ class Quotas:
         if self.max_active_jobs is not None and active >= self.max_active_jobs:
             raise QuotaExceeded(
                 f"active jobs: {active} of {self.max_active_jobs} wait, run or are paused "
-                "(let one end, or cancel one)",
+                "(wait for one to end, or cancel one)",
                 ACTIVE_RETRY_SECONDS,
             )
 
@@ -107,7 +108,7 @@ class Quotas:
             return
         if used >= limit:
             raise QuotaExceeded(
-                f"forward passes: {used} of {limit} are used this month (wait for the next one)",
+                f"forward passes: {used} of {limit} are used this month (wait for the next month)",
                 _seconds_left(now),
             )
         if wanted is not None and used + wanted > limit:
@@ -122,7 +123,9 @@ _NONE = Quotas()
 
 
 class MeteredStore(TenantStore):
-    """A store whose rows count against quotas; without any given, against none."""
+    """A store whose rows count against quotas, if any are given."""
+
+    table: ClassVar[sa.Table]  #: One row per object
 
     def __init__(
         self,
@@ -134,8 +137,19 @@ class MeteredStore(TenantStore):
         super().__init__(engine, clock, tenant)
         self._quotas = quotas
 
+    def known(self, ids: Collection[str]) -> set[str]:
+        """The ids that have a row."""
+        found: set[str] = set()
+        ordered = sorted(ids)
+        with reading(self._engine) as connection:
+            for start in range(0, len(ordered), MAX_PAGE):
+                some = self.table.c.id.in_(ordered[start : start + MAX_PAGE])
+                query = sa.select(self.table.c.id).where(some, self._own(self.table))
+                found.update(connection.execute(query).scalars())
+        return found
+
     def require_room(self, added: int = 0) -> None:
-        """The tenant may store so many bytes more, as it seems before anything is received.
+        """Check, before anything is received, that the tenant may store so many more bytes.
 
         Raises:
             QuotaExceeded: it may not.
@@ -147,8 +161,6 @@ class MeteredStore(TenantStore):
 
 @dataclass(frozen=True)
 class Usage:
-    """What a tenant has used."""
-
     tenant: str
     month: str
     active_jobs: int
@@ -157,10 +169,7 @@ class Usage:
 
 
 class UsageStore(TenantStore):
-    """What the tenant has used."""
-
     def get(self) -> Usage:
-        """At this moment."""
         now, tenant = self._clock(), self._owner
         with reading(self._engine) as connection:
             return Usage(
@@ -178,14 +187,12 @@ def month_of(moment: datetime) -> str:
 
 
 def active_jobs(connection: sa.Connection, tenant: str) -> int:
-    """Jobs of the tenant that have not ended."""
     query = sa.select(sa.func.count()).select_from(jobs)
     active = owned(jobs, tenant) & jobs.c.status.not_in(TERMINAL)
     return int(connection.execute(query.where(active)).scalar_one())
 
 
 def stored_bytes(connection: sa.Connection, tenant: str) -> int:
-    """What the tenant's datasets and prompt files take."""
     return sum(
         int(
             connection.execute(
@@ -199,14 +206,13 @@ def stored_bytes(connection: sa.Connection, tenant: str) -> int:
 
 
 def passes_of(connection: sa.Connection, tenant: str, now: datetime) -> int:
-    """Forward passes that the tenant has taken in this month."""
     query = sa.select(tenant_usage.c.forward_passes).where(_row(tenant, now))
     return int(connection.execute(query).scalar_one_or_none() or 0)
 
 
 def charge(connection: sa.Connection, tenant: str, passes: int, now: datetime) -> int:
-    """Count forward passes; returns all of this month."""
-    _hold(connection, tenant, now)
+    """Count forward passes; returns the sum of this month."""
+    _lock(connection, tenant, now)
     update = (
         sa.update(tenant_usage)
         .where(_row(tenant, now))
@@ -216,8 +222,8 @@ def charge(connection: sa.Connection, tenant: str, passes: int, now: datetime) -
     return int(connection.execute(update).scalar_one())
 
 
-def _hold(connection: sa.Connection, tenant: str, now: datetime) -> None:
-    """Lock the tenant's row of this month until the transaction ends; make it if need be."""
+def _lock(connection: sa.Connection, tenant: str, now: datetime) -> None:
+    """Lock the tenant's row of this month until the transaction ends; create it if needed."""
     query = sa.select(tenant_usage.c.tenant).where(_row(tenant, now)).with_for_update()
     if connection.execute(query).one_or_none() is not None:
         return
@@ -234,7 +240,6 @@ def _row(tenant: str, now: datetime) -> sa.ColumnElement[bool]:
 
 
 def _seconds_left(now: datetime) -> int:
-    """Until the next month begins."""
     year, month = divmod(now.year * 12 + now.month, 12)
     begin = now.replace(
         year=year, month=month + 1, day=1, hour=0, minute=0, second=0, microsecond=0

@@ -1,4 +1,4 @@
-"""`WorkerStore`: which worker processes live."""
+"""`WorkerStore`: heartbeats of worker processes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from sharpzo_core.database.tables import workers
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRecord:
-    """One row of the table `workers`."""
-
     id: str
     hostname: str
     pid: int
@@ -24,14 +22,11 @@ class WorkerRecord:
 
 
 class WorkerStore:
-    """Heartbeats."""
-
     def __init__(self, engine: sa.Engine, clock: Clock = utc_now) -> None:
         self._engine = engine
         self._clock = clock
 
     def beat(self, worker_id: str, hostname: str, pid: int) -> None:
-        """Say that the worker lives."""
         now = self._clock()
         with writing(self._engine) as connection:
             seen = sa.update(workers).where(workers.c.id == worker_id).values(seen_at=now)
@@ -42,19 +37,18 @@ class WorkerStore:
                 connection.execute(sa.insert(workers).values(vars(row)))
 
     def leave(self, worker_id: str) -> None:
-        """Say that the worker has ended."""
         with writing(self._engine) as connection:
             connection.execute(sa.delete(workers).where(workers.c.id == worker_id))
 
     def alive(self, within_seconds: float) -> list[WorkerRecord]:
-        """Workers heard of in the last so many seconds."""
+        """Workers with a heartbeat in the last `within_seconds`."""
         limit = self._clock() - timedelta(seconds=within_seconds)
         query = sa.select(workers).where(workers.c.seen_at >= limit).order_by(workers.c.id)
         with reading(self._engine) as connection:
             return [WorkerRecord(**record(row)) for row in connection.execute(query)]
 
     def forget_silent(self, after_seconds: float) -> int:
-        """Remove workers not heard of for so long; returns how many."""
+        """Delete workers without a heartbeat for so long; returns how many."""
         limit = self._clock() - timedelta(seconds=after_seconds)
         with writing(self._engine) as connection:
             return connection.execute(sa.delete(workers).where(workers.c.seen_at < limit)).rowcount

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
     from sharpzo_core.stores.dataset_store import DatasetStore
 
-LISTED = 5  # classes that a message names
+LISTED = 5  # classes that an error message names
 
 
 @dataclass(frozen=True)
@@ -104,25 +104,23 @@ class PromptJobSubmitter:
 
 
 def _check_split(dataset: DatasetRecord, split: str | None) -> None:
-    """There are images; None stands for all of them.
+    """Check that the split has images; None stands for all of them.
 
     Raises:
-        ValidationFailed: there are none.
+        ValidationFailed: it has none.
     """
     if split is None:
         if not dataset.images:
             raise ValidationFailed([("/dataset_id", "the dataset has no images")])
     elif not dataset.labelled:
-        raise ValidationFailed(
-            [("/split", "a dataset without labels has no splits (leave it out)")]
-        )
+        raise ValidationFailed([("/split", "a dataset without labels has no splits (omit split)")])
     elif not dataset.splits[split]:
         filled = ", ".join(name for name in SPLITS if dataset.splits[name])
         raise ValidationFailed([("/split", f"has no images in this dataset (it has: {filled})")])
 
 
 def _check_part(dataset: DatasetRecord, split: str, classes: Part) -> None:
-    """The part has classes to tell apart, and images of them.
+    """Check that the part has at least two classes, and images of them.
 
     Raises:
         ValidationFailed: it has not.
@@ -142,10 +140,10 @@ def classes_of(dataset: DatasetRecord, classes: Part | None) -> tuple[str, ...]:
 
 
 def _check_classes(classes: Sequence[str], known: Sequence[str]) -> None:
-    """Every class of the dataset is one of the prompt's; order does not matter.
+    """Check that every class of the dataset is one of the prompt's; order does not matter.
 
     Raises:
-        ValidationFailed: naming some on both sides.
+        ValidationFailed: with some of the classes that differ.
     """
     extra = sorted(set(classes) - set(known))
     if not extra:

@@ -1,4 +1,4 @@
-"""Accepting a job: every check that a request to tune must pass, without HTTP."""
+"""Accepting a tuning job: every check that a request must pass, without HTTP."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sharpzo_core.stores.dataset_store import DatasetStore
 
 DEFAULT_PRESET = "default"
-RETRY_SECONDS = 60  # when a full queue is worth another try
+RETRY_SECONDS = 60  # before a request to a full queue is worth a retry
 
 
 def submit_job(
@@ -51,8 +51,8 @@ def submit_job(
 
     Raises:
         ValidationFailed: the backbone is not offered, the configuration is wrong, the dataset has
-            no labels or fewer images of a class than shots, or the job to begin with tunes nothing.
-        NotFound: there is no such dataset, or no such job to begin with.
+            no labels or fewer images of a class than shots, or the job to continue is not tuning.
+        NotFound: there is no such dataset, or no such job to continue.
         StateConflict: the dataset is not ready, or the checkpoint is not available.
         ConfigMismatch: a run cannot continue from that checkpoint in this way.
         TooManyJobs: the tenant's queue is full.
@@ -92,7 +92,7 @@ def submit_job(
 
 
 def check_queue(jobs: JobStore, settings: Settings) -> None:
-    """There is room for one more job of the tenant.
+    """Check that the tenant may queue one more job.
 
     Raises:
         TooManyJobs: its queue is full.
@@ -162,7 +162,7 @@ def parse_config(values: Mapping[str, Any], preset: str) -> TuningConfig:
     unsafe = unsafe_paths(values, ("config",))
     if unsafe:
         raise ValidationFailed(
-            [(json_pointer(path), "not a value a job can hold") for path in unsafe]
+            [(json_pointer(path), "not a value that a job can store") for path in unsafe]
         )
     try:
         return TuningConfig.parse(values, preset)
@@ -172,7 +172,7 @@ def parse_config(values: Mapping[str, Any], preset: str) -> TuningConfig:
 
 
 def check_dataset(dataset: DatasetRecord, shots: int, classes: Part = "all") -> None:
-    """The dataset can be tuned on with so many images of each of these classes.
+    """Check that the dataset has `shots` training images of each of these classes.
 
     Raises:
         StateConflict: it is not ready.

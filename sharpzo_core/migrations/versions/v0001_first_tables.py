@@ -13,7 +13,6 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Create the tables."""
     _datasets()
     _jobs()
     _job_events()
@@ -23,7 +22,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables."""
     for table in (
         "workers",
         "prompts",

@@ -13,7 +13,6 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Create the table and the columns."""
     op.create_table(
         "idempotency_keys",
         sa.Column("key", sa.String(length=255), nullable=False),
@@ -33,7 +32,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them."""
     op.drop_column("datasets", "lease_expires_at")
     op.drop_column("datasets", "lease_owner")
     op.drop_table("idempotency_keys")

@@ -13,7 +13,6 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Add the columns."""
     for column in (
         sa.Column("from_checkpoint", sa.String(length=40), nullable=True),
         sa.Column("format", sa.Integer(), server_default="1", nullable=False),
@@ -26,7 +25,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the columns."""
     for name in (
         "checkpoint_saved_at",
         "checkpoint_step",

@@ -13,7 +13,6 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Create the tables and the columns."""
     _aliases()
     _alias_changes()
     for column in (
@@ -25,7 +24,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them."""
     op.drop_index("ix_jobs_prompt_id", "jobs")
     op.drop_column("prompts", "pinned")
     op.drop_column("prompts", "lineage")

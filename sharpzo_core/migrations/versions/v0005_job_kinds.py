@@ -13,7 +13,6 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Add the columns and the index."""
     kind = sa.Column("kind", sa.String(length=16), server_default="tuning", nullable=False)
     op.add_column("jobs", kind)
     op.add_column("jobs", sa.Column("result_folder", sa.String(length=64), nullable=True))
@@ -21,7 +20,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them."""
     op.drop_index("ix_jobs_kind_id", "jobs")
     op.drop_column("jobs", "result_folder")
     op.drop_column("jobs", "kind")

@@ -26,7 +26,6 @@ _LISTED = ("datasets", "jobs", "prompts")
 
 
 def upgrade() -> None:
-    """Add the column everywhere, then the new tables."""
     for table in _LISTED:
         op.add_column(table, _tenant())
         op.create_index(f"ix_{table}_tenant_id", table, ["tenant", "id"])

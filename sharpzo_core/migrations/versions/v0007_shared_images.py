@@ -15,7 +15,6 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Add the column and the tables."""
     op.add_column(
         "datasets",
         sa.Column("shares_images", sa.Boolean(), server_default=sa.false(), nullable=False),

@@ -13,7 +13,6 @@ down_revision = "0007"
 
 
 def upgrade() -> None:
-    """Add the column and the table."""
     op.add_column("jobs", sa.Column("request_id", sa.String(length=128), nullable=True))
     op.create_table(
         "job_totals",
@@ -28,6 +27,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them."""
     op.drop_table("job_totals")
     op.drop_column("jobs", "request_id")

@@ -13,10 +13,8 @@ down_revision = "0008"
 
 
 def upgrade() -> None:
-    """Add the column."""
     op.add_column("jobs", sa.Column("phase_label", sa.String(length=64), nullable=True))
 
 
 def downgrade() -> None:
-    """Drop it."""
     op.drop_column("jobs", "phase_label")

@@ -1,8 +1,7 @@
 """Walking untrusted archives: zip, tar and tar.gz, one member at a time, nothing unpacked to disk.
 
-A member's name is only ever compared and reported, never used as a path here. Every byte that
-comes out of a decompressor is counted, whatever the headers claim, and no more than a chunk of it
-is in memory.
+A member's name is only compared and reported, never used as a path here. Every byte that comes out
+of a decompressor is counted, regardless of the headers, and at most one chunk is in memory.
 """
 
 from __future__ import annotations
@@ -26,14 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ArchiveKind", "Limits", "Member", "check", "safe_path", "sniff", "walk"]
 
-CHECK_SECONDS = 1.0  # of the check that an uploader waits for
+CHECK_SECONDS = 1.0  # of the check while the client waits
 _GZIP = b"\x1f\x8b"
 _NESTED = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"})
 
 
 class ArchiveKind(StrEnum):
-    """The containers that are accepted."""
-
     ZIP = "zip"
     TAR = "tar"
     TAR_GZ = "tar.gz"
@@ -47,10 +44,10 @@ _WALKS: dict[ArchiveKind, Callable[[Path, Account], Iterator[Member]]] = {
 
 
 def sniff(path: Path) -> ArchiveKind:
-    """Tell the container by its content.
+    """Detect the format by the content.
 
     Raises:
-        UnsupportedMedia: it is none of ours.
+        UnsupportedMedia: it is not an accepted format.
         ArchiveError: `archive_corrupt`, an empty file or a gzip file that does not unpack.
     """
     with path.open("rb") as file:
@@ -87,10 +84,10 @@ def walk(
 
     Args:
         path: The archive.
-        kind: What it is.
+        kind: Its format.
         limits: Bounds on what it may unpack to.
-        tick: Called every few milliseconds; what it raises ends the walk.
-        folders: Whether to yield folders, too.
+        tick: Called every few milliseconds; an exception that it raises ends the walk.
+        folders: Whether to yield folders too.
 
     Raises:
         ArchiveError: an unsafe member, a damaged archive, or more than `limits` allow.
@@ -103,12 +100,12 @@ def walk(
 
 
 def check(path: Path, seconds: float = CHECK_SECONDS) -> None:
-    """Look through the archive as far as that is quick, without reading its files.
+    """Check as much of the archive as is fast, without reading its files.
 
-    Of zip and tar archives that is all names and sizes; of tar.gz what unpacks in so many seconds.
+    For zip and tar that is all names and sizes; for tar.gz what can be unpacked in that time.
 
     Raises:
-        UnsupportedMedia: it is no archive, or one around another.
+        UnsupportedMedia: it is not an archive, or contains only archives.
         ArchiveError: it is empty, unsafe or damaged.
     """
     end = time.monotonic() + seconds
@@ -126,7 +123,7 @@ def check(path: Path, seconds: float = CHECK_SECONDS) -> None:
     if not suffixes:
         raise ArchiveError("archive_corrupt", "the archive is empty (pack the dataset's folder)")
     if suffixes <= _NESTED:
-        raise UnsupportedMedia("the archive holds another archive (pack the dataset's folder)")
+        raise UnsupportedMedia("the archive contains another archive (pack the dataset's folder)")
 
 
 class _TimeIsUp(Exception):  # noqa: N818 - not a fault

@@ -12,7 +12,7 @@ CHUNK = 256 << 10  # bytes of a member in memory at a time
 class Member:
     """A regular file of an archive; it can be read once, until the walk moves on.
 
-    Folders are members too where they are asked for; their path ends in a slash.
+    Folders are members too if requested; their path ends in a slash.
     """
 
     path: str
@@ -24,15 +24,13 @@ class Member:
     """
 
     def read(self) -> bytes:
-        """All its bytes; for files that must be small."""
+        """All bytes; for files that must be small."""
         return b"".join(self.chunks())
 
     @property
     def folder(self) -> bool:
-        """Whether it is a folder."""
         return self.path.endswith("/")
 
 
 def folder(path: str) -> Member:
-    """The member that stands for a folder."""
     return Member(f"{path}/", lambda: iter(()))

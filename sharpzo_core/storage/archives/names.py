@@ -1,4 +1,4 @@
-"""Names of members: compared and reported, never used as paths here, and refused all the same."""
+"""Checks of member names, although they are never used as paths here."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def safe_path(name: str) -> str:
         raise unsafe_path("a member's name is an absolute or a Windows path")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise unsafe_path("a member's name leads out of the archive ('..')")
+        raise unsafe_path("a member's name points outside the archive ('..')")
     if len(parts) > MAX_DEPTH:
-        raise unsafe_path(f"a member lies more than {MAX_DEPTH} folders deep")
+        raise unsafe_path(f"a member is more than {MAX_DEPTH} folders deep")
     if any(len(part.encode()) > MAX_COMPONENT for part in parts):
         raise unsafe_path("a member's name is too long")
     return "/".join(parts)
@@ -44,5 +44,4 @@ def _check_characters(name: str) -> None:
 
 
 def unsafe_path(message: str) -> ArchiveError:
-    """The error of a name that is not accepted."""
     return ArchiveError("archive_unsafe_path", message)

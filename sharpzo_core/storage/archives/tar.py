@@ -1,7 +1,7 @@
-"""Reading tar and tar.gz archives, strictly forwards.
+"""Reading tar and tar.gz archives, strictly forward.
 
-Single headers are parsed by the standard library; what follows from them is decided here, because
-its own reader seeks where headers tell it to, and reads extensions of any size into memory.
+The standard library parses single headers. Everything else is done here, because its own reader
+seeks to wherever headers point, and reads extensions of any size into memory.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def walk_tar(path: Path, account: Account) -> Iterator[Member]:
     """The members of an uncompressed archive.
 
     Raises:
-        ArchiveError: something about the archive is not acceptable.
+        ArchiveError: the archive is not accepted.
     """
     with path.open("rb") as file:
         yield from _members(_File(file, account), account)
 
 
 def walk_tar_gz(path: Path, account: Account) -> Iterator[Member]:
-    """The members of a compressed archive; its checksum is that of everything behind them too.
+    """The members of a compressed archive; the checksum covers everything after them too.
 
     Raises:
-        ArchiveError: something about the archive is not acceptable.
+        ArchiveError: the archive is not accepted.
     """
     with path.open("rb") as file:
         yield from _members(_Unpacked(file, account), account)
@@ -54,7 +54,7 @@ def is_header(block: bytes) -> bool:
     if block == _EMPTY:
         return True  # an empty archive
     if block[257:262] == b"ustar":
-        return True  # if anything is wrong with it, it is a damaged one
+        return True  # if anything else is wrong, it is a damaged tar archive
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -63,20 +63,20 @@ def is_header(block: bytes) -> bool:
 
 
 class _Stream(Protocol):
-    """Bytes of a tar archive, front to back; all that pass are counted."""
+    """Bytes of a tar archive, from front to back; all bytes that pass are counted."""
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes; none at the end."""
+        """At most `size` bytes; none at the end."""
 
     def skip(self, size: int) -> None:
-        """Go past so many bytes."""
+        """Skip `size` bytes."""
 
     def finish(self) -> None:
-        """Check what follows the members."""
+        """Check what follows the last member."""
 
 
 class _File:
-    """A plain file; skipping costs nothing."""
+    """A plain file; skipping is a seek."""
 
     def __init__(self, file: BinaryIO, account: Account) -> None:
         self._file = file
@@ -97,11 +97,11 @@ class _File:
         self._account.spend(size)
 
     def finish(self) -> None:
-        pass  # a file has no checksum; blocks of zeros fill it up
+        pass  # a plain file has no checksum, only padding
 
 
 class _Unpacked:
-    """A gzip file, unpacked by and by."""
+    """A gzip file, unpacked piece by piece."""
 
     def __init__(self, file: BinaryIO, account: Account) -> None:
         self._file = file
@@ -140,7 +140,7 @@ class _Unpacked:
     def _next_part(self) -> bool:
         """Begin the next of several gzip streams in a row, if there is one."""
         self._packed = self._inflater.unused_data or self._packed
-        # Some writers fill the file up with zeros.
+        # Some writers pad the file with zeros.
         self._packed = self._packed.lstrip(b"\0")
         while not self._packed:
             if not self._refill():
@@ -177,8 +177,6 @@ def _members(stream: _Stream, account: Account) -> Iterator[Member]:
 
 
 class _Content:
-    """The bytes of a member within the stream."""
-
     def __init__(self, stream: _Stream, size: int) -> None:
         self._stream = stream
         self._left = size
@@ -197,7 +195,7 @@ class _Content:
 
 
 def _next_header(stream: _Stream, account: Account) -> tarfile.TarInfo | None:
-    """The header of the next member, with what extensions say of it; None at the end.
+    """The header of the next member, with its extensions applied; None at the end.
 
     Raises:
         ArchiveError: `archive_corrupt`, `archive_unsafe_path` or `archive_unsafe_entry`.
@@ -213,7 +211,7 @@ def _next_header(stream: _Stream, account: Account) -> tarfile.TarInfo | None:
             changes |= _records(_extension(stream, header, account))
         elif header.type == tarfile.XGLTYPE:
             if _records(_extension(stream, header, account)).keys() & {"path", "size"}:
-                raise corrupt()  # no archiver gives all files one name or size
+                raise corrupt()  # no archiver gives all files the same name or size
         elif header.type in _LONG:
             name = _extension(stream, header, account).split(b"\0", 1)[0]
             if header.type == tarfile.GNUTYPE_LONGNAME:
@@ -246,7 +244,7 @@ def _extension(stream: _Stream, header: tarfile.TarInfo, account: Account) -> by
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """The records `length key=value` of an extended header, those that matter here.
+    """The records `length key=value` of an extended header, only those that are used here.
 
     Raises:
         ArchiveError: `archive_corrupt`, or `archive_unsafe_entry` for a sparse file.
@@ -285,7 +283,7 @@ def _changed(header: tarfile.TarInfo, changes: dict[str, str]) -> tarfile.TarInf
 
 def _check_entry(header: tarfile.TarInfo, name: str) -> None:
     if header.isdir():
-        # It may carry the set-group bit on shared file systems, which means nothing here.
+        # It may have the set-group bit from a shared file system, which has no effect here.
         return
     if header.type not in _REGULAR or header.mode & (stat.S_ISUID | stat.S_ISGID):
         raise unsafe_entry(name)

@@ -1,8 +1,8 @@
 """Reading zip archives: the central directory as a stream, then one member at a time.
 
-The standard library keeps an object per entry, believes sizes, and (up to 3.11.14) overlapping
+The standard library keeps an object per entry, trusts sizes, and (up to 3.11.14) overlapping
 entries and a misplaced ZIP64 record. Here every part must lie exactly where the format puts it,
-and nothing that could be read in two ways is read at all.
+and anything ambiguous is refused.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ _UTF8 = 0x800
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """Where the central directory is."""
-
     offset: int
     size: int
     entries: int
@@ -55,12 +53,10 @@ class _End:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One entry of the central directory."""
-
     name: bytes
     flags: int
     method: int
-    mode: int  #: st_mode, where the archive was made on Unix
+    mode: int  #: st_mode, if the archive was created on Unix
     crc: int
     packed: int
     unpacked: int
@@ -77,7 +73,7 @@ def walk_zip(path: Path, account: Account) -> Iterator[Member]:
     The whole directory is checked before the first one is yielded.
 
     Raises:
-        ArchiveError: something about the archive is not acceptable.
+        ArchiveError: the archive is not accepted.
     """
     with path.open("rb") as directory, path.open("rb") as file:
         end = _find_end(directory, account.archive_bytes)
@@ -121,7 +117,7 @@ def _checked_end(file: BinaryIO, place: int, fields: tuple[Any, ...]) -> _End:
 
 
 def _agree(short: _End, long: _End) -> bool:
-    """Whether the two records mean the same; readers differ in which one they believe."""
+    """Whether the two records agree; readers differ in which one they use."""
     return (
         short.entries in (long.entries, _FULL16)
         and short.size in (long.size, _FULL32)
@@ -181,7 +177,7 @@ def _entry(fields: tuple[Any, ...], name: bytes, extra: bytes) -> _Entry:
 
 
 def _large(extra: bytes, values: tuple[int, int, int]) -> Iterator[int]:
-    """Sizes and offset, those that do not fit into 32 bits taken from the ZIP64 field."""
+    """Sizes and offset, with values of more than 32 bits from the ZIP64 field."""
     field, place = b"", 0
     while place + 4 <= len(extra):
         kind, size = struct.unpack_from("<2H", extra, place)
@@ -197,9 +193,9 @@ def _large(extra: bytes, values: tuple[int, int, int]) -> Iterator[int]:
 
 
 def _check_extents(entries: Iterator[_Entry], end: int, account: Account) -> None:
-    """Members share no bytes and declare no more than allowed.
+    """Check that members do not overlap and do not declare more than allowed.
 
-    Members that share compressed bytes multiply what a small file unpacks to.
+    Members that share compressed bytes would multiply what a small file unpacks to.
     """
     extents: list[tuple[int, int]] = []
     unpacked = 0
@@ -217,7 +213,7 @@ def _check_extents(entries: Iterator[_Entry], end: int, account: Account) -> Non
 
 
 def _decode(entry: _Entry) -> str:
-    """The name; without the flag for UTF-8 it may still be that, as on macOS, or the DOS code page.
+    """The name; without the UTF-8 flag it may still be UTF-8, as on macOS, or the DOS code page.
 
     Raises:
         ArchiveError: `archive_unsafe_path`.
@@ -251,7 +247,7 @@ def _member(name: str, file: BinaryIO, entry: _Entry, account: Account) -> Membe
 
 
 def _chunks(file: BinaryIO, entry: _Entry, account: Account) -> Iterator[bytes]:
-    """The member's bytes; its size and checksum must be those of the central directory."""
+    """The member's bytes; size and checksum must match the central directory."""
     _seek_to_data(file, entry)
     packed = _packed(file, entry.packed)
     size, crc = 0, 0
@@ -268,7 +264,7 @@ def _chunks(file: BinaryIO, entry: _Entry, account: Account) -> Iterator[bytes]:
 
 
 def _seek_to_data(file: BinaryIO, entry: _Entry) -> None:
-    """Go past the local header, which must tell what the central directory tells."""
+    """Skip the local header, which must agree with the central directory."""
     file.seek(entry.offset)
     fields = _LOCAL.unpack(_exactly(file, _LOCAL.size))
     signature, flags, method, name_size, extra_size = (*fields[:1], *fields[3:5], *fields[10:12])
@@ -296,7 +292,7 @@ def _inflated(packed: Iterator[bytes]) -> Iterator[bytes]:
             if inflater.eof:
                 raise corrupt()
             left, part = chunk, b""
-            # A full part may not be all that this much input gives.
+            # If the output is full, the same input may give more.
             while left or len(part) == CHUNK:
                 part = inflater.decompress(left, CHUNK)
                 left = inflater.unconsumed_tail

@@ -75,7 +75,7 @@ def full(engine: sa.Engine) -> AbstractContextManager[None]:
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        (read_only, StorageUnavailable, "takes no writes"),
+        (read_only, StorageUnavailable, "is read-only"),
         (full, StorageFull, "disk is full"),
     ],
 )
@@ -174,12 +174,12 @@ def test_a_server_that_takes_no_writes_is_asked_again_over_new_connections(
     set_read_only(administrator, "on")
     postgres.dispose()
     for _ in range(2):
-        with pytest.raises(StorageUnavailable, match="takes no writes"):
+        with pytest.raises(StorageUnavailable, match="is read-only"):
             workers.beat("wrk_b", "host", 1)
     assert len(workers.alive(60)) == 1
     set_read_only(administrator, "off")
     # A reader may have taken a connection of before; the first write finds out at the latest.
-    with pytest.raises(StorageUnavailable, match="takes no writes"):
+    with pytest.raises(StorageUnavailable, match="is read-only"):
         workers.beat("wrk_b", "host", 1)
     workers.beat("wrk_b", "host", 1)
     assert len(workers.alive(60)) == 2

@@ -28,7 +28,7 @@ from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.records.aliases import AliasAction, AliasChange, AliasRef, Expected, Gate
 from sharpzo_core.records.jobs import TERMINAL, JobStatus
 from sharpzo_core.records.prompts import NewPrompt, PromptRecord
-from sharpzo_core.stores.prompt_store import hold_prompt
+from sharpzo_core.stores.prompt_store import lock_prompt
 from tests.core.conftest import Stores
 
 SET, ROLLBACK, DELETED = AliasAction.SET, AliasAction.ROLLBACK, AliasAction.DELETED
@@ -131,7 +131,9 @@ def test_what_an_alias_may_be_called(stores: Stores, alias: str) -> None:
 
 def test_an_alias_belongs_to_one_name(stores: Stores) -> None:
     prompt = publish(stores)
-    with pytest.raises(ValidationFailed, match="is of cars, but the prompt is a version of pets"):
+    with pytest.raises(
+        ValidationFailed, match="belongs to cars, but the prompt is a version of pets"
+    ):
         stores.aliases.set("cars@live", prompt.id)
     for ref in (new_id(Prefix.PROMPT), "nonesuch"):
         with pytest.raises(NotFound):
@@ -204,7 +206,7 @@ GATES: list[tuple[Gate, dict[str, float | None], dict[str, float | None] | None,
         Gate(metric="a", min_improvement=0.1),
         {"a": 0.55},
         {"a": 0.5},
-        "a: wanted at least 0.6, found 0.55 (0.5 of pets:1 is to be improved)",
+        "a: wanted at least 0.6, found 0.55 (0.5 of pets:1 must be improved)",
     ),
     (Gate(metric="a", min_improvement=0.5), {"a": 0.1}, None, None),
     (Gate(metric="a", min=0.5, min_improvement=0.1), {"a": 0.7}, {"a": 0.5}, None),
@@ -552,7 +554,7 @@ def test_a_prompt_that_is_held_stays_until_the_end(stores: Stores) -> None:
     job = stores.job()
     with ThreadPoolExecutor(1) as pool:
         with writing(stores.engine) as connection:
-            assert hold_prompt(connection, prompt.id, DEFAULT_TENANT) == prompt
+            assert lock_prompt(connection, prompt.id, DEFAULT_TENANT) == prompt
             deletion = pool.submit(stores.prompts.delete, prompt.id)
             update = sa.update(jobs).where(jobs.c.id == job.id)
             connection.execute(update.values(prompt_id=prompt.id))
