@@ -23,7 +23,7 @@ def api_is_well() -> bool:
 def worker_is_well() -> bool:
     """This container's worker has written its heartbeat lately."""
     settings = Settings.load()
-    alive = WorkerStore(make_engine(settings)).alive(settings.lease_seconds)
+    alive = WorkerStore(make_engine(settings)).active(settings.lease_seconds)
     return any(worker.hostname == socket.gethostname() for worker in alive)
 
 

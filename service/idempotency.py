@@ -146,7 +146,7 @@ class Idempotency:
         self._held: set[Reservation] = set()
         self._threads = (
             Periodic("idempotency renewal", RESERVED_SECONDS / 3, self._renew),
-            Periodic("idempotency cleanup", _CLEANUP_SECONDS, store.forget_expired),
+            Periodic("idempotency cleanup", _CLEANUP_SECONDS, store.delete_expired),
         )
 
     def for_tenant(self, tenant: str, made: Callable[[str], None]) -> Self:

@@ -119,7 +119,7 @@ class Workplace:
             artifacts=self.artifacts,
         )
         if notify and self.queue.notify(job.id):
-            self.jobs.mark_rung(job.id)
+            self.jobs.mark_notified(job.id)
         return job
 
     def start_worker(self) -> subprocess.Popen[bytes]:

@@ -113,7 +113,7 @@ class Sweeper:
         mine = sum(lease.owner == self._owner for lease in held if lease not in dead)
         if mine < self._slots:
             self._ring_again()
-        self._workers.forget_silent(timedelta(days=SILENT_DAYS).total_seconds())
+        self._workers.delete_silent(timedelta(days=SILENT_DAYS).total_seconds())
 
     def _recover(self, lease: HeldLease) -> None:
         job = self._leases.recover(lease)
@@ -141,5 +141,5 @@ class Sweeper:
     def _ring(self, job_id: str) -> bool:
         rung = self._queue.notify(job_id)
         if rung:
-            self._jobs.mark_rung(job_id)
+            self._jobs.mark_notified(job_id)
         return rung

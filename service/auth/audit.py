@@ -124,7 +124,7 @@ class AuditLog:
 
     def _attempt_to_tidy(self) -> None:
         try:
-            self._store.forget_before(self._clock() - self._kept)
+            self._store.delete_before(self._clock() - self._kept)
         except CoreError as error:
             logger.info("old audit entries stay: %s", error, extra={"action": "audit_kept"})
 

@@ -91,7 +91,7 @@ def _check_inference(services: Services) -> str | None:
 
 def _check_worker(services: Services) -> str | None:
     seconds = services.settings.lease_seconds
-    return None if services.workers.alive(seconds) else f"none was heard of for {seconds:g} s"
+    return None if services.workers.active(seconds) else f"none was heard of for {seconds:g} s"
 
 
 _CHECKS: dict[str, Callable[[Services], str | None]] = {
@@ -118,7 +118,7 @@ def metrics(services: ProcessDep, caller: CallerDep) -> Response:
     try:
         fleet = Fleet(
             jobs=jobs.count_by_status(),
-            workers=len(services.workers.alive(services.settings.lease_seconds)),
+            workers=len(services.workers.active(services.settings.lease_seconds)),
             figures=figures.read(),
         )
     except CoreError:

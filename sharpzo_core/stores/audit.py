@@ -60,7 +60,7 @@ class AuditStore(TenantStore):
         with reading(self._engine) as connection:
             return newest_first(connection, audit_log, Prefix.AUDIT, limit, after, _read, wanted)
 
-    def forget_before(self, moment: datetime) -> int:
+    def delete_before(self, moment: datetime) -> int:
         """Delete older entries of all tenants; returns how many."""
         with writing(self._engine) as connection:
             old = sa.delete(audit_log).where(audit_log.c.at < moment)

@@ -122,7 +122,7 @@ class IdempotencyStore(TenantStore):
         with writing(self._engine) as connection:
             connection.execute(sa.delete(idempotency_keys).where(_held(reservation)))
 
-    def forget_expired(self) -> None:
+    def delete_expired(self) -> None:
         """Delete expired keys of all tenants."""
         with writing(self._engine) as connection:
             connection.execute(sa.delete(idempotency_keys).where(_expired(self._clock())))

@@ -220,7 +220,7 @@ class JobStore(MeteredStore):
             connection.execute(sa.delete(job_steps).where(job_steps.c.job_id == job_id))
             connection.execute(sa.delete(jobs).where(jobs.c.id == job_id, self._own(jobs)))
 
-    def mark_rung(self, job_id: str) -> None:
+    def mark_notified(self, job_id: str) -> None:
         update = sa.update(jobs).where(jobs.c.id == job_id, self._own(jobs))
         with writing(self._engine) as connection:
             connection.execute(update.values(rung_at=self._clock(), rings=jobs.c.rings + 1))

@@ -40,14 +40,14 @@ class WorkerStore:
         with writing(self._engine) as connection:
             connection.execute(sa.delete(workers).where(workers.c.id == worker_id))
 
-    def alive(self, within_seconds: float) -> list[WorkerRecord]:
+    def active(self, within_seconds: float) -> list[WorkerRecord]:
         """Workers with a heartbeat in the last `within_seconds`."""
         limit = self._clock() - timedelta(seconds=within_seconds)
         query = sa.select(workers).where(workers.c.seen_at >= limit).order_by(workers.c.id)
         with reading(self._engine) as connection:
             return [WorkerRecord(**record(row)) for row in connection.execute(query)]
 
-    def forget_silent(self, after_seconds: float) -> int:
+    def delete_silent(self, after_seconds: float) -> int:
         """Delete workers without a heartbeat for so long; returns how many."""
         limit = self._clock() - timedelta(seconds=after_seconds)
         with writing(self._engine) as connection:

@@ -163,7 +163,7 @@ def test_a_job_waits_from_when_it_was_queued_last(floor: Floor) -> None:
     assert floor.figures.read().queued_seconds == 150
     floor.jobs.request_pause(first.id)
     assert floor.figures.read().queued_seconds == 50
-    floor.jobs.mark_rung(second.id)  # that its message is sent again changes nothing
+    floor.jobs.mark_notified(second.id)  # that its message is sent again changes nothing
     floor.jobs.request_resume(first.id)
     floor.wait(7)
     assert floor.figures.read().queued_seconds == 57

@@ -508,7 +508,7 @@ class SlowStore:
             raise StorageUnavailable
         self.kept += entries
 
-    def forget_before(self, _moment: object) -> int:
+    def delete_before(self, _moment: object) -> int:
         return 0
 
 

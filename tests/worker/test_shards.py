@@ -99,7 +99,7 @@ def test_a_worker_ends_with_its_parent(workplace: Workplace) -> None:
     pid = int(parent.stdout.readline())
     parent.stdout.close()
     try:
-        wait_until(lambda: bool(workplace.workers.alive(60)), 60)
+        wait_until(lambda: bool(workplace.workers.active(60)), 60)
         parent.kill()
         parent.wait()
         wait_until(lambda: has_ended(pid), 60)

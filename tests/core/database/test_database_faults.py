@@ -126,7 +126,7 @@ def test_connections_that_the_server_closed_are_replaced(
     workers.beat("wrk_a", "host", 1)
     assert terminate_others(administrator) >= 1
     workers.beat("wrk_b", "host", 1)
-    assert len(workers.alive(60)) == 2
+    assert len(workers.active(60)) == 2
 
 
 @pytest.mark.needs("postgres")
@@ -138,9 +138,9 @@ def test_a_transaction_whose_connection_is_closed_ends_as_unavailable(
         write_while_the_server_closes(postgres, administrator)
     with pytest.raises(StorageUnavailable):
         read_while_the_server_closes(postgres, administrator)
-    assert workers.alive(60) == []
+    assert workers.active(60) == []
     workers.beat("wrk_b", "host", 1)
-    assert len(workers.alive(60)) == 1
+    assert len(workers.active(60)) == 1
 
 
 def write_while_the_server_closes(postgres: sa.Engine, administrator: sa.Engine) -> None:
@@ -176,13 +176,13 @@ def test_a_server_that_takes_no_writes_is_asked_again_over_new_connections(
     for _ in range(2):
         with pytest.raises(StorageUnavailable, match="is read-only"):
             workers.beat("wrk_b", "host", 1)
-    assert len(workers.alive(60)) == 1
+    assert len(workers.active(60)) == 1
     set_read_only(administrator, "off")
     # A reader may have taken a connection of before; the first write finds out at the latest.
     with pytest.raises(StorageUnavailable, match="is read-only"):
         workers.beat("wrk_b", "host", 1)
     workers.beat("wrk_b", "host", 1)
-    assert len(workers.alive(60)) == 2
+    assert len(workers.active(60)) == 2
 
 
 def set_read_only(administrator: sa.Engine, value: str) -> None:

@@ -235,7 +235,7 @@ def test_a_failed_transaction_leaves_nothing(settings: Settings) -> None:
     store.beat("wrk_a", "host", 1)
     with pytest.raises(ZeroDivisionError):
         forget_workers_and_fail(engine)
-    assert len(store.alive(60)) == 1
+    assert len(store.active(60)) == 1
     engine.dispose()
 
 

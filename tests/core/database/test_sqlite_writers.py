@@ -73,7 +73,7 @@ def test_threads_of_one_process_wait_for_each_other(engine: sa.Engine) -> None:
     workers = WorkerStore(engine)
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: workers.beat(f"wrk_{number}", "host", 1), range(64)))
-    assert len(workers.alive(60)) == 64
+    assert len(workers.active(60)) == 64
 
 
 def test_a_lock_that_is_never_released_makes_writers_busy_and_readers_read(
@@ -84,10 +84,10 @@ def test_a_lock_that_is_never_released_makes_writers_busy_and_readers_read(
     with another_writes(impatient):
         with pytest.raises(StorageBusy) as caught:
             workers.beat("wrk_b", "host", 1)
-        assert [worker.id for worker in workers.alive(60)] == ["wrk_a"]
+        assert [worker.id for worker in workers.active(60)] == ["wrk_a"]
     assert (caught.value.status, caught.value.code, caught.value.retry_after) == (503, "busy", 1)
     workers.beat("wrk_b", "host", 1)
-    assert len(workers.alive(60)) == 2
+    assert len(workers.active(60)) == 2
 
 
 def test_a_thread_that_never_ends_its_write_makes_others_busy(impatient: sa.Engine) -> None:
@@ -109,10 +109,10 @@ def test_writers_that_wait_leave_the_connections_to_the_readers(engine: sa.Engin
         with another_writes(engine):
             beats = [pool.submit(beat, number) for number in range(many)]
             started.wait()
-            assert workers.alive(60) == []
+            assert workers.active(60) == []
         for finished in beats:
             finished.result()
-    assert len(workers.alive(60)) == many
+    assert len(workers.active(60)) == many
 
 
 def test_the_log_is_copied_and_starts_anew(

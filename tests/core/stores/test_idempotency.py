@@ -53,7 +53,7 @@ def test_a_completed_key_gives_its_answer_until_its_time_is_over(
     complete(stores, keys, reserve(keys))
     stores.clock.pass_seconds(KEPT_HOURS * 3600 - 1)
     assert keys.reserve("k") == ANSWER
-    keys.forget_expired()
+    keys.delete_expired()
     assert count(stores) == 1
     stores.clock.pass_seconds(1)
     assert isinstance(keys.reserve("k"), Reservation)
@@ -98,7 +98,7 @@ def test_expired_keys_are_forgotten(stores: Stores, keys: IdempotencyStore) -> N
     complete(stores, keys, reserve(keys, "old"))
     stores.clock.pass_seconds(KEPT_HOURS * 3600)
     complete(stores, keys, reserve(keys, "new"))
-    keys.forget_expired()
+    keys.delete_expired()
     assert count(stores) == 1
 
 

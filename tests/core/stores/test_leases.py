@@ -168,7 +168,7 @@ def test_events_have_no_gaps_whoever_writes_them(stores: Stores) -> None:
     lease = lease_of(stores.claimed())
     with ThreadPoolExecutor(RIVALS) as pool:
         for i in range(40):
-            pool.submit(stores.leases.tell, lease, NewEvent(EventType.MESSAGE, f"{i}"))
+            pool.submit(stores.leases.add_event, lease, NewEvent(EventType.MESSAGE, f"{i}"))
     events = stores.jobs.events(lease.job_id)
     assert [event.seq for event in events] == list(range(1, 43))
     assert stores.jobs.get(lease.job_id).last_event == 42

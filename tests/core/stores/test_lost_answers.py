@@ -129,10 +129,10 @@ def delete_prompt(stores: Stores) -> Call:
     return lambda: stores.prompts.delete(newest.id)
 
 
-def forget_silent(stores: Stores) -> Call:
+def delete_silent(stores: Stores) -> Call:
     stores.workers.beat("wrk_a", "host", 1)
     stores.clock.pass_seconds(10)
-    return lambda: stores.workers.forget_silent(5)
+    return lambda: stores.workers.delete_silent(5)
 
 
 KEY_IS_TAKEN = sa.exc.IntegrityError
@@ -178,7 +178,7 @@ CASES = [
     Case("delete a prompt", delete_prompt, NotFound),
     Case("beat", lambda stores: lambda: stores.workers.beat("wrk_a", "host", 1)),
     Case("leave", lambda stores: lambda: stores.workers.leave("wrk_a")),
-    Case("forget silent workers", forget_silent),
+    Case("forget silent workers", delete_silent),
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "_"))

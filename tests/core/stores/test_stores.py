@@ -171,9 +171,9 @@ def test_a_worker_is_alive_while_it_is_heard_of(stores: Stores) -> None:
     stores.clock.pass_seconds(10)
     stores.workers.beat("wrk_a", "host", 1)
     stores.clock.pass_seconds(10)
-    assert [worker.id for worker in stores.workers.alive(15)] == ["wrk_a"]
-    assert not stores.workers.alive(5)
-    assert stores.workers.forget_silent(5) == 1
+    assert [worker.id for worker in stores.workers.active(15)] == ["wrk_a"]
+    assert not stores.workers.active(5)
+    assert stores.workers.delete_silent(5) == 1
     stores.workers.leave("wrk_a")
 
 

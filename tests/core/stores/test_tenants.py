@@ -361,5 +361,5 @@ def test_the_audit_log_is_a_tenants_own_and_forgets(stores: Stores) -> None:
     assert store.for_tenant("a").list().items == a[::-1]
     assert store.for_tenant("a").list(key_id="key_1").items == [a[1]]
     assert store.for_tenant("b").list().items == [b]
-    assert store.forget_before(now - DAY) == 1
+    assert store.delete_before(now - DAY) == 1
     assert store.for_tenant("a").list().items == a[:0:-1]
