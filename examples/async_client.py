@@ -8,7 +8,7 @@ from sharpzo_client import AsyncClient
 
 
 async def tune(client: AsyncClient, dataset_id: str, seed: int) -> float | None:
-    """Submit a job, print what happens to it, and return its accuracy."""
+    """Submit a job, print its events, and return its accuracy."""
     job = await client.jobs.create(
         dataset_id, preset="fast", config={"shots": 4, "seed": seed}, metadata={"seed": str(seed)}
     )

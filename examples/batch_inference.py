@@ -1,4 +1,4 @@
-"""Label a folder of loose images with a tuned prompt, and measure the prompt on another.
+"""Label a folder of loose images with a tuned prompt, and evaluate the prompt on another.
 
 Start the service with `sharpzo serve`, then: python batch_inference.py PROMPT IMAGES [PHOTOS]
 PROMPT is a name, `name:version` or an id; PHOTOS, a folder per class, is what to measure it on.

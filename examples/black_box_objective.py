@@ -1,9 +1,8 @@
-"""Both stages on an objective of your own: `python black_box_objective.py PHOTOS`.
+"""Both stages on your own objective: `python black_box_objective.py PHOTOS`.
 
-The stages see nothing but a callable, points [n, d] -> losses [n]. Here it asks a text encoder
-whose answers come rounded to eight bits, as from somebody else's server or a small chip, and judges
-them by a loss of its own (cross-entropy with smoothed labels). Nothing can be differentiated, and
-nothing needs to be.
+The stages only see a callable, points [n, d] -> losses [n]. Here it calls a text encoder that
+returns embeddings rounded to eight bits, like a remote server or a small chip, and computes its own
+loss (cross-entropy with smoothed labels). Nothing can be differentiated, and nothing needs to be.
 """
 
 import sys
@@ -11,12 +10,18 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from sharpzo_engine import load_backbone, load_dataset
-from sharpzo_engine.clip.features import Features, extract_features
-from sharpzo_engine.config import CmaConfig, PromptConfig, ZoConfig
-from sharpzo_engine.search.prompt_space import PromptSpace
-from sharpzo_engine.search.stages.sharp_cma import SharpCma
-from sharpzo_engine.search.stages.sparse_zo import SparseZo
+from sharpzo_engine import (
+    CmaConfig,
+    Features,
+    PromptConfig,
+    PromptSpace,
+    SharpCma,
+    SparseZo,
+    ZoConfig,
+    extract_features,
+    load_backbone,
+    load_dataset,
+)
 
 Array = NDArray[np.float64]
 SMOOTHING = 0.1
@@ -28,13 +33,13 @@ space = PromptSpace(backbone, dataset.class_names, PromptConfig(intrinsic_dim=64
 
 
 def encoder(points: Array) -> Array:
-    """The stand-in for a remote encoder: points [n, d] -> class embeddings [n, C, E] in 8 bits."""
+    """Stands for a remote encoder: points [n, d] -> class embeddings [n, C, E] in 8 bits."""
     exact = space.class_embeddings(points).numpy().astype(np.float64)
     return np.round(exact * 127) / 127
 
 
 class Smoothed:
-    """The objective on one split; counts what it is asked."""
+    """The objective on one split; counts its evaluations."""
 
     def __init__(self, features: Features) -> None:
         self.images = features.images.numpy().astype(np.float64)
@@ -69,7 +74,7 @@ while first.steps < GENERATIONS:
     first.step(train)
 print(f"stage 1: loss {train(space.origin[None])[0]:.3f} -> {train(first.point[None])[0]:.3f}")
 
-# Steps of differences must be wide enough to be seen through the rounding.
+# The steps of the differences must be larger than the rounding.
 config = ZoConfig(optimizer="adam", queries=4, rge_step=0.3, learning_rate=0.05)
 second = SparseZo(config, first.point, rng, horizon=STEPS)
 while second.steps < STEPS:

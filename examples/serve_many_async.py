@@ -1,4 +1,4 @@
-"""Label many images at once, with a limit on what is under way.
+"""Label many images at once, with a limit on requests in flight.
 
 Start the service with `sharpzo serve`, then: python serve_many_async.py PROMPT IMAGE...
 PROMPT is a name, `name:version`, `name@alias` or an id.

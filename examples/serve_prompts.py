@@ -1,4 +1,4 @@
-"""Serve two versions of a prompt under an alias, side by side, and go back.
+"""Serve two versions of a prompt side by side, move an alias, and roll back.
 
 Start the service with `sharpzo serve`, then: python serve_prompts.py OLD NEW IMAGE...
 OLD and NEW are prompt files of the same classes.

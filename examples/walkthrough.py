@@ -28,7 +28,7 @@ BLUE, ORANGE, GREY = "#3b82f6", "#f97316", "#8b8f98"
 
 # %% [markdown]
 # ## Data and model
-# A folder per class is a dataset. `tiny` is bundled and works offline; for photos take a real CLIP,
+# A folder per class is a dataset. `tiny` is bundled and works offline; for photos use a real CLIP,
 # such as `load_backbone("ViT-B-16", pretrained="openai")`.
 
 # %%
@@ -40,7 +40,7 @@ print(len(dataset.train), "images to train on,", len(dataset.test), "to test on"
 
 # %% [markdown]
 # ## Tune
-# Stage 1 samples, stage 2 goes downhill; both with forward passes alone. `on_step` hears of every
+# Stage 1 samples, stage 2 descends; both only use forward passes. `on_step` is called after every
 # step.
 
 
@@ -87,7 +87,7 @@ figure.savefig(folder / "curves.png", dpi=120)
 
 # %% [markdown]
 # ## Before and after, class by class
-# The tuned prompt beside the words that it began with, on test images that nothing else has seen.
+# The tuned prompt beside the words that it started from, on test images that are used only here.
 
 
 # %%
@@ -119,7 +119,7 @@ figure.legend(loc="outside lower center", ncols=2)
 figure.savefig(folder / "classes.png", dpi=120)
 
 # %% [markdown]
-# ## Can its probabilities be believed?
+# ## Can you trust its probabilities?
 # A reliability diagram: of images whose best class has a probability of about p, a share of p
 # should be right. The temperature, fitted on validation images, corrects overconfident scores.
 
@@ -144,7 +144,7 @@ axes.legend(loc="upper left")
 figure.savefig(folder / "reliability.png", dpi=120)
 
 # %% [markdown]
-# ## Keep it
+# ## Save it
 # The file holds prompt, head, temperature and lineage; the report is one page that is readable
 # offline.
 
