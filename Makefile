@@ -1,4 +1,4 @@
-# `make help` lists what there is. Every target works on a fresh checkout.
+# `make help` lists the targets. Every target works on a fresh clone.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -40,7 +40,7 @@ demo: $(STAMP) ## tune on real handwritten digits, end to end, and print the res
 	@$(BIN)/sharpzo demo
 
 serve: $(STAMP) ## run the service with its embedded defaults
-	@$(MAKE) dashboard || echo "the dashboard could not be built; the API does without it"
+	@$(MAKE) dashboard || echo "the dashboard could not be built; the API works without it"
 	$(BIN)/sharpzo serve
 
 test: $(BUILT) ## run the fast tests (at most 8 minutes on 2 cores)
@@ -67,11 +67,11 @@ check: $(BUILT) ## format check, lint, types, import contracts, Dockerfile, dash
 	mkdir -p build && $(BIN)/python tools/openapi_json.py > build/openapi.json
 	$(NPM) run --silent check
 
-lock: $(STAMP) ## pin what the images install, with hashes (docker/*.lock)
+lock: $(STAMP) ## pin the packages of the images, with hashes (docker/*.lock)
 	$(BIN)/python -m pip install --quiet --group release
 	$(BIN)/python docker/lock.py
 
-audit: $(STAMP) ## look for known vulnerabilities in what the images install (needs the internet)
+audit: $(STAMP) ## check the packages of the images for known vulnerabilities (needs the internet)
 	$(BIN)/python -m pip install --quiet --group release
 	$(BIN)/pip-audit --requirement docker/requirements.lock --require-hashes --disable-pip
 	$(BIN)/pip-audit --requirement docker/client.lock --require-hashes --disable-pip
@@ -88,14 +88,14 @@ bench: $(STAMP) ## run every benchmark in its short form (about a quarter of an 
 bench-full: $(STAMP) ## measure the figures that the documentation states (hours)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks --full --markdown benchmarks/results/full.md
 
-soak: $(STAMP) ## ten minutes of mixed load on a server of its own: does it leak, fail or mix up?
+soak: $(STAMP) ## ten minutes of mixed load on a separate server: does it leak, fail or mix up prompts?
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.soak
 
 docs: $(STAMP) ## build the documentation as a site in site/
 	$(BIN)/python tools/openapi_page.py build/openapi.md
 	$(BIN)/zensical build --strict --clean
 
-docs-serve: $(STAMP) ## show the documentation on http://localhost:8001 while it is written
+docs-serve: $(STAMP) ## serve the documentation on http://localhost:8001 and rebuild it on every change
 	$(BIN)/python tools/openapi_page.py build/openapi.md
 	$(BIN)/zensical serve --dev-addr localhost:8001
 
