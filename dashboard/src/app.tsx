@@ -2,7 +2,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import { Link, Route, Router, Switch, useLocation } from "wouter-preact";
 import { useHashLocation } from "wouter-preact/use-hash-location";
-import { KeyButton, KeyDialog } from "./parts/key";
+import { KeyButton, KeyDialog } from "./parts/forms/key";
 import { Notices } from "./parts/notices";
 import { ThemeButton } from "./parts/theme";
 import { ComparePage } from "./pages/compare";

@@ -42,6 +42,17 @@ LATE_ANSWERS = """
     };
 """
 
+#: A wrong key, or none, is refused at once: before the browser reports that the dialog has closed.
+PROMPT_REFUSALS = """
+    const now = window.fetch;
+    window.fetch = async (input, init) => {
+        const headers = new Headers(input.headers ?? init?.headers);
+        const sent = headers.get("Authorization");
+        if (sent !== null && sent !== "Bearer szo_wrong") return now(input, init);
+        return new Response('{"detail": "unknown key"}', { status: 401 });
+    };
+"""
+
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_hostile_text_is_text(cluster: Cluster, open_page: OpenPage, width: int) -> None:
@@ -132,6 +143,28 @@ def test_who_does_not_want_to_give_a_key_is_not_asked_again(
     dialog.get_by_role("button", name="Cancel").click()
     page.wait_for_timeout(5000)  # longer than between two looks at a list
     expect(dialog).to_be_hidden()
+    context.close()
+
+
+def test_a_key_that_is_refused_at_once_is_asked_for_again(
+    keyed: tuple[Cluster, str], browser: Browser
+) -> None:
+    cluster, key = keyed
+    context = browser.new_context(base_url=cluster.url)
+    page = context.new_page()
+    page.add_init_script(PROMPT_REFUSALS)
+    page.goto("/#/new-job")
+    dialog = page.get_by_role("dialog", name="API key")
+    for _ in range(3):
+        enter(page, "szo_wrong")
+        page.wait_for_function("() => sessionStorage.getItem('sharpzo.key') === null")
+        page.wait_for_timeout(300)  # longer than the browser takes to report that it closed
+        expect(dialog).to_be_visible(timeout=1000)
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    page.get_by_role("button", name="Try again").click()
+    enter(page, key)
+    expect(page.get_by_text("A job needs a dataset")).to_be_visible()
     context.close()
 
 

@@ -6,7 +6,7 @@ import { LineChart } from "../charts/line-chart";
 import { Empty, Status, Table, Text, isOver } from "../parts/basics";
 import { count, decimal, duration, percent } from "../parts/format";
 import { Shown, useResource } from "../parts/resource";
-import { isolated } from "../parts/refs";
+import { isolated } from "../parts/prompts/refs";
 import { flatten } from "../parts/settings";
 
 const COLOURS = ["--line1", "--line2", "--line3", "--line4", "--line5", "--line6"];

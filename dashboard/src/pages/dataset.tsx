@@ -2,10 +2,10 @@
 import { Link, useLocation } from "wouter-preact";
 import { api, body, type Dataset } from "../api/client";
 import { Fact, Time } from "../parts/basics";
-import { ContactSheet } from "../parts/contact-sheet";
-import { DatasetStatus, DeleteDataset } from "../parts/dataset";
+import { ContactSheet } from "../parts/datasets/contact-sheet";
+import { DatasetStatus, DeleteDataset } from "../parts/datasets/dataset";
 import { bytes, count } from "../parts/format";
-import { ClassCounts, Findings, Sizes, Unreadable, preflightOf } from "../parts/preflight";
+import { ClassCounts, Findings, Sizes, Unreadable, preflightOf } from "../parts/datasets/preflight";
 import { Named } from "../parts/named";
 import { Prose } from "../parts/prose";
 import { Shown, useResource } from "../parts/resource";

@@ -3,12 +3,12 @@ import { useState } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { api, body, type Dataset } from "../api/client";
 import { Table, Time } from "../parts/basics";
-import { DatasetStatus, DeleteDataset } from "../parts/dataset";
+import { DatasetStatus, DeleteDataset } from "../parts/datasets/dataset";
 import { count } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
 import { Named } from "../parts/named";
 import { tell } from "../parts/notices";
-import { FileField, TextField, UploadState, faultOf, useUpload } from "../parts/upload-form";
+import { FileField, TextField, UploadState, faultOf, useUpload } from "../parts/forms/upload-form";
 
 const SECONDS = 2; // between looks while something is processed
 const ARCHIVES = ".zip,.tar,.tgz,.tar.gz,application/zip,application/x-tar,application/gzip";

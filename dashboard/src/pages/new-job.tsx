@@ -3,7 +3,7 @@ import { useRef, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, body, idempotencyKey, type Dataset } from "../api/client";
 import { Empty } from "../parts/basics";
-import { isolated } from "../parts/refs";
+import { isolated } from "../parts/prompts/refs";
 import { Shown, useResource } from "../parts/resource";
 
 const OFFERED = 100; // datasets to choose from

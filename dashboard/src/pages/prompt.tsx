@@ -5,17 +5,17 @@ import { api, body, type Alias, type Job, type Prompt } from "../api/client";
 import { ClassAccuracy } from "../charts/class-accuracy";
 import { Confusion } from "../charts/confusion";
 import { Reliability } from "../charts/reliability";
-import { AliasesCard, listAliases } from "../parts/aliases";
+import { AliasesCard, listAliases } from "../parts/prompts/aliases";
 import { Fact, JobLink, Share, Table, Text, Time } from "../parts/basics";
-import { EvaluationsCard, useEvaluations } from "../parts/evaluations";
+import { EvaluationsCard, useEvaluations } from "../parts/prompts/evaluations";
 import { count, decimal, duration, percent, points } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
 import { Named } from "../parts/named";
-import { DeletePrompt, PinButton, backboneName } from "../parts/prompt";
-import { accuracies, decoded, promptPath, tryPath } from "../parts/refs";
+import { DeletePrompt, PinButton, backboneName } from "../parts/prompts/prompt";
+import { accuracies, decoded, promptPath, tryPath } from "../parts/prompts/refs";
 import { loadReport, type Report } from "../parts/reports";
 import { Shown, useResource, type Resource } from "../parts/resource";
-import { UseItCard } from "../parts/use-it";
+import { UseItCard } from "../parts/prompts/use-it";
 
 export function PromptPage({ reference }: { reference: string }) {
   const ref = decoded(reference);

@@ -6,9 +6,9 @@ import { Share, Table, Text, Time } from "../parts/basics";
 import { count, points } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
 import { tell } from "../parts/notices";
-import { backboneName, byName } from "../parts/prompt";
-import { accuracies, promptPath, tryPath } from "../parts/refs";
-import { FileField, TextField, UploadState, faultOf, useUpload } from "../parts/upload-form";
+import { backboneName, byName } from "../parts/prompts/prompt";
+import { accuracies, promptPath, tryPath } from "../parts/prompts/refs";
+import { FileField, TextField, UploadState, faultOf, useUpload } from "../parts/forms/upload-form";
 
 const NAME = "[A-Za-z0-9][A-Za-z0-9._\\-]*";
 

@@ -2,12 +2,12 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, body, type Prompt } from "../api/client";
-import { classify, parts, type LeftOut } from "../parts/classify";
-import { Drop } from "../parts/drop";
+import { classify, parts, type LeftOut } from "../parts/prompts/classify";
+import { Drop } from "../parts/forms/drop";
 import { count } from "../parts/format";
-import { TriedImage, type Tried } from "../parts/predictions";
-import { byName } from "../parts/prompt";
-import { decoded, promptPath, tryPath } from "../parts/refs";
+import { TriedImage, type Tried } from "../parts/prompts/predictions";
+import { byName } from "../parts/prompts/prompt";
+import { decoded, promptPath, tryPath } from "../parts/prompts/refs";
 import { Shown, useResource } from "../parts/resource";
 
 const MOST = 100; // prompts to choose from

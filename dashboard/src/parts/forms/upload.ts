@@ -1,6 +1,6 @@
 // Sending files with word of how far it is, which fetch does not tell.
-import { failure } from "../api/client";
-import { keyHeaders, keyOf } from "../api/key";
+import { failure } from "../../api/client";
+import { keyHeaders, keyOf } from "../../api/key";
 
 interface Options {
   headers: Record<string, string>;

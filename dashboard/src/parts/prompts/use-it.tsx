@@ -1,8 +1,8 @@
 // A prompt in other programs: files to take along, and lines to call it with.
 import { useState } from "preact/hooks";
-import { download, type Prompt } from "../api/client";
-import { key } from "../api/key";
-import { attempt } from "./notices";
+import { download, type Prompt } from "../../api/client";
+import { key } from "../../api/key";
+import { attempt } from "../notices";
 
 const FILES = [
   ["safetensors", "download", "the artifact: for the library, or to import elsewhere"],

@@ -1,11 +1,11 @@
 // What the pre-flight check found in a dataset (`sharpzo-preflight/1`).
 import { useState } from "preact/hooks";
-import type { Dataset } from "../api/client";
-import { Table, Text } from "./basics";
-import { bytes, count } from "./format";
-import { ShowAll } from "./list";
-import { Named } from "./named";
-import { Prose } from "./prose";
+import type { Dataset } from "../../api/client";
+import { Table, Text } from "../basics";
+import { bytes, count } from "../format";
+import { ShowAll } from "../list";
+import { Named } from "../named";
+import { Prose } from "../prose";
 
 const FORMAT = "sharpzo-preflight/1";
 const FEW_CLASSES = 50; // rows until somebody asks for all

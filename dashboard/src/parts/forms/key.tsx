@@ -1,6 +1,6 @@
 // Asking for an API key, once the service wants one.
-import { useEffect, useRef } from "preact/hooks";
-import { key, keyWanted, takeKey } from "../api/key";
+import { useLayoutEffect, useRef } from "preact/hooks";
+import { key, keyWanted, takeKey } from "../../api/key";
 
 export function KeyButton() {
   if (key.value === null) return null;
@@ -15,17 +15,22 @@ export function KeyButton() {
 export function KeyDialog() {
   const dialog = useRef<HTMLDialogElement>(null);
   const wanted = keyWanted.value;
-  useEffect(() => {
+  // Not an effect after painting: the service may refuse the key before the next frame.
+  useLayoutEffect(() => {
     if (wanted) dialog.current?.showModal();
     else dialog.current?.close();
   }, [wanted]);
+  // Browsers report a frame later that a dialog has closed; it may be open again by then.
+  const closed = () => {
+    if (dialog.current?.open === false) keyWanted.value = false;
+  };
   const submit = (event: SubmitEvent) => {
     event.preventDefault();
     const text = new FormData(event.currentTarget as HTMLFormElement).get("key");
     if (typeof text === "string" && text.trim() !== "") takeKey(text.trim());
   };
   return (
-    <dialog ref={dialog} aria-labelledby="key-title" onClose={() => (keyWanted.value = false)}>
+    <dialog ref={dialog} aria-labelledby="key-title" onClose={closed}>
       <form onSubmit={submit}>
         <h2 id="key-title">API key</h2>
         <p>

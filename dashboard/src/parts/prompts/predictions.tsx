@@ -1,10 +1,10 @@
 // What one image was taken for, by the tuned prompt and by the hand-written one.
 import { useState } from "preact/hooks";
-import type { ClassifyResult, Prediction } from "../api/client";
-import { Text } from "./basics";
-import { percent } from "./format";
-import { Named } from "./named";
-import { Prose } from "./prose";
+import type { ClassifyResult, Prediction } from "../../api/client";
+import { Text } from "../basics";
+import { percent } from "../format";
+import { Named } from "../named";
+import { Prose } from "../prose";
 
 /** An image that somebody gave, and what is known of it. */
 export interface Tried {

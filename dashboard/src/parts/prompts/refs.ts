@@ -1,5 +1,5 @@
 // How prompts are named in addresses, and which of their figures compare.
-import type { Prompt } from "../api/client";
+import type { Prompt } from "../../api/client";
 
 const DIRECTIONS = /[\u202a-\u202e\u2066-\u2069]/g; // what turns writing around
 

@@ -1,8 +1,8 @@
 // What lists and pages of datasets share.
-import { api, type Dataset } from "../api/client";
-import { Confirm } from "./confirm";
-import { isolated } from "./refs";
-import { attempt } from "./notices";
+import { api, type Dataset } from "../../api/client";
+import { Confirm } from "../forms/confirm";
+import { isolated } from "../prompts/refs";
+import { attempt } from "../notices";
 
 export function DatasetStatus({ dataset: { status, error } }: { dataset: Dataset }) {
   return (

@@ -1,5 +1,5 @@
 // Asking what images are, in requests of a size that the service takes.
-import { ApiError, fetchRaw, type ClassifyResult } from "../api/client";
+import { ApiError, fetchRaw, type ClassifyResult } from "../../api/client";
 
 const MOST_IMAGES = 16; // of a request: answers come soon
 const MOST_BYTES = 48e6; // of a request; the service takes 64 MiB

@@ -1,7 +1,7 @@
 // What pages of prompts share.
-import { api, type Prompt } from "../api/client";
-import { Confirm } from "./confirm";
-import { attempt } from "./notices";
+import { api, type Prompt } from "../../api/client";
+import { Confirm } from "../forms/confirm";
+import { attempt } from "../notices";
 
 export function backboneName({ name, pretrained }: Prompt["backbone"]): string {
   return pretrained === null ? name : `${name} · ${pretrained}`;

@@ -1,10 +1,10 @@
 // Forms that send one file: how far it is, and what is wrong with which field.
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useMemo, useRef, useState } from "preact/hooks";
-import { ApiError, idempotencyKey } from "../api/client";
-import { Text } from "./basics";
+import { ApiError, idempotencyKey } from "../../api/client";
+import { Text } from "../basics";
 import { Drop } from "./drop";
-import { bytes } from "./format";
+import { bytes } from "../format";
 import { upload } from "./upload";
 
 export interface Uploading {

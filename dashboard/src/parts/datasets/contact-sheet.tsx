@@ -1,8 +1,8 @@
 // A picture of a few images of each class, which opens large.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { ApiError, fetchRaw } from "../api/client";
-import { isolated } from "./refs";
-import { Shown, useResource } from "./resource";
+import { ApiError, fetchRaw } from "../../api/client";
+import { isolated } from "../prompts/refs";
+import { Shown, useResource } from "../resource";
 
 export function ContactSheet({ id, name }: { id: string; name: string }) {
   const sheet = useResource((signal) => load(id, signal), [id]);

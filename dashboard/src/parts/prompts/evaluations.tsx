@@ -1,13 +1,13 @@
 // Measuring a prompt on datasets, and what came of it.
 import { useState } from "preact/hooks";
 import { Link } from "wouter-preact";
-import { api, body, idempotencyKey, type Dataset, type Job, type Prompt } from "../api/client";
-import { Share, Status, Table, Time, isOver } from "./basics";
-import { count, percent } from "./format";
-import { Named } from "./named";
-import { attempt } from "./notices";
+import { api, body, idempotencyKey, type Dataset, type Job, type Prompt } from "../../api/client";
+import { Share, Status, Table, Time, isOver } from "../basics";
+import { count, percent } from "../format";
+import { Named } from "../named";
+import { attempt } from "../notices";
 import { isolated } from "./refs";
-import { Shown, useResource, type Resource } from "./resource";
+import { Shown, useResource, type Resource } from "../resource";
 
 const MOST = 100; // jobs that are looked through, and datasets to choose from
 const SECONDS = 2; // between looks while one is running

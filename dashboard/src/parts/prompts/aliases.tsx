@@ -8,15 +8,15 @@ import {
   type Alias,
   type AliasChange,
   type Prompt,
-} from "../api/client";
-import { Table, Time } from "./basics";
-import { Confirm } from "./confirm";
-import { decimal } from "./format";
-import { ShownList, useList } from "./list";
-import { attempt } from "./notices";
-import { Prose } from "./prose";
+} from "../../api/client";
+import { Table, Time } from "../basics";
+import { Confirm } from "../forms/confirm";
+import { decimal } from "../format";
+import { ShownList, useList } from "../list";
+import { attempt } from "../notices";
+import { Prose } from "../prose";
 import { promptPath } from "./refs";
-import { Shown, type Resource } from "./resource";
+import { Shown, type Resource } from "../resource";
 
 const DEFAULT = "live";
 const NAME = "([A-Za-z]|[0-9]+[A-Za-z._\\-])[A-Za-z0-9._\\-]*";
