@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from service.auth.authorization import PUBLIC, declared
 from service.route_docs import REF, problems
 from sharpzo_core.schemas.problems import Problem
+from sharpzo_engine.config import TuningConfig
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -33,8 +34,12 @@ def install(app: FastAPI) -> None:
             schemas = components.setdefault("schemas", {})
             for name in _UNUSED:
                 schemas.pop(name, None)
-            schema = Problem.model_json_schema(ref_template=REF)
-            schemas |= schema.pop("$defs", {}) | {"Problem": schema}
+            for model in (Problem, TuningConfig):
+                schema = model.model_json_schema(ref_template=REF)
+                schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+            # The service checks `config` itself, so that FastAPI sees any object in it.
+            config = schemas["JobCreate"]["properties"]["config"]
+            config["$ref"] = REF.format(model=TuningConfig.__name__)
             components["securitySchemes"] = {_SCHEME: _BEARER}
             _declare_keys(derive()["paths"], app)
         return derive() if _keyed(app) else _without_keys(derive())

@@ -104,6 +104,8 @@ class Metrics(Model):
     prompt_test_accuracy: float | None = None
     """accuracy on test images without the head"""
     loss: float | None = None
+    selected_step: int | None = None
+    """step that the prompt was taken from; 0 is the hand-written prompt"""
     accuracy: float | None = None
     """accuracy of an evaluation; the following fields too are of evaluations"""
     macro_accuracy: float | None = None

@@ -142,6 +142,7 @@ def _metrics(
         "forward_passes": search.forward_passes,
         "seconds": search.seconds,
         "steps": len(search.history),
+        "selected_step": search.selected_step,
         "test_images": test_images,
         "validation_images": validation_images,
     }

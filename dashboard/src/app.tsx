@@ -5,6 +5,7 @@ import { useHashLocation } from "wouter-preact/use-hash-location";
 import { KeyButton, KeyDialog } from "./parts/forms/key";
 import { Notices } from "./parts/notices";
 import { ThemeButton } from "./parts/theme";
+import { useTitle } from "./parts/title";
 import { ComparePage } from "./pages/compare";
 import { DatasetPage } from "./pages/dataset";
 import { DatasetsPage } from "./pages/datasets";
@@ -93,17 +94,24 @@ function Pages() {
       <Route path="/try/:ref?">{({ ref }) => <TryPage reference={ref ?? ""} />}</Route>
       <Route path="/jobs" component={JobsPage} />
       <Route path="/" component={JobsPage} />
-      <Route>
-        <h1>No such page</h1>
-        <p>
-          <Link href="/jobs">To the jobs</Link>
-        </p>
-      </Route>
+      <Route component={NoPage} />
     </Switch>
   );
 }
 
-/** A screen reader is told of a new page, and the keyboard goes on from its beginning. */
+function NoPage() {
+  useTitle("No such page");
+  return (
+    <>
+      <h1>No such page</h1>
+      <p>
+        <Link href="/jobs">To the jobs</Link>
+      </p>
+    </>
+  );
+}
+
+/** Focus the new page, so that a screen reader announces it and the keyboard starts at its top. */
 function useFocusOnChange(location: string) {
   const shown = useRef(location);
   useEffect(() => {

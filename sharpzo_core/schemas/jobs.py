@@ -148,6 +148,9 @@ class MetricsPublic(PublicModel):
     """Without the head."""
 
     loss: float | None = None
+    selected_step: int | None = None
+    """The step that the prompt was taken from; 0 is the hand-written prompt."""
+
     accuracy: float | None = None
     macro_accuracy: float | None = None
     """Mean over the classes."""

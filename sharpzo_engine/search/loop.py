@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +91,15 @@ class Search:
     def seconds(self) -> float:
         """Time of tuning so far, over all attempts."""
         return self._clock() - self._began
+
+    @property
+    def selected_step(self) -> int:
+        """The step that the kept point comes from; 0 is the hand-written prompt."""
+        ranks = self._ranks()
+        step = min(ranks, key=ranks.__getitem__)
+        # The validation after the last step is not in the history, and may find a better point.
+        is_last = self._config.selection == "last" or _rank(self.best.score) < ranks[step]
+        return len(self.history) if is_last else step
 
     @property
     def phase(self) -> Phase:
@@ -283,7 +292,7 @@ class Search:
         self.history = history_records(arrays)
         self.best = Validated(arrays["best_point"], Score(*scalars["best"]))
         self.start = Score(*scalars["start"])
-        self._best_rank = min(map(_rank, (self.start, *_validated_scores(self.history))))
+        self._best_rank = min(self._ranks().values())
         self._stage = self._stage_2() if scalars["phase"] == "stage2" else self._first_stage()
         own = {k.removeprefix("stage."): v for k, v in arrays.items() if k.startswith("stage.")}
         self._stage.restore(StageState(own, scalars["stage"]))
@@ -296,11 +305,13 @@ class Search:
         if scalars["budget"] != self._budget and isinstance(self._stage, Descent):
             self._stage.extend(self._stage.steps + self._stage_2_horizon())
 
-
-def _validated_scores(history: Iterable[StepRecord]) -> Iterator[Score]:
-    for record in history:
-        if record.val_loss is not None and record.val_accuracy is not None:
-            yield Score(record.val_loss, record.val_accuracy)
+    def _ranks(self) -> dict[int, tuple[float, float]]:
+        """The rank of each validated step; of the hand-written prompt as step 0."""
+        return {0: _rank(self.start)} | {
+            record.step: _rank(Score(record.val_loss, record.val_accuracy))
+            for record in self.history
+            if record.val_loss is not None and record.val_accuracy is not None
+        }
 
 
 def _rank(score: Score) -> tuple[float, float]:

@@ -66,6 +66,64 @@ def test_curves_move_and_survive_the_api_s_restart(cluster: Cluster, open_page: 
     assert job.id not in [other.id for other in cluster.client.jobs.list()]
 
 
+def test_a_job_shows_how_its_prompt_was_found(cluster: Cluster, open_page: OpenPage) -> None:
+    job = cluster.wait_until_ended(cluster.submit(name="explained").id)
+    selected = job.metrics.selected_step
+    assert selected is not None
+    page = open_page(f"/jobs/{job.id}")
+    loss = page.get_by_role("img", name="Loss, step 1 to 40")
+    expect(loss).to_have_accessible_name(re.compile(f"selected: step {selected}$"))
+    facts = page.get_by_label("Summary").locator(".fact", has_text="Selected step")
+    expect(facts.locator("dd")).to_have_text(str(selected))
+    expect(page.locator(".events")).to_contain_text("entered Gauss-Newton at step")
+
+    changed = page.get_by_role("region", name="Configuration").locator("div:has(strong) > dt")
+    expect(changed).to_have_text(
+        ["shots", "total_steps", "change_point", "prompt.intrinsic_dim", "cma.population_size"]
+    )
+    picture(page, "job-explained-1280-light")
+
+
+def test_the_axis_of_curves_is_remembered(cluster: Cluster, open_page: OpenPage) -> None:
+    job = cluster.wait_until_ended(cluster.submit(name="measured").id)
+    steps = cluster.client.jobs.metrics(job.id)
+    passes = {step.step: step.forward_passes for step in steps}
+    page = open_page(f"/jobs/{job.id}")
+    expect(page.get_by_role("img", name="Forward passes, step 1 to 40")).to_be_visible()
+    page.get_by_label("Over").select_option(label="forward passes")
+    page.reload()
+    span = f"forward passes {passes[1]} to {passes[40]}"
+    loss = page.get_by_role("img", name=f"Loss, {span}")
+    expect(loss).to_be_visible()
+    expect(page.get_by_role("img", name=f"Steps, {span}")).to_be_visible()
+    if selected := job.metrics.selected_step:
+        expect(loss).to_have_accessible_name(
+            re.compile(f"selected: forward passes {passes[int(selected)]}$")
+        )
+    page.goto(f"/#/compare/{job.id}")
+    expect(page.get_by_role("img", name=f"Validation accuracy, {span}")).to_be_visible()
+
+
+def test_every_page_has_its_own_title(cluster: Cluster, open_page: OpenPage) -> None:
+    job = cluster.submit(name="titled")
+    dataset = cluster.client.datasets.get(cluster.dataset_id)
+    page = open_page("/jobs")
+    for path, title in {
+        "/jobs": "Jobs",
+        "/compare": "Compare",
+        "/datasets": "Datasets",
+        "/prompts": "Prompts",
+        "/try": "Try it",
+        "/new-job": "New job",
+        "/nowhere": "No such page",
+        f"/jobs/{job.id}": "\u2068titled\u2069",
+        f"/datasets/{cluster.dataset_id}": f"\u2068{dataset.name}\u2069",
+    }.items():
+        page.goto(f"/#{path}")
+        expect(page).to_have_title(f"{title} · SharpZO")
+    cluster.client.jobs.cancel(job.id)
+
+
 def test_jobs_are_chosen_in_the_list_and_compared(cluster: Cluster, open_page: OpenPage) -> None:
     made = [cluster.submit(name=f"compared-{seed}", seed=seed) for seed in (1, 2)]
     for job in made:

@@ -64,7 +64,7 @@ def test_hostile_text_is_text(cluster: Cluster, open_page: OpenPage, width: int)
     for name, text in HOSTILE.items():
         fact = page.locator(".fact", has=page.get_by_text(name, exact=True))
         expect(fact.locator("bdi")).to_have_text(text)
-    expect(page).to_have_title("SharpZO")
+    expect(page).to_have_title("\u2068harmless\u2069 · SharpZO")
     assert page.locator("main script, main img").count() == 0
     picture(page, f"hostile-job-{width}-light")
 

@@ -1,63 +1,89 @@
-// What a search did, step by step: five charts that share their x axis.
+// What a search did, step by step: charts that share their x axis.
 import { useMemo } from "preact/hooks";
-import type { Step } from "../api/client";
-import { phaseName } from "../parts/basics";
+import type { JobEvent, Step } from "../api/client";
 import { count, decimal, percent } from "../parts/format";
-import { LineChart, type Band, type Values } from "./line-chart";
+import { AXES, AxisChoice, axisOr, type Axis } from "./axis";
+import { LineChart, type Band, type Mark, type Values } from "./line-chart";
 
 const STAGES = [
   { phase: "stage1", short: "1", colour: "--stage1" },
   { phase: "stage2", short: "2", colour: "--stage2" },
 ] as const;
 
-export function Curves({ steps }: { steps: readonly Step[] }) {
-  const x = useMemo(() => steps.map((step) => step.step), [steps]);
-  const bands = useMemo(() => stages(steps), [steps]);
+interface Props {
+  steps: readonly Step[];
+  /** Name the stages. */
+  events: readonly JobEvent[];
+  /** The step whose prompt was published; 0 stands for the hand-written prompt. */
+  selected: number | null | undefined;
+}
+
+export function Curves({ steps, events, selected }: Props) {
+  const axis = axisOr("step");
+  const x = useMemo(() => steps.map((step) => step[axis]), [steps, axis]);
+  const bands = useMemo(() => stages(steps, events, axis), [steps, events, axis]);
+  const mark = useMemo(() => markOf(steps, selected, axis), [steps, selected, axis]);
   const column = useMemo(() => columns(steps), [steps]);
-  const common = { x, bands };
+  const common = { x, bands, mark, xLabel: AXES[axis] };
   const hasSharpness = column.sharpness.some((value) => value !== null);
   const hasSigma = column.sigma.some((value) => value !== null);
   return (
-    <div class="charts">
-      <LineChart
-        {...common}
-        title="Loss"
-        format={decimal}
-        logarithmic={column.positive}
-        lines={[
-          { label: "training", colour: "--line1", values: column.loss },
-          { label: "validation", colour: "--line3", values: column.valLoss, sparse: true },
-        ]}
-      />
-      <LineChart
-        {...common}
-        title="Validation accuracy"
-        format={percent}
-        lines={[{ label: "accuracy", colour: "--line2", values: column.valAccuracy, sparse: true }]}
-      />
-      {hasSigma && (
+    <>
+      <p class="actions axis">
+        <AxisChoice value={axis} />
+      </p>
+      <div class="charts">
         <LineChart
           {...common}
-          title="Step size σ of CMA-ES"
+          title="Loss"
           format={decimal}
-          lines={[{ label: "σ", colour: "--line5", values: column.sigma }]}
+          logarithmic={column.positive}
+          lines={[
+            { label: "training", colour: "--line1", values: column.loss },
+            { label: "validation", colour: "--line3", values: column.valLoss, sparse: true },
+          ]}
         />
-      )}
-      {hasSharpness && (
         <LineChart
           {...common}
-          title="Sharpness"
-          format={decimal}
-          lines={[{ label: "sharpness", colour: "--line4", values: column.sharpness }]}
+          title="Validation accuracy"
+          format={percent}
+          lines={[
+            { label: "accuracy", colour: "--line2", values: column.valAccuracy, sparse: true },
+          ]}
         />
-      )}
-      <LineChart
-        {...common}
-        title="Forward passes"
-        format={count}
-        lines={[{ label: "passes", colour: "--line6", values: column.passes }]}
-      />
-    </div>
+        {hasSigma && (
+          <LineChart
+            {...common}
+            title="Step size σ of CMA-ES"
+            format={decimal}
+            lines={[{ label: "σ", colour: "--line5", values: column.sigma }]}
+          />
+        )}
+        {hasSharpness && (
+          <LineChart
+            {...common}
+            title="Sharpness"
+            format={decimal}
+            lines={[{ label: "sharpness", colour: "--line4", values: column.sharpness }]}
+          />
+        )}
+        {axis === "forward_passes" ? (
+          <LineChart
+            {...common}
+            title="Steps"
+            format={count}
+            lines={[{ label: "steps", colour: "--line6", values: column.step }]}
+          />
+        ) : (
+          <LineChart
+            {...common}
+            title="Forward passes"
+            format={count}
+            lines={[{ label: "passes", colour: "--line6", values: column.passes }]}
+          />
+        )}
+      </div>
+    </>
   );
 }
 
@@ -72,19 +98,36 @@ function columns(steps: readonly Step[]) {
     sigma: of("sigma"),
     sharpness: of("sharpness"),
     passes: of("forward_passes"),
+    step: of("step"),
     positive: positive && steps.length > 1,
   };
 }
 
-/** Where each stage begins and ends. */
-export function stages(steps: readonly Step[]): readonly Band[] {
+/** Where each stage begins and ends, named by the optimiser that it ran. */
+function stages(steps: readonly Step[], events: readonly JobEvent[], axis: Axis): readonly Band[] {
   const found: Band[] = [];
   for (const { phase, short, colour } of STAGES) {
     const first = steps.find((step) => step.phase === phase);
     const last = steps.findLast((step) => step.phase === phase);
     if (first === undefined || last === undefined) continue;
-    const from = found.at(-1)?.to ?? first.step; // no gap between two stages
-    found.push({ label: phaseName(phase), short, from, to: last.step, colour });
+    const from = found.at(-1)?.to ?? first[axis]; // no gap between two stages
+    found.push({ label: labelOf(phase, events) ?? short, short, from, to: last[axis], colour });
   }
   return found;
+}
+
+function labelOf(phase: string, events: readonly JobEvent[]): string | undefined {
+  const label = events.find(({ data }) => data["phase"] === phase)?.data["phase_label"];
+  return typeof label === "string" ? label : undefined;
+}
+
+/** Long searches are thinned before they come here: the next step that was kept is near enough. */
+function markOf(
+  steps: readonly Step[],
+  selected: number | null | undefined,
+  axis: Axis,
+): Mark | undefined {
+  if (selected == null || selected === 0) return undefined;
+  const step = steps.find((known) => known.step >= selected);
+  return step && { label: "selected", at: step[axis] };
 }

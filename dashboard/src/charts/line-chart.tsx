@@ -1,4 +1,4 @@
-// One chart of values over steps, drawn by uPlot on a canvas; its numbers are told in words as well.
+// One chart of values over steps, drawn by uPlot on a canvas; screen readers get its numbers in words.
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import { appearance, colour } from "../parts/theme";
@@ -24,12 +24,19 @@ export interface Band {
   colour: string;
 }
 
+/** A place on the x axis with a name. */
+export interface Mark {
+  label: string;
+  at: number;
+}
+
 interface Props {
   title: string;
   /** Ascending. */
   x: readonly number[];
   lines: readonly Line[];
   bands?: readonly Band[];
+  mark?: Mark | undefined;
   xLabel?: string;
   format: (value: number) => string;
   /** Whether the values may be shown on a logarithmic axis: all above 0. */
@@ -40,11 +47,11 @@ interface Props {
 const cursors = uPlot.sync("steps"); // all charts of a page show the same step
 
 export function LineChart(props: Props) {
-  const { title, x, lines, bands = [], logarithmic = false, height = 220 } = props;
+  const { title, x, lines, bands, mark, logarithmic = false, height = 220 } = props;
   const place = useRef<HTMLDivElement>(null);
   const chart = useRef<uPlot>();
-  const shown = useRef(bands);
-  shown.current = bands;
+  const shown = useRef(props);
+  shown.current = props;
   const shape = [
     appearance.value,
     title,
@@ -56,15 +63,15 @@ export function LineChart(props: Props) {
   useEffect(() => {
     const element = place.current;
     if (element === null) return;
-    const made = new uPlot(options(props, element.clientWidth, shown), data(x, lines), element);
+    const made = new uPlot(options(element.clientWidth, shown), data(x, lines), element);
     chart.current = made;
     const observer = new ResizeObserver(() => made.setSize({ width: element.clientWidth, height }));
     observer.observe(element);
     return () => (observer.disconnect(), made.destroy());
   }, [shape]);
-  useEffect(() => chart.current?.setData(data(x, lines)), [x, lines, bands]);
+  useEffect(() => chart.current?.setData(data(x, lines)), [x, lines, bands, mark]);
 
-  const summary = useMemo(() => summarise(props), [x, lines]);
+  const summary = useMemo(() => summarise(props), [x, lines, mark]);
   return (
     <figure class="chart">
       <figcaption>{title}</figcaption>
@@ -77,8 +84,8 @@ function data(x: readonly number[], lines: readonly Line[]): uPlot.AlignedData {
   return [x, ...lines.map((line) => line.values)] as unknown as uPlot.AlignedData;
 }
 
-function options(props: Props, width: number, bands: { current: readonly Band[] }): uPlot.Options {
-  const { lines, xLabel = "step", format, logarithmic = false, height = 220 } = props;
+function options(width: number, shown: { current: Props }): uPlot.Options {
+  const { lines, xLabel = "step", format, logarithmic = false, height = 220 } = shown.current;
   const axis = {
     stroke: colour("--faint"),
     grid: { stroke: colour("--line"), width: 1 },
@@ -109,17 +116,31 @@ function options(props: Props, width: number, bands: { current: readonly Band[] 
         value: (_: uPlot, v: number | null) => (v === null ? "–" : format(v)),
       })),
     ],
-    hooks: { drawClear: [(made) => drawBands(made, bands.current)] },
+    hooks: {
+      drawClear: [(made) => drawBands(made, shown.current.bands ?? [])],
+      draw: [(made) => drawMark(made, shown.current.mark)],
+    },
   };
 }
 
-function drawBands(chart: uPlot, bands: readonly Band[]): void {
+/** Draw within the axes, with the font of their labels. */
+function inPlot(chart: uPlot, draw: (ctx: CanvasRenderingContext2D) => void): void {
   const { ctx, bbox } = chart;
   ctx.save();
   ctx.beginPath();
   ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
   ctx.clip();
   ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+  draw(ctx);
+  ctx.restore();
+}
+
+function drawBands(chart: uPlot, bands: readonly Band[]): void {
+  inPlot(chart, (ctx) => paintBands(chart, ctx, bands));
+}
+
+function paintBands(chart: uPlot, ctx: CanvasRenderingContext2D, bands: readonly Band[]): void {
+  const { bbox } = chart;
   ctx.textBaseline = "top";
   ctx.textAlign = "left";
   ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
@@ -136,7 +157,21 @@ function drawBands(chart: uPlot, bands: readonly Band[]): void {
     const label = [band.label, band.short].find(fits);
     if (label !== undefined) ctx.fillText(label, start, bbox.top + 6);
   }
-  ctx.restore();
+}
+
+function drawMark(chart: uPlot, mark: Mark | undefined): void {
+  if (mark === undefined) return;
+  inPlot(chart, (ctx) => {
+    const { bbox } = chart;
+    const x = chart.valToPos(mark.at, "x", true);
+    const isLeft = x < bbox.left + bbox.width / 2; // the label goes where there is more room
+    ctx.strokeStyle = ctx.fillStyle = colour("--good");
+    ctx.lineWidth = 1.5 * devicePixelRatio;
+    ctx.textBaseline = "bottom";
+    ctx.textAlign = isLeft ? "left" : "right";
+    drawLine(ctx, x, bbox.top, bbox.height);
+    ctx.fillText(mark.label, isLeft ? x + 6 : x - 6, bbox.top + bbox.height - 6);
+  });
 }
 
 function drawLine(ctx: CanvasRenderingContext2D, x: number, top: number, height: number): void {
@@ -146,9 +181,9 @@ function drawLine(ctx: CanvasRenderingContext2D, x: number, top: number, height:
   ctx.stroke();
 }
 
-/** What a reader who does not see the chart has to know. */
-function summarise({ title, x, lines, xLabel = "step", format }: Props): string {
-  const told = lines.map((line) => {
+/** The chart in words, for readers who do not see it. */
+function summarise({ title, x, lines, mark, xLabel = "step", format }: Props): string {
+  const sentences = lines.map((line) => {
     const known = line.values.filter((value) => value !== null);
     const [first, last] = [known[0], known.at(-1)];
     if (first === undefined || last === undefined) return `${line.label}: nothing measured yet`;
@@ -158,5 +193,6 @@ function summarise({ title, x, lines, xLabel = "step", format }: Props): string 
     ];
     return `${line.label}: from ${format(first)} to ${format(last)}, lowest ${format(low)}, highest ${format(high)}`;
   });
-  return `${title}, ${xLabel} ${x[0] ?? 0} to ${x.at(-1) ?? 0}. ${told.join(". ")}`;
+  if (mark !== undefined) sentences.push(`${mark.label}: ${xLabel} ${mark.at}`);
+  return `${title}, ${xLabel} ${x[0] ?? 0} to ${x.at(-1) ?? 0}. ${sentences.join(". ")}`;
 }

@@ -2,12 +2,14 @@
 import { useMemo, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { ApiError, api, body, type Job, type Step } from "../api/client";
+import { AXES, AxisChoice, axisOr, type Axis } from "../charts/axis";
 import { LineChart } from "../charts/line-chart";
 import { Empty, Status, Table, Text, isOver } from "../parts/basics";
-import { count, decimal, duration, percent } from "../parts/format";
+import { count, decimal, duration, isolated, percent } from "../parts/format";
+import { Choice } from "../parts/forms/choice";
 import { Shown, useResource } from "../parts/resource";
-import { isolated } from "../parts/prompts/refs";
 import { flatten } from "../parts/settings";
+import { useTitle } from "../parts/title";
 
 const COLOURS = ["--line1", "--line2", "--line3", "--line4", "--line5", "--line6"];
 /** Jobs in one chart: as many as there are colours. */
@@ -24,8 +26,6 @@ const MEASURES = {
   sharpness: { title: "Sharpness", format: decimal },
 } as const;
 type Measure = keyof typeof MEASURES;
-const AXES = { forward_passes: "forward passes", step: "step", seconds: "seconds" } as const;
-type Axis = keyof typeof AXES;
 
 interface Run {
   job: Job;
@@ -33,6 +33,7 @@ interface Run {
 }
 
 export function ComparePage({ chosen }: { chosen: string }) {
+  useTitle("Compare");
   const ids = useMemo(() => chosen.split(",").filter((id) => id !== ""), [chosen]);
   const shown = useMemo(() => ids.slice(0, COMPARED), [ids]);
   const [, go] = useLocation();
@@ -143,13 +144,13 @@ function title(job: Job): string {
 
 function Comparison({ runs }: { runs: readonly Run[] }) {
   const [measure, setMeasure] = useState<Measure>("val_accuracy");
-  const [axis, setAxis] = useState<Axis>("forward_passes");
+  const axis = axisOr("forward_passes");
   const { x, lines } = useMemo(() => align(runs, measure, axis), [runs, measure, axis]);
   return (
     <section class="card" aria-label="Curves">
       <p class="actions">
         <Choice label="Measure" value={measure} onChange={setMeasure} options={measureTitles} />
-        <Choice label="Over" value={axis} onChange={setAxis} options={AXES} />
+        <AxisChoice value={axis} />
       </p>
       <LineChart
         title={MEASURES[measure].title}
@@ -166,31 +167,6 @@ function Comparison({ runs }: { runs: readonly Run[] }) {
 const measureTitles = Object.fromEntries(
   Object.entries(MEASURES).map(([name, { title }]) => [name, title]),
 ) as Record<Measure, string>;
-
-interface ChoiceProps<T extends string> {
-  label: string;
-  value: T;
-  options: Readonly<Record<T, string>>;
-  onChange: (value: T) => void;
-}
-
-function Choice<T extends string>({ label, value, options, onChange }: ChoiceProps<T>) {
-  return (
-    <label>
-      {label}
-      <select
-        value={value}
-        onChange={(event) => onChange((event.currentTarget as HTMLSelectElement).value as T)}
-      >
-        {Object.entries<string>(options).map(([name, text]) => (
-          <option key={name} value={name}>
-            {text}
-          </option>
-        ))}
-      </select>
-    </label>
-  );
-}
 
 /** The runs' values over one common x axis, with gaps where a run has nothing. */
 function align(runs: readonly Run[], measure: Measure, axis: Axis) {

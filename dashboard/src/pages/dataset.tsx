@@ -4,11 +4,12 @@ import { api, body, type Dataset } from "../api/client";
 import { Fact, Time } from "../parts/basics";
 import { ContactSheet } from "../parts/datasets/contact-sheet";
 import { DatasetStatus, DeleteDataset } from "../parts/datasets/dataset";
-import { bytes, count } from "../parts/format";
+import { bytes, count, isolated } from "../parts/format";
 import { ClassCounts, Findings, Sizes, Unreadable, preflightOf } from "../parts/datasets/preflight";
 import { Named } from "../parts/named";
 import { Prose } from "../parts/prose";
 import { Shown, useResource } from "../parts/resource";
+import { useTitle } from "../parts/title";
 
 const SECONDS = 2; // between looks while it is processed
 
@@ -19,6 +20,7 @@ export function DatasetPage({ id }: { id: string }) {
     [id],
     (known) => (known?.status === "processing" ? SECONDS : undefined),
   );
+  useTitle(dataset.value && isolated(dataset.value.name));
   return (
     <>
       <p class="crumb">

@@ -8,12 +8,14 @@ import { count } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
 import { Named } from "../parts/named";
 import { tell } from "../parts/notices";
+import { useTitle } from "../parts/title";
 import { FileField, TextField, UploadState, faultOf, useUpload } from "../parts/forms/upload-form";
 
 const SECONDS = 2; // between looks while something is processed
 const ARCHIVES = ".zip,.tar,.tgz,.tar.gz,application/zip,application/x-tar,application/gzip";
 
 export function DatasetsPage() {
+  useTitle("Datasets");
   const list = useList(
     (query, signal) => body(api.GET("/v1/datasets", { params: { query }, signal })),
     [],

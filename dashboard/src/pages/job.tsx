@@ -5,27 +5,19 @@ import { api, download, type Job, type JobEvent } from "../api/client";
 import { key } from "../api/key";
 import { useEvents, useLiveJob } from "../api/live";
 import { Curves } from "../charts/curves";
-import {
-  Empty,
-  Fact,
-  JobLink,
-  Progress,
-  Status,
-  Table,
-  Text,
-  isOver,
-  phaseName,
-} from "../parts/basics";
-import { count, decimal, duration, moment, percent, points } from "../parts/format";
+import { Empty, Fact, JobLink, Progress, Status, Text, isOver } from "../parts/basics";
+import { count, decimal, duration, isolated, moment, percent, points } from "../parts/format";
 import { attempt } from "../parts/notices";
-import { Waiting } from "../parts/resource";
-import { flatten } from "../parts/settings";
+import { Waiting, useResource } from "../parts/resource";
+import { flatten, loadDefaults } from "../parts/settings";
+import { useTitle } from "../parts/title";
 
 export function JobPage({ id }: { id: string }) {
   const [turn, setTurn] = useState(0);
   const live = useLiveJob(id, turn);
   const events = useEvents(id, turn);
   const { job, steps, state, error } = live;
+  useTitle(job && isolated(job.name ?? job.id));
   if (error !== undefined) {
     return (
       <p class="notice bad" role="alert">
@@ -60,7 +52,7 @@ export function JobPage({ id }: { id: string }) {
         <section class="card" aria-label="Curves">
           {steps.length > 0 ? (
             <>
-              <Curves steps={steps} />
+              <Curves steps={steps} events={events} selected={job.metrics.selected_step} />
               <p class="actions below">
                 <Steps job={job} />
               </p>
@@ -70,10 +62,8 @@ export function JobPage({ id }: { id: string }) {
           )}
         </section>
       )}
-      <div class="columns">
-        <Events events={events} />
-        <Settings job={job} />
-      </div>
+      <Events events={events} />
+      <Settings job={job} />
     </>
   );
 }
@@ -90,7 +80,7 @@ function Summary({ job }: { job: Job }) {
         )}
         {job.kind === "tuning" ? <TuningFacts job={job} /> : <ApplyingFacts job={job} />}
         <Fact name="Forward passes">{count(progress.forward_passes)}</Fact>
-        <Fact name="Running for">{duration(runningSeconds(job))}</Fact>
+        <Fact name={isOver(job) ? "Ran for" : "Running for"}>{duration(runningSeconds(job))}</Fact>
         <Fact name="Attempt">{job.attempt}</Fact>
         {job.checkpoint !== null && (
           <Fact name="Checkpoint">
@@ -106,7 +96,7 @@ function Summary({ job }: { job: Job }) {
           <Text>{job.backbone}</Text>
         </Fact>
         {job.from_checkpoint !== null && (
-          <Fact name="Goes on from">
+          <Fact name="Continues">
             <JobLink id={job.from_checkpoint} />
           </Fact>
         )}
@@ -140,6 +130,15 @@ function TuningFacts({ job: { metrics } }: { job: Job }) {
         <Fact name="Prompt without head">{percent(metrics.prompt_test_accuracy)}</Fact>
       )}
       <Fact name="Training loss">{decimal(metrics.loss)}</Fact>
+      {metrics.selected_step != null && (
+        <Fact name="Selected step">
+          {metrics.selected_step === 0 ? (
+            <span title="No step did better on the validation images">none</span>
+          ) : (
+            count(metrics.selected_step)
+          )}
+        </Fact>
+      )}
     </>
   );
 }
@@ -300,37 +299,50 @@ function Events({ events }: { events: readonly JobEvent[] }) {
   );
 }
 
-function describe(event: JobEvent): string {
-  const phase = event.data["phase"];
-  return event.type === "phase" && typeof phase === "string"
-    ? event.message.replace(phase, phaseName(phase))
-    : event.message;
+function describe({ message, data: { phase, phase_label: label } }: JobEvent): string {
+  const isNamed = typeof phase === "string" && typeof label === "string";
+  return isNamed ? message.replace(phase, label) : message;
 }
 
 function clock(time: string): string {
   return new Date(time).toLocaleTimeString("en-GB");
 }
 
+/** All of it; of a search, with values other than the defaults in bold, as in its report. */
 function Settings({ job }: { job: Job }) {
+  const isSearch = job.kind === "tuning";
+  const { value: defaults } = useResource(
+    async (signal) => (isSearch ? await loadDefaults(signal) : new Map<string, string>()),
+    [isSearch],
+  );
+  const isChanged = (name: string, value: string) =>
+    defaults?.has(name) === true && defaults.get(name) !== value;
   return (
     <section class="card" aria-labelledby="settings-title">
       <h2 id="settings-title">Configuration</h2>
-      <div class="settings">
-        <Table label="Configuration">
-          <tbody>
-            {flatten(job.config).map(([name, value]) => (
-              <tr key={name}>
-                <th scope="row">
-                  <code>{name}</code>
-                </th>
-                <td>
+      {isSearch && defaults !== undefined && (
+        <p>
+          <small>Values other than the defaults are bold.</small>
+        </p>
+      )}
+      <dl class="settings">
+        {flatten(job.config).map(([name, value]) => (
+          <div key={name}>
+            <dt>
+              <code>{name}</code>
+            </dt>
+            <dd>
+              {isChanged(name, value) ? (
+                <strong>
                   <Text>{value}</Text>
-                </td>
-              </tr>
-            ))}
-          </tbody>
-        </Table>
-      </div>
+                </strong>
+              ) : (
+                <Text>{value}</Text>
+              )}
+            </dd>
+          </div>
+        ))}
+      </dl>
     </section>
   );
 }

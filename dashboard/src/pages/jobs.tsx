@@ -5,6 +5,7 @@ import { api, body, type Job } from "../api/client";
 import { Empty, Progress, Status, Table, Text, Time, isOver } from "../parts/basics";
 import { count, duration, percent } from "../parts/format";
 import { Shown, useResource } from "../parts/resource";
+import { useTitle } from "../parts/title";
 import { COMPARED } from "./compare";
 
 const PAGE = 50;
@@ -16,6 +17,7 @@ type Query = { limit: number; after?: string; kind?: Kind };
 type Page = { data: Job[]; next: string | null };
 
 export function JobsPage() {
+  useTitle("Jobs");
   const [kind, setKind] = useState<Kind | "">("");
   const [shown, setShown] = useState(PAGE);
   const jobs = useResource(

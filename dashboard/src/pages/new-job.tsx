@@ -3,8 +3,9 @@ import { useRef, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, body, idempotencyKey, type Dataset } from "../api/client";
 import { Empty } from "../parts/basics";
-import { isolated } from "../parts/prompts/refs";
+import { isolated } from "../parts/format";
 import { Shown, useResource } from "../parts/resource";
+import { useTitle } from "../parts/title";
 
 const OFFERED = 100; // datasets to choose from
 const PRESETS = [
@@ -26,6 +27,7 @@ const PRESETS = [
 ];
 
 export function NewJobPage({ dataset }: { dataset: string }) {
+  useTitle("New job");
   const offers = useResource(loadOffers, []);
   return (
     <>

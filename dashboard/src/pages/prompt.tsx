@@ -15,6 +15,7 @@ import { DeletePrompt, PinButton, backboneName } from "../parts/prompts/prompt";
 import { accuracies, decoded, promptPath, tryPath } from "../parts/prompts/refs";
 import { loadReport, type Report } from "../parts/reports";
 import { Shown, useResource, type Resource } from "../parts/resource";
+import { useTitle } from "../parts/title";
 import { UseItCard } from "../parts/prompts/use-it";
 
 export function PromptPage({ reference }: { reference: string }) {
@@ -23,6 +24,7 @@ export function PromptPage({ reference }: { reference: string }) {
     (signal) => body(api.GET("/v1/prompts/{ref}", { params: { path: { ref } }, signal })),
     [ref],
   );
+  useTitle(prompt.value && `${prompt.value.name} v${prompt.value.version}`);
   return (
     <>
       <p class="crumb">

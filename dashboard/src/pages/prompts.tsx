@@ -8,11 +8,13 @@ import { ShownList, useList } from "../parts/list";
 import { tell } from "../parts/notices";
 import { backboneName, byName } from "../parts/prompts/prompt";
 import { accuracies, promptPath, tryPath } from "../parts/prompts/refs";
+import { useTitle } from "../parts/title";
 import { FileField, TextField, UploadState, faultOf, useUpload } from "../parts/forms/upload-form";
 
 const NAME = "[A-Za-z0-9][A-Za-z0-9._\\-]*";
 
 export function PromptsPage() {
+  useTitle("Prompts");
   const list = useList(
     (query, signal) => body(api.GET("/v1/prompts", { params: { query }, signal })),
     [],

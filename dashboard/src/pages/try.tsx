@@ -9,6 +9,7 @@ import { TriedImage, type Tried } from "../parts/prompts/predictions";
 import { byName } from "../parts/prompts/prompt";
 import { decoded, promptPath, tryPath } from "../parts/prompts/refs";
 import { Shown, useResource } from "../parts/resource";
+import { useTitle } from "../parts/title";
 
 const MOST = 100; // prompts to choose from
 
@@ -20,6 +21,7 @@ const NOTES: Record<LeftOut, string> = {
 let ids = 0;
 
 export function TryPage({ reference }: { reference: string }) {
+  useTitle("Try it");
   const prompts = useResource(async (signal) => {
     const params = { query: { limit: MOST } };
     return (await body(api.GET("/v1/prompts", { params, signal }))).data;

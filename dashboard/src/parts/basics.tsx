@@ -21,23 +21,12 @@ export function Time({ at }: { at: string }) {
   );
 }
 
-const PHASES: Record<string, string> = {
-  preparing: "preparing",
-  stage1: "stage 1 · CMA-ES",
-  stage2: "stage 2 · zeroth-order",
-  evaluating: "evaluating",
-};
-
-export function phaseName(phase: string | null): string {
-  return phase === null ? "" : (PHASES[phase] ?? phase);
-}
-
 export function Status({ job }: { job: Job }) {
-  const doing = job.status === "running" && job.phase !== null;
+  const doing = job.status === "running" && job.phase_label !== null;
   return (
     <span class={`status ${job.status}`}>
       {job.status}
-      {doing && <small> {phaseName(job.phase)}</small>}
+      {doing && <small> {job.phase_label}</small>}
     </span>
   );
 }

@@ -2,6 +2,7 @@
 const whole = new Intl.NumberFormat("en");
 const stamp = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 const DASH = "–";
+const DIRECTIONS = /[\u202a-\u202e\u2066-\u2069]/g; // what reverses the text around it
 
 export function percent(fraction: number | null | undefined): string {
   return fraction == null ? DASH : `${(100 * fraction).toFixed(1)} %`;
@@ -50,4 +51,11 @@ export function ago(time: string, now: number = Date.now()): string {
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
   if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ago`;
   return `${Math.floor(seconds / 86_400)} d ago`;
+}
+
+/** Text of a user's where no element can isolate it, such as in an <option>. */
+export function isolated(text: string, longest = 60): string {
+  const characters = [...text.replace(DIRECTIONS, "")];
+  const cut = characters.length > longest ? [...characters.slice(0, longest), "…"] : characters;
+  return `\u2068${cut.join("")}\u2069`;
 }

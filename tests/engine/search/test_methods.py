@@ -22,7 +22,7 @@ from sharpzo_engine.search.gradients import (
     ForwardDerivatives,
     RandomGradient,
 )
-from sharpzo_engine.search.loop import Search
+from sharpzo_engine.search.loop import Search, Validated
 from sharpzo_engine.search.methods import passes_per_stage_2_step, stage_1, stage_2, stage_label
 from sharpzo_engine.search.objective import Objective
 from sharpzo_engine.search.progress import Progress
@@ -124,6 +124,25 @@ def test_every_step_of_a_run_is_reported_with_its_label(clip: Backbone) -> None:
         "stage1": "CMA-ES",
         "stage2": "Gauss-Newton",
     }
+
+
+@pytest.mark.parametrize("selection", ["best", "last"])
+def test_the_step_that_the_kept_point_comes_from_is_known(clip: Backbone, selection: str) -> None:
+    kept: list[Validated] = []  # after the start and after each step
+    objective, validation = make_objective(clip), make_objective(clip, seed=1)
+    settings = config(selection=selection)
+    search = Search(settings, objective, validation, lambda _: kept.append(search.best))
+    kept.append(search.best)
+    search.run()
+    last = len(search.history)
+    by_step = [step for step, best in enumerate(kept) if best is search.best]
+    assert search.selected_step == (last if selection == "last" else min(by_step, default=last))
+    assert search.selected_step > 0
+
+
+def test_where_no_step_is_better_the_hand_written_prompt_is_kept(clip: Backbone) -> None:
+    search = Search(config(), make_objective(clip), make_objective(clip, seed=1))
+    assert search.selected_step == 0
 
 
 def test_a_black_box_that_shows_nothing_is_followed_by_adam_on_differences(

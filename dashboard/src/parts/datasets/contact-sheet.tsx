@@ -1,7 +1,7 @@
 // A picture of a few images of each class, which opens large.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, fetchRaw } from "../../api/client";
-import { isolated } from "../prompts/refs";
+import { isolated } from "../format";
 import { Shown, useResource } from "../resource";
 
 export function ContactSheet({ id, name }: { id: string; name: string }) {

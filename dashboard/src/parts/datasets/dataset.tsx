@@ -1,7 +1,7 @@
 // What lists and pages of datasets share.
 import { api, type Dataset } from "../../api/client";
 import { Confirm } from "../forms/confirm";
-import { isolated } from "../prompts/refs";
+import { isolated } from "../format";
 import { attempt } from "../notices";
 
 export function DatasetStatus({ dataset: { status, error } }: { dataset: Dataset }) {

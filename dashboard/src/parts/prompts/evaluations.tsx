@@ -3,10 +3,9 @@ import { useState } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { api, body, idempotencyKey, type Dataset, type Job, type Prompt } from "../../api/client";
 import { Share, Status, Table, Time, isOver } from "../basics";
-import { count, percent } from "../format";
 import { Named } from "../named";
 import { attempt } from "../notices";
-import { isolated } from "./refs";
+import { count, isolated, percent } from "../format";
 import { Shown, useResource, type Resource } from "../resource";
 
 const MOST = 100; // jobs that are looked through, and datasets to choose from

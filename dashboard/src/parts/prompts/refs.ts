@@ -1,8 +1,6 @@
 // How prompts are named in addresses, and which of their figures compare.
 import type { Prompt } from "../../api/client";
 
-const DIRECTIONS = /[\u202a-\u202e\u2066-\u2069]/g; // what turns writing around
-
 export function promptPath(ref: string): string {
   return `/prompts/${encodeURIComponent(ref)}`;
 }
@@ -18,13 +16,6 @@ export function decoded(part: string): string {
   } catch {
     return part;
   }
-}
-
-/** Text of a user's where no element can isolate it, such as in an <option>. */
-export function isolated(text: string, longest = 60): string {
-  const characters = [...text.replace(DIRECTIONS, "")];
-  const cut = characters.length > longest ? [...characters.slice(0, longest), "…"] : characters;
-  return `\u2068${cut.join("")}\u2069`;
 }
 
 export interface BeforeAfter {

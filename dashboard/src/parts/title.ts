@@ -1,0 +1,11 @@
+// What tabs, bookmarks and the history call a page.
+import { useEffect } from "preact/hooks";
+
+const SERVICE = "SharpZO";
+
+/** Name the page; undefined until its name is known. Text of a user's must be `isolated`. */
+export function useTitle(name: string | undefined): void {
+  useEffect(() => {
+    document.title = name === undefined ? SERVICE : `${name} · ${SERVICE}`;
+  }, [name]);
+}
