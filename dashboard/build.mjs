@@ -1,5 +1,5 @@
-// Bundles src/ into ../service/static/: two pages, and under assets/ what they load. Assets are named
-// by their content, so that browsers may keep them for ever, and are compressed here once.
+// Bundles src/ into ../service/static/: two pages, and in assets/ what they load. Assets are named
+// after their content, so that browsers can cache them forever, and are compressed once, here.
 import { context, build } from "esbuild";
 import { mkdir, readFile, readdir, rm, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";

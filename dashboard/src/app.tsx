@@ -1,4 +1,4 @@
-// The frame around every page: where one is, where one can go, and what the service says of itself.
+// The frame around every page: navigation, notices and the key.
 import { useEffect, useRef } from "preact/hooks";
 import { Link, Route, Router, Switch, useLocation } from "wouter-preact";
 import { useHashLocation } from "wouter-preact/use-hash-location";
@@ -105,7 +105,7 @@ function NoPage() {
     <>
       <h1>No such page</h1>
       <p>
-        <Link href="/jobs">To the jobs</Link>
+        <Link href="/jobs">All jobs</Link>
       </p>
     </>
   );

@@ -206,7 +206,7 @@ def test_an_upload_shows_how_far_it_is_and_can_be_stopped(
     page.wait_for_function("() => document.querySelector('main progress')?.value > 0")
     expect(page.get_by_text("% of 4.2 MB")).to_be_visible()
     page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_role("alert").filter(has_text="Not sent")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="Upload cancelled")).to_be_visible()
     expect(progress).to_have_count(0)
     assert {dataset.id for dataset in cluster.client.datasets.list()} == before
 
@@ -233,7 +233,7 @@ def test_a_dataset_that_cannot_be_read_says_why(
     page = open_page(f"/datasets/{sent.json()['id']}")
     expect(page.locator(".title .status")).to_have_text("failed")
     expect(page.get_by_role("alert").first).to_contain_text("broken.jpg")
-    expect(card(page, "Pre-flight check")).to_contain_text("cannot be used")
+    expect(card(page, "Pre-flight check")).to_contain_text("not usable")
     unreadable = page.get_by_role("region", name="Images that cannot be read")
     expect(unreadable).to_contain_text("train/red/broken.jpg")
     expect(page.get_by_role("link", name="Tune on this")).to_have_count(0)
@@ -251,7 +251,7 @@ def test_images_without_labels_are_not_offered_for_tuning(
     expect(row).to_contain_text("unlabelled")
     expect(row.locator(".status")).to_have_text("ready")
     row.get_by_role("link", name="loose").click()
-    expect(page.get_by_text("none: can be classified only")).to_be_visible()
+    expect(page.get_by_text("none: can only be classified")).to_be_visible()
     expect(page.get_by_role("link", name="Tune on this")).to_have_count(0)
 
 
@@ -429,7 +429,7 @@ def test_many_classes_show_the_most_confused_pairs(
     dataset = upload(cluster, tmp_path, "shades", archive(shades, counts))
     prompt = tune(cluster, dataset, "shades", shots=1, total_steps=12, change_point=6)
     page = open_prompt(open_page, prompt.id)
-    pairs = page.get_by_role("region", name="Classes that are confused most often")
+    pairs = page.get_by_role("region", name="Most frequent confusions")
     expect(pairs).to_be_visible()
     images = [int(text) for text in pairs.locator("tbody td:nth-child(3)").all_inner_texts()]
     assert images == sorted(images, reverse=True)
@@ -449,8 +449,8 @@ def test_a_prompt_is_measured_on_a_dataset(
     evaluations.get_by_role("combobox", name="Evaluate on").select_option(tuned.dataset.id)
     evaluations.get_by_label("Split").select_option("val")
     evaluations.get_by_role("button", name="Evaluate").click()
-    expect(evaluations.get_by_role("link", name="to the job")).to_be_visible()
-    href = evaluations.get_by_role("link", name="to the job").get_attribute("href") or ""
+    expect(evaluations.get_by_role("link", name="open the job")).to_be_visible()
+    href = evaluations.get_by_role("link", name="open the job").get_attribute("href") or ""
     job = cluster.wait_until_ended(href.rsplit("/", 1)[1])
     assert (job.kind, job.config["split"], job.prompt_id) == ("evaluation", "val", tuned.second.id)
     row = evaluations.get_by_role("row", name=tuned.dataset.name)
@@ -491,7 +491,7 @@ def test_artifacts_are_downloaded_and_imported_again(
     imported = cluster.client.prompts.get("taken-along")
     assert (imported.version, imported.job_id) == (2, None)
     page.get_by_role("link", name="taken-along").click()
-    expect(page.get_by_text("Not measured here")).to_be_visible()
+    expect(page.get_by_text("Not measured yet")).to_be_visible()
     expect(page.get_by_text("imported", exact=True)).to_be_visible()
     page.goto("/#/prompts")
     chooser.set_input_files({"name": "x.safetensors", "mimeType": "", "buffer": b"nonsense"})
@@ -624,11 +624,11 @@ def test_what_a_prompt_cannot_tell_is_left_out_with_a_note(
     cluster.client.prompts.upload(tmp_path / "bare.safetensors", name="bare")
     page = open_page("/try/bare")
     page.locator("input[type=file]").set_input_files(picture_file("a.png", png((9, 9, 200))))
-    expect(page.get_by_text("there is no zero-shot answer")).to_be_visible()
+    expect(page.get_by_text("No zero-shot predictions")).to_be_visible()
     expect(page.locator(".ranking")).to_have_count(1)
     page.get_by_label("Calibrated scores").check()
     expect(page.get_by_text("scores are not calibrated")).to_be_visible()
-    expect(page.get_by_text("there is no zero-shot answer")).to_be_visible()
+    expect(page.get_by_text("No zero-shot predictions")).to_be_visible()
     expect(page.locator(".outcome")).to_contain_text("1 image classified with bare v1")
 
 

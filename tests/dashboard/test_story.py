@@ -31,7 +31,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[HeldOut
 def tune(page: Page, seed: int) -> str:
     """Fill in the form for a new job, watch its curves until it has succeeded; its id."""
     page.get_by_label("Name of the prompt").fill(NAME)
-    page.get_by_label("Forward passes at most").fill("4000")
+    page.get_by_label("Maximum forward passes").fill("4000")
     page.get_by_label("Seed").fill(str(seed))
     page.get_by_role("button", name="Start tuning").click()
     first = wait_for_steps(page, 0)
@@ -82,7 +82,7 @@ def test_from_an_upload_to_answers(
     assert cluster.client.prompts.get(f"{NAME}@live").version == 2
     page.get_by_role("button", name="Roll back live").click()
     page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
-    expect(page.get_by_text("points to what was in force before")).to_be_visible()
+    expect(page.get_by_text("points to the version before again")).to_be_visible()
     assert cluster.client.prompts.get(f"{NAME}@live").version == 1
 
     page.goto("/#/try")

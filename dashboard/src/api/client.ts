@@ -15,7 +15,7 @@ export type Prediction = Schemas["PredictionPublic"];
 export type ClassifyResult = Schemas["ClassifyResult"];
 export type Problem = Schemas["Problem"];
 
-/** An answer that says why not; `problem` is the service's own document. */
+/** An error response; `problem` is the service's problem document. */
 export class ApiError extends Error {
   constructor(
     readonly status: number,
@@ -30,12 +30,12 @@ function describe(status: number, problem: Partial<Problem>): string {
   return [problem.detail ?? problem.title ?? `HTTP ${status}`, ...fields].join(" · ");
 }
 
-/** Whether the service has said no, and will say so again however often it is asked. */
+/** Whether the service refused, so that a retry would be refused as well. */
 export function isRefusal(error: unknown): boolean {
   return error instanceof ApiError && error.status < 500 && error.status !== 429;
 }
 
-/** The problem that a failed answer holds; `sent` is the key that was asked with. */
+/** The error of a failed response; `sent` is the key of the request. */
 export async function failure(response: Response, sent: string | null): Promise<ApiError> {
   if (response.status === 401) forgetKey(sent);
   const problem = await response.json().catch(() => ({}));
@@ -55,19 +55,19 @@ const authentication: Middleware = {
 export const api = createClient<paths>({ baseUrl: location.origin });
 api.use(authentication);
 
-/** The body of an answer that went well (others have thrown). */
+/** The body of a successful response; failed ones have thrown. */
 export async function body<T>(answer: Promise<{ data?: T }>): Promise<T> {
   return (await answer).data as T;
 }
 
-/** A header that lets a creating request be repeated safely. */
+/** A header that makes it safe to repeat a request that creates something. */
 export function idempotencyKey(): Record<string, string> {
   const random = crypto.getRandomValues(new Uint8Array(16));
   const key = Array.from(random, (byte) => byte.toString(16).padStart(2, "0")).join("");
   return { "Idempotency-Key": key };
 }
 
-/** Fetch something that is no JSON, with the key. */
+/** Fetch something other than JSON, with the key. */
 export async function fetchRaw(path: string, init: RequestInit = {}): Promise<Response> {
   const headers = new Headers({ ...keyHeaders(), ...init.headers });
   const response = await fetch(path, { ...init, headers });
@@ -75,7 +75,7 @@ export async function fetchRaw(path: string, init: RequestInit = {}): Promise<Re
   return response;
 }
 
-/** Have the browser save what is behind a path, which a plain link could not fetch with a key. */
+/** Save a file; a plain link could not send the key. */
 export async function download(
   path: string,
   filename: string,

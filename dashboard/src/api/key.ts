@@ -1,4 +1,4 @@
-// The API key, kept as long as the tab is open and nowhere else.
+// The API key: kept in this tab alone, until it is closed.
 import { signal } from "@preact/signals";
 
 const NAME = "sharpzo.key";
@@ -23,7 +23,7 @@ export function takeKey(text: string): void {
   keyWanted.value = false;
 }
 
-/** The service does not know the key that was sent, or wants one; another may be in use by now. */
+/** The service refused the key that was sent; by now another may be in use, which stays. */
 export function forgetKey(sent: string | null): void {
   if (key.value !== sent) return;
   sessionStorage.removeItem(NAME);

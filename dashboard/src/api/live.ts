@@ -1,11 +1,11 @@
-// A job as it goes: its row and its curves from one stream, its events from another.
+// A live job: one stream brings its state and its curves, another its events.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, type Job, type JobEvent, type Step } from "./client";
 import { key } from "./key";
 import { follow, type StreamState } from "./stream";
 
 const ENDS = ["succeeded", "failed", "cancelled"];
-const FRAME = 200; // milliseconds: what comes in between is shown together
+const FRAME = 200; // milliseconds: updates in between are shown together
 const RESOLUTION = 1000;
 
 export interface LiveJob {
@@ -15,7 +15,7 @@ export interface LiveJob {
   error: Error | undefined;
 }
 
-/** The job and its steps, thinned by the service; `turn` begins anew, after a job is resumed. */
+/** The job and its steps, thinned by the service; a new `turn` reads again, after a resume. */
 export function useLiveJob(id: string, turn: number): LiveJob {
   const [live, setLive] = useState<LiveJob>(NOTHING);
   const credentials = key.value;
@@ -29,10 +29,10 @@ export function useLiveJob(id: string, turn: number): LiveJob {
       isOver: () => next.job !== undefined && ENDS.includes(next.job.status),
       onState: (state) => ((next.state = state), show()),
       onMessage: ({ event, data }) => {
-        const told = JSON.parse(data);
-        if (event === "job") next.job = told;
-        if (event === "series") next.steps = told;
-        if (event === "steps") next.steps = [...next.steps, ...told];
+        const value = JSON.parse(data);
+        if (event === "job") next.job = value;
+        if (event === "series") next.steps = value;
+        if (event === "steps") next.steps = [...next.steps, ...value];
         show();
       },
     }).catch((error) => ((next.error = error), show()));
@@ -43,7 +43,7 @@ export function useLiveJob(id: string, turn: number): LiveJob {
 
 const NOTHING: LiveJob = { job: undefined, steps: [], state: "connecting", error: undefined };
 
-/** The job's events so far, and those that follow. */
+/** The job's events so far, and new ones as they happen. */
 export function useEvents(id: string, turn: number): readonly JobEvent[] {
   const [events, setEvents] = useState<readonly JobEvent[]>([]);
   const credentials = key.value;
@@ -52,7 +52,7 @@ export function useEvents(id: string, turn: number): readonly JobEvent[] {
   useEffect(() => {
     const controller = new AbortController();
     if (last.current.source !== source) {
-      last.current = { source, seq: null }; // who has the end already would be told nothing, for ever
+      last.current = { source, seq: null }; // after the last event, a stream sends nothing and never ends
       setEvents([]);
     }
     let ended = false;
@@ -67,7 +67,7 @@ export function useEvents(id: string, turn: number): readonly JobEvent[] {
         setEvents((old) => [...old, JSON.parse(data)]);
       },
     }).catch((error) => {
-      if (!(error instanceof ApiError)) throw error; // the other stream tells what the service says
+      if (!(error instanceof ApiError)) throw error; // the other stream shows what the service answered
     });
     return () => controller.abort();
   }, [id, turn, credentials]);

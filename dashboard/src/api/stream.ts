@@ -17,17 +17,18 @@ interface Options {
   signal: AbortSignal;
   onMessage: (message: Message) => void;
   onState: (state: StreamState) => void;
-  /** Whether nothing will follow, when the server has ended the stream. */
+  /** Whether the stream is complete, once the server has ended it. */
   isOver: () => boolean;
-  /** Go on after this event, or begin anew. */
+  /** Continue after this event; null starts at the beginning. */
   lastEventId?: () => string | null;
 }
 
 /**
- * Read a stream until it is over, however often it breaks; other failures are thrown.
+ * Read a stream to its end and reconnect whenever it breaks.
  *
- * While the page is hidden nothing is read: a browser has six connections to a service for all its
- * tabs, and streams would keep them.
+ * A hidden page reads nothing: all tabs share six connections to a service, and streams hold them.
+ *
+ * @throws ApiError if the service refuses.
  */
 export async function follow(path: string, options: Options): Promise<void> {
   const { signal, onState } = options;

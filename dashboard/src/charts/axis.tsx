@@ -9,7 +9,7 @@ export type Axis = keyof typeof AXES;
 const stored = localStorage.getItem(NAME);
 const chosen = signal<Axis | null>(stored !== null && stored in AXES ? (stored as Axis) : null);
 
-/** The chosen axis, or `otherwise` until one is chosen. */
+/** The axis that the reader chose, or `otherwise`. */
 export function axisOr(otherwise: Axis): Axis {
   return chosen.value ?? otherwise;
 }

@@ -1,4 +1,4 @@
-// Accuracy of each class before and after tuning, what gained most first.
+// Accuracy of each class before and after tuning, largest gain first.
 import { useMemo, useState } from "preact/hooks";
 import { Share, Table } from "../parts/basics";
 import { count, points } from "../parts/format";
@@ -6,7 +6,7 @@ import { ShowAll } from "../parts/list";
 import { Named } from "../parts/named";
 import type { ClassFigures } from "../parts/reports";
 
-const FEW = 20; // rows until somebody asks for all
+const FEW = 20; // rows before "Show all"
 
 export function ClassAccuracy({ classes }: { classes: readonly ClassFigures[] }) {
   const [all, setAll] = useState(false);
@@ -51,7 +51,7 @@ function Row({ row }: { row: ClassFigures }) {
   );
 }
 
-/** Unknown is neither gain nor loss. */
+/** Unknown accuracies count as no change. */
 function gain({ before, after }: ClassFigures): number {
   return before === null || after === null ? 0 : after - before;
 }

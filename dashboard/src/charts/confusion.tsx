@@ -1,13 +1,13 @@
-// Which classes were taken for which: as a matrix while it can be read, and else the worst pairs.
+// Which classes are confused: a matrix, or for many classes the most frequent pairs.
 import { useMemo } from "preact/hooks";
 import { Table, Text } from "../parts/basics";
 import { count, percent } from "../parts/format";
 import { Named } from "../parts/named";
 import type { Cell } from "../parts/reports";
 
-const MOST_CLASSES = 30; // of a matrix that can be read
+const MOST_CLASSES = 30; // in a readable matrix
 const PAIRS = 25;
-const TOLD_PAIRS = 3;
+const LISTED_PAIRS = 3;
 
 interface Props {
   names: readonly string[];
@@ -95,12 +95,12 @@ function Shade({ images, of, kind, title }: ShadeProps) {
 }
 
 function Summary({ names, pairs }: { names: readonly string[]; pairs: Cell[] }) {
-  if (pairs.length === 0) return <p class="empty">No image was taken for another class.</p>;
+  if (pairs.length === 0) return <p class="empty">Every image was classified correctly.</p>;
   return (
     <p class="tags">
       <small>Most often:</small>
-      {pairs.slice(0, TOLD_PAIRS).map(([actual, predicted, images]) => (
-        <small key={`${actual} ${predicted}`} class="pair-told">
+      {pairs.slice(0, LISTED_PAIRS).map(([actual, predicted, images]) => (
+        <small key={`${actual} ${predicted}`} class="pair-listed">
           <Named>{names[actual] ?? ""}</Named> as <Named>{names[predicted] ?? ""}</Named>{" "}
           {count(images)}×
         </small>
@@ -117,13 +117,13 @@ interface PairsProps {
 
 function Pairs({ names, pairs, totals }: PairsProps) {
   return (
-    <Table label="Classes that are confused most often">
+    <Table label="Most frequent confusions">
       <thead>
         <tr>
           <th>Class</th>
-          <th>Taken for</th>
+          <th>Classified as</th>
           <th class="number">Images</th>
-          <th class="number">Of the class</th>
+          <th class="number">Share of the class</th>
         </tr>
       </thead>
       <tbody>

@@ -12,7 +12,7 @@ const STAGES = [
 
 interface Props {
   steps: readonly Step[];
-  /** Name the stages. */
+  /** The phase events name the stages. */
   events: readonly JobEvent[];
   /** The step whose prompt was published; 0 stands for the hand-written prompt. */
   selected: number | null | undefined;
@@ -121,7 +121,7 @@ function labelOf(phase: string, events: readonly JobEvent[]): string | undefined
   return typeof label === "string" ? label : undefined;
 }
 
-/** Long searches are thinned before they come here: the next step that was kept is near enough. */
+/** The service thins long searches: the next step that it sent is close enough. */
 function markOf(
   steps: readonly Step[],
   selected: number | null | undefined,

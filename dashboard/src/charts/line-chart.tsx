@@ -10,14 +10,14 @@ export interface Line {
   /** A custom property of the style sheet. */
   colour: string;
   values: Values;
-  /** Draw points: for what is measured now and then. */
+  /** Draw points, for values that few steps have. */
   sparse?: boolean;
 }
 
 /** A stretch of the x axis with a name, such as a stage. */
 export interface Band {
   label: string;
-  /** Where there is no room for more. */
+  /** Shown where the label does not fit. */
   short: string;
   from: number;
   to: number;
@@ -39,7 +39,7 @@ interface Props {
   mark?: Mark | undefined;
   xLabel?: string;
   format: (value: number) => string;
-  /** Whether the values may be shown on a logarithmic axis: all above 0. */
+  /** Only for values above 0. */
   logarithmic?: boolean;
   height?: number;
 }

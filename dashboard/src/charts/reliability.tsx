@@ -1,4 +1,4 @@
-// How often predictions of a confidence are right; on the diagonal they promise what they keep.
+// How often predictions of a given confidence are right; on the diagonal both are equal.
 import { percent } from "../parts/format";
 import type { Reliability as Figures, Report } from "../parts/reports";
 
@@ -16,10 +16,10 @@ export function Reliability({ of }: { of: NonNullable<Report["calibration"]> }) 
     const figures = of[key];
     return figures === null || figures === undefined ? [] : [{ key, label, figures }];
   });
-  const told = lines.map(({ label, figures }) => `${label}: ${percent(figures.ece)}`).join(", ");
+  const errors = lines.map(({ label, figures }) => `${label}: ${percent(figures.ece)}`).join(", ");
   return (
     <figure class="reliability">
-      <svg viewBox="-14 -4 120 120" role="img" aria-label={`Calibration error. ${told}`}>
+      <svg viewBox="-14 -4 120 120" role="img" aria-label={`Calibration error. ${errors}`}>
         <rect class="frame" x="0" y="0" width={SIDE} height={SIDE} />
         <line class="ideal" x1="0" y1={SIDE} x2={SIDE} y2="0" />
         {lines.map(({ key, figures }) => (

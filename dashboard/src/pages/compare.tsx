@@ -12,7 +12,7 @@ import { flatten } from "../parts/settings";
 import { useTitle } from "../parts/title";
 
 const COLOURS = ["--line1", "--line2", "--line3", "--line4", "--line5", "--line6"];
-/** Jobs in one chart: as many as there are colours. */
+/** Jobs in one chart, limited by the number of colours. */
 export const COMPARED = COLOURS.length;
 const RESOLUTION = 500;
 const LIVELY = 3; // seconds
@@ -79,7 +79,7 @@ export function ComparePage({ chosen }: { chosen: string }) {
   );
 }
 
-/** A job and its steps, or null if there is no such job, or no longer. */
+/** A job and its steps, or null if the job does not exist (any longer). */
 async function loadRun(id: string, signal: AbortSignal): Promise<Run | null> {
   const path = { job_id: id };
   const query = { resolution: RESOLUTION };
@@ -101,7 +101,7 @@ function Gone({ ids, onDrop }: { ids: readonly string[]; onDrop: (id: string) =>
       {ids.map((id) => (
         <p key={id} class="notice bad" role="alert">
           <span>
-            There is no such job as <Text>{id}</Text>.
+            The job <Text>{id}</Text> does not exist.
           </span>
           <button class="quiet" aria-label={`Remove ${id}`} onClick={() => onDrop(id)}>
             Remove
@@ -168,7 +168,7 @@ const measureTitles = Object.fromEntries(
   Object.entries(MEASURES).map(([name, { title }]) => [name, title]),
 ) as Record<Measure, string>;
 
-/** The runs' values over one common x axis, with gaps where a run has nothing. */
+/** The runs' values over a common x axis, null where a run has none. */
 function align(runs: readonly Run[], measure: Measure, axis: Axis) {
   const x = [...new Set(runs.flatMap(({ steps }) => steps.map((step) => step[axis])))];
   x.sort((a, b) => a - b);
@@ -238,7 +238,7 @@ function Runs({ runs, onDrop }: { runs: readonly Run[]; onDrop: (id: string) => 
   );
 }
 
-/** Only the settings that are not the same everywhere. */
+/** Only the settings that differ between the jobs. */
 function Differences({ runs }: { runs: readonly Run[] }) {
   const settings = runs.map(({ job }) => new Map([...flatten(job.config), ...others(job)]));
   const names = [...new Set(settings.flatMap((known) => [...known.keys()]))];
@@ -246,7 +246,7 @@ function Differences({ runs }: { runs: readonly Run[] }) {
   if (differing.length === 0) return null;
   return (
     <section class="card" aria-labelledby="differences-title">
-      <h2 id="differences-title">What differs</h2>
+      <h2 id="differences-title">Differences</h2>
       <Table label="Settings that differ">
         <thead>
           <tr>

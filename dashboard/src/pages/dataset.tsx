@@ -1,4 +1,4 @@
-// One dataset: what it holds, what was found wrong with it, and what it looks like.
+// One dataset: its contents, the findings of the check, and a look at its images.
 import { Link, useLocation } from "wouter-preact";
 import { api, body, type Dataset } from "../api/client";
 import { Fact, Time } from "../parts/basics";
@@ -11,7 +11,7 @@ import { Prose } from "../parts/prose";
 import { Shown, useResource } from "../parts/resource";
 import { useTitle } from "../parts/title";
 
-const SECONDS = 2; // between looks while it is processed
+const SECONDS = 2; // between refreshes while it is processed
 
 export function DatasetPage({ id }: { id: string }) {
   const dataset = useResource(
@@ -60,7 +60,7 @@ function Content({ dataset }: { dataset: Dataset }) {
       )}
       {dataset.status === "processing" && (
         <p class="waiting" role="status">
-          Its images are being read and checked…
+          Reading and checking its images…
         </p>
       )}
       <Facts dataset={dataset} size={report?.bytes} />
@@ -84,7 +84,7 @@ function Facts({ dataset, size }: { dataset: Dataset; size: number | undefined }
       <dl class="facts">
         {dataset.status === "ready" && <Counts dataset={dataset} />}
         {size !== undefined && <Fact name="Size">{bytes(size)}</Fact>}
-        <Fact name="Labels">{labelled ? "by folder or list" : "none: can be classified only"}</Fact>
+        <Fact name="Labels">{labelled ? "by folder or list" : "none: can only be classified"}</Fact>
         <Fact name="Created">
           <Time at={created} />
         </Fact>

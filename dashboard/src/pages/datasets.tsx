@@ -1,4 +1,4 @@
-// All datasets, and the way to bring one in.
+// All datasets, and a form that uploads one.
 import { useState } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { api, body, type Dataset } from "../api/client";
@@ -7,11 +7,11 @@ import { DatasetStatus, DeleteDataset } from "../parts/datasets/dataset";
 import { count } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
 import { Named } from "../parts/named";
-import { tell } from "../parts/notices";
+import { notify } from "../parts/notices";
 import { useTitle } from "../parts/title";
 import { FileField, TextField, UploadState, faultOf, useUpload } from "../parts/forms/upload-form";
 
-const SECONDS = 2; // between looks while something is processed
+const SECONDS = 2; // between refreshes while one is processed
 const ARCHIVES = ".zip,.tar,.tgz,.tar.gz,application/zip,application/x-tar,application/gzip";
 
 export function DatasetsPage() {
@@ -63,7 +63,7 @@ function Datasets({ datasets, onDeleted }: { datasets: Dataset[]; onDeleted: () 
 function Row({ dataset, onDeleted }: { dataset: Dataset; onDeleted: () => void }) {
   const { id, name, labelled, classes, images, splits, status } = dataset;
   const known = status === "ready";
-  const figures = known ? "number" : "number wide-only"; // nothing to tell yet, or ever
+  const figures = known ? "number" : "number wide-only"; // not known yet, or never
   return (
     <tr>
       <td class="head">
@@ -125,7 +125,7 @@ function UploadCard({ onDone }: { onDone: () => void }) {
     if (unlabelled) form.append("unlabelled", "true");
     form.append("file", file);
     if ((await uploading.send(form)) === undefined) return;
-    tell("good", "Uploaded. Its images are being read now.");
+    notify("good", "Uploaded; the service is reading its images.");
     setFile(null);
     setName("");
     onDone();
@@ -137,7 +137,7 @@ function UploadCard({ onDone }: { onDone: () => void }) {
         onFile={take}
         accept={ARCHIVES}
         what="Drop an archive here, or choose one"
-        hint=".zip, .tar or .tar.gz with a folder of images per class; train/, val/ and test/ above them if you like"
+        hint=".zip, .tar or .tar.gz with a folder of images per class, optionally in train/, val/ and test/"
         fault={faultOf(uploading.error, "file")}
       />
       <TextField
@@ -148,10 +148,7 @@ function UploadCard({ onDone }: { onDone: () => void }) {
         required
         maxLength={200}
       />
-      <label
-        class="check"
-        title="To classify, not to tune on; taken from whatever folder they are in"
-      >
+      <label class="check" title="For classification only; folders do not matter">
         <input
           type="checkbox"
           checked={unlabelled}

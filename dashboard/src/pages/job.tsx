@@ -1,4 +1,4 @@
-// One job: where it is, how it got there, and what may be done with it.
+// One job: its progress, its history, and everything that can be done with it.
 import { useRef, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, download, type Job, type JobEvent } from "../api/client";
@@ -35,7 +35,7 @@ export function JobPage({ id }: { id: string }) {
         <Status job={job} />
         {state === "lost" && (
           <span class="bad-text" role="status">
-            Connection lost, trying again…
+            Connection lost, reconnecting…
           </span>
         )}
         <Actions job={job} onResumed={() => setTurn(turn + 1)} />
@@ -58,7 +58,7 @@ export function JobPage({ id }: { id: string }) {
               </p>
             </>
           ) : (
-            <Empty>Curves begin with the first step of the search.</Empty>
+            <Empty>The curves start with the first step of the search.</Empty>
           )}
         </section>
       )}
@@ -180,8 +180,8 @@ const MOVES: Record<Move, readonly Job["status"][]> = {
 };
 const DONE: Record<Move, string> = {
   pause: "The job saves a checkpoint and pauses.",
-  resume: "The job goes on from its last checkpoint.",
-  cancel: "The job ends; it can be resumed from its last checkpoint.",
+  resume: "The job continues from its last checkpoint.",
+  cancel: "The job stops; it can be resumed from its last checkpoint.",
 };
 
 function Actions({ job, onResumed }: { job: Job; onResumed: () => void }) {
@@ -225,7 +225,7 @@ function Actions({ job, onResumed }: { job: Job; onResumed: () => void }) {
   );
 }
 
-/** Opens in a tab of its own; with a key, which a link cannot carry, it is saved instead. */
+/** A link to the report; with a key, which links do not send, a button that saves it. */
 function Report({ job }: { job: Job }) {
   const path = `/v1/jobs/${job.id}/report`;
   if (key.value === null) {
@@ -251,7 +251,10 @@ function Delete({ onDelete }: { onDelete: () => void }) {
       </button>
       <dialog ref={dialog} aria-labelledby="delete-title">
         <h2 id="delete-title">Delete this job?</h2>
-        <p>Its events, curves, report and checkpoints go with it. The prompt that it made stays.</p>
+        <p>
+          Its events, curves, report and checkpoints are deleted too. The prompt that it published
+          stays.
+        </p>
         <p class="actions">
           <button class="danger" onClick={onDelete}>
             Delete
@@ -308,7 +311,7 @@ function clock(time: string): string {
   return new Date(time).toLocaleTimeString("en-GB");
 }
 
-/** All of it; of a search, with values other than the defaults in bold, as in its report. */
+/** The whole configuration; a search's values other than the defaults are bold. */
 function Settings({ job }: { job: Job }) {
   const isSearch = job.kind === "tuning";
   const { value: defaults } = useResource(

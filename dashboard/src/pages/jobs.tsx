@@ -1,4 +1,4 @@
-// All jobs, newest first, as they go.
+// All jobs, newest first, refreshed while they run.
 import { useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, body, type Job } from "../api/client";
@@ -9,7 +9,7 @@ import { useTitle } from "../parts/title";
 import { COMPARED } from "./compare";
 
 const PAGE = 50;
-const LIVELY = 2; // seconds between two looks while something is under way
+const LIVELY = 2; // seconds between refreshes while a job is active
 const CALM = 10;
 const KINDS = ["tuning", "evaluation", "classification"] as const;
 type Kind = (typeof KINDS)[number];
@@ -58,7 +58,7 @@ export function JobsPage() {
   );
 }
 
-/** So many of the newest jobs, in pages as large as the service gives. */
+/** The newest `wanted` jobs, read in pages as large as the service allows. */
 async function newest(wanted: number, kind: Kind | "", signal: AbortSignal) {
   const jobs: Job[] = [];
   let after: string | null = null;
@@ -157,7 +157,7 @@ function JobsTable({ jobs, chosen, onChoose }: TableProps) {
 interface RowProps {
   job: Job;
   chosen: boolean;
-  /** Whether no more can be chosen. */
+  /** Whether as many jobs are chosen as can be compared. */
   full: boolean;
   onToggle: (id: string) => void;
 }

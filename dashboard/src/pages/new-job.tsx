@@ -1,4 +1,4 @@
-// Asking for a prompt to be tuned.
+// The form that starts a tuning job.
 import { useRef, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, body, idempotencyKey, type Dataset } from "../api/client";
@@ -81,7 +81,7 @@ function JobForm({ datasets, backbones, chosen }: FormProps) {
     try {
       const wanted = read(new FormData(event.currentTarget as HTMLFormElement));
       const text = JSON.stringify(wanted);
-      // The same once more, after the connection broke, starts no second job.
+      // Sending the same again after a lost connection must not start a second job.
       if (text !== sent.current.text) sent.current = { text, headers: idempotencyKey() };
       const { headers } = sent.current;
       const job = await body(api.POST("/v1/jobs", { body: wanted, headers }));
@@ -114,7 +114,11 @@ function JobForm({ datasets, backbones, chosen }: FormProps) {
       </label>
       <label>
         Name of the prompt
-        <input name="name" placeholder="its jobs publish versions 1, 2, 3" maxLength={100} />
+        <input
+          name="name"
+          placeholder="jobs of one name publish versions 1, 2, 3"
+          maxLength={100}
+        />
       </label>
       <label>
         Preset
@@ -126,11 +130,11 @@ function JobForm({ datasets, backbones, chosen }: FormProps) {
       </label>
       <Setting name="shots" label="Shots per class" min={1} />
       <Setting name="seed" label="Seed" min={0} />
-      <Setting name="total_steps" label="Steps at most" min={1} />
-      <Setting name="max_forward_passes" label="Forward passes at most" min={1} />
-      <Setting name="max_seconds" label="Seconds at most" min={1} />
+      <Setting name="total_steps" label="Maximum steps" min={1} />
+      <Setting name="max_forward_passes" label="Maximum forward passes" min={1} />
+      <Setting name="max_seconds" label="Maximum seconds" min={1} />
       <label class="whole">
-        Other hyperparameters, as JSON laid over the preset
+        Other hyperparameters, as JSON; they override the preset
         <textarea
           name="config"
           spellcheck={false}
@@ -155,7 +159,13 @@ function Setting({ name, label, min }: { name: string; label: string; min: numbe
   return (
     <label>
       {label}
-      <input name={`config.${name}`} type="number" min={min} step={1} placeholder="as the preset" />
+      <input
+        name={`config.${name}`}
+        type="number"
+        min={min}
+        step={1}
+        placeholder="from the preset"
+      />
     </label>
   );
 }
@@ -164,7 +174,7 @@ function nameOfDefault(backbones: FormProps["backbones"]): string {
   return backbones.find((backbone) => backbone.default)?.name ?? "";
 }
 
-/** The request that a filled-in form stands for; what is empty is left to the preset. */
+/** The request that the form describes; the preset decides empty fields. */
 function read(form: FormData) {
   const filled = [...form].filter((entry): entry is [string, string] => entry[1] !== "");
   const fields = Object.fromEntries(filled);
@@ -186,6 +196,8 @@ function parse(text: string): Record<string, unknown> {
   try {
     return JSON.parse(text);
   } catch (error) {
-    throw new Error(`/config: is no JSON (${error instanceof Error ? error.message : error})`);
+    throw new Error(
+      `/config: is not valid JSON (${error instanceof Error ? error.message : error})`,
+    );
   }
 }

@@ -1,4 +1,4 @@
-// One version of a prompt: how good it is, where it comes from, and everything that is done with it.
+// One version of a prompt: its accuracy, its origin, and everything that can be done with it.
 import type { ComponentChildren } from "preact";
 import { Link, useLocation } from "wouter-preact";
 import { api, body, type Alias, type Job, type Prompt } from "../api/client";
@@ -65,7 +65,7 @@ function Content({ prompt, onChange }: { prompt: Prompt; onChange: () => void })
   );
 }
 
-/** An alias that leads here if there is one: programs then need no change when it moves. */
+/** Preferably an alias: programs that use it need no change when it moves. */
 function bestReference(prompt: Prompt, { value: aliases }: Resource<Alias[]>): string {
   const here = aliases?.find((alias) => alias.prompt_id === prompt.id);
   return here?.ref ?? `${prompt.name}:${prompt.version}`;
@@ -124,7 +124,7 @@ function Headline({ prompt }: { prompt: Prompt }) {
         <Fact name="Created">
           <Time at={prompt.created_at} />
         </Fact>
-        <Fact name="In memory">{residency?.resident ? "yes" : "when it is asked for"}</Fact>
+        <Fact name="In memory">{residency?.resident ? "yes" : "loaded when needed"}</Fact>
         <Fact name="Id">
           <code class="id">{prompt.id}</code>
         </Fact>
@@ -207,7 +207,7 @@ function Version({ version, isHere }: { version: Prompt; isHere: boolean }) {
   );
 }
 
-/** From the job that tuned it, or else, as for what was imported, from its newest evaluation. */
+/** From the job that tuned it; for an imported prompt, from its newest evaluation. */
 function ClassCards({ prompt, evaluations }: { prompt: Prompt; evaluations: Resource<Job[]> }) {
   const measured = newest(evaluations)?.id;
   const jobId = prompt.job_id ?? measured;
@@ -221,7 +221,7 @@ function ClassCards({ prompt, evaluations }: { prompt: Prompt; evaluations: Reso
         known === null ? (
           <section class="card">
             <h2>Accuracy by class</h2>
-            <p class="empty">Not measured here. An evaluation below tells it.</p>
+            <p class="empty">Not measured yet (start an evaluation below).</p>
           </section>
         ) : (
           <div class="columns">
@@ -281,7 +281,7 @@ function LineageCard({ prompt: { lineage, backbone, sha256 } }: { prompt: Prompt
   const { dataset_id: dataset, dataset_name: name, from_checkpoint: before } = lineage;
   return (
     <section class="card">
-      <h2>Where it comes from</h2>
+      <h2>Origin</h2>
       <dl class="facts">
         <Fact name="Source">{lineage.source === "job" ? "tuned here" : "imported"}</Fact>
         {lineage.job_id !== null && (
@@ -302,7 +302,7 @@ function LineageCard({ prompt: { lineage, backbone, sha256 } }: { prompt: Prompt
           </Fact>
         )}
         {before !== null && (
-          <Fact name="Went on from">
+          <Fact name="Continues">
             <JobLink id={before} />
           </Fact>
         )}
@@ -315,9 +315,9 @@ function LineageCard({ prompt: { lineage, backbone, sha256 } }: { prompt: Prompt
         )}
         <Fact name="Seed">{lineage.seed ?? "–"}</Fact>
         <Fact name="Engine">{lineage.engine_version ?? "–"}</Fact>
-        <Fingerprint name="Artifact" value={sha256} />
-        <Fingerprint name="Backbone" value={backbone.fingerprint} />
-        <Fingerprint name="Dataset's hash" value={lineage.dataset_sha256} />
+        <Fingerprint name="File's SHA-256" value={sha256} />
+        <Fingerprint name="Backbone's SHA-256" value={backbone.fingerprint} />
+        <Fingerprint name="Dataset's SHA-256" value={lineage.dataset_sha256} />
       </dl>
       {lineage.config !== null && (
         <details>

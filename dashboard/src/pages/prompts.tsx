@@ -1,11 +1,11 @@
-// All prompts, the versions of a name together, and the way to bring one in.
+// All prompts, grouped by name, and a form that imports one.
 import { useState } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { api, body, type Prompt } from "../api/client";
 import { Share, Table, Text, Time } from "../parts/basics";
 import { count, points } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
-import { tell } from "../parts/notices";
+import { notify } from "../parts/notices";
 import { backboneName, byName } from "../parts/prompts/prompt";
 import { accuracies, promptPath, tryPath } from "../parts/prompts/refs";
 import { useTitle } from "../parts/title";
@@ -37,7 +37,7 @@ export function PromptsPage() {
 function Nothing() {
   return (
     <>
-      No prompt yet. <Link href="/new-job">Tune one</Link>, or import an artifact below.
+      No prompt yet. <Link href="/new-job">Tune one</Link>, or import one below.
     </>
   );
 }
@@ -133,7 +133,7 @@ function ImportCard({ onDone }: { onDone: () => void }) {
     form.append("file", file);
     const prompt = (await uploading.send(form)) as Prompt | undefined;
     if (prompt === undefined) return;
-    tell("good", `Imported as ${prompt.name}, version ${prompt.version}.`);
+    notify("good", `Imported as ${prompt.name}, version ${prompt.version}.`);
     setFile(null);
     setName("");
     onDone();
@@ -146,7 +146,7 @@ function ImportCard({ onDone }: { onDone: () => void }) {
         onFile={take}
         accept=".safetensors"
         what="Drop a tuned prompt here, or choose one"
-        hint=".safetensors, as a download, sharpzo tune or the library leave it"
+        hint=".safetensors: downloaded from a service, or written by sharpzo tune or the library"
         fault={faultOf(uploading.error, "file")}
       />
       <TextField
@@ -157,7 +157,7 @@ function ImportCard({ onDone }: { onDone: () => void }) {
         fault={faultOf(uploading.error, "name")}
         maxLength={100}
         pattern={NAME}
-        title="It becomes the next version of that name: letters, digits, dots, dashes, underscores"
+        title="Letters, digits, dots, dashes and underscores; the prompt becomes the next version of that name"
       />
       <p class="actions">
         <button type="submit" disabled={file === null || uploading.share !== null}>

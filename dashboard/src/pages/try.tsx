@@ -1,4 +1,4 @@
-// Images in, labels out: the tuned prompt beside the hand-written one.
+// Classifies the user's images with the tuned and with the hand-written prompt.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, body, type Prompt } from "../api/client";
@@ -14,8 +14,8 @@ import { useTitle } from "../parts/title";
 const MOST = 100; // prompts to choose from
 
 const NOTES: Record<LeftOut, string> = {
-  calibrated: "This prompt has no temperature, so scores are not calibrated.",
-  zeroShot: "This prompt's hand-written words cannot be encoded, so there is no zero-shot answer.",
+  calibrated: "Scores are not calibrated: this prompt has no temperature.",
+  zeroShot: "No zero-shot predictions: this prompt's hand-written words cannot be encoded.",
 };
 
 let ids = 0;
@@ -61,7 +61,7 @@ function Bench({ prompts, reference: ref }: { prompts: Prompt[]; reference: stri
   usePaste(bench.add);
   return (
     <>
-      <section class="card" aria-label="What to classify with">
+      <section class="card" aria-label="Classify images">
         <div class="form">
           <PromptSelect
             prompts={prompts}
@@ -81,9 +81,9 @@ function Bench({ prompts, reference: ref }: { prompts: Prompt[]; reference: stri
           </p>
         </div>
         <Drop accept="image/jpeg,image/png,image/webp" multiple onFiles={bench.add}>
-          <strong>Drop images here, choose or paste some</strong>
+          <strong>Drop images here, or choose or paste them</strong>
           <br />
-          <small>JPEG, PNG or WebP; they are classified at once and not kept</small>
+          <small>JPEG, PNG or WebP; they are classified immediately and not stored</small>
         </Drop>
       </section>
       <Outcome bench={bench} />
@@ -141,20 +141,20 @@ interface Bench {
   images: Tried[];
   notes: Set<LeftOut>;
   error: Error | undefined;
-  /** What the last classification took. */
+  /** The prompt and the time of the last classification. */
   done: { prompt: string; seconds: number } | undefined;
   add: (files: File[]) => void;
   remove: (tried: Tried) => void;
   clear: () => void;
 }
 
-/** Images that are classified as they come, and anew when the question changes. */
+/** Images, classified when they are added and again when the prompt or an option changes. */
 function useBench(ref: string, calibrated: boolean): Bench {
   const [images, setImages] = useState<Tried[]>([]);
   const [notes, setNotes] = useState(new Set<LeftOut>());
   const [error, setError] = useState<Error>();
   const [done, setDone] = useState<Bench["done"]>();
-  const kept = useRef(images); // what is there now, also before it is drawn
+  const kept = useRef(images); // current at once, unlike the state
   const running = useRef(new AbortController());
 
   const keep = (next: Tried[]) => {
@@ -175,7 +175,7 @@ function useBench(ref: string, calibrated: boolean): Bench {
     setError(undefined);
     const question = { ref, calibrated, zeroShot: true };
     const leaveOut = (what: LeftOut) => {
-      question[what] = false; // for the parts that follow as well
+      question[what] = false; // in the requests that follow, too
       setNotes((old) => new Set(old).add(what));
     };
     try {

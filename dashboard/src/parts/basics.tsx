@@ -4,7 +4,7 @@ import { Link } from "wouter-preact";
 import type { Job } from "../api/client";
 import { ago, duration, moment, percent } from "./format";
 
-/** Text of a user's, isolated so that its writing direction changes nothing around it. */
+/** Text of a user, isolated so that its writing direction does not affect the text around it. */
 export function Text({ children, title }: { children: string; title?: string }) {
   return (
     <bdi class="user-text" title={title ?? children}>
@@ -42,7 +42,7 @@ export function Progress({ job }: { job: Job }) {
   );
 }
 
-/** A share of a whole as a bar with its number; two bars compare. */
+/** A fraction as a bar with its number. */
 export function Share({ of, kind }: { of: number | null; kind?: "before" | "after" }) {
   return (
     <span class="share">
@@ -68,7 +68,7 @@ interface TableProps {
   children: ComponentChildren;
 }
 
-/** A table that scrolls by itself where it is too wide, also by keyboard. */
+/** A table that scrolls where it is too wide, also by keyboard. */
 export function Table({ label, stack = false, children }: TableProps) {
   return (
     <div class="table" role="region" aria-label={label} tabIndex={0}>

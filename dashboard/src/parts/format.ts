@@ -44,7 +44,7 @@ export function moment(time: string | null): string {
   return time === null ? DASH : stamp.format(new Date(time));
 }
 
-/** How long ago, roughly; `moment` belongs beside it as a title. */
+/** How long ago, roughly; show `moment` as its title. */
 export function ago(time: string, now: number = Date.now()): string {
   const seconds = (now - Date.parse(time)) / 1000;
   if (seconds < 60) return "just now";
@@ -53,7 +53,7 @@ export function ago(time: string, now: number = Date.now()): string {
   return `${Math.floor(seconds / 86_400)} d ago`;
 }
 
-/** Text of a user's where no element can isolate it, such as in an <option>. */
+/** Text of a user where no element can isolate it, such as in an <option>. */
 export function isolated(text: string, longest = 60): string {
   const characters = [...text.replace(DIRECTIONS, "")];
   const cut = characters.length > longest ? [...characters.slice(0, longest), "…"] : characters;

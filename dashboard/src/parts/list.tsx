@@ -1,9 +1,9 @@
-// Lists that come in pages: the first ones, and more when somebody asks for them.
+// Lists that load page by page.
 import type { ComponentChildren } from "preact";
 import { useRef } from "preact/hooks";
 import { Shown, useResource, type Resource } from "./resource";
 
-const PAGE = 50; // objects; the service gives at most 100 at once
+const PAGE = 50; // objects; the service returns at most 100 at once
 
 interface Page<T> {
   data: T[];
@@ -16,11 +16,11 @@ export interface Listed<T> {
 }
 
 export interface List<T> extends Resource<Listed<T>> {
-  /** Have another page, too. */
+  /** Load one more page. */
   more: () => void;
 }
 
-/** As many pages as were asked for; looked at again like any other resource. */
+/** The pages loaded so far, refreshed like any other resource. */
 export function useList<T>(
   load: (query: { limit: number; after: string | null }, signal: AbortSignal) => Promise<Page<T>>,
   inputs: readonly unknown[],
@@ -55,7 +55,7 @@ interface Props<T> {
   children: (items: T[]) => ComponentChildren;
 }
 
-/** The list, what to do while it is empty, and the way to more of it. */
+/** The list, or `empty`, with a button that loads more. */
 export function ShownList<T>({ of, empty, children }: Props<T>) {
   return (
     <Shown of={of}>

@@ -1,11 +1,11 @@
-// A name that can be seen and clicked, even if it consists of marks and blanks alone.
+// A name that can be seen and clicked, even one of marks and blanks alone.
 import { Text } from "./basics";
 
 const VISIBLE = /[\p{L}\p{N}\p{P}\p{S}]/u;
 
 interface Props {
   children: string;
-  /** What stands beside a name that shows nothing. */
+  /** Shown beside a name without visible characters. */
   or?: string;
 }
 

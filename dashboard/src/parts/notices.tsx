@@ -1,4 +1,4 @@
-// What went wrong or well after somebody did something; read out, and gone after a while.
+// Messages about what the user did: read out to screen readers; good news disappears by itself.
 import { signal } from "@preact/signals";
 
 const SECONDS = 8;
@@ -10,20 +10,20 @@ interface Notice {
 const notices = signal<Notice[]>([]);
 let count = 0;
 
-export function tell(kind: Notice["kind"], text: string): void {
+export function notify(kind: Notice["kind"], text: string): void {
   const notice = { id: ++count, kind, text };
   notices.value = [...notices.value, notice];
   if (kind === "good") setTimeout(() => dismiss(notice.id), SECONDS * 1000);
 }
 
-/** Do something that may fail, and tell if it does; whether it went well. */
+/** Do something that may fail and show the error if it does; returns whether it succeeded. */
 export async function attempt(act: () => Promise<unknown>, done?: string): Promise<boolean> {
   try {
     await act();
-    if (done !== undefined) tell("good", done);
+    if (done !== undefined) notify("good", done);
     return true;
   } catch (error) {
-    tell("bad", error instanceof Error ? error.message : String(error));
+    notify("bad", error instanceof Error ? error.message : String(error));
     return false;
   }
 }

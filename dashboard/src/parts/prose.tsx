@@ -1,4 +1,4 @@
-// Longer text that may quote a user's: it wraps, and turns no writing around it.
+// Longer text that may quote a user's: it wraps, and does not affect the direction of text around it.
 export function Prose({ children }: { children: string }) {
   return <bdi class="prose">{children}</bdi>;
 }

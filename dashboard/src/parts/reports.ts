@@ -1,4 +1,4 @@
-// What reports of jobs say of classes, in one form: those of tuning (`sharpzo-report/1`) and of
+// Per-class results in one form, from the reports of tuning jobs (`sharpzo-report/1`) and of
 // evaluations (`sharpzo-evaluation/1`).
 import { ApiError, fetchRaw } from "../api/client";
 
@@ -9,7 +9,7 @@ export interface ClassFigures {
   after: number | null;
 }
 
-/** Images of the class `true` that were taken for `predicted`. */
+/** Number of images of class `true` that were classified as `predicted`. */
 export type Cell = readonly [true_: number, predicted: number, images: number];
 
 export interface Bin {
@@ -53,7 +53,7 @@ interface EvaluationReport {
   calibration: Report["calibration"];
 }
 
-/** The report of a job, or null: there is none, or one of a form that is not known here. */
+/** The report of a job; null if there is none, or if its format is unknown here. */
 export async function loadReport(jobId: string, signal: AbortSignal): Promise<Report | null> {
   const headers = { Accept: "application/json" };
   try {

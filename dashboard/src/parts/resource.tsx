@@ -1,4 +1,4 @@
-// Something of the service's that a page shows: fetched, looked at again, and told when it fails.
+// Data of the service that a page shows: fetched, refreshed, and reported when that fails.
 import type { ComponentChildren } from "preact";
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { isRefusal } from "../api/client";
@@ -7,7 +7,7 @@ import { key } from "../api/key";
 export interface Resource<T> {
   value: T | undefined;
   error: Error | undefined;
-  /** Fetch anew, at once. */
+  /** Fetch it again now. */
   reload: () => void;
 }
 
@@ -17,9 +17,9 @@ interface State<T> {
 }
 
 /**
- * What `load` gives. It is called again when `inputs` or the key change, and after `everySeconds`
- * while the page is visible, unless the former answer is still on its way or was a refusal; a newer
- * call ends an older one.
+ * What `load` returns. It is called again when `inputs` or the key change, and every `everySeconds`
+ * while the page is visible, unless a request is under way or the service refused the last one. A
+ * new call aborts the one before.
  */
 export function useResource<T>(
   load: (signal: AbortSignal) => Promise<T>,
@@ -70,7 +70,7 @@ interface ShownProps<T> {
   children: (value: T) => ComponentChildren;
 }
 
-/** The resource when it is there, and what is known until then. */
+/** The resource once it is loaded; before that, or if loading failed, a message. */
 export function Shown<T>({ of, children }: ShownProps<T>) {
   return (
     <>

@@ -1,4 +1,4 @@
-// Light, dark, or as the system says; remembered on this device.
+// Light, dark or the system's theme; this device remembers the choice.
 import { effect, signal } from "@preact/signals";
 
 const NAME = "sharpzo.theme";
@@ -10,7 +10,7 @@ const stored = localStorage.getItem(NAME);
 const theme = signal<Theme>(THEMES.find((known) => known === stored) ?? "auto");
 const system = matchMedia("(prefers-color-scheme: dark)");
 
-/** Counts changes of what colours look like, for what draws by itself. */
+/** Counts changes of the theme, for drawings that must be made again. */
 export const appearance = signal(0);
 
 effect(() => {
@@ -20,7 +20,7 @@ effect(() => {
 });
 system.addEventListener("change", () => (appearance.value += 1));
 
-/** What a custom property of the style sheet is as a colour now, for a canvas. */
+/** The current colour of a custom property of the style sheet, for a canvas. */
 export function colour(property: string): string {
   const probe = document.createElement("span");
   probe.style.color = `var(${property})`;

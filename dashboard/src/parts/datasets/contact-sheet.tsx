@@ -1,4 +1,4 @@
-// A picture of a few images of each class, which opens large.
+// A picture of a few images of each class; a click enlarges it.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, fetchRaw } from "../../api/client";
 import { isolated } from "../format";
@@ -31,7 +31,7 @@ function Sheet({ blob, name }: { blob: Blob; name: string }) {
   if (url === undefined) return null;
   return (
     <>
-      <button class="sheet" title="Open large" onClick={() => dialog.current?.showModal()}>
+      <button class="sheet" title="Enlarge" onClick={() => dialog.current?.showModal()}>
         <img src={url} alt={alt} />
       </button>
       <dialog ref={dialog} class="large" aria-label="Contact sheet">
@@ -48,7 +48,7 @@ function Sheet({ blob, name }: { blob: Blob; name: string }) {
   );
 }
 
-/** An address for a blob, as long as it is shown. */
+/** A URL of a blob, valid while the component is shown. */
 export function useObjectUrl(blob: Blob): string | undefined {
   const [url, setUrl] = useState<string>();
   useEffect(() => {

@@ -1,4 +1,4 @@
-// What lists and pages of datasets share.
+// Used by the list and the pages of datasets.
 import { api, type Dataset } from "../../api/client";
 import { Confirm } from "../forms/confirm";
 import { isolated } from "../format";
@@ -32,7 +32,7 @@ export function DeleteDataset({ dataset: { id, name }, onDeleted, ...rest }: Pro
       question={`Delete the dataset ${isolated(name)}?`}
       act={remove}
     >
-      <p>Its images are removed for good. Prompts that were tuned on it stay.</p>
+      <p>Its images are deleted permanently. Prompts that were tuned on it stay.</p>
     </Confirm>
   );
 }

@@ -8,7 +8,7 @@ import { Named } from "../named";
 import { Prose } from "../prose";
 
 const FORMAT = "sharpzo-preflight/1";
-const FEW_CLASSES = 50; // rows until somebody asks for all
+const FEW_CLASSES = 50; // rows before "Show all"
 const SPLITS = ["train", "val", "test"] as const;
 
 interface Finding {
@@ -47,7 +47,7 @@ export interface Preflight {
   unreadable: { total: number; listed: { file: string; code: string; reason: string }[] };
 }
 
-/** The report, if there is one of the form that this page knows. */
+/** The report, if there is one in the format that this page knows. */
 export function preflightOf(report: Dataset["report"]): Preflight | null {
   return report?.["format"] === FORMAT ? (report as unknown as Preflight) : null;
 }
@@ -59,7 +59,7 @@ export function Findings({ report }: { report: Preflight }) {
         Pre-flight check <Verdict report={report} />
       </h2>
       {report.findings.length === 0 ? (
-        <p class="empty">Nothing is wrong with it.</p>
+        <p class="empty">No problems found.</p>
       ) : (
         <ul class="findings">
           {report.findings.map((finding) => (
@@ -72,12 +72,14 @@ export function Findings({ report }: { report: Preflight }) {
 }
 
 function Verdict({ report: { ok, errors, warnings } }: { report: Preflight }) {
-  const told = [plural(errors, "error"), plural(warnings, "warning")].filter((part) => part !== "");
+  const counts = [plural(errors, "error"), plural(warnings, "warning")].filter(
+    (part) => part !== "",
+  );
   const kind = ok ? (warnings > 0 ? "warn" : "good") : "bad";
   return (
     <span class={`tag ${kind}`}>
-      {ok ? "can be tuned on" : "cannot be used"}
-      {told.length > 0 && ` · ${told.join(", ")}`}
+      {ok ? "usable for tuning" : "not usable"}
+      {counts.length > 0 && ` · ${counts.join(", ")}`}
     </span>
   );
 }

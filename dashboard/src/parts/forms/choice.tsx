@@ -1,4 +1,4 @@
-// One of a few options.
+// A field with a few options.
 interface Props<T extends string> {
   label: string;
   value: T;

@@ -1,11 +1,11 @@
-// Asking again before something is gone for good.
+// A button that asks before it does what cannot be undone.
 import type { ComponentChildren } from "preact";
 import { useId, useRef, useState } from "preact/hooks";
 
 interface Props {
-  /** What the button does, in a word. */
+  /** What the button does, in one word. */
   label: string;
-  /** What it does it to, for those who only hear the button. */
+  /** What it acts on, for screen readers. */
   name?: string;
   question: string;
   act: () => Promise<unknown>;

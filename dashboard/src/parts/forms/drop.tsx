@@ -1,9 +1,9 @@
-// A place for files: they are dropped there, or chosen.
+// A field that files are dropped on or chosen with.
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 
 interface Props {
-  /** What the place is for; names the field. */
+  /** The label of the field. */
   children: ComponentChildren;
   accept: string;
   multiple?: boolean;

@@ -1,4 +1,4 @@
-// Asking for an API key, once the service wants one.
+// Asks for an API key once the service requires one.
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { key, keyWanted, takeKey } from "../../api/key";
 
@@ -15,12 +15,12 @@ export function KeyButton() {
 export function KeyDialog() {
   const dialog = useRef<HTMLDialogElement>(null);
   const wanted = keyWanted.value;
-  // Not an effect after painting: the service may refuse the key before the next frame.
+  // A layout effect: the service may refuse the key before the next frame.
   useLayoutEffect(() => {
     if (wanted) dialog.current?.showModal();
     else dialog.current?.close();
   }, [wanted]);
-  // Browsers report a frame later that a dialog has closed; it may be open again by then.
+  // The event arrives a frame after a dialog has closed; by then it may be open again.
   const closed = () => {
     if (dialog.current?.open === false) keyWanted.value = false;
   };
@@ -34,8 +34,8 @@ export function KeyDialog() {
       <form onSubmit={submit}>
         <h2 id="key-title">API key</h2>
         <p>
-          This service wants a key. It is kept in this tab until you close it, and sent to no one
-          else. <code>sharpzo keys create --name laptop</code> makes one.
+          This service requires a key. It is kept in this tab until you close it and sent only to
+          this service. <code>sharpzo keys create --name laptop</code> creates one.
         </p>
         <label>
           Key
@@ -45,7 +45,7 @@ export function KeyDialog() {
             autocomplete="off"
             spellcheck={false}
             pattern={String.raw`\s*[\x21-\x7e]+\s*`}
-            title="Letters, digits and signs of ASCII, as the service printed it"
+            title="ASCII characters, exactly as the service printed them"
             required
           />
         </label>

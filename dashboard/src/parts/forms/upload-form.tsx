@@ -1,4 +1,4 @@
-// Forms that send one file: how far it is, and what is wrong with which field.
+// Parts of forms that upload one file, with progress and errors beside the fields.
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useMemo, useRef, useState } from "preact/hooks";
 import { ApiError, idempotencyKey } from "../../api/client";
@@ -8,7 +8,7 @@ import { bytes } from "../format";
 import { upload } from "./upload";
 
 export interface Uploading {
-  /** From 0 to 1 while something is sent. */
+  /** From 0 to 1 while a file is being sent. */
   share: number | null;
   error: Error | null;
   send: (form: FormData) => Promise<unknown>;
@@ -17,8 +17,8 @@ export interface Uploading {
 }
 
 /**
- * One upload at a time. Sending the same `content` again, after the connection broke, creates nothing
- * twice.
+ * One upload at a time. Sending the same `content` again after a lost connection does not create
+ * anything twice.
  */
 export function useUpload(path: string, content: readonly unknown[]): Uploading {
   const [share, setShare] = useState<number | null>(null);
@@ -47,7 +47,7 @@ export function useUpload(path: string, content: readonly unknown[]): Uploading 
   return { share, error, send, stop, forget: () => setError(null) };
 }
 
-/** What the service says of one field, by its JSON pointer. */
+/** The service's message about one field, found by its JSON pointer. */
 export function faultOf(error: Error | null, field: string): string | undefined {
   const errors = error instanceof ApiError ? (error.problem.errors ?? []) : [];
   return errors.find(({ pointer }) => pointer === `/${field}`)?.message;
@@ -77,7 +77,7 @@ export function FileField({ file, onFile, accept, what, hint, fault }: FileField
           <>
             <Text>{file.name}</Text>
             <br />
-            <small>{bytes(file.size)} · choose or drop another to replace it</small>
+            <small>{bytes(file.size)} · choose or drop another file to replace it</small>
           </>
         )}
       </Drop>
@@ -126,14 +126,16 @@ function Fault({ id, text }: { id?: string; text: string | undefined }) {
   );
 }
 
-/** How far an upload is, or why it failed. */
+/** The progress of an upload, or its error. */
 export function UploadState({ of, size }: { of: Uploading; size: number }) {
   if (of.share !== null) {
     const percent = `${Math.floor(100 * of.share)} %`;
     return (
       <p class="progress whole" role="status">
         <progress value={of.share} aria-label="Sent" />
-        <span>{of.share < 1 ? `${percent} of ${bytes(size)}` : "Sent; being checked…"}</span>
+        <span>
+          {of.share < 1 ? `${percent} of ${bytes(size)}` : "Sent; the service is checking it…"}
+        </span>
         <button type="button" class="quiet" onClick={of.stop}>
           Stop
         </button>

@@ -1,15 +1,15 @@
-// Sending files with word of how far it is, which fetch does not tell.
+// Uploads by XMLHttpRequest: fetch does not report the progress of what it sends.
 import { failure } from "../../api/client";
 import { keyHeaders, keyOf } from "../../api/key";
 
 interface Options {
   headers: Record<string, string>;
   signal: AbortSignal;
-  /** With the share that has been sent, from 0 to 1. */
+  /** Receives the fraction sent so far. */
   onProgress: (share: number) => void;
 }
 
-/** Post a form; the answer's JSON. Throws ApiError where the service says no, and Error without it. */
+/** Post a form and return the JSON; throws ApiError if the service refuses, Error without an answer. */
 export function upload(path: string, form: FormData, options: Options): Promise<unknown> {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
@@ -22,8 +22,8 @@ export function upload(path: string, form: FormData, options: Options): Promise<
       if (status < 300) resolve(JSON.parse(responseText));
       else void failure(new Response(responseText, { status }), keyOf(headers)).then(reject);
     };
-    request.onerror = () => reject(new Error("The connection broke off. Send it again."));
-    request.onabort = () => reject(new Error("Not sent: you stopped it."));
+    request.onerror = () => reject(new Error("The connection was lost (send it again)"));
+    request.onabort = () => reject(new Error("Upload cancelled"));
     options.signal.addEventListener("abort", () => request.abort(), { once: true });
     request.send(form);
   });

@@ -1,4 +1,4 @@
-// Names that move between the versions of a prompt: where they point, how they got there, moving them.
+// Aliases of a prompt: the version that each points to, their history, and forms that move them.
 import { useId, useState } from "preact/hooks";
 import { Link } from "wouter-preact";
 import {
@@ -56,7 +56,7 @@ function Item({ alias, here, onChange }: { alias: Alias; here: Prompt; onChange:
     const headers = idempotencyKey();
     const done = await attempt(
       () => api.POST("/v1/aliases/{alias}/rollback", { params: { path }, body: request, headers }),
-      `${alias.alias} points to what was in force before.`,
+      `${alias.alias} points to the version before again.`,
     );
     if (done) onChange();
   };
@@ -83,7 +83,7 @@ function Item({ alias, here, onChange }: { alias: Alias; here: Prompt; onChange:
             question={`Roll ${alias.ref} back?`}
             act={rollBack}
           >
-            <p>It will point to what was in force before its promotion to v{alias.version}.</p>
+            <p>It will point to the version that it had before v{alias.version}.</p>
           </Confirm>
           <Confirm
             label="Delete"
@@ -92,7 +92,7 @@ function Item({ alias, here, onChange }: { alias: Alias; here: Prompt; onChange:
             question={`Delete the alias ${alias.ref}?`}
             act={remove}
           >
-            <p>Who asks for {alias.ref} gets an error then. Its history is kept.</p>
+            <p>Requests for {alias.ref} will fail. Its history is kept.</p>
           </Confirm>
         </span>
       </div>
@@ -114,15 +114,15 @@ function History({ alias }: { alias: Alias }) {
     [alias.ref, alias.seq],
   );
   return (
-    <ShownList of={changes} empty="Nothing happened yet.">
+    <ShownList of={changes} empty="No changes yet.">
       {(known) => (
         <Table label={`History of ${alias.alias}`}>
           <thead>
             <tr>
               <th>When</th>
-              <th>What</th>
+              <th>Change</th>
               <th>Version</th>
-              <th>Why</th>
+              <th>Reason</th>
             </tr>
           </thead>
           <tbody>
@@ -180,7 +180,7 @@ function PromoteForm({ prompt, aliases, onDone }: FormProps) {
     event.preventDefault();
     const request = {
       prompt_id: prompt.id,
-      expected_prompt_id: now?.prompt_id ?? null, // what the page shows, or nothing happens
+      expected_prompt_id: now?.prompt_id ?? null, // the request fails if it has moved since
       ...(comment !== "" && { comment }),
       ...(metric !== "" && { gate: gateOf(metric, least, better) }),
     };
@@ -204,7 +204,7 @@ function PromoteForm({ prompt, aliases, onDone }: FormProps) {
           required
           maxLength={100}
           pattern={NAME}
-          title="Letters, digits, dots, dashes and underscores, not digits alone"
+          title="Letters, digits, dots, dashes and underscores; not only digits"
           autocomplete="off"
           onInput={(event) => setAlias(event.currentTarget.value)}
         />
@@ -247,7 +247,7 @@ function PromoteForm({ prompt, aliases, onDone }: FormProps) {
         >
           Promote v{prompt.version}
         </button>
-        {now?.prompt_id === prompt.id && <small>{alias} points to this version already.</small>}
+        {now?.prompt_id === prompt.id && <small>{alias} already points to this version.</small>}
       </p>
     </form>
   );
@@ -267,7 +267,7 @@ function NumberField({ label, value, onValue }: NumberProps) {
         type="number"
         step="any"
         value={value}
-        placeholder="either will do"
+        placeholder="optional"
         onInput={(event) => onValue(event.currentTarget.value)}
       />
     </label>

@@ -1,8 +1,8 @@
-// Asking what images are, in requests of a size that the service takes.
+// Classifies images, in requests of a size that the service accepts.
 import { ApiError, fetchRaw, type ClassifyResult } from "../../api/client";
 
-const MOST_IMAGES = 16; // of a request: answers come soon
-const MOST_BYTES = 48e6; // of a request; the service takes 64 MiB
+const MOST_IMAGES = 16; // per request, so that results arrive soon
+const MOST_BYTES = 48e6; // per request; the service accepts 64 MiB
 const TOP_K = 5;
 
 export interface Question {
@@ -17,7 +17,7 @@ export interface Answer {
   results: ClassifyResult[];
 }
 
-/** What could not be asked for, and was left out. */
+/** An option that the prompt does not support. */
 export type LeftOut = "calibrated" | "zeroShot";
 
 const REFUSALS: Record<string, LeftOut> = {
@@ -25,7 +25,7 @@ const REFUSALS: Record<string, LeftOut> = {
   zero_shot_unavailable: "zeroShot",
 };
 
-/** Cut files into parts, none of which is too much for a request. */
+/** Split images into parts that each fit into one request. */
 export function parts<T extends { file: File }>(images: readonly T[]): T[][] {
   const made: T[][] = [];
   let last: T[] = [];
@@ -42,7 +42,7 @@ export function parts<T extends { file: File }>(images: readonly T[]): T[][] {
   return made;
 }
 
-/** Classify; what the prompt cannot do is left out of the question, and told to `onLeftOut`. */
+/** Classify without the options that the prompt does not support; `onLeftOut` receives those. */
 export async function classify(
   files: readonly File[],
   question: Question,
@@ -65,7 +65,7 @@ async function ask(
   signal: AbortSignal,
 ): Promise<Answer> {
   const form = new FormData();
-  for (const file of files) form.append("images", file, "image"); // names are nobody's business
+  for (const file of files) form.append("images", file, "image"); // file names may be private
   const query = new URLSearchParams({
     top_k: String(TOP_K),
     calibrated: String(question.calibrated),

@@ -1,4 +1,4 @@
-// Measuring a prompt on datasets, and what came of it.
+// Evaluations of a prompt: a form that starts one, and their results.
 import { useState } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { api, body, idempotencyKey, type Dataset, type Job, type Prompt } from "../../api/client";
@@ -8,11 +8,11 @@ import { attempt } from "../notices";
 import { count, isolated, percent } from "../format";
 import { Shown, useResource, type Resource } from "../resource";
 
-const MOST = 100; // jobs that are looked through, and datasets to choose from
-const SECONDS = 2; // between looks while one is running
+const MOST = 100; // jobs to search, and datasets to offer
+const SECONDS = 2; // between refreshes while one is running
 const SPLITS = ["test", "val", "train"] as const;
 
-/** The evaluations of a prompt among the newest ones of all, newest first. */
+/** The evaluations of a prompt among the newest evaluations, newest first. */
 export function useEvaluations(promptId: string): Resource<Job[]> {
   return useResource(
     async (signal) => {
@@ -48,7 +48,7 @@ export function EvaluationsCard({ prompt, jobs }: Props) {
             <EvaluateForm prompt={prompt} datasets={known} onDone={jobs.reload} />
           ) : (
             <p class="empty">
-              There is no labelled dataset to measure it on.{" "}
+              There is no labelled dataset to evaluate it on.{" "}
               <Link href="/datasets">Upload one</Link>
             </p>
           )
@@ -159,7 +159,7 @@ function EvaluateForm({ prompt, datasets, onDone }: FormProps) {
       </p>
       {started !== undefined && (
         <p class="whole" role="status">
-          Started: <Link href={`/jobs/${started.id}`}>to the job</Link>
+          Started: <Link href={`/jobs/${started.id}`}>open the job</Link>
         </p>
       )}
     </form>

@@ -1,4 +1,4 @@
-// What one image was taken for, by the tuned prompt and by the hand-written one.
+// Predictions for one image, by the tuned and by the hand-written prompt.
 import { useState } from "preact/hooks";
 import type { ClassifyResult, Prediction } from "../../api/client";
 import { Text } from "../basics";
@@ -6,7 +6,7 @@ import { percent } from "../format";
 import { Named } from "../named";
 import { Prose } from "../prose";
 
-/** An image that somebody gave, and what is known of it. */
+/** An image of the user and, once it is there, its result. */
 export interface Tried {
   id: number;
   file: File;

@@ -1,4 +1,4 @@
-// What pages of prompts share.
+// Used by the list and the pages of prompts.
 import { api, type Prompt } from "../../api/client";
 import { Confirm } from "../forms/confirm";
 import { attempt } from "../notices";
@@ -7,7 +7,7 @@ export function backboneName({ name, pretrained }: Prompt["backbone"]): string {
   return pretrained === null ? name : `${name} · ${pretrained}`;
 }
 
-/** The versions of each name, in the order in which the names first come. */
+/** The versions of each name, in the order in which the names first appear. */
 export function byName(prompts: readonly Prompt[]): [name: string, versions: Prompt[]][] {
   const groups = new Map<string, Prompt[]>();
   for (const prompt of prompts) {
@@ -36,8 +36,8 @@ export function PinButton({ prompt: { id, pinned }, onDone }: Props) {
     if (done) onDone();
   };
   const title = pinned
-    ? "Keep it in memory only as long as it is asked for"
-    : "Keep it in the memory of every API process";
+    ? "Let it leave memory when it is not used"
+    : "Keep it in memory in every API process";
   return (
     <button class="quiet" title={title} onClick={change}>
       {pinned ? "Unpin" : "Pin"}
@@ -57,7 +57,7 @@ export function DeletePrompt({ prompt: { id, name, version }, onDone }: Props) {
       question={`Delete version ${version} of ${name}?`}
       act={remove}
     >
-      <p>Its artifact is removed for good. A prompt that an alias points to is not deleted.</p>
+      <p>Its file is deleted permanently. A prompt that an alias points to cannot be deleted.</p>
     </Confirm>
   );
 }

@@ -1,4 +1,4 @@
-// How prompts are named in addresses, and which of their figures compare.
+// References to prompts in addresses, and accuracies that can be compared.
 import type { Prompt } from "../../api/client";
 
 export function promptPath(ref: string): string {
@@ -9,7 +9,7 @@ export function tryPath(ref: string): string {
   return `/try/${encodeURIComponent(ref)}`;
 }
 
-/** What stands in an address; text that is wrongly encoded is taken as it is. */
+/** A decoded part of an address; text that is wrongly encoded stays as it is. */
 export function decoded(part: string): string {
   try {
     return decodeURIComponent(part);
@@ -21,7 +21,7 @@ export function decoded(part: string): string {
 export interface BeforeAfter {
   before: number | null;
   after: number | null;
-  /** The images that both were measured on. */
+  /** The images on which both were measured. */
   split: "test" | "validation";
 }
 

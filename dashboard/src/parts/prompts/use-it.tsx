@@ -1,13 +1,13 @@
-// A prompt in other programs: files to take along, and lines to call it with.
+// How other programs use a prompt: files to download, and code that calls it.
 import { useState } from "preact/hooks";
 import { download, type Prompt } from "../../api/client";
 import { key } from "../../api/key";
 import { attempt } from "../notices";
 
 const FILES = [
-  ["safetensors", "download", "the artifact: for the library, or to import elsewhere"],
-  ["npy", "export?format=npy", "one matrix: logits from image embeddings"],
-  ["onnx", "export?format=onnx", "a model: image embeddings to probabilities"],
+  ["safetensors", "download", "the prompt: for the library, or to import into another service"],
+  ["npy", "export?format=npy", "one matrix: from image embeddings to logits"],
+  ["onnx", "export?format=onnx", "a model: from image embeddings to probabilities"],
 ] as const;
 
 export function UseItCard({ prompt, reference }: { prompt: Prompt; reference: string }) {
