@@ -1,4 +1,4 @@
-"""The commands and their options. What they do is imported when they run."""
+"""The commands and their options. What a command does is imported when it runs."""
 
 from __future__ import annotations
 
@@ -7,54 +7,58 @@ from typing import Annotated
 
 import typer
 
-from sharpzo_cli import completion, jobs, keys, prompts
-from sharpzo_cli.datasets import app as datasets
+from sharpzo_cli import completion, datasets, jobs, keys, prompts
+from sharpzo_cli.help_panels import Panel, PanelGroup
 from sharpzo_cli.options import (
     DEFAULT_TOP_K,
+    ArtifactPath,
+    Calibrated,
     Classes,
     ConfigFile,
+    DataDir,
     DatasetName,
     DatasetsRoot,
     ExportForm,
+    Form,
+    Head,
+    Images,
     Json,
+    Passes,
     Preset,
+    Seed,
+    Shots,
     Split,
+    TestSplit,
+    TopK,
     Values,
+    ZeroShot,
 )
 
 app = typer.Typer(
     name="sharpzo",
+    cls=PanelGroup,
     help="Adapt CLIP to your own classes with forward passes only.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-app.add_typer(keys.app)
-app.add_typer(datasets, name="datasets")
-app.add_typer(jobs.app)
-app.add_typer(prompts.app)
+app.add_typer(datasets.app, rich_help_panel=Panel.LOCAL)
+app.add_typer(jobs.app, rich_help_panel=Panel.REMOTE)
+app.add_typer(prompts.app, rich_help_panel=Panel.REMOTE)
+app.add_typer(keys.app, rich_help_panel=Panel.OPERATOR)
 
-ArtifactPath = Annotated[
-    Path, typer.Argument(metavar="ARTIFACT", help="Prompt file (safetensors).")
-]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of everything the service keeps.")
-]
-Calibrated = Annotated[
-    bool, typer.Option("--calibrated", help="Divide the logits by the prompt's temperature.")
-]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 OtherBackbone = Annotated[
-    str | None, typer.Option("--backbone", help="Instead of the one the artifact names.")
+    str | None, typer.Option("--backbone", help="Backbone to use instead of the prompt's own.")
 ]
 OtherPretrained = Annotated[
-    str | None, typer.Option("--pretrained", help="Instead of the one the artifact names.")
+    str | None, typer.Option("--pretrained", help="Weights to use instead of the prompt's own.")
 ]
 
 
-def _tell_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from sharpzo_engine import __version__
 
         typer.echo(f"sharpzo {__version__}")
@@ -65,63 +69,24 @@ def _tell_version(asked: bool) -> None:
 def options(
     version: Annotated[  # is_eager: read before everything else
         bool,
-        typer.Option("--version", is_eager=True, callback=_tell_version, help="Tell the version."),
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
+        ),
     ] = False,
-    debug: Annotated[  # read by `main`, wherever it stands
-        bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")
+    debug: Annotated[  # read by `main`, at any position
+        bool, typer.Option("--debug", help="Show a traceback if something goes wrong.")
     ] = False,
 ) -> None:
     """Adapt CLIP to your own classes with forward passes only."""
 
 
-@app.command()
-def demo(
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for the prompt file and the report.")
-    ] = Path("sharpzo-demo"),
-) -> None:
-    """Tune on real handwritten digits through the service, end to end."""
-    from sharpzo_cli.demo.run import run_demo
-
-    run_demo(out)
-
-
-@app.command()
-def serve(
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
-    port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
-    ] = None,
-    data_dir: DataDir = None,
-    no_worker: Annotated[
-        bool, typer.Option("--no-worker", help="Start no worker beside the API.")
-    ] = False,
-) -> None:
-    """Run the API and the dashboard, with one worker as a child process."""
-    from sharpzo_cli.processes import run_service
-
-    run_service(host, port, data_dir, with_worker=not no_worker)
-
-
-@app.command()
-def worker(data_dir: DataDir = None) -> None:
-    """Run a tuning worker."""
-    from sharpzo_cli.processes import run_worker
-
-    run_worker(data_dir)
-
-
-@app.command()
-def migrate(data_dir: DataDir = None) -> None:
-    """Bring the database to this version's schema."""
-    from sharpzo_cli.processes import run_migrations
-
-    run_migrations(data_dir)
-
-
-@app.command()
+@app.command(rich_help_panel=Panel.LOCAL)
 def tune(
     dataset: DatasetName,
+    shots: Shots = None,
+    seed: Seed = None,
+    passes: Passes = None,
+    head: Head = None,
     root: DatasetsRoot = None,
     classes: Classes = None,
     backbone: Annotated[
@@ -139,34 +104,43 @@ def tune(
     config: ConfigFile = None,
     values: Values = None,
     device: Device = "auto",
-    out: Annotated[Path, typer.Option("--out", help="Where the prompt file goes.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Prompt file to write.")] = Path(
         "prompt.safetensors"
     ),
     report: Annotated[
         Path | None,
-        typer.Option("--report", help="Where the HTML report goes, a JSON one beside it."),
+        typer.Option("--report", help="HTML report to write, with a JSON one beside it."),
     ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.")] = False,
     checkpoint_dir: Annotated[
-        Path | None, typer.Option("--checkpoint-dir", help="Folder that lets a run be resumed.")
+        Path | None, typer.Option("--checkpoint-dir", help="Folder for checkpoints.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in that folder.")
+        bool, typer.Option("--resume", help="Continue from the checkpoint in --checkpoint-dir.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Tune a prompt on this machine; write it to a file, and a report beside it."""
+    """Tune a prompt on a dataset; write a prompt file and a report."""
     from sharpzo_cli.tuning import TuneRequest, run_tuning
+    from sharpzo_cli.values import Hyperparameters
 
     request = TuneRequest(
         dataset=dataset,
         root=root,
-        classes=classes,
+        hyperparameters=Hyperparameters(
+            config,
+            tuple(values or ()),
+            {
+                "shots": shots,
+                "seed": seed,
+                "max_forward_passes": passes,
+                "head": head and head.value,
+                "classes": classes,
+            },
+        ),
+        preset=preset or "default",
         backbone=backbone,
         pretrained=pretrained,
-        preset=preset,
-        config=config,
-        values=tuple(values or ()),
         device=device,
         out=out,
         report=report,
@@ -177,63 +151,102 @@ def tune(
     run_tuning(request, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.LOCAL)
 def classify(
     artifact: ArtifactPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images to label.")],
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per image.")] = DEFAULT_TOP_K,
+    images: Images,
+    top_k: TopK = DEFAULT_TOP_K,
     backbone: OtherBackbone = None,
     pretrained: OtherPretrained = None,
     device: Device = "auto",
     calibrated: Calibrated = False,
-    zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="Show what the hand-written prompt says as well.")
-    ] = False,
+    zero_shot: ZeroShot = False,
     as_json: Json = False,
 ) -> None:
-    """Label images with a tuned prompt, on this machine."""
-    from sharpzo_cli.local_inference import Model, Shown, classify_images
+    """Label images with a tuned prompt."""
+    from sharpzo_cli.local_inference import ClassifyOptions, Model, classify_images
 
-    shown = Shown(top_k, calibrated=calibrated, zero_shot=zero_shot, as_json=as_json)
-    classify_images(Model(artifact, backbone, pretrained, device), images, shown)
+    options = ClassifyOptions(top_k, calibrated=calibrated, zero_shot=zero_shot, as_json=as_json)
+    classify_images(Model(artifact, backbone, pretrained, device), images, options)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.LOCAL)
 def evaluate(
     artifact: ArtifactPath,
     dataset: DatasetName,
     root: DatasetsRoot = None,
     classes: Classes = None,
-    split: Annotated[Split, typer.Option("--split", help="Of the dataset.")] = Split.TEST,
+    split: TestSplit = Split.TEST,
     backbone: OtherBackbone = None,
     pretrained: OtherPretrained = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a tuned prompt on a dataset: accuracy, per class, confusion matrix.
+    """Measure the accuracy of a tuned prompt on a dataset.
 
-    With --classes, images are told apart among those classes alone, and names that are new to the
+    With --classes, images are distinguished among those classes only; names that are new to the
     prompt get its tuned context.
     """
-    from sharpzo_cli.local_inference import Model, Subject, evaluate_dataset
+    from sharpzo_cli.local_inference import EvaluationData, Model, evaluate_dataset
 
-    subject = Subject(dataset, root, split, classes)
-    evaluate_dataset(Model(artifact, backbone, pretrained, device), subject, as_json=as_json)
+    data = EvaluationData(dataset, root, split, classes)
+    evaluate_dataset(Model(artifact, backbone, pretrained, device), data, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.LOCAL)
 def export(
     artifact: ArtifactPath,
-    form: Annotated[
-        ExportForm, typer.Option("--format", help="A numpy matrix or an ONNX model.")
-    ] = ExportForm.NPY,
+    form: Form = ExportForm.NPY,
     calibrated: Calibrated = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Instead of beside the prompt file.")
+        Path | None, typer.Option("--out", help="File to write; default: beside the prompt file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a tuned prompt as a file that needs nothing of ours to be used."""
+    """Export a tuned prompt for use without SharpZO."""
     from sharpzo_cli.exporting import export_prompt
 
     export_prompt(artifact, form, out, calibrated=calibrated, as_json=as_json)
+
+
+@app.command(rich_help_panel=Panel.LOCAL)
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the prompt file and the report.")
+    ] = Path("sharpzo-demo"),
+) -> None:
+    """Tune on handwritten digits, end to end, in a temporary service."""
+    from sharpzo_cli.demo.run import run_demo
+
+    run_demo(out)
+
+
+@app.command(rich_help_panel=Panel.OPERATOR)
+def serve(
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")
+    ] = None,
+    data_dir: DataDir = None,
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="Run the API alone.")] = False,
+) -> None:
+    """Run the API, the dashboard and a worker."""
+    from sharpzo_cli.processes import run_service
+
+    run_service(host, port, data_dir, with_worker=not no_worker)
+
+
+@app.command(rich_help_panel=Panel.OPERATOR)
+def worker(data_dir: DataDir = None) -> None:
+    """Run a worker alone."""
+    from sharpzo_cli.processes import run_worker
+
+    run_worker(data_dir)
+
+
+@app.command(rich_help_panel=Panel.OPERATOR)
+def migrate(data_dir: DataDir = None) -> None:
+    """Create the database, or upgrade it to this version's schema."""
+    from sharpzo_cli.processes import run_migrations
+
+    run_migrations(data_dir)

@@ -1,4 +1,4 @@
-"""`sharpzo datasets list` and `split`: datasets by name, and split files for those without one."""
+"""`sharpzo datasets list` and `split`: the datasets known by name, and split files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def list_datasets(root: Path | None, *, as_json: bool) -> None:
-    """Print what is known by name, and whether its folder is below the root."""
+    """Print the datasets known by name, and whether each one's folder is in the root."""
     place = root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
     here = {known.key: place is not None and (place / known.folder).is_dir() for known in CATALOGUE}
     if as_json:
@@ -38,7 +38,7 @@ def list_datasets(root: Path | None, *, as_json: bool) -> None:
         )
         for known in CATALOGUE
     ]
-    title = f"Below {place}" if place else f"Name their folder with --root or {ROOT_VARIABLE}"
+    title = f"In {place}" if place else f"Set their folder with --root or {ROOT_VARIABLE}"
     print_table(title, ("name", "classes", *SPLITS, "folder", "here"), rows, compact=True)
 
 
@@ -61,16 +61,17 @@ def write_split(
     """Write a split file.
 
     Raises:
-        UsageProblem: it would replace one, or `datasets check` would not find it.
-        DatasetError: there is no such dataset, or nothing that can be split.
+        UsageProblem: it would replace one, or its name is not that of a split file.
+        DatasetError: the dataset does not exist, or cannot be split.
     """
     source = open_unsplit(dataset, root, seed)
     usable(source.layout)
     target = out or source.folder / _file_name(source)
     if not is_split_file(target.name):
-        raise UsageProblem(f"{target.name} would not be found", "call it split_zhou_NAME.json")
+        fix = "call it split_zhou_NAME.json"
+        raise UsageProblem(f"{target.name} is not a name of a split file", fix)
     if target.exists() and not force:
-        raise UsageProblem(f"{target} is there already", "keep it, or replace it with --force")
+        raise UsageProblem(f"{target} already exists", "replace it with --force")
     split_file = as_split_file(source)
     write_split_file(writable(target), split_file)
     sizes = {split: len(split_file.splits[split]) for split in SPLITS}
@@ -83,7 +84,7 @@ def write_split(
 
 
 def as_split_file(source: Source) -> SplitFile:
-    """The splits of a dataset, with paths relative to its image folder."""
+    """Return the splits of a dataset, with paths relative to its image folder."""
     known = source.known
     prefix = f"{known.images}/" if known and known.images else ""
     names = source.layout.class_names

@@ -1,4 +1,4 @@
-"""What `sharpzo datasets check` looks at: a folder or an archive, and the images in it."""
+"""The input of `sharpzo datasets check`: a folder or an archive, and the images in it."""
 
 from __future__ import annotations
 
@@ -26,33 +26,32 @@ if TYPE_CHECKING:
 
     Load = Callable[[], bytes]  #: the content of one file
 
-_AHEAD = 4  # files for each thread that wait to be examined
+_QUEUED = 4  # files waiting to be examined, per thread
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A dataset, wherever it is."""
+class DatasetInput:
+    """A dataset in a folder or an archive."""
 
     name: str
     layout: Layout
     images: Callable[[Collection[str]], Iterator[tuple[str, Load]]]
-    """Of some of the layout's paths, each with what reads it; before the next one is asked for in
-    an archive, at any time in a folder."""
+    """Yields each of the given paths with a function that reads the file."""
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What looking into images gives."""
+class Examined:
+    """What was found in the images."""
 
     facts: dict[str, ImageFacts]
     thumbnails: dict[str, Image.Image]
 
 
-def open_subject(target: str, root: Path | None, seed: int) -> Subject:
-    """Find a folder, a split file, an archive, or a dataset that is known by name.
+def open_input(target: str, root: Path | None, seed: int) -> DatasetInput:
+    """Open a folder, a split file, an archive, or a dataset known by name.
 
     Raises:
-        DatasetError: there is none, or a file of it is missing.
+        DatasetError: the dataset does not exist, or a file of it is missing.
         UsageProblem: the archive cannot be read.
     """
     path = Path(target)
@@ -64,48 +63,48 @@ def open_subject(target: str, root: Path | None, seed: int) -> Subject:
         for image in sorted(paths):
             yield image, (source.folder / image).read_bytes
 
-    return Subject(source.name, source.layout, images)
+    return DatasetInput(source.name, source.layout, images)
 
 
-def look_into(
-    subject: Subject,
+def examine_images(
+    dataset: DatasetInput,
     paths: Collection[str],
     shown: Collection[str],
     on_image: Callable[[], None],
-) -> Looked:
-    """Decode images, a thread for each core.
+) -> Examined:
+    """Decode images, with one thread per core.
 
     Args:
-        subject: the dataset.
-        paths: images to look into.
-        shown: those of them that thumbnails are wanted of.
-        on_image: is called after each.
+        dataset: the dataset.
+        paths: the images to examine.
+        shown: those of them to make thumbnails of.
+        on_image: called after each image.
 
     Raises:
         UsageProblem: the archive cannot be read.
     """
-    looked = Looked({}, {})
+    found = Examined({}, {})
     threads = os.cpu_count() or 1
     waiting: deque[Future[tuple[ImageFacts, Image.Image | None]]] = deque()
 
     def take() -> None:
         facts, small = waiting.popleft().result()
-        looked.facts[facts.path] = facts
+        found.facts[facts.path] = facts
         if small is not None:
-            looked.thumbnails[facts.path] = small
+            found.thumbnails[facts.path] = small
         on_image()
 
     with ThreadPoolExecutor(threads) as pool:
-        for path, load in subject.images(paths):
-            waiting.append(pool.submit(_look, path, load, path in shown))
-            while len(waiting) > _AHEAD * threads:
+        for path, load in dataset.images(paths):
+            waiting.append(pool.submit(_examine, path, load, path in shown))
+            while len(waiting) > _QUEUED * threads:
                 take()
         while waiting:
             take()
-    return looked
+    return found
 
 
-def _look(path: str, load: Load, show: bool) -> tuple[ImageFacts, Image.Image | None]:
+def _examine(path: str, load: Load, show: bool) -> tuple[ImageFacts, Image.Image | None]:
     try:
         data = load()
     except OSError as error:
@@ -115,10 +114,10 @@ def _look(path: str, load: Load, show: bool) -> tuple[ImageFacts, Image.Image | 
     return facts, thumbnail(image) if show and image is not None else None
 
 
-def _archive(path: Path, seed: int) -> Subject:
+def _archive(path: Path, seed: int) -> DatasetInput:
     from sharpzo_core.storage.archives import sniff, walk
 
-    with _told_of(path):
+    with _as_usage_problem(path):
         kind = sniff(path)
         names: list[str] = []
         texts: dict[str, str] = {}
@@ -128,28 +127,27 @@ def _archive(path: Path, seed: int) -> Subject:
                 texts[member.path] = _text(member.path, member.read())
 
     def images(paths: Collection[str]) -> Iterator[tuple[str, Load]]:
-        with _told_of(path):
+        with _as_usage_problem(path):
             for member in walk(path, kind):
                 if member.path in paths:
-                    data = member.read()  # here: another thread would come too late
+                    data = member.read()  # now: a thread would read after `walk` has moved on
                     yield member.path, lambda data=data: data  # type: ignore[misc] # bound now
 
-    return Subject(path.name, detect_layout(names, texts.__getitem__, seed), images)
+    return DatasetInput(path.name, detect_layout(names, texts.__getitem__, seed), images)
 
 
 @contextmanager
-def _told_of(path: Path) -> Iterator[None]:
-    """What is wrong with an archive is wrong with the command's input."""
+def _as_usage_problem(path: Path) -> Iterator[None]:
     from sharpzo_core.errors import CoreError
 
     try:
         yield
     except CoreError as error:
-        raise UsageProblem(f"{path}: {error}", "give a folder, or pack it again") from error
+        raise UsageProblem(f"{path}: {error}", "give a folder, or repack it") from error
 
 
 def _is_metadata(path: str) -> bool:
-    """Whether the layout may ask for the file's text, in the root or in the one top folder."""
+    """Whether the layout may need the file's text: in the root, or in a single top folder."""
     folder, _, name = path.rpartition("/")
     return "/" not in folder and (name == CLASS_NAMES_FILE or is_split_file(name))
 

@@ -1,7 +1,7 @@
-"""What a shell offers when the user presses Tab; whatever goes wrong, it quietly offers nothing.
+"""What a shell offers when the user presses Tab; after any error, silently nothing.
 
-What comes from a service is offered only if no shell could take it for anything but a word: zsh
-evaluates what it is handed.
+Words from a service are offered only if no shell can read them as anything but a word: zsh
+evaluates what it receives.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.util import find_spec
@@ -21,27 +22,26 @@ import typer
 if TYPE_CHECKING:
     from sharpzo_client import Client
 
-Offer = tuple[str, str]  #: a word, and what it means or nothing
+Offer = tuple[str, str]  #: a word, and its meaning or ""
 
-PATIENCE_VARIABLE = "SHARPZO_COMPLETION_SECONDS"
+TIMEOUT_VARIABLE = "SHARPZO_COMPLETION_SECONDS"
 URL_VARIABLE = "SHARPZO_URL"
 DEFAULT_URL = "http://127.0.0.1:8000"
-ANY_BACKBONE = "MODEL:TAG"  # in a service's list, where it offers every pretrained model
-MAX_WAIT = 1.0  # seconds for a service to answer, unless the variable says otherwise
+ANY_BACKBONE = "MODEL:TAG"  # in a service's list if it offers every pretrained model
+DEFAULT_TIMEOUT = 1.0  # seconds for a service to answer
 MAX_OFFERED = 50  # newest objects
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]*")
 _NOT_PLAIN = re.compile(r"[^\w .,-]+")
 
 
 def presets() -> list[str]:
-    """Names of hyperparameter sets."""
     from sharpzo_engine.config import PRESETS
 
     return list(PRESETS)
 
 
 def local_backbones() -> list[str]:
-    """`tiny` and open_clip's models, from the names of its files."""
+    """List `tiny` and open_clip's models by its file names; importing it would take seconds."""
     found = find_spec("open_clip")
     places = (found.submodule_search_locations if found else None) or []
     files = (file for place in places for file in Path(place).glob("model_configs/*.json"))
@@ -49,7 +49,6 @@ def local_backbones() -> list[str]:
 
 
 def offered_backbones(ctx: typer.Context) -> list[Offer]:
-    """Backbones that the service offers."""
     return _ask(
         ctx,
         lambda client: (
@@ -59,7 +58,6 @@ def offered_backbones(ctx: typer.Context) -> list[Offer]:
 
 
 def jobs(ctx: typer.Context) -> list[Offer]:
-    """Ids of the newest jobs."""
     return _ask(
         ctx,
         lambda client: (
@@ -70,7 +68,6 @@ def jobs(ctx: typer.Context) -> list[Offer]:
 
 
 def datasets(ctx: typer.Context) -> list[Offer]:
-    """Ids of the newest datasets."""
     return _ask(
         ctx,
         lambda client: (
@@ -81,7 +78,7 @@ def datasets(ctx: typer.Context) -> list[Offer]:
 
 
 def prompts(ctx: typer.Context) -> list[Offer]:
-    """Names and ids of the newest prompts; a name stands for its newest version."""
+    """List names and ids of the newest prompts; a name means its newest version."""
 
     def offers(client: Client) -> Iterable[Offer]:
         found = list(islice(client.prompts.list(page_size=MAX_OFFERED), MAX_OFFERED))
@@ -93,38 +90,38 @@ def prompts(ctx: typer.Context) -> list[Offer]:
 
 
 def aliases(ctx: typer.Context) -> list[Offer]:
-    """Aliases; those of several names with the name."""
+    """List aliases; with the name if several names have the same alias."""
 
     def offers(client: Client) -> Iterable[Offer]:
         found = list(islice(client.aliases.list(page_size=MAX_OFFERED), MAX_OFFERED))
-        times = [item.alias for item in found]
+        count = Counter(item.alias for item in found)
         for item in found:
-            alone = times.count(item.alias) == 1
-            yield item.alias if alone else item.ref, f"{item.name} version {item.version}"
+            unique = count[item.alias] == 1
+            yield item.alias if unique else item.ref, f"{item.name} version {item.version}"
 
     return _ask(ctx, offers)
 
 
 def _ask(ctx: typer.Context, question: Callable[[Client], Iterable[Offer]]) -> list[Offer]:
-    """The service's answer, if there is one soon."""
+    """Ask the service, if it answers in time."""
     url = ctx.params.get("url") or os.environ.get(URL_VARIABLE) or DEFAULT_URL
     answers: list[Offer] = []
     try:
         from sharpzo_client import Client
 
-        patience = float(os.environ.get(PATIENCE_VARIABLE) or MAX_WAIT)
-        client = Client(url, timeout=patience, max_retries=0)
-    except Exception:  # whoever presses Tab is typing: no fault of ours may come into their line
+        timeout = float(os.environ.get(TIMEOUT_VARIABLE) or DEFAULT_TIMEOUT)
+        client = Client(url, timeout=timeout, max_retries=0)
+    except Exception:  # the user is typing: an error would be printed into the command line
         return []
 
     def ask() -> None:
         with suppress(Exception), client:
             answers.extend(islice(question(client), MAX_OFFERED))
 
-    # A timeout is for each byte; all of them together must not take longer either.
+    # The client's timeout starts again with every byte; the thread bounds the whole answer.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(patience)
+    asking.join(timeout)
     return [
         (word, " ".join(_NOT_PLAIN.sub(" ", meaning).split()))
         for word, meaning in list(answers)

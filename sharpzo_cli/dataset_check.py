@@ -1,4 +1,4 @@
-"""`sharpzo datasets check`: the report before tuning, for people and for programs."""
+"""`sharpzo datasets check`: the report on a dataset, for people and for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from sharpzo_cli.check_inputs import Looked, Subject, look_into, open_subject
+from sharpzo_cli.check_inputs import DatasetInput, Examined, examine_images, open_input
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import plain, print_json, writable
 from sharpzo_engine.data.contact_sheet import MAX_CLASSES, PER_CLASS, contact_sheet
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sharpzo_engine.data.diagnostics import Finding
     from sharpzo_engine.data.preflight import CountTokens, ImageSizes
 
-LISTED_CLASSES = 30  # of more, those with the fewest training images are shown
+LISTED_CLASSES = 30  # of more classes, those with the fewest training images are shown
 BAR = 16  # characters of the longest bar
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SIGNS = {"error": ("✗", "red"), "warning": ("!", "yellow")}
@@ -35,39 +35,40 @@ SIGNS = {"error": ("✗", "red"), "warning": ("!", "yellow")}
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """What the command line asks for."""
+    """The command line of `sharpzo datasets check`."""
 
     dataset: str  #: a path, or a name of the catalogue
     root: Path | None
     shots: int | None
     seed: int
     classes: Part
-    fast: bool  #: without looking into the images
+    fast: bool  #: without opening the images
     sheet: Path | None
 
 
 def check_dataset(request: CheckRequest, *, as_json: bool) -> None:
-    """Print the report, and draw the contact sheet if one is wanted.
+    """Print the report, and draw the contact sheet if requested.
 
     Raises:
         UsageProblem: the dataset has errors, an archive cannot be read, or an option is wrong.
-        DatasetError: there is no such dataset, or a file of it is missing.
+        DatasetError: the dataset does not exist, or a file of it is missing.
     """
-    sheet = None if request.sheet is None else _picture(request.sheet)
-    subject = open_subject(request.dataset, request.root, request.seed)
-    layout = part_of(subject.layout, request.classes)
+    sheet = None if request.sheet is None else _sheet_path(request.sheet)
+    dataset = open_input(request.dataset, request.root, request.seed)
+    layout = part_of(dataset.layout, request.classes)
     shown = _to_show(layout) if sheet else {}
-    looked = _look(subject, layout, [path for paths in shown.values() for path in paths], request)
+    thumbnails = {path for paths in shown.values() for path in paths}
+    examined = _examine(dataset, layout, thumbnails, request)
     counter = token_counter(layout.class_names)
-    found = inspect(layout, looked.facts, shots=request.shots, count_tokens=counter)
+    found = inspect(layout, examined.facts, shots=request.shots, count_tokens=counter)
     if sheet:
-        _draw(sheet, shown, looked)
+        _draw(sheet, shown, examined)
     if as_json:
         print_json(
-            {"dataset": subject.name, **found.as_json(), "contact_sheet": sheet and str(sheet)}
+            {"dataset": dataset.name, **found.as_json(), "contact_sheet": sheet and str(sheet)}
         )
     else:
-        print_report(subject.name, found)
+        print_report(dataset.name, found)
         if sheet:
             Console().print(plain(f"contact sheet: {sheet}"))
     if not found.ok:
@@ -76,12 +77,12 @@ def check_dataset(request: CheckRequest, *, as_json: bool) -> None:
 
 
 def token_counter(names: Sequence[str]) -> CountTokens | None:
-    """CLIP's own count of a name's tokens; None where no name can have none or too many.
+    """Return CLIP's count of a name's tokens; None if no name can have none or too many.
 
-    A token stands for a byte or more, and words have tokens; so most datasets need no tokenizer,
-    whose package takes seconds to load.
+    A token stands for at least one byte, and every word has a token. So most datasets need no
+    tokenizer, whose package takes seconds to load.
     """
-    if all(_is_harmless(name) for name in names):
+    if all(_is_surely_fine(name) for name in names):
         return None
     from open_clip.tokenizer import SimpleTokenizer
 
@@ -89,20 +90,20 @@ def token_counter(names: Sequence[str]) -> CountTokens | None:
     return lambda name: len(tokenizer.encode(name))
 
 
-def _is_harmless(name: str) -> bool:
+def _is_surely_fine(name: str) -> bool:
     letters = any(character.isalnum() for character in name)
     return letters and "&" not in name and len(name.encode()) <= MAX_NAME_TOKENS
 
 
-def _picture(path: Path) -> Path:
+def _sheet_path(path: Path) -> Path:
     if path.suffix.lower() not in SHEET_SUFFIXES:
-        fix = f"end it in {', '.join(SHEET_SUFFIXES)}"
-        raise UsageProblem(f"--contact-sheet {path} is no picture", fix)
+        fix = f"use a name that ends in {', '.join(SHEET_SUFFIXES)}"
+        raise UsageProblem(f"--contact-sheet {path} is not a picture file", fix)
     return writable(path)
 
 
 def _to_show(layout: Layout) -> dict[str, list[str]]:
-    """Class name -> images for the contact sheet, of the first split that has any."""
+    """Class name -> images for the contact sheet, from the first split that has any."""
     split = next((split for split in SPLITS if layout.splits[split]), "train")
     shown: dict[str, list[str]] = {name: [] for name in layout.class_names}
     drawn = set(layout.class_names[:MAX_CLASSES])
@@ -113,32 +114,32 @@ def _to_show(layout: Layout) -> dict[str, list[str]]:
     return shown
 
 
-def _look(
-    subject: Subject, layout: Layout, shown: Collection[str], request: CheckRequest
-) -> Looked:
-    paths = set(shown) if request.fast else {entry.path for entry in layout.entries()}
+def _examine(
+    dataset: DatasetInput, layout: Layout, shown: Collection[str], request: CheckRequest
+) -> Examined:
+    paths = shown if request.fast else {entry.path for entry in layout.entries()}
     with _bar(len(paths)) as advance:
-        return look_into(subject, paths, set(shown), advance)
+        return examine_images(dataset, paths, shown, advance)
 
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error; yields what moves it on by one image."""
+    """Show a bar on standard error; yields a function that advances it by one image."""
     columns = (
-        TextColumn("looking into images"),
+        TextColumn("examining images"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    quiet = not sys.stderr.isatty()  # FORCE_COLOR makes no terminal of a log
+    quiet = not sys.stderr.isatty()  # not rich's own test: FORCE_COLOR would draw into a log
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=total)
         yield lambda: progress.advance(task)
 
 
-def _draw(sheet: Path, shown: Mapping[str, Sequence[str]], looked: Looked) -> None:
-    small = looked.thumbnails
+def _draw(sheet: Path, shown: Mapping[str, Sequence[str]], examined: Examined) -> None:
+    small = examined.thumbnails
     picture = contact_sheet(
         {name: [small[p] for p in paths if p in small] for name, paths in shown.items()}
     )
@@ -149,13 +150,13 @@ def _draw(sheet: Path, shown: Mapping[str, Sequence[str]], looked: Looked) -> No
 
 
 def print_report(name: str, found: Preflight) -> None:
-    """Print what a dataset holds and what is wrong with it."""
+    """Print the contents of a dataset and every problem."""
     console = Console()
-    held = (
+    contents = (
         f"{_counted(found.images, 'image')} in {_counted(len(found.classes), 'class', 'classes')}"
     )
     skipped = f", {_counted(found.skipped, 'other file')} skipped" if found.skipped else ""
-    console.print(plain(name, "bold"), plain(f"({found.form}): {held}{skipped}"))
+    console.print(plain(name, "bold"), plain(f"({found.form}): {contents}{skipped}"))
     if found.classes:
         console.print(_class_table(found))
     if found.sizes is not None:
@@ -163,13 +164,13 @@ def print_report(name: str, found: Preflight) -> None:
             console.print(plain(line))
     for item in found.findings:
         console.print()
-        console.print(*_told(item), sep="\n", soft_wrap=True)
+        console.print(*_finding_lines(item), sep="\n", soft_wrap=True)
     console.print()
     console.print(_verdict(found))
 
 
 def _class_table(found: Preflight) -> Table:
-    """A row for each class, or for those with the fewest training images."""
+    """One row per class, or the classes with the fewest training images."""
     splits = [split for split in SPLITS if any(found.counts[split].values())] or ["train"]
     measure = splits[0]
     counts = found.counts[measure]
@@ -217,8 +218,8 @@ def _bytes(value: float) -> str:
     return f"{value:,.0f} {unit}" if value >= 10 or unit == "B" else f"{value:,.1f} {unit}"
 
 
-def _told(item: Finding) -> Iterator[Text]:
-    """A finding in lines: what, which, and the fix."""
+def _finding_lines(item: Finding) -> Iterator[Text]:
+    """The lines of a finding: what is wrong, examples, and the fix."""
     sign, colour = SIGNS[item.severity]
     head = Text(f"{sign} {item.severity}  ", f"bold {colour}")
     head.append_text(plain(item.message))
@@ -236,11 +237,11 @@ def _told(item: Finding) -> Iterator[Text]:
 
 def _verdict(found: Preflight) -> Text:
     errors, warnings = len(found.errors), len(found.warnings)
-    told = f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}"
+    counts = f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}"
     if errors:
-        return Text(f"✗ {told}: cannot be tuned on", "bold red")
-    unseen = "" if found.examined == found.images else "; images were not looked into"
-    return Text(f"✓ {told}{unseen}", "bold green")
+        return Text(f"✗ {counts}: not usable for tuning", "bold red")
+    unseen = "" if found.examined == found.images else "; images were not opened"
+    return Text(f"✓ {counts}{unseen}", "bold green")
 
 
 def _counted(count: int, one: str, many: str | None = None) -> str:

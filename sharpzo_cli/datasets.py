@@ -1,13 +1,16 @@
-"""`sharpzo datasets`: those on this machine before anything is tuned on them, and uploaded ones."""
+"""`sharpzo datasets`: datasets on this machine, and those uploaded to a service."""
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sharpzo_cli.errors import UsageProblem
+from sharpzo_cli.formatting import show_dataset, show_datasets
+from sharpzo_cli.help_panels import Panel, PanelGroup
 from sharpzo_cli.options import (
     DEFAULT_LIMIT,
     DEFAULT_URL,
@@ -19,38 +22,43 @@ from sharpzo_cli.options import (
     Limit,
     Url,
 )
+from sharpzo_cli.output import print_deleted, print_items, print_model, say_id
+from sharpzo_cli.remote import service
 
 app = typer.Typer(
-    help="Check datasets, list those that are known by name, write split files; upload them.",
+    name="datasets",
+    cls=PanelGroup,
+    help="Check, list and split datasets; upload them to a service.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the split, where there is none.")]
+SplitSeed = Annotated[
+    int, typer.Option("--seed", min=0, help="Seed of the split, for a dataset without one.")
+]
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.LOCAL)
 def check(
     dataset: DatasetName,
     root: DatasetsRoot = None,
     shots: Annotated[
-        int | None,
-        typer.Option("--shots", min=1, help="Training images per class that are wanted."),
+        int | None, typer.Option("--shots", min=1, help="Training images per class to ask for.")
     ] = None,
-    seed: Seed = 1,
+    seed: SplitSeed = 1,
     classes: Classes = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Look at names alone, not into the images.")
+        bool, typer.Option("--fast", help="Check file names only, without opening images.")
     ] = False,
     sheet: Annotated[
         Path | None,
-        typer.Option("--contact-sheet", help="Where a picture of each class goes (.png, .jpg)."),
+        typer.Option("--contact-sheet", help="Picture of every class to write (.png, .jpg)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say everything that is wrong with a dataset, and how to fix it; DATASET may be an archive.
+    """Report every problem of a dataset, with a fix for each.
 
-    Exit code 2 if it cannot be tuned on.
+    DATASET may also be an archive. The exit code is 2 if the dataset cannot be used for tuning.
     """
     from sharpzo_cli.dataset_check import CheckRequest, check_dataset
 
@@ -58,19 +66,19 @@ def check(
     check_dataset(request, as_json=as_json)
 
 
-@app.command(name="list")
+@app.command("list", rich_help_panel=Panel.LOCAL)
 def list_datasets(
     root: DatasetsRoot = None,
     remote: Annotated[
-        bool, typer.Option("--remote", help="Those that were uploaded to the service instead.")
+        bool, typer.Option("--remote", help="List the datasets uploaded to a service instead.")
     ] = False,
     limit: Limit = DEFAULT_LIMIT,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """List the datasets that are known by name, and which of them are below the root.
+    """List the datasets known by name, or uploaded ones with --remote.
 
-    With --remote: those of a service, newest first; --limit and --url are for these.
+    --limit and --url apply to --remote only.
     """
     if not remote:
         from sharpzo_cli.catalogue import list_datasets
@@ -78,65 +86,71 @@ def list_datasets(
         list_datasets(root, as_json=as_json)
         return
     if root is not None:
-        raise UsageProblem("a service has no --root", "leave --root or --remote out")
-    from sharpzo_cli.remote_datasets import list_uploaded
+        raise UsageProblem("--root does not apply to --remote", "leave out one of them")
+    with service(url) as client:
+        found = list(islice(client.datasets.list(), limit))
+    print_items("datasets", found, show_datasets, as_json=as_json)
 
-    list_uploaded(url, limit, as_json=as_json)
 
-
-@app.command()
+@app.command(rich_help_panel=Panel.LOCAL)
 def split(
     dataset: DatasetName,
     root: DatasetsRoot = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Instead of split_zhou_*.json in the dataset's folder."),
+        typer.Option(
+            "--out", help="File to write; default: split_zhou_*.json in the dataset's folder."
+        ),
     ] = None,
-    seed: Seed = 1,
-    force: Annotated[bool, typer.Option("--force", help="Replace a split file.")] = False,
+    seed: SplitSeed = 1,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing split file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write CoOp's split file for a dataset: its own splits, or else some drawn by --seed."""
+    """Write a split file in CoOp's format.
+
+    It has the dataset's own splits, or a random split drawn with --seed.
+    """
     from sharpzo_cli.catalogue import write_split
 
     write_split(dataset, root, out, seed, force=force, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.REMOTE)
 def upload(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder or archive.")],
     name: Annotated[
-        str | None, typer.Option("--name", help="What to call it; else as the folder or file.")
+        str | None, typer.Option("--name", help="Name; default: that of the folder or file.")
     ] = None,
     unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="Images in whatever folders, to be classified.")
+        bool,
+        typer.Option("--unlabelled", help="Images without classes, for classification only."),
     ] = False,
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Return before the service has read it.")
+        bool, typer.Option("--no-wait", help="Return before the service has processed it.")
     ] = False,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Upload a dataset to a service and wait until it is ready; print its id.
+    """Upload a dataset and print its id when it is ready.
 
-    Exit code 2 if it cannot be used.
+    The exit code is 2 if the dataset cannot be used.
     """
-    from sharpzo_cli.remote_datasets import upload_dataset
+    with service(url) as client:
+        dataset = client.datasets.upload(path, name, labelled=not unlabelled, wait=not no_wait)
+    print_model(dataset, say_id, as_json=as_json)
 
-    upload_dataset(url, path, name, labelled=not unlabelled, wait=not no_wait, as_json=as_json)
 
-
-@app.command()
+@app.command(rich_help_panel=Panel.REMOTE)
 def show(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     """Show an uploaded dataset."""
-    from sharpzo_cli.remote_datasets import show_uploaded
+    with service(url) as client:
+        found = client.datasets.get(dataset)
+    print_model(found, show_dataset, as_json=as_json)
 
-    show_uploaded(url, dataset, as_json=as_json)
 
-
-@app.command()
+@app.command(rich_help_panel=Panel.REMOTE)
 def delete(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     """Delete an uploaded dataset that no job needs."""
-    from sharpzo_cli.remote_datasets import delete_uploaded
-
-    delete_uploaded(url, dataset, as_json=as_json)
+    with service(url) as client:
+        client.datasets.delete(dataset)
+    print_deleted(dataset, as_json=as_json)

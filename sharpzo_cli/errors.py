@@ -1,6 +1,4 @@
-"""What can go wrong in a command, and how it is told: `error: <what> (<how to fix>)`.
-
-Our exception hierarchy:
+"""The errors of commands, and how they are reported: `error: <what> (<how to fix>)`.
 
 CliError
  ├── UsageProblem   the command line or an input is wrong; exit 2
@@ -14,12 +12,12 @@ import typer
 from sharpzo_core.errors import CoreError, SettingsError
 from sharpzo_engine.errors import CheckpointError, EngineError, TuningInterrupted
 
-#: typer's (and older click's) base of everything that is wrong with a command line.
+#: typer's (or, before 0.26, click's) base class of command line errors.
 CommandLineError = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
 
-#: Top-level module -> the extra of the package that brings it.
+#: Top-level module -> the extra that installs it.
 EXTRAS = {
     **dict.fromkeys(("httpx", "tenacity"), "client"),
     **dict.fromkeys(("cma", "jinja2", "matplotlib", "numpy", "open_clip"), "engine"),
@@ -32,24 +30,24 @@ EXTRAS = {
     "sklearn": "demo",
 }
 
-#: Code of an engine error -> what to do, where the message does not say so itself.
+#: Code of an engine error -> fix, if the message does not name one.
 FIXES = {
     "config_invalid": "see the fields of TuningConfig, or start from a --preset",
     "backbone_unavailable": "use --backbone tiny, or an open_clip model with --pretrained TAG",
     "dataset_layout_invalid": "give a folder that holds train/<class>/* or <class>/*",
-    "too_few_images": "add images, or lower --set shots=N",
+    "too_few_images": "add images, or lower --shots",
     "image_undecodable": "give JPEG, PNG or WEBP images",
     "image_format_not_allowed": "give JPEG, PNG or WEBP images",
     "image_too_large": "make the image smaller",
-    "artifact_corrupt": "give a file that `sharpzo tune --out` has written",
+    "artifact_corrupt": "give a file written by `sharpzo tune --out`",
     "backbone_mismatch": "name the backbone it was tuned on with --backbone and --pretrained",
-    "not_calibrated": "leave --calibrated out, or tune the prompt anew",
-    "checkpoint_corrupt": "leave --resume out, or give another --checkpoint-dir",
+    "not_calibrated": "leave out --calibrated, or tune the prompt again",
+    "checkpoint_corrupt": "leave out --resume, or give another --checkpoint-dir",
 }
 
 
 class CliError(Exception):
-    """A command cannot go on."""
+    """A command cannot continue."""
 
     exit_code = 1
 
@@ -59,7 +57,7 @@ class CliError(Exception):
         super().__init__(f"{what} ({fix})")
 
 
-class UsageProblem(CliError):  # noqa: N818 - not a fault of the program
+class UsageProblem(CliError):  # noqa: N818 - not an error of the program
     """The command line or an input is wrong."""
 
     exit_code = 2
@@ -70,7 +68,7 @@ class RunFailed(CliError):  # noqa: N818 - named for the fact
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """The one line that tells of an error, and the exit code."""
+    """Return the line that reports an error, and the exit code."""
     if isinstance(error, CliError):
         return str(error), error.exit_code
     if isinstance(error, CommandLineError):
@@ -92,7 +90,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space made one space."""
+    """Replace every run of white space by one space."""
     return " ".join(text.split())
 
 

@@ -1,4 +1,4 @@
-"""`sharpzo export`: a prompt file as a file that other programs read."""
+"""`sharpzo export`: convert a prompt file to a file that other programs can read."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ if TYPE_CHECKING:
 def export_prompt(
     artifact: Path, form: str, out: Path | None, *, calibrated: bool, as_json: bool
 ) -> None:
-    """Write the export beside the prompt file, or to `out`, and print what it holds.
+    """Write the export beside the prompt file, or to `out`, and print its contents.
 
     Raises:
-        UsageProblem: no such file or format, or the export would replace the prompt file.
-        ArtifactError: it is not a prompt.
-        NotCalibrated: it has no temperature to calibrate by.
+        UsageProblem: the file does not exist, or the export would replace it.
+        ArtifactError: the file is not a prompt.
+        NotCalibrated: the prompt has no temperature to calibrate with.
         MissingPackage: the package onnx is needed and not installed.
     """
     if not artifact.is_file():
-        raise UsageProblem(f"{artifact} does not exist", "give a file of `sharpzo tune`")
+        raise UsageProblem(f"{artifact} does not exist", "give a file written by `sharpzo tune`")
     from sharpzo_engine import TunedPrompt
     from sharpzo_engine.files import write_atomically
     from sharpzo_engine.prompts.export import ExportFormat, Origin, export
 
-    if form not in list(ExportFormat):
-        raise UsageProblem(f"there is no format {form!r}", f"use {' or '.join(ExportFormat)}")
     content = artifact.read_bytes()
     prompt = TunedPrompt.load(content)
     target = writable(out or artifact.with_suffix(f".{form}"))

@@ -1,4 +1,4 @@
-"""Jobs, prompts, datasets and aliases of a service, as people read them."""
+"""Printing the jobs, prompts, datasets and aliases of a service for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from sharpzo_cli.output import Row, percent, print_facts, print_list
-from sharpzo_client.display import clock, stage_title
+from sharpzo_client.display import clock, phase_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ DATASET_HEADER = ("DATASET", "STATUS", "CLASSES", "IMAGES", "AGE", "NAME")
 ALIAS_HEADER = ("ALIAS", "VERSION", "PROMPT", "NAME")
 HISTORY_HEADER = ("SEQ", "WHEN", "ACTION", "PROMPT", "COMMENT")
 
-#: Field of the metrics -> what it is called; those that end in accuracy are fractions.
+#: Field of the metrics -> name; those that end in accuracy are fractions.
 METRICS = {
     "zero_shot_accuracy": "zero-shot accuracy",
     "val_accuracy": "validation accuracy",
@@ -51,28 +51,23 @@ _AGES = ((86_400, "d"), (3600, "h"), (60, "m"), (0, "s"))
 
 
 def show_jobs(jobs: Sequence[Job]) -> None:
-    """A list of jobs."""
     print_list(JOB_HEADER, [_job_row(job) for job in jobs])
 
 
 def show_prompts(prompts: Sequence[Prompt]) -> None:
-    """A list of prompts."""
     print_list(PROMPT_HEADER, [_prompt_row(prompt) for prompt in prompts])
 
 
 def show_datasets(datasets: Sequence[Dataset]) -> None:
-    """A list of uploaded datasets."""
     print_list(DATASET_HEADER, [_dataset_row(dataset) for dataset in datasets])
 
 
 def show_aliases(aliases: Sequence[Alias]) -> None:
-    """A list of aliases."""
     rows = [(item.alias, str(item.version), item.prompt_id, item.name) for item in aliases]
     print_list(ALIAS_HEADER, rows)
 
 
 def show_history(changes: Sequence[AliasChange]) -> None:
-    """The history of an alias."""
     rows = [
         (
             str(item.seq),
@@ -87,15 +82,14 @@ def show_history(changes: Sequence[AliasChange]) -> None:
 
 
 def show_job(job: Job, events: Sequence[JobEvent]) -> None:
-    """Everything about a job, its newest events at the end."""
+    """Print everything about a job, with its latest events at the end."""
     print_facts([*_about(job), *measured(job.metrics), *_settings(job.config)])
     if events:
-        lines = [event_line(event, job.config) for event in events]
-        print_facts([("" if place else "events", line) for place, line in enumerate(lines)])
+        lines = map(event_line, events)
+        print_facts([("" if index else "events", line) for index, line in enumerate(lines)])
 
 
 def show_prompt(prompt: Prompt) -> None:
-    """Everything about a prompt."""
     backbone, lineage = prompt.backbone, prompt.lineage
     facts = [
         ("prompt", prompt.id),
@@ -113,7 +107,6 @@ def show_prompt(prompt: Prompt) -> None:
 
 
 def show_dataset(dataset: Dataset) -> None:
-    """Everything about a dataset."""
     splits = ", ".join(f"{size:,} {name}" for name, size in _sizes(dataset).items())
     error = dataset.error
     print_facts(
@@ -122,7 +115,7 @@ def show_dataset(dataset: Dataset) -> None:
             ("name", dataset.name or ""),
             ("status", dataset.status),
             ("error", "" if error is None else error.message),
-            ("labels", "" if dataset.labelled else "none: it can be classified, no more"),
+            ("labels", "" if dataset.labelled else "none (it can only be classified)"),
             ("images", splits),
             ("classes", ", ".join(dataset.classes or ())),
             ("created", when(dataset.created_at)),
@@ -132,9 +125,9 @@ def show_dataset(dataset: Dataset) -> None:
 
 
 def show_labels(images: Sequence[Path], results: Sequence[ImageResult]) -> None:
-    """Labels of images, best first, beside those of the hand-written prompt if they were asked for.
+    """Print the labels of images, best first, and zero-shot labels if there are any.
 
-    What could not be read has its reason in place of a label.
+    An image that could not be read has the reason instead of a label.
     """
     both = any(result.zero_shot for result in results)
     rows: list[Row] = []
@@ -153,24 +146,25 @@ def _label(prediction: Prediction | None) -> tuple[str, str]:
     return ("", "") if prediction is None else (prediction.label, percent(prediction.score))
 
 
-def event_line(event: JobEvent, config: Mapping[str, object] | None) -> str:
-    """One line about something that happened to a job with this configuration."""
+def event_line(event: JobEvent) -> str:
+    """Describe an event in one line; a stage is called by its optimiser."""
     mark = {"warning": "! ", "error": "✗ "}.get(event.level, "")
-    message, phase = event.message or event.type, (event.data or {}).get("phase")
+    message, data = event.message or event.type, event.data or {}
+    phase = data.get("phase")
     if event.type == "phase" and isinstance(phase, str):
-        message = message.replace(phase, stage_title(phase, config or {}), 1)
+        message = message.replace(phase, phase_title(phase, data.get("phase_label")), 1)
     return f"{when(event.created_at, seconds=True)}  {mark}{message}"
 
 
 def show_outcome(job: Job) -> None:
-    """How a job ended."""
+    """Print how a job ended."""
     passes = f"{job.progress.forward_passes:,}" if job.kind == "tuning" else ""
     facts = [("job", job.id), ("status", job.status), *measured(job.metrics)]
     print_facts([*facts, ("forward passes", passes), ("prompt", job.prompt_id or "")])
 
 
 def measured(metrics: Metrics) -> list[tuple[str, str]]:
-    """Figures by their names."""
+    """Pair the metrics with their names."""
     found = []
     for field, name in METRICS.items():
         value = getattr(metrics, field)
@@ -181,7 +175,7 @@ def measured(metrics: Metrics) -> list[tuple[str, str]]:
 
 
 def when(moment: datetime | None, *, seconds: bool = False) -> str:
-    """A time in this machine's zone."""
+    """Format a time in the local time zone."""
     if moment is None:
         return ""
     local = moment.astimezone()
@@ -189,7 +183,7 @@ def when(moment: datetime | None, *, seconds: bool = False) -> str:
 
 
 def age(moment: datetime | None) -> str:
-    """How long ago a time was, in few characters."""
+    """Format how long ago a time was, as 5m or 3d."""
     if moment is None:
         return _NOTHING
     seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
@@ -204,14 +198,14 @@ def _about(job: Job) -> Iterator[tuple[str, str]]:
     yield "kind", job.kind
     yield "status", job.status + (f" (attempt {job.attempt})" if job.attempt > 1 else "")
     yield "error", "" if job.error is None else f"{job.error.code}: {job.error.message}"
-    yield "phase", stage_title(job.phase, job.config or {}) if job.phase else ""
+    yield "phase", phase_title(job.phase, job.phase_label) if job.phase else ""
     yield "step", f"{progress.step:,} of {progress.total_steps:,}" if progress.total_steps else ""
     yield "forward passes", f"{progress.forward_passes:,}" if progress.forward_passes else ""
     yield "time left", "" if progress.eta_seconds is None else clock(progress.eta_seconds)
     yield "dataset", job.dataset_id or ""
     yield "backbone", job.backbone or ""
     yield "prompt", job.prompt_id or ""
-    yield "goes on from", job.from_checkpoint or ""
+    yield "checkpoint of", job.from_checkpoint or ""
     yield "created", when(job.created_at)
     yield "started", when(job.started_at)
     yield "finished", when(job.finished_at)
@@ -219,7 +213,7 @@ def _about(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def _settings(config: Mapping[str, object] | None) -> list[tuple[str, str]]:
-    """A configuration as `--set` takes it; what is none is left out."""
+    """Format a configuration as `--set` takes it, without values that are None."""
     if not config:
         return []
     flat = {
@@ -244,7 +238,7 @@ def _job_row(job: Job) -> Row:
 
 
 def _state(job: Job) -> str:
-    """The status; of a running job the phase, and how far it is."""
+    """The status; for a running job, the phase and the fraction done."""
     if job.status != "running" or not job.phase:
         return job.status
     total = job.progress.total_steps
@@ -279,7 +273,7 @@ def _names(prompt: Prompt) -> tuple[str, str | None]:
 
 
 def _sizes(dataset: Dataset) -> dict[str, int]:
-    """Split -> images."""
+    """Split -> number of images."""
     return {
         name: sum(size.values()) if isinstance(size, dict) else int(size)
         for name, size in (dataset.splits or {}).items()

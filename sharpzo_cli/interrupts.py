@@ -1,4 +1,4 @@
-"""Ctrl-C as an exception of our own, so that the exit code is ours too."""
+"""Ctrl-C as an exception of our own, so that the exit code is always ours."""
 
 from __future__ import annotations
 
@@ -13,25 +13,21 @@ if TYPE_CHECKING:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user wants the command to end.
+    """Ctrl-C.
 
-    A plain KeyboardInterrupt that passes through `exec` of a text, as importing a dataclass does,
-    makes CPython die of SIGINT at the very end although it was handled. A subclass does not.
+    After a plain KeyboardInterrupt inside `exec` of a string (importing a dataclass does that),
+    CPython ends itself with SIGINT at exit although it was handled. After a subclass it does not.
     """
 
 
 def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """A signal handler.
-
-    Raises:
-        Interrupted: always.
-    """
+    """Raise `Interrupted`; a signal handler."""
     raise Interrupted
 
 
 @contextmanager
 def ctrl_c_interrupts() -> Iterator[None]:
-    """Let Ctrl-C raise `Interrupted` in the block, unless somebody else handles it already."""
+    """Let Ctrl-C raise `Interrupted` in the block, unless another handler is installed."""
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

@@ -1,4 +1,4 @@
-"""`sharpzo keys`: API keys, made and ended in the service's database; no server is needed."""
+"""`sharpzo keys`: API keys in the service's database; the service need not be running."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sharpzo_cli.errors import UsageProblem
-from sharpzo_cli.options import Json
+from sharpzo_cli.options import DataDir, Json
 from sharpzo_cli.output import print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     from sharpzo_core.records.keys import ApiKey, NewKey, Scope
     from sharpzo_core.stores.audit import AuditStore
@@ -25,42 +25,46 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="keys",
-    help="Make, list, replace and revoke API keys.",
+    help="Create, list, rotate and revoke API keys.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 PAGE = 1000
 MAX_DAYS = 3660
-_DONE = 200  # in the audit log, whose other entries are of requests
+_DONE = 200  # status in the audit log, whose other entries are HTTP requests
 _DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 _HEADER = ("prefix", "tenant", "scopes", "state", "last used", "name")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of everything the service keeps.")
-]
 Ref = Annotated[str, typer.Argument(metavar="KEY", help="Id or prefix of the key.")]
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Option("--name", help="What the key is for.")],
-    tenant: Annotated[str, typer.Option("--tenant", help="Whose objects it opens.")] = "default",
+    tenant: Annotated[
+        str, typer.Option("--tenant", help="Tenant whose objects it can access.")
+    ] = "default",
     scopes: Annotated[
         str, typer.Option("--scopes", help="Comma-separated: jobs, prompts, infer, metrics, admin.")
     ] = "jobs,prompts,infer",
     expires: Annotated[
-        str | None, typer.Option("--expires", metavar="90d", help="How long it is valid.")
+        str | None, typer.Option("--expires", metavar="90d", help="Lifetime; default: unlimited.")
     ] = None,
     rate_limit: Annotated[
         str | None,
-        typer.Option("--rate-limit", metavar="600/minute", help="Requests; N is N per minute."),
+        typer.Option(
+            "--rate-limit", metavar="600/minute", help="Requests allowed; N means N per minute."
+        ),
     ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key and print it, this once. From then on the service asks everybody for one."""
+    """Create a key and print it, only this once.
+
+    As soon as a key exists, the service requires one for every request.
+    """
     _check_names(name, tenant)
     granted, lifetime, rate = _scopes(scopes), _duration(expires), _rate(rate_limit)
     with _store(data_dir) as store:
@@ -69,7 +73,7 @@ def create(
             name, granted, expires_at=until, rate_limit=rate
         )
         store.note("create", made.record)
-    _tell(made, as_json=as_json)
+    _print_key(made, as_json=as_json)
 
 
 @app.command("list")
@@ -78,7 +82,7 @@ def list_keys(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """List keys, newest first, also those that open nothing any more."""
+    """List keys, newest first, including expired and revoked ones."""
     with _store(data_dir) as store:
         keys = store.keys.for_tenant(tenant) if tenant else store.keys.for_all_tenants()
         found = list(_all(keys))
@@ -91,7 +95,7 @@ def list_keys(
 
 @app.command()
 def revoke(key: Ref, data_dir: DataDir = None, as_json: Json = False) -> None:
-    """End a key at once, and cancel the jobs that it started."""
+    """Revoke a key immediately, and cancel the jobs it started."""
     with _store(data_dir) as store:
         revoked = store.keys.revoke(key)
         store.note("revoke", revoked)
@@ -106,28 +110,28 @@ def rotate(
     key: Ref,
     grace: Annotated[
         str | None,
-        typer.Option("--grace", metavar="1h", help="How long the old key is still valid."),
+        typer.Option("--grace", metavar="1h", help="How long the old key stays valid."),
     ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Replace a key by one with the same rights, and print that, this once."""
+    """Replace a key by a new one with the same rights, and print it."""
     wait = _duration(grace) or timedelta(0)
     with _store(data_dir) as store:
         made = store.keys.rotate(key, wait)
         store.note("rotate", made.record)
-    _tell(made, as_json=as_json)
+    _print_key(made, as_json=as_json)
 
 
 @dataclass(frozen=True)
 class _Stores:
-    """The keys of all tenants, and the log of what is done to them."""
+    """The keys of all tenants, and the audit log."""
 
     keys: KeyStore
     audit: AuditStore
 
     def note(self, action: str, key: ApiKey) -> None:
-        """Write to the log of the key's tenant that this command has changed something."""
+        """Record a change by this command in the audit log of the key's tenant."""
         from sharpzo_core.ids import Prefix, new_id
         from sharpzo_core.stores.audit import AuditEntry
 
@@ -149,7 +153,7 @@ class _Stores:
 
 @contextmanager
 def _store(data_dir: Path | None) -> Iterator[_Stores]:
-    """What is in the database that `serve` would use."""
+    """Open the database that `serve` would use."""
     from sharpzo_cli.processes import load_settings, run_migrations
     from sharpzo_core.database.engine import make_engine
     from sharpzo_core.errors import NotFound
@@ -182,10 +186,10 @@ def _check_names(name: str, tenant: str) -> None:
 
     if not 1 <= len(name) <= MAX_LABEL or not is_safe_text(name):
         fix = f"give --name 1 to {MAX_LABEL} characters without control characters"
-        raise UsageProblem("the name is not usable", fix)
+        raise UsageProblem("the name of the key is not valid", fix)
     if not is_tenant(tenant):
         fix = "use letters, digits, dots, dashes and underscores, at most 64"
-        raise UsageProblem(f"no tenant can be called {tenant!r}", fix)
+        raise UsageProblem(f"{tenant!r} is not a valid name of a tenant", fix)
 
 
 def _scopes(text: str) -> list[Scope]:
@@ -195,19 +199,20 @@ def _scopes(text: str) -> list[Scope]:
     known = ", ".join(Scope)
     unknown = [name for name in names if name not in set(Scope)]
     if unknown or not names:
-        what = f"there is no scope {unknown[0]!r}" if unknown else "a key needs a scope"
-        raise UsageProblem(what, f"choose of: {known}")
+        what = f"{unknown[0]!r} is not a scope" if unknown else "a key needs a scope"
+        raise UsageProblem(what, f"choose from: {known}")
     return [Scope(name) for name in names]
 
 
 def _duration(text: str | None) -> timedelta | None:
-    """A time such as 45s, 30m, 12h or 90d."""
+    """Parse a time such as 45s, 30m, 12h or 90d."""
     if text is None:
         return None
     match = _DURATION.fullmatch(text)
     found = None if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})
     if found is None or found > timedelta(days=MAX_DAYS):
-        raise UsageProblem(f"{text!r} is no time", f"give 45s, 30m, 12h or 90d, up to {MAX_DAYS}d")
+        fix = f"write 45s, 30m, 12h or 90d, at most {MAX_DAYS}d"
+        raise UsageProblem(f"{text!r} is not a duration", fix)
     return found
 
 
@@ -217,7 +222,7 @@ def _rate(text: str | None) -> str | None:
     try:
         return None if text is None else write_rate(text)
     except ValueError as error:
-        raise UsageProblem(f"{text!r} is no rate", str(error)) from error
+        raise UsageProblem(f"{text!r} is not a rate", str(error)) from error
 
 
 def _now() -> datetime:
@@ -226,8 +231,8 @@ def _now() -> datetime:
     return utc_now()
 
 
-def _tell(made: NewKey, *, as_json: bool) -> None:
-    """The key on standard output and nothing else, so that a script can take it."""
+def _print_key(made: NewKey, *, as_json: bool) -> None:
+    """Print the key alone on standard output, so that a script can use it."""
     key = made.record
     if as_json:
         print_json({**_public(key), "key": made.text})
@@ -235,7 +240,7 @@ def _tell(made: NewKey, *, as_json: bool) -> None:
     until = "until it is revoked" if key.expires_at is None else f"until {key.expires_at:%F %T} UTC"
     typer.echo(
         f"{key.id} of tenant {key.tenant}, for {', '.join(sorted(key.scopes))}, {until}; "
-        "keep it, it is not shown again:",
+        "store it now, it is not shown again:",
         err=True,
     )
     typer.echo(made.text)

@@ -1,4 +1,4 @@
-"""`sharpzo classify` and `sharpzo evaluate`: a prompt file on this machine."""
+"""`sharpzo classify` and `sharpzo evaluate`: use a prompt file on this machine."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from sharpzo_engine.data.layout import Part
     from sharpzo_engine.reports.evaluation_report import EvaluationReport
 
-    #: Key in the JSON -> per image its predictions, best first.
+    #: Key in the JSON -> for each image its predictions, best first.
     Answers = Mapping[str, Sequence[Sequence[Prediction]]]
 
-#: Classes up to which a confusion matrix fits a terminal; --json always has it.
+#: Most classes for which the confusion matrix is printed; --json always has it.
 WIDEST_MATRIX = 12
-#: What the table calls the classifiers that the JSON tells of.
+#: Key in the JSON -> heading in the table.
 HEADINGS = {"predictions": "label", "zero_shot": "zero-shot"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A prompt file, and the backbone to use with it if not its own."""
+    """A prompt file, and the backbone to use instead of its own, if any."""
 
     artifact: Path
     backbone: str | None
@@ -40,15 +40,16 @@ class Model:
     device: str
 
     def load(self) -> tuple[TunedPrompt, Backbone]:
-        """The prompt and the backbone.
+        """Load the prompt and the backbone.
 
         Raises:
-            UsageProblem: the file is not there.
+            UsageProblem: the file does not exist.
             ArtifactError: it is not a prompt.
             BackboneError: its backbone cannot be loaded.
         """
         if not self.artifact.is_file():
-            raise UsageProblem(f"{self.artifact} does not exist", "give a file of `sharpzo tune`")
+            fix = "give a file written by `sharpzo tune`"
+            raise UsageProblem(f"{self.artifact} does not exist", fix)
         from sharpzo_engine import TunedPrompt, load_backbone
 
         prompt = TunedPrompt.load(self.artifact)
@@ -59,9 +60,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What `classify` shows of its answers."""
-
+class ClassifyOptions:
     top_k: int
     calibrated: bool
     zero_shot: bool
@@ -69,19 +68,17 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What `evaluate` measures a prompt on."""
-
+class EvaluationData:
     dataset: str  #: a path, or a name of the catalogue
     root: Path | None
     split: str
-    classes: Part | None  #: None for all, none of which may be new to the prompt
+    classes: Part | None  #: None: all, which must be classes of the prompt
 
 
-def classify_images(model: Model, images: Sequence[Path], shown: Shown) -> None:
-    """Label images and print the labels, beside those of the hand-written prompt if wanted.
+def classify_images(model: Model, images: Sequence[Path], options: ClassifyOptions) -> None:
+    """Label images and print the labels, with those of the hand-written prompt if requested.
 
-    The temperature is the tuned prompt's: the hand-written one is never calibrated.
+    The temperature belongs to the tuned prompt; the hand-written one is never calibrated.
     """
     for image in images:
         if not image.is_file():
@@ -90,41 +87,41 @@ def classify_images(model: Model, images: Sequence[Path], shown: Shown) -> None:
     from sharpzo_engine import PromptClassifier
 
     tuned = PromptClassifier(prompt, backbone)
-    if shown.calibrated:
-        prompt.require_temperature()  # before the work, not after it
+    if options.calibrated:
+        prompt.require_temperature()  # fails before the work, not after it
     embeddings = tuned.embed(list(images))
-    answers = {"predictions": tuned.rank(embeddings, shown.top_k, calibrated=shown.calibrated)}
-    if shown.zero_shot:
-        answers["zero_shot"] = tuned.zero_shot().rank(embeddings, shown.top_k)
-    if shown.as_json:
+    answers = {"predictions": tuned.rank(embeddings, options.top_k, calibrated=options.calibrated)}
+    if options.zero_shot:
+        answers["zero_shot"] = tuned.zero_shot().rank(embeddings, options.top_k)
+    if options.as_json:
         print_json({"results": _results(images, answers)})
     else:
         _print_answers(images, answers)
 
 
-def evaluate_dataset(model: Model, subject: Subject, *, as_json: bool) -> None:
-    """Measure a prompt, and the hand-written one beside it, on one split and print the figures.
+def evaluate_dataset(model: Model, chosen: EvaluationData, *, as_json: bool) -> None:
+    """Evaluate a prompt and the hand-written one on one split, and print the results.
 
     Raises:
-        UsageProblem: the split is empty, or it has classes that the prompt does not know.
+        UsageProblem: the split is empty, or has classes that the prompt does not know.
     """
-    data = load_dataset(subject.dataset, root=subject.root, classes=subject.classes or "all")
-    if not data.split(subject.split):
+    data = load_dataset(chosen.dataset, root=chosen.root, classes=chosen.classes or "all")
+    if not data.split(chosen.split):
         raise UsageProblem(
-            f"{subject.dataset} has no {subject.split} images", "choose another --split"
+            f"{chosen.dataset} has no {chosen.split} images", "choose another --split"
         )
     prompt, backbone = model.load()
-    if subject.classes is None and not set(data.class_names) <= set(prompt.class_names):
+    if chosen.classes is None and not set(data.class_names) <= set(prompt.class_names):
         raise UsageProblem(
-            f"the classes of {subject.dataset} are not those of {model.artifact}",
+            f"the classes of {chosen.dataset} are not those of {model.artifact}",
             f"the prompt knows: {', '.join(prompt.class_names)}; --classes all applies its "
             "context to other names",
         )
     from sharpzo_engine import PromptClassifier
 
-    classifier = PromptClassifier(prompt, backbone)  # refuses a backbone that is not the prompt's
-    classifier = _for_classes(classifier, data, narrow=subject.classes is not None)
-    report = _measure(classifier, data, subject.split)
+    classifier = PromptClassifier(prompt, backbone)  # rejects a backbone that is not the prompt's
+    classifier = _for_classes(classifier, data, narrow=chosen.classes is not None)
+    report = _measure(classifier, data, chosen.split)
     transferred = not set(classifier.prompt.class_names) <= set(prompt.class_names)
     if as_json:
         print_json({**_figures(report), "dataset": data.name, "transferred": transferred})
@@ -135,7 +132,7 @@ def evaluate_dataset(model: Model, subject: Subject, *, as_json: bool) -> None:
 
 
 def _measure(classifier: PromptClassifier, data: Dataset, split: str) -> EvaluationReport:
-    """The classifier and the hand-written prompt on one split of a dataset."""
+    """Evaluate the classifier and the hand-written prompt on one split."""
     from sharpzo_engine.clip.features import extract_features
     from sharpzo_engine.prompts.evaluation import Tally
     from sharpzo_engine.reports.evaluation_report import EvaluationReport
@@ -151,16 +148,16 @@ def _measure(classifier: PromptClassifier, data: Dataset, split: str) -> Evaluat
 
 
 _TRANSFERRED = (
-    "Some classes are new to the prompt: its tuned context stands before their names. A head and a "
-    "temperature know the old classes alone, and were left out."
+    "Some classes are new to the prompt: its tuned context was used with their names, without the "
+    "head and the temperature, which only know the prompt's own classes."
 )
 
 
 def _for_classes(classifier: PromptClassifier, data: Dataset, *, narrow: bool) -> PromptClassifier:
-    """The classifier of the classes that the dataset's images are to be told apart among.
+    """Return a classifier among the classes of the evaluation.
 
-    Those are the prompt's own, but for sets that are only tested on, whose classes are fewer than
-    their prompt's (ImageNet-A and -R), and where a `narrow` choice was asked for.
+    Usually these are the prompt's own. They are the dataset's if `narrow` is set, and for datasets
+    that are only for testing and have fewer classes than the prompt (ImageNet-A and -R).
     """
     known = set(data.class_names) <= set(classifier.prompt.class_names)
     if known and not narrow and not data.test_only:
@@ -169,7 +166,7 @@ def _for_classes(classifier: PromptClassifier, data: Dataset, *, narrow: bool) -
 
 
 def _results(images: Sequence[Path], answers: Answers) -> list[dict[str, object]]:
-    """Per image the predictions of every classifier, under its key."""
+    """For each image, the predictions of every classifier under its key."""
     return [
         {
             "image": str(image),
@@ -180,7 +177,7 @@ def _results(images: Sequence[Path], answers: Answers) -> list[dict[str, object]
 
 
 def _print_answers(images: Sequence[Path], answers: Answers) -> None:
-    """A line per image and rank; each classifier has a column of labels and one of scores."""
+    """Print a line per image and rank, with a label and a score of each classifier."""
     rows = [
         (
             str(image) if rank == 0 else "",
@@ -231,7 +228,7 @@ def _nats(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-#: Figure, what it is, and how it is shown.
+#: Key of a figure, its name, and its format.
 _SHOWN: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("accuracy", "accuracy", percent),
     ("macro_accuracy", "mean accuracy of the classes", percent),

@@ -13,15 +13,22 @@ from sharpzo_engine.data.layout import Part
 
 
 class Split(StrEnum):
-    """A part of a dataset."""
-
     TRAIN = "train"
     VAL = "val"
     TEST = "test"
 
 
+class HeadKind(StrEnum):
+    """The engine's own list; importing its `config` here would slow down `--help`."""
+
+    AUTO = "auto"
+    NONE = "none"
+    GDA = "gda"
+    LINEAR = "linear"
+
+
 class JobStatus(StrEnum):
-    """Where a job stands; the service's own list, which a client's installation lacks."""
+    """The service's own list, which is not installed with `sharpzo[client]`."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -34,23 +41,17 @@ class JobStatus(StrEnum):
 
 
 class JobKind(StrEnum):
-    """What a job is for."""
-
     TUNING = "tuning"
     EVALUATION = "evaluation"
     CLASSIFICATION = "classification"
 
 
 class ResultForm(StrEnum):
-    """What the file of a classification is."""
-
     JSONL = "jsonl"
     CSV = "csv"
 
 
 class ExportForm(StrEnum):
-    """What a prompt is exported as."""
-
     NPY = "npy"
     ONNX = "onnx"
 
@@ -64,20 +65,35 @@ DatasetName = Annotated[
 ]
 DatasetsRoot = Annotated[
     Path | None,
-    typer.Option(
-        "--root", help="Folder of the datasets known by name; else SHARPZO_DATASETS_ROOT."
-    ),
+    typer.Option("--root", help="Folder of datasets known by name; else SHARPZO_DATASETS_ROOT."),
 ]
 Classes = Annotated[
     Part | None,
-    typer.Option(
-        "--classes", help="all, base (the first half of the classes) or new (the others)."
-    ),
+    typer.Option("--classes", help="all, base (the first half) or new (the second half)."),
+]
+TestSplit = Annotated[Split, typer.Option("--split", help="Split to evaluate on.")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images to label.")]
+TopK = Annotated[int, typer.Option("--top-k", min=1, help="Labels per image.")]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="Divide the logits by the prompt's temperature.")
+]
+ZeroShot = Annotated[
+    bool, typer.Option("--zero-shot", help="Also show predictions of the hand-written prompt.")
+]
+Form = Annotated[
+    ExportForm, typer.Option("--format", help="npy is a numpy matrix, onnx an ONNX model.")
+]
+ArtifactPath = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="Prompt file (safetensors).")
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder with all data of the service.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
+# Hyperparameters, strongest first: their own options, --set, --config, --preset.
 Preset = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--preset",
         help="default, fast, paper, reference, or a dataset of the paper (eurosat ...).",
@@ -85,16 +101,30 @@ Preset = Annotated[
     ),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="JSON or YAML file laid over the preset.")
+    Path | None, typer.Option("--config", help="JSON or YAML file; overrides --preset.")
 ]
 Values = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="One value over all that, e.g. zo.learning_rate=1e-3."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any hyperparameter (zo.learning_rate=1e-3); overrides --config.",
     ),
 ]
+Shots = Annotated[
+    int | None, typer.Option("--shots", min=1, help="Training images per class; overrides --set.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Random seed; overrides --set.")]
+Passes = Annotated[
+    int | None,
+    typer.Option("--passes", min=1, help="Budget of forward passes; overrides --set."),
+]
+Head = Annotated[
+    HeadKind | None,
+    typer.Option("--head", help="Classifier stacked on the prompt; overrides --set."),
+]
 
-# Of commands that talk to a service. Its key comes from SHARPZO_API_KEY and never from an option,
+# Of commands that talk to a service. The key comes from SHARPZO_API_KEY and never from an option,
 # which every user of the machine could read.
 Url = Annotated[
     str,
@@ -126,9 +156,9 @@ PromptRef = Annotated[
 ]
 Watch = Annotated[
     bool,
-    typer.Option("--watch", help="Show it until it has ended; exit code 1 unless it succeeds."),
+    typer.Option("--watch", help="Follow the job until it ends; exit code 1 unless it succeeds."),
 ]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="How many to list, newest first.")]
 DEFAULT_URL = completion.DEFAULT_URL
 DEFAULT_LIMIT = 20
 DEFAULT_TOP_K = 5

@@ -1,4 +1,4 @@
-"""`serve`, `worker` and `migrate`: the long-running parts, told what the command line says."""
+"""`serve`, `worker` and `migrate`, with the settings of the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 def run_service(
     host: str | None, port: int | None, data_dir: Path | None, *, with_worker: bool
 ) -> None:
-    """Serve until stopped."""
     from service.server import main
 
     settings = load_settings(host=host, port=port, data_dir=data_dir)
@@ -23,14 +22,12 @@ def run_service(
 
 
 def run_worker(data_dir: Path | None) -> None:
-    """Tune until stopped."""
     from worker.main import main
 
     raise typer.Exit(main(load_settings(data_dir=data_dir)))
 
 
 def run_migrations(data_dir: Path | None) -> None:
-    """Bring the database to this version's schema."""
     from sharpzo_core.migrations import migrate
 
     settings = load_settings(data_dir=data_dir)
@@ -39,7 +36,7 @@ def run_migrations(data_dir: Path | None) -> None:
 
 
 def load_settings(**choices: str | int | Path | None) -> Settings:
-    """The environment's settings with the command line's over them.
+    """Load the settings; the command line overrides the environment.
 
     Raises:
         SettingsError: a value is wrong.

@@ -1,4 +1,4 @@
-"""The service that a command talks to, and what is told of its refusals."""
+"""The connection of a command to a service, and messages for the service's errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from sharpzo_client import (
     APIStatusError,
     APITimeoutError,
     AuthenticationError,
-    Client,
     ConflictError,
     DatasetFailed,
     InputError,
@@ -27,48 +26,52 @@ from sharpzo_client import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ADDRESS_FIX = "correct --url, SHARPZO_URL or SHARPZO_API_KEY"
-_CHECK_ADDRESS = "see that {url} is the address of a SharpZO service"
+    from sharpzo_client import Client
 
-#: Error of the SDK -> what to do; the first that fits. `{url}` is the service's address.
+_ADDRESS_FIX = "correct --url, SHARPZO_URL or SHARPZO_API_KEY"
+
+#: Error of the SDK -> fix; the first match is used. `{url}` is the service's address.
 FIXES: tuple[tuple[type[SharpzoError], str], ...] = (
     (APITimeoutError, "try again, or look at {url}/readyz"),
     (
         APIConnectionError,
-        "start it with `sharpzo serve`, or name its address with --url or SHARPZO_URL",
+        "start it with `sharpzo serve`, or set its address with --url or SHARPZO_URL",
     ),
-    (APIResponseError, _CHECK_ADDRESS),
-    (AuthenticationError, "put a valid key into SHARPZO_API_KEY; `sharpzo keys create` makes one"),
-    (PermissionDeniedError, "use a key with the scope that is needed, in SHARPZO_API_KEY"),
-    (NotFoundError, "the command `list` shows what there is"),
-    (ConflictError, "the command `show` tells the present state"),
-    (RateLimitError, "wait a little, or ask the operator for more"),
-    (UnprocessableEntityError, "correct what is named"),
-    (DatasetFailed, "`sharpzo datasets check` lists all that is wrong"),
-    (JobEnded, "`sharpzo jobs show` tells its events"),
+    (APIResponseError, "check that {url} is the address of a SharpZO service"),
+    (
+        AuthenticationError,
+        "put a valid key into SHARPZO_API_KEY; create one: `sharpzo keys create`",
+    ),
+    (PermissionDeniedError, "use a key with the required scope in SHARPZO_API_KEY"),
+    (NotFoundError, "see the existing ones with the command `list`"),
+    (ConflictError, "see the current state with the command `show`"),
+    (RateLimitError, "wait a little, or ask the operator for a higher limit"),
+    (UnprocessableEntityError, "correct the named values"),
+    (DatasetFailed, "see every problem with `sharpzo datasets check`"),
+    (JobEnded, "see its events with `sharpzo jobs show`"),
     (InputError, "give another path"),
-    (APIStatusError, "see the service's log for the request"),
+    (APIStatusError, "see the request in the service's log"),
     (SharpzoError, "try again"),
 )
-#: Code of a refusal -> what to do, where its class says too little.
+#: Code of an error -> fix, if its class is too general.
 FIXES_BY_CODE = {
-    "gate_failed": "promote a better prompt, or ask for less",
-    "alias_moved": "`sharpzo prompts history` tells who moved it",
+    "gate_failed": "promote a better prompt, or require less",
+    "alias_moved": "see its changes with `sharpzo prompts history`",
     "alias_ambiguous": "write name@alias",
-    "prompt_in_use": "move its aliases, and end its jobs, first",
-    "backbone_mismatch": "have the service offer the prompt's backbone",
+    "prompt_in_use": "move its aliases and end its jobs first",
+    "backbone_mismatch": "configure the service to offer the prompt's backbone",
 }
-#: Statuses that blame what was asked for, not what became of it.
+#: Statuses of wrong requests (exit code 2), unlike those of failures (exit code 1).
 _OF_INPUT = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
 
 
 @contextmanager
 def service(url: str) -> Iterator[Client]:
-    """A client of the service, found to be there.
+    """Connect to a service that answers.
 
     Raises:
-        UsageProblem: what the command asks for is wrong.
-        RunFailed: the service is not there, or could not do it.
+        UsageProblem: the request is wrong.
+        RunFailed: the service is unreachable, or the request failed.
     """
     try:
         with _client(url) as client:
@@ -78,7 +81,7 @@ def service(url: str) -> Iterator[Client]:
 
 
 def translated(error: SharpzoError, url: str) -> CliError:
-    """The same as an error of the command line."""
+    """Turn an error of the SDK into one of the command line."""
     code = error.code if isinstance(error, APIStatusError) else None
     fix = FIXES_BY_CODE.get(code or "") or next(f for kind, f in FIXES if isinstance(error, kind))
     fix = fix.replace("{url}", url)
@@ -86,10 +89,12 @@ def translated(error: SharpzoError, url: str) -> CliError:
 
 
 def _client(url: str) -> Client:
-    """A client of a service that is there; calls would be repeated for seconds before they fail."""
+    """Connect and check that the service answers; later calls would be retried for seconds."""
+    from sharpzo_client import Client
+
     try:
         client = Client(url)
-        with suppress(APIStatusError, APIResponseError):  # a gateway need not know this address
+        with suppress(APIStatusError, APIResponseError):  # a gateway may not offer this address
             client.health.livez()
     except InputError as error:
         raise UsageProblem(str(error), _ADDRESS_FIX) from error
@@ -106,9 +111,11 @@ def _what(error: SharpzoError, url: str) -> str:
     if isinstance(error, APIConnectionError) and not error.sent:
         return f"no service answers at {url}"
     if isinstance(error, APIStatusError):
-        told = error.detail or error.title or f"the service answered {error.status}"
-        others = [fault for fault in error.errors if fault.message not in told]
+        text = (error.detail or error.title or f"the service answered {error.status}").rstrip(".")
+        others = [fault for fault in error.errors if fault.message not in text]
         faults = "; ".join(f"{fault.pointer}: {fault.message}" for fault in others)
-        named = f" (request {error.request_id})" if error.status >= 500 and error.request_id else ""
-        return (f"{told.rstrip('.')}: {faults}" if faults else told.rstrip(".")) + named
+        request = (
+            f" (request {error.request_id})" if error.status >= 500 and error.request_id else ""
+        )
+        return (f"{text}: {faults}" if faults else text) + request
     return str(error)

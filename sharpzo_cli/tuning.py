@@ -1,4 +1,4 @@
-"""`sharpzo tune`: the engine on this machine, shown as it goes on."""
+"""`sharpzo tune`: run the engine on this machine and show its progress."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import typer
 
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import percent, print_json, print_table, writable
-from sharpzo_cli.values import tuning_config
-from sharpzo_client.display import SEARCHING, Pace, Standing, display, stage_title
+from sharpzo_client.display import STAGES, PassRate, RunState, display, phase_title
 from sharpzo_engine.data.dataset import load_dataset
 from sharpzo_engine.errors import TuningInterrupted
 
@@ -22,28 +21,26 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+    from sharpzo_cli.values import Hyperparameters
     from sharpzo_client.display import Display
     from sharpzo_engine import Progress as EngineProgress
-    from sharpzo_engine import StepRecord, TuneResult, TuningConfig
-    from sharpzo_engine.data.layout import Part
+    from sharpzo_engine import StepRecord, TuneResult
     from sharpzo_engine.search.progress import OnStep
 
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """What the command line asks for."""
+    """The command line of `sharpzo tune`."""
 
     dataset: str  #: a path, or a name of the catalogue
     root: Path | None
-    classes: Part | None  #: over the config's own
+    preset: str
+    hyperparameters: Hyperparameters  #: over the preset
     backbone: str
     pretrained: str | None
-    preset: str
-    config: Path | None
-    values: tuple[str, ...]
     device: str
     out: Path
-    report: Path | None  #: of the HTML page; none puts it beside `out`
+    report: Path | None  #: the HTML report; default: beside `out`
     no_report: bool
     checkpoint_dir: Path | None
     resume: bool
@@ -51,7 +48,7 @@ class TuneRequest:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A run that ended well."""
+    """A successful run."""
 
     artifact: Path
     sha256: str
@@ -61,11 +58,11 @@ class Tuned:
 
 
 def run_tuning(request: TuneRequest, *, as_json: bool) -> None:
-    """Tune, write the prompt file and the report, and say what came of it.
+    """Tune, write the prompt file and the report, and print the results.
 
     Raises:
         UsageProblem: an option is wrong.
-        EngineError: the engine could not do it.
+        EngineError: tuning failed.
         KeyboardInterrupt: Ctrl-C; with a checkpoint folder the run can be resumed.
     """
     try:
@@ -80,27 +77,26 @@ def run_tuning(request: TuneRequest, *, as_json: bool) -> None:
 
 
 def _tune(request: TuneRequest) -> Tuned:
-    chosen = (f"classes={request.classes}",) if request.classes else ()
-    config = tuning_config(request.preset, request.config, (*request.values, *chosen))
+    config = request.hyperparameters.over(request.preset)
     if request.resume and request.checkpoint_dir is None:
         raise UsageProblem("--resume needs a checkpoint", "name its folder with --checkpoint-dir")
     out = writable(request.out)
-    page = _page(request)
-    # Before torch is loaded: a wrong path fails at once.
+    page = _report_path(request)
+    # Before loading torch, so that a wrong path fails immediately.
     dataset = load_dataset(request.dataset, root=request.root)
     from sharpzo_engine import load_backbone, tune
 
     began = time.monotonic()
     with display() as shown:
-        view = TuningView(shown, config)
+        view = TuningView(shown, config.max_forward_passes)
         view.say("loading the backbone")
         backbone = load_backbone(request.backbone, request.pretrained, request.device)
-        with stop_on_interrupt() as stop_if_asked:
+        with stop_on_interrupt() as stop_if_interrupted:
             result = tune(
                 dataset,
                 backbone,
                 config,
-                on_step=_in_turn(view.show, stop_if_asked),
+                on_step=_in_turn(view.show, stop_if_interrupted),
                 checkpoint_dir=request.checkpoint_dir,
                 resume=request.resume,
             )
@@ -110,95 +106,95 @@ def _tune(request: TuneRequest) -> Tuned:
     return Tuned(out, sha256, seconds, result, reports)
 
 
-def _page(request: TuneRequest) -> Path | None:
-    """Where the page goes, if it and its JSON overwrite nothing that this command names.
+def _report_path(request: TuneRequest) -> Path | None:
+    """Check that the report and its JSON do not overwrite the command's other files.
 
     Raises:
-        UsageProblem: they would, or no file can be put there.
+        UsageProblem: they would, or the files cannot be written.
     """
     if request.no_report:
         return None
     page = writable(request.report or request.out.with_suffix(".html"))
     data = page.with_suffix(".json")
-    named = {path.resolve() for path in (request.out, request.config) if path}
-    if page == data or named & {page.resolve(), data.resolve()}:
+    others = {path.resolve() for path in (request.out, request.hyperparameters.file) if path}
+    if page == data or others & {page.resolve(), data.resolve()}:
         raise UsageProblem(
             f"the report {page} and {data.name} would replace another file",
-            "choose a name with --report FILE.html, or leave it out with --no-report",
+            "choose another name with --report FILE.html, or use --no-report",
         )
     writable(data)
     return page
 
 
-def _in_turn(show: OnStep, stop_if_asked: Callable[[], None]) -> OnStep:
+def _in_turn(show: OnStep, stop_if_interrupted: Callable[[], None]) -> OnStep:
     def on_step(step: EngineProgress) -> None:
         show(step)
-        stop_if_asked()
+        stop_if_interrupted()
 
     return on_step
 
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], None]]:
-    """Make the first Ctrl-C wait for the end of a step, so that a checkpoint is left; not the next.
+    """Let the first Ctrl-C wait for the end of a step and its checkpoint; the second does not wait.
 
-    Yields what to call after each step; it raises TuningInterrupted once Ctrl-C was pressed.
+    Yields a function to call after each step, which raises TuningInterrupted after Ctrl-C.
     """
-    asked = False
+    interrupted = False
 
     def remember(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, usual)
+        nonlocal interrupted
+        interrupted = True
+        signal.signal(signal.SIGINT, previous)
 
-    def stop_if_asked() -> None:
-        if asked:
+    def stop_if_interrupted() -> None:
+        if interrupted:
             raise TuningInterrupted
 
-    usual = signal.signal(signal.SIGINT, remember)
+    previous = signal.signal(signal.SIGINT, remember)
     try:
-        yield stop_if_asked
+        yield stop_if_interrupted
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, previous)
 
 
 def _how_to_resume(request: TuneRequest) -> str:
     if request.checkpoint_dir is None:
-        return "stopped; nothing was kept (--checkpoint-dir lets a run be resumed)"
+        return "stopped without a checkpoint (use --checkpoint-dir to be able to resume)"
     folder = request.checkpoint_dir
-    return f"stopped; repeat the command with --checkpoint-dir {folder} --resume to go on"
+    return f"stopped; repeat the command with --checkpoint-dir {folder} --resume to continue"
 
 
 class TuningView:
     """Shows a run of the engine."""
 
-    def __init__(self, shown: Display, config: TuningConfig) -> None:
+    def __init__(self, shown: Display, budget: int | None) -> None:
         self._shown = shown
-        self._config = config.model_dump(mode="json")
-        self._pace = Pace()
+        self._budget = budget  # forward passes
+        self._rate = PassRate()
         self._record: StepRecord | None = None
-        self._last = Standing("starting")
+        self._last = RunState("starting")
 
     def say(self, message: str) -> None:
-        """Show what is going on where nothing can be counted."""
-        self._shown.show(Standing("preparing", note=message))
+        """Show what is happening before the first step."""
+        self._shown.show(RunState("preparing", note=message))
 
     def show(self, step: EngineProgress) -> None:
         """Show a step; the engine's `on_step`."""
         self._record = self._latest(step.record)
-        searching = step.phase in SEARCHING
+        searching = step.phase in STAGES
         if searching:
-            self._pace.count(step.forward_passes)
+            self._rate.count(step.forward_passes)
         loss, accuracy = self._scores()
-        self._last = Standing(
-            title=stage_title(step.phase, self._config),
+        self._last = RunState(
+            title=phase_title(step.phase, step.phase_label),
             step=step.step,
             total=step.total_steps or None,
             loss=loss,
             accuracy=accuracy,
             passes=step.forward_passes,
-            budget=self._config["max_forward_passes"],
-            pace=self._pace.per_second if searching else None,
+            budget=self._budget,
+            rate=self._rate.per_second if searching else None,
             eta=step.eta_seconds,
             note=step.message or "",
             searching=searching,
@@ -206,11 +202,11 @@ class TuningView:
         self._shown.show(self._last)
 
     def done(self) -> None:
-        """Show that the run has ended well."""
-        self._shown.show(replace(self._last, title="done", pace=None, note="", over=True))
+        """Show that the run has succeeded."""
+        self._shown.show(replace(self._last, title="done", rate=None, note="", ended=True))
 
     def _latest(self, record: StepRecord | None) -> StepRecord | None:
-        """The newest record; one without validation keeps the accuracy of the one before."""
+        """The newest record; if it has no validation accuracy, with the previous one."""
         before = self._record
         if record is None or before is None or record.val_accuracy is not None:
             return record or before
@@ -241,15 +237,14 @@ def _print_result(tuned: Tuned) -> None:
     print_table(f"Accuracy on {result.comparison_split} images", ("", "accuracy"), rows)
     passes, head = result.metrics["forward_passes"], result.prompt.metadata["head"]
     typer.echo(f"{passes:,} forward passes, {tuned.seconds:.1f} seconds")
-    typer.echo(f"served: {what_is_served(head)}")
+    typer.echo(f"classifier:  {describe_head(head)}")
     typer.echo(f"prompt file: {tuned.artifact}")
     if tuned.reports:
         page, data = tuned.reports
-        typer.echo(f"run report:  {page} (the same as JSON: {data})")
+        typer.echo(f"run report:  {page} (as JSON: {data})")
 
 
-def what_is_served(head: Mapping[str, object]) -> str:
-    """The metadata of a head, for people."""
+def describe_head(head: Mapping[str, object]) -> str:
     if head["kind"] == "none":
-        return "the tuned prompt alone"
-    return f"head {head['kind']} {'beside the prompt' if head['prompt_weight'] else 'alone'}"
+        return "the tuned prompt"
+    return f"{'the tuned prompt with ' if head['prompt_weight'] else ''}head {head['kind']}"

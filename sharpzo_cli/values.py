@@ -1,52 +1,61 @@
-"""Hyperparameters from files and from `--set key=value`."""
+"""Hyperparameters from a file, from `--set key=value` and from options of their own."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_engine.config import TuningConfig, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-#: Texts that are the same in YAML, which need not be installed to submit a job.
+#: Words that mean the same in YAML, which need not be installed to submit a job.
 _WORD = re.compile(
     r"(?!(?:true|false|null|yes|no|on|off|nan|infinity)$)[a-z]([a-z0-9 -]*[a-z0-9])?", re.IGNORECASE
 )
 _SET_FIX = "write it like --set zo.learning_rate=1e-3"
 
 
-def tuning_config(preset: str, file: Path | None, values: Iterable[str]) -> TuningConfig:
-    """The preset, the file's values over it, and single values over both.
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What the command line sets, weakest first: a file, `--set`, options of their own."""
 
-    Raises:
-        UsageProblem: the file or a `key=value` cannot be read.
-        ConfigError: a value is unknown or out of range.
-    """
-    return TuningConfig.parse(overlay(file, values), preset)
+    file: Path | None = None
+    values: tuple[str, ...] = ()  #: `key=value`
+    options: Mapping[str, object] = field(default_factory=dict)  #: None: not set
 
+    def merged(self) -> dict[str, Any]:
+        """All values as one nested mapping.
 
-def overlay(file: Path | None, values: Iterable[str]) -> dict[str, Any]:
-    """The file's values, and single values over them.
+        Raises:
+            UsageProblem: the file or a `key=value` cannot be read.
+        """
+        config: dict[str, Any] = {} if self.file is None else read_config(self.file)
+        for assignment in self.values:
+            config = merge(config, parse_assignment(assignment))
+        chosen = {name: value for name, value in self.options.items() if value is not None}
+        return merge(config, chosen)
 
-    Raises:
-        UsageProblem: the file or a `key=value` cannot be read.
-    """
-    given: dict[str, Any] = {} if file is None else read_config(file)
-    for assignment in values:
-        given = merge(given, parse_assignment(assignment))
-    return given
+    def over(self, preset: str) -> TuningConfig:
+        """The configuration of a run, with these values over the preset's.
+
+        Raises:
+            UsageProblem: the file or a `key=value` cannot be read.
+            ConfigError: a value is unknown or out of range.
+        """
+        return TuningConfig.parse(self.merged(), preset)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file that holds a mapping.
+    """Read a JSON or YAML file with a mapping.
 
     Raises:
-        UsageProblem: it cannot be read, or is something else.
+        UsageProblem: it cannot be read, or is not a mapping.
     """
     try:
         content = parse(path.read_text(encoding="utf-8"))
@@ -58,15 +67,15 @@ def read_config(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageProblem(f"{path} does not hold fields with values", "write `seed: 1`, …")
+        raise UsageProblem(f"{path} is not a mapping of names to values", "write `seed: 1`, …")
     return content
 
 
 def parse_assignment(text: str) -> Mapping[str, Any]:
-    """`a.b=1` as `{"a": {"b": 1}}`.
+    """Parse `a.b=1` as `{"a": {"b": 1}}`.
 
     Raises:
-        UsageProblem: no key, or a value that cannot be read.
+        UsageProblem: there is no key, or the value cannot be read.
     """
     key, equals, value = text.partition("=")
     path = key.strip().split(".")
@@ -76,18 +85,18 @@ def parse_assignment(text: str) -> Mapping[str, Any]:
         parsed = value if _WORD.fullmatch(value) else parse(value)
     except ValueError as error:
         raise UsageProblem(f"--set {text!r}: the value cannot be read", _SET_FIX) from error
-    *sections, field = path
-    nested: dict[str, Any] = {field: parsed}
+    *sections, name = path
+    nested: dict[str, Any] = {name: parsed}
     for section in reversed(sections):
         nested = {section: nested}
     return nested
 
 
 def parse(text: str) -> object:
-    """JSON, or else YAML (safe types only).
+    """Parse JSON, or else YAML (safe types only).
 
     Raises:
-        ValueError: neither.
+        ValueError: it is neither.
     """
     try:
         return json.loads(text)
@@ -99,7 +108,7 @@ def _parse_yaml(text: str) -> object:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML without surprises in numbers: 1e-3 is one (YAML 1.1 takes it for a string)."""
+        """YAML in which 1e-3 is a number; for YAML 1.1 it is a string."""
 
     number = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))

@@ -1,4 +1,4 @@
-"""`sharpzo jobs watch`: a job's events as they happen, and below them how far it is."""
+"""`sharpzo jobs watch`: show a job's events as they happen, with its progress below."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from sharpzo_cli.errors import RunFailed
 from sharpzo_cli.formatting import event_line, show_outcome
 from sharpzo_cli.output import print_json, say
 from sharpzo_cli.remote import service
-from sharpzo_client import Client, SharpzoError
+from sharpzo_client import SharpzoError
 from sharpzo_client.display import display
 from sharpzo_client.progress import JobView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sharpzo_client import Job
+    from sharpzo_client import Client, Job
 
-LOOK_SECONDS = 1.0  # between two looks at how far the job is
-LOOK_TIMEOUT = 10.0  # seconds without a byte
+POLL_SECONDS = 1.0  # between two requests for the job's progress
+POLL_TIMEOUT = 10.0  # seconds of inactivity
 
 
 def watch_job(url: str, job_id: str, *, as_json: bool) -> None:
-    """Show a job until it has ended; with `as_json` print each event as a line and nothing else.
+    """Follow a job until it ends; with `as_json` print each event as a line and nothing else.
 
     Raises:
         RunFailed: it failed or was cancelled.
-        KeyboardInterrupt: Ctrl-C; the job goes on.
+        KeyboardInterrupt: Ctrl-C; the job keeps running.
     """
     with service(url) as client:
-        job = client.jobs.get(job_id)  # an unknown job is told before anything is drawn
+        job = client.jobs.get(job_id)  # an unknown id fails before anything is drawn
         try:
             job = _watch_events(client, job_id) if as_json else _watch(client, job)
         except KeyboardInterrupt:
-            say(_how_to_go_on(job_id), err=True)
+            say(_next_commands(job_id), err=True)
             raise
     if not as_json:
         show_outcome(job)
     if job.status != "succeeded":
         reason = f": {job.error.message}" if job.error else ""
-        fix = f"`sharpzo jobs resume {job_id}` goes on from its last checkpoint"
+        fix = f"continue from its last checkpoint with `sharpzo jobs resume {job_id}`"
         raise RunFailed(f"job {job_id} {job.status}{reason}", fix)
 
 
@@ -54,49 +54,51 @@ def _watch_events(client: Client, job_id: str) -> Job:
 def _watch(client: Client, job: Job) -> Job:
     with display() as shown:
         view = JobView(shown)
-        with _looking(client.base_url, job.id, view) as look_now:
+        with _polling(client.base_url, job.id, view) as poll_now:
             for event in client.jobs.stream_events(job.id):
-                shown.say(event_line(event, job.config))
-                look_now()
+                shown.say(event_line(event))
+                poll_now()
         ended = client.jobs.get(job.id)
         view.update(ended)
     return ended
 
 
 @contextmanager
-def _looking(url: str, job_id: str, view: JobView) -> Iterator[Callable[[], None]]:
-    """Look at the job now and then while the block runs, and when what is yielded is called.
+def _polling(url: str, job_id: str, view: JobView) -> Iterator[Callable[[], None]]:
+    """Poll the job's progress in a thread while the block runs; the yielded function polls now.
 
-    Events are few; figures are the job's own. A look that fails is repeated: whether the service
-    has gone for good is decided by the stream.
+    Events alone are too few to show progress. A failed request is repeated: the event stream
+    decides whether the service is really gone.
     """
-    due, over = threading.Event(), threading.Event()
+    from sharpzo_client import Client
 
-    def look() -> None:
-        with Client(url, timeout=LOOK_TIMEOUT, max_retries=0) as client:
-            while not over.is_set():
+    due, ended = threading.Event(), threading.Event()
+
+    def poll() -> None:
+        with Client(url, timeout=POLL_TIMEOUT, max_retries=0) as client:
+            while not ended.is_set():
                 due.clear()
                 try:
                     job = client.jobs.get(job_id)
                 except SharpzoError:
-                    view.lost()
+                    view.disconnected()
                 else:
-                    if not over.is_set():
+                    if not ended.is_set():
                         view.update(job)
-                due.wait(LOOK_SECONDS)
+                due.wait(POLL_SECONDS)
 
-    looker = threading.Thread(target=look, daemon=True)
-    looker.start()
+    poller = threading.Thread(target=poll, daemon=True)
+    poller.start()
     try:
         yield due.set
     finally:
-        over.set()
+        ended.set()
         due.set()
-        looker.join(LOOK_SECONDS)
+        poller.join(POLL_SECONDS)
 
 
-def _how_to_go_on(job_id: str) -> str:
+def _next_commands(job_id: str) -> str:
     return (
-        f"{job_id} goes on; `sharpzo jobs watch {job_id}` shows it again, "
-        f"`sharpzo jobs cancel {job_id}` stops it"
+        f"{job_id} keeps running; watch it with `sharpzo jobs watch {job_id}`, "
+        f"cancel it with `sharpzo jobs cancel {job_id}`"
     )

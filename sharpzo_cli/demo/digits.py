@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a dataset folder: 1,797 real scans of 8 x 8 pixels."""
+"""A dataset folder of scikit-learn's handwritten digits: 1,797 real scans of 8 x 8 pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-#: Images per digit and split; what is left is the test split.
+#: Images per digit and split; the others are the test split.
 PER_DIGIT = {"train": 40, "val": 20, "unseen": 10}
 GREY_LEVELS = 16  # a scan's values are 0..16, ink is high
 SIDE = 64  # pixels of the written images
@@ -23,16 +23,16 @@ SIDE = 64  # pixels of the written images
 
 @dataclass(frozen=True)
 class HeldOut:
-    """An image that is in no split, and what it shows."""
+    """An image that is in no split, and its label."""
 
     path: Path
     label: str
 
 
 def write_digits(folder: Path) -> list[HeldOut]:
-    """Write `train`, `val` and `test` with one folder per digit, and return the images kept back.
+    """Write `train`, `val` and `test` with one folder per digit, and return the held-out images.
 
-    The split is fixed: images are taken in the order of the collection.
+    The split is always the same: images are taken in the collection's order.
     """
     from sklearn.datasets import load_digits
 
@@ -55,13 +55,13 @@ def write_digits(folder: Path) -> list[HeldOut]:
 
 
 def to_image(scan: NDArray[np.float64]) -> Image.Image:
-    """A scan [8, 8] as a grey image of SIDE x SIDE pixels, light ink on black."""
+    """Convert a scan [8, 8] to a grey image of SIDE x SIDE pixels, light ink on black."""
     grey = (scan * (255 / GREY_LEVELS)).round().astype("uint8")
     return Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def _split(rank: int) -> str:
-    """The split of the image that is number `rank` of its digit."""
+    """The split of image number `rank` of its digit."""
     for name, count in PER_DIGIT.items():
         if rank < count:
             return name

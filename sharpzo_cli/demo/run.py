@@ -1,4 +1,4 @@
-"""The demo's line: digits -> upload -> job -> prompt -> classify -> table."""
+"""The demo: digits -> upload -> job -> prompt -> classify -> table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sharpzo_client import Client, Job, SharpzoError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-#: Laid over the preset `default`: a budget of about half a minute on two cores.
+#: Overrides of the preset `default`: a budget of about half a minute on two cores.
 CONFIG: dict[str, Any] = {
     "shots": 16,
     "seed": 1,
@@ -33,71 +33,71 @@ CONFIG: dict[str, Any] = {
 }
 BATCH = 50  # images per classify request
 POLL_SECONDS = 0.5
-REMOVALS = 5  # tries to remove the temporary folder
+REMOVALS = 5  # attempts to remove the temporary folder
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo has to show."""
+    """The results of the demo."""
 
     job: Job
-    right: int  #: of the images that were kept back
-    shown: int
+    correct: int  #: of the held-out images
+    held_out: int
     seconds: float  #: from upload to the last classification
 
 
 def run_demo(out: Path) -> None:
-    """Run the demo; the prompt file and the run's report are left in `out`.
+    """Run the demo and save the prompt file and the report in `out`.
 
     Raises:
-        RunFailed: the service or the job failed; its log is in `out`.
+        RunFailed: the service or the job failed; the service's log is in `out`.
     """
-    import sklearn  # noqa: F401 - found missing before anything is started
+    import sklearn  # noqa: F401 - if it is missing, fail before anything is started
 
     out.mkdir(parents=True, exist_ok=True)
-    with ended_in_order(), vanishing_folder() as temporary:
+    with sigterm_interrupts(), temporary_folder() as temporary:
         outcome = _run(temporary, out)
     _print(outcome, out)
 
 
 def _run(temporary: Path, out: Path) -> Outcome:
     log = temporary / "service.log"
-    _say("writing scikit-learn's handwritten digits as a dataset")
+    _say("writing scikit-learn's handwritten digits to a dataset folder")
     held_out = write_digits(temporary / "digits")
     try:
         _say("starting the service")
         with running_service(temporary / "data", log) as client:
             return _use(client, temporary / "digits" / "dataset", held_out, out)
     except SharpzoError as error:
-        kept = shutil.copy(log, out / "service.log")
-        raise RunFailed(str(error), f"see {kept}") from error
+        copy = shutil.copy(log, out / "service.log")
+        raise RunFailed(str(error), f"see {copy}") from error
 
 
 def _use(client: Client, dataset_folder: Path, held_out: Sequence[HeldOut], out: Path) -> Outcome:
-    """What a user of the SDK does."""
+    """Do what a user of the SDK does."""
     began = time.monotonic()
     _say("uploading")
     dataset = client.datasets.upload(dataset_folder, name="digits", poll=POLL_SECONDS)
     job = client.jobs.create(dataset.id, backbone="tiny", config=CONFIG, name="digits")
     job = client.jobs.wait(job.id, poll=POLL_SECONDS, progress=True)
-    _say(f"classifying {len(held_out)} images that were kept back")
-    right = count_right(client, str(job.prompt_id), held_out)
+    _say(f"classifying {len(held_out)} held-out images")
+    correct = count_correct(client, str(job.prompt_id), held_out)
     seconds = time.monotonic() - began
     client.prompts.download(str(job.prompt_id), out / "prompt.safetensors")
     client.jobs.download_report(job.id, out / "report.html")
     (out / "report.json").write_text(json.dumps(client.jobs.report(job.id)))
-    return Outcome(job, right, len(held_out), seconds)
+    return Outcome(job, correct, len(held_out), seconds)
 
 
-def count_right(client: Client, ref: str, images: Sequence[HeldOut]) -> int:
-    """How many images the prompt labels as what they show."""
-    right = 0
+def count_correct(client: Client, ref: str, images: Sequence[HeldOut]) -> int:
+    """Count the images that the prompt labels correctly."""
+    correct = 0
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         answer = client.prompts.classify(ref, [image.path for image in batch], top_k=1)
         for image, result in zip(batch, answer.results, strict=True):
-            right += result.best is not None and result.best.label == image.label
-    return right
+            correct += result.best is not None and result.best.label == image.label
+    return correct
 
 
 def _print(outcome: Outcome, out: Path) -> None:
@@ -113,11 +113,10 @@ def _print(outcome: Outcome, out: Path) -> None:
         ("", "test accuracy", "forward passes", "seconds"),
         rows,
     )
-    typer.echo(
-        f"kept back and classified through the API: {outcome.right} of {outcome.shown} right"
-    )
+    score = f"{outcome.correct} of {outcome.held_out}"
+    typer.echo(f"correct labels for held-out images through the API: {score}")
     typer.echo(f"prompt file: {out / 'prompt.safetensors'}")
-    typer.echo(f"run report:  {out / 'report.html'} (the same as JSON: {out / 'report.json'})")
+    typer.echo(f"run report:  {out / 'report.html'} (as JSON: {out / 'report.json'})")
     print_json(
         {
             "job_id": job.id,
@@ -131,8 +130,8 @@ def _print(outcome: Outcome, out: Path) -> None:
 
 
 @contextmanager
-def vanishing_folder() -> Iterator[Path]:
-    """A temporary folder that is gone afterwards."""
+def temporary_folder() -> Iterator[Path]:
+    """Create a temporary folder, and delete it after the block."""
     path = Path(tempfile.mkdtemp(prefix="sharpzo-demo-"))
     try:
         yield path
@@ -141,17 +140,17 @@ def vanishing_folder() -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
             if not path.exists():
                 break
-            time.sleep(POLL_SECONDS)  # a worker that was just killed may have been writing
+            time.sleep(POLL_SECONDS)  # a worker that was just killed may still have written
 
 
 @contextmanager
-def ended_in_order() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that nothing is left running."""
-    usual = signal.signal(signal.SIGTERM, interrupt)
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that no process is left running."""
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, usual)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _say(what: str) -> None:

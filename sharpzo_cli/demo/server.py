@@ -1,4 +1,4 @@
-"""A service of one's own for the time of a block: free port, own folder, and gone afterwards."""
+"""A temporary service with a free port and its own folder."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0  # until the service must be ready
-STOP_SECONDS = 30.0  # for a clean end, of the worker too, before it is forced
+STOP_SECONDS = 30.0  # for a clean shutdown, including the worker, before it is killed
 POLL_SECONDS = 0.1
 PREFIX = "SHARPZO_"
-KEPT = ("SHARPZO_DEVICE", "SHARPZO_LOG_LEVEL")  # settings that do not lead to somebody's data
+SAFE = ("SHARPZO_DEVICE", "SHARPZO_LOG_LEVEL")  # settings that do not point to existing data
 
 
 @dataclass(frozen=True)
 class Running:
-    """A service that is ready."""
+    """A running service."""
 
     client: Client
     url: str
@@ -44,7 +44,7 @@ class Running:
 def running_service(
     data_dir: Path, log: Path, settings: Mapping[str, str] | None = None
 ) -> Iterator[Client]:
-    """As `running_process`, for those who only want to talk to it."""
+    """Like `running_process`, but yields only the client."""
     with running_process(data_dir, log, settings) as running:
         yield running.client
 
@@ -57,9 +57,9 @@ def running_process(
     *,
     with_worker: bool = True,
 ) -> Iterator[Running]:
-    """Start `sharpzo serve`, wait until it is ready (or lives), and end it in any case.
+    """Start `sharpzo serve`, wait until it is ready, and stop it after the block.
 
-    `settings` are more SHARPZO_ variables.
+    Without a worker it need only answer. `settings` are additional SHARPZO_ variables.
 
     Raises:
         RunFailed: it ended by itself or was not ready in time.
@@ -72,11 +72,11 @@ def running_process(
     try:
         with uninterrupted(), log.open("wb") as output:
             process = _start(options, output.fileno(), settings or {})
-        # An explicit transport keeps a proxy of the environment out of the way.
+        # An explicit transport ignores proxies of the environment.
         with Client(url, transport=httpx.HTTPTransport()) as client:
-            # Without a worker it answers, and is not ready by its own measure.
-            look = client.health.readyz if with_worker else client.health.livez
-            _await(look, process, log)
+            # Without a worker, `readyz` would never succeed.
+            check = client.health.readyz if with_worker else client.health.livez
+            _wait_until_ready(check, process, log)
             yield Running(client, url, process.pid)
     finally:
         if process is not None:
@@ -86,29 +86,29 @@ def running_process(
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block.
+    """Delay Ctrl-C and SIGTERM until the end of the block.
 
-    Else one that comes while a process is being started would leave it without anybody to end it.
+    A signal while a process is being started would otherwise leave that process running.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's business
+        yield  # only the main thread receives signals
         return
-    came: list[int] = []
-    usual = {
-        number: signal.signal(number, lambda number, _frame: came.append(number))
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, _frame: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield
     finally:
-        for number, handler in usual.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-    if came:
+    if received:
         raise Interrupted
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Return a port on which nothing listens at the moment."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -116,8 +116,8 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """This environment without settings that lead to a real installation, and offline."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) or k in KEPT}
+    """Return this environment without settings of a real installation, and offline."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) or k in SAFE}
     return kept | {"HF_HUB_OFFLINE": "1"}
 
 
@@ -131,26 +131,27 @@ def _start(
         stdout=output,
         stderr=output,
         env={**clean_environment(), **settings},
-        start_new_session=True,  # Ctrl-C reaches us alone, and we end it in order
+        start_new_session=True,  # Ctrl-C reaches only this process, which then stops the service
     )
 
 
-def _await(look: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(
+    check: Callable[[], object], process: subprocess.Popen[bytes], log: Path
+) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RunFailed(f"the service did not start: {last_line(log)}", "see --debug")
         with suppress(SharpzoError):
-            look()
+            check()
             return
         time.sleep(POLL_SECONDS)
     raise RunFailed(f"the service was not ready after {START_SECONDS:.0f} s", last_line(log))
 
 
 def last_line(log: Path) -> str:
-    """What the service said last."""
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "its log is empty"
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

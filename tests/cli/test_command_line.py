@@ -38,10 +38,30 @@ def test_the_version_is_told(sharpzo: Any) -> None:
     assert sharpzo("--version").out == f"sharpzo {version('sharpzo')}\n"
 
 
-def test_all_commands_are_listed(sharpzo: Any) -> None:
+def test_all_commands_are_listed_in_panels_on_one_line_each(sharpzo: Any) -> None:
     ran = sharpzo("--help")
     assert ran.code == 0
     assert [name for name in COMMANDS if f"  {name} " not in ran.out] == []
+    panels = [line for line in ran.out.splitlines() if line.endswith(":")]
+    assert panels == ["Options:", "On this machine:", "Through a service:", "Run a service:"]
+    for group in ("", "datasets", "jobs", "prompts", "keys"):
+        assert "..." not in sharpzo(*group.split(), "--help").out.partition("COMMAND [ARGS]...")[2]
+
+
+def test_options_of_tune_and_of_jobs_submit_are_the_same_words(sharpzo: Any) -> None:
+    for command in (["tune"], ["jobs", "submit"]):
+        shown = sharpzo(*command, "--help").out
+        for option in ("--shots", "--seed", "--passes", "--head <auto|none|gda|linear>"):
+            assert option in shown
+
+
+def test_kinds_of_head_are_those_of_the_engine() -> None:
+    from typing import get_args
+
+    from sharpzo_cli.options import HeadKind
+    from sharpzo_engine.config import TuningConfig
+
+    assert set(HeadKind) == set(get_args(TuningConfig.model_fields["head"].annotation))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +80,10 @@ def test_all_commands_are_listed(sharpzo: Any) -> None:
         ["tune", "SQUARES", "--set", "nonsense=1"],
         ["tune", "SQUARES", "--set", "shots=0"],
         ["tune", "SQUARES", "--set", "shots=99"],
+        ["tune", "SQUARES", "--shots", "0"],
+        ["tune", "SQUARES", "--shots", "99"],
+        ["tune", "SQUARES", "--passes", "1"],
+        ["tune", "SQUARES", "--head", "none of these"],
         ["tune", "SQUARES", "--config", "nowhere.json"],
         ["tune", "SQUARES", "--config", "SQUARES"],
         ["tune", "SQUARES", "--backbone", "nonsense"],
@@ -159,7 +183,7 @@ def test_something_unforeseen_is_still_one_line(
     def explode(*_: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("sharpzo_cli.tuning.tuning_config", explode)
+    monkeypatch.setattr("sharpzo_cli.values.Hyperparameters.over", explode)
     ran = sharpzo("tune", squares)
     assert ran.code == 1
     assert ran.error == "error: RuntimeError: two lines (unexpected; --debug shows where)"
@@ -169,7 +193,7 @@ def test_ctrl_c_is_quiet(sharpzo: Any, squares: Path, monkeypatch: pytest.Monkey
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sharpzo_cli.tuning.tuning_config", interrupt)
+    monkeypatch.setattr("sharpzo_cli.values.Hyperparameters.over", interrupt)
     ran = sharpzo("tune", squares)
     assert (ran.code, ran.out, ran.err) == (entry.INTERRUPTED, "", "")
 
@@ -208,32 +232,37 @@ def test_values_of_set(text: str, value: object) -> None:
 
 
 def test_words_and_json_need_no_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sharpzo_cli.values import overlay
+    from sharpzo_cli.values import Hyperparameters
 
     monkeypatch.setitem(sys.modules, "yaml", None)
-    values = ["head=none", "zo.learning_rate=1e-3", "prompt.context=a photo of a", "seed=2"]
-    assert overlay(None, values) == {
+    values = ("head=none", "zo.learning_rate=1e-3", "prompt.context=a photo of a", "seed=2")
+    assert Hyperparameters(values=values).merged() == {
         "head": "none",
         "zo": {"learning_rate": 0.001},
         "prompt": {"context": "a photo of a"},
         "seed": 2,
     }
     with pytest.raises(ModuleNotFoundError, match="yaml"):
-        overlay(None, ["seed=.5"])
+        Hyperparameters(values=("seed=.5",)).merged()
 
 
-def test_values_are_laid_over_the_file_over_the_preset(tmp_path: Path) -> None:
-    from sharpzo_cli.values import tuning_config
+def test_options_override_set_over_the_file_over_the_preset(tmp_path: Path) -> None:
+    from sharpzo_cli.values import Hyperparameters
 
     (tmp_path / "c.yaml").write_text("seed: 3\nzo:\n  learning_rate: 1e-2\n  queries: 4\n")
-    config = tuning_config("fast", tmp_path / "c.yaml", ["zo.queries=8", "popsize=12"])
+    values = ("zo.queries=8", "popsize=12", "shots=12")
+    options = {"shots": 8, "max_forward_passes": None, "head": "gda"}
+    config = Hyperparameters(tmp_path / "c.yaml", values, options).over("fast")
     assert (config.seed, config.zo.learning_rate, config.zo.queries) == (3, 0.01, 8)
+    assert (config.shots, config.head) == (8, "gda")
     assert config.cma.population_size == 12
-    assert config.total_steps == tuning_config("fast", None, []).total_steps
+    preset = Hyperparameters().over("fast")
+    assert config.total_steps == preset.total_steps
+    assert config.max_forward_passes == preset.max_forward_passes
     (tmp_path / "c.json").write_text(json.dumps({"seed": 4}))
-    assert tuning_config("default", tmp_path / "c.json", []).seed == 4
+    assert Hyperparameters(tmp_path / "c.json").over("default").seed == 4
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert tuning_config("default", tmp_path / "empty.yaml", []).seed == 1
+    assert Hyperparameters(tmp_path / "empty.yaml").over("default").seed == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -95,7 +97,7 @@ def test_all_damage_is_reported_and_ends_with_2(sharpzo: Any, damaged: Path) -> 
     assert "\x1b" not in ran.out
     # A fix for each; classes are missing in val and in test.
     assert ran.out.count("→") == len(DAMAGE["error"]) + len(DAMAGE["warning"]) + 1
-    assert "cannot be tuned on" in ran.out
+    assert "not usable for tuning" in ran.out
 
 
 def test_the_report_is_one_object_for_programs(sharpzo: Any, damaged: Path) -> None:
@@ -140,6 +142,21 @@ def test_archives_are_checked_without_being_unpacked(
     assert "empty_class" in codes[0]
 
 
+def test_an_archive_is_checked_where_only_the_engine_is_installed(
+    squares: Path, tmp_path: Path
+) -> None:
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", squares)
+    absent = ["alembic", "celery", "fastapi", "fsspec", "httpx", "limits", "pydantic_settings"]
+    absent += ["redis", "sqlalchemy", "tenacity", "uvicorn"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+        f"from sharpzo_cli.main import main; sys.exit(main(['datasets', 'check', {archive!r}]))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "photos.zip" in ran.stdout
+
+
 def test_what_is_no_dataset_is_one_line(sharpzo: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
@@ -177,7 +194,7 @@ def test_many_classes_show_those_with_the_fewest_images(sharpzo: Any, tmp_path: 
     assert len(rows) == 31  # with the header
     assert rows[1].startswith("class 33")
     assert "all, 10 more included" in ran.out
-    assert "images were not looked into" in ran.out
+    assert "images were not opened" in ran.out
 
 
 def test_a_file_that_cannot_be_read_is_named(sharpzo: Any, damaged: Path) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sharpzo_cli.tuning import TuningView, stop_on_interrupt, what_is_served
+from sharpzo_cli.tuning import TuningView, describe_head, stop_on_interrupt
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUICK = ["--set", "shots=4", "--set", "total_steps=6", "--set", "change_point=3"]
+QUICK = ["--shots", "4", "--set", "total_steps=6", "--set", "change_point=3"]
 QUICK += ["--set", "prompt.intrinsic_dim=8", "--set", "cma.population_size=4"]
 
 
@@ -60,7 +60,7 @@ def test_tune_prints_a_table_for_people(
     assert ran.code == 0
     for row in ("zero-shot", "tuned prompt", "head alone", "prompt + head", "Tip-Adapter"):
         assert row in ran.out
-    assert "served: " in ran.out
+    assert "classifier: " in ran.out
     for name in ("p.safetensors", "p.html", "p.json"):
         assert str(tmp_path / name) in ran.out.replace("\n", "")
 
@@ -95,13 +95,13 @@ def test_a_report_never_replaces_another_file(sharpzo: Any, squares: Path, tmp_p
 @pytest.mark.parametrize(
     ("head", "shown"),
     [
-        ({"kind": "none", "prompt_weight": 1.0}, "the tuned prompt alone"),
-        ({"kind": "gda", "prompt_weight": 1.0}, "head gda beside the prompt"),
-        ({"kind": "linear", "prompt_weight": 0.0}, "head linear alone"),
+        ({"kind": "none", "prompt_weight": 1.0}, "the tuned prompt"),
+        ({"kind": "gda", "prompt_weight": 1.0}, "the tuned prompt with head gda"),
+        ({"kind": "linear", "prompt_weight": 0.0}, "head linear"),
     ],
 )
-def test_what_is_served_is_told(head: dict[str, object], shown: str) -> None:
-    assert what_is_served(head) == shown
+def test_the_classifier_is_described(head: dict[str, object], shown: str) -> None:
+    assert describe_head(head) == shown
 
 
 def test_evaluate_measures_what_is_served(
@@ -266,7 +266,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume(
     usual = signal.getsignal(signal.SIGINT)
     ran = sharpzo(*command)
     assert (ran.code, ran.out) == (130, "")
-    assert ran.err.splitlines()[-1].endswith(f"--checkpoint-dir {kept} --resume to go on")
+    assert ran.err.splitlines()[-1].endswith(f"--checkpoint-dir {kept} --resume to continue")
     assert not out.exists()
     assert signal.getsignal(signal.SIGINT) is usual
     assert max(shown) == 3

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-QUICK = ["--set", "shots=4", "--set", "total_steps=6", "--set", "change_point=3"]
+QUICK = ["--shots", "4", "--set", "total_steps=6", "--set", "change_point=3"]
 QUICK += ["--set", "prompt.intrinsic_dim=8", "--set", "cma.population_size=4"]
 UNKNOWN = "0" * 26
 #: What a service may call a dataset, and how it must be shown.
@@ -108,7 +108,11 @@ def test_a_job_is_paused_resumed_and_cancelled(
     answer: Any, running: Running, dataset_id: str
 ) -> None:
     long = ["--set", "total_steps=100000", "--set", "change_point=100000"]
-    job = answer("jobs", "submit", dataset_id, *QUICK, *long)["id"]
+    long += ["--seed", "7", "--passes", "9999999", "--head", "none"]
+    submitted = answer("jobs", "submit", dataset_id, *QUICK, *long)
+    wanted = {"shots": 4, "seed": 7, "max_forward_passes": 9_999_999, "head": "none"}
+    assert {name: submitted["config"][name] for name in wanted} == wanted
+    job = submitted["id"]
     assert answer("jobs", "pause", job)["status"] in ("pausing", "paused")
     assert answer("jobs", "resume", job)["status"] in ("queued", "running")
     assert answer("jobs", "cancel", job)["status"] in ("cancelling", "cancelled")

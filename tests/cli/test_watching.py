@@ -132,7 +132,7 @@ def test_watch_goes_on_after_the_connection_was_cut(
     with on_terminal("jobs", "watch", long_job, SHARPZO_URL=address) as watched:
         eventually(lambda: "stage 1: CMA-ES ━" in watched.text, 60)
         proxy.set(Weather(refuse=True))
-        eventually(lambda: "no answer; trying again" in watched.text, 60)
+        eventually(lambda: "no answer; retrying" in watched.text, 60)
         proxy.set(FAIR)
         running.client.jobs.cancel(long_job)
         assert watched.end() == 1
