@@ -8,31 +8,8 @@ from typing import Annotated
 import typer
 
 from sharpzo_cli import completion, datasets, jobs, keys, prompts
+from sharpzo_cli import options as opt
 from sharpzo_cli.help_panels import Panel, PanelGroup
-from sharpzo_cli.options import (
-    DEFAULT_TOP_K,
-    ArtifactPath,
-    Calibrated,
-    Classes,
-    ConfigFile,
-    DataDir,
-    DatasetName,
-    DatasetsRoot,
-    ExportForm,
-    Form,
-    Head,
-    Images,
-    Json,
-    Passes,
-    Preset,
-    Seed,
-    Shots,
-    Split,
-    TestSplit,
-    TopK,
-    Values,
-    ZeroShot,
-)
 
 app = typer.Typer(
     name="sharpzo",
@@ -82,13 +59,13 @@ def options(
 
 @app.command(rich_help_panel=Panel.LOCAL)
 def tune(
-    dataset: DatasetName,
-    shots: Shots = None,
-    seed: Seed = None,
-    passes: Passes = None,
-    head: Head = None,
-    root: DatasetsRoot = None,
-    classes: Classes = None,
+    dataset: opt.DatasetName,
+    shots: opt.Shots = None,
+    seed: opt.Seed = None,
+    passes: opt.Passes = None,
+    head: opt.Head = None,
+    root: opt.DatasetsRoot = None,
+    classes: opt.Classes = None,
     backbone: Annotated[
         str,
         typer.Option(
@@ -100,9 +77,9 @@ def tune(
     pretrained: Annotated[
         str | None, typer.Option("--pretrained", help="Tag of open_clip, or a checkpoint file.")
     ] = None,
-    preset: Preset = "default",
-    config: ConfigFile = None,
-    values: Values = None,
+    preset: opt.Preset = "default",
+    config: opt.ConfigFile = None,
+    values: opt.Values = None,
     device: Device = "auto",
     out: Annotated[Path, typer.Option("--out", help="Prompt file to write.")] = Path(
         "prompt.safetensors"
@@ -118,7 +95,7 @@ def tune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the checkpoint in --checkpoint-dir.")
     ] = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Tune a prompt on a dataset; write a prompt file and a report."""
     from sharpzo_cli.tuning import TuneRequest, run_tuning
@@ -134,7 +111,7 @@ def tune(
                 "shots": shots,
                 "seed": seed,
                 "max_forward_passes": passes,
-                "head": head and head.value,
+                "head": head,
                 "classes": classes,
             },
         ),
@@ -153,15 +130,15 @@ def tune(
 
 @app.command(rich_help_panel=Panel.LOCAL)
 def classify(
-    artifact: ArtifactPath,
-    images: Images,
-    top_k: TopK = DEFAULT_TOP_K,
+    artifact: opt.ArtifactPath,
+    images: opt.Images,
+    top_k: opt.TopK = opt.DEFAULT_TOP_K,
     backbone: OtherBackbone = None,
     pretrained: OtherPretrained = None,
     device: Device = "auto",
-    calibrated: Calibrated = False,
-    zero_shot: ZeroShot = False,
-    as_json: Json = False,
+    calibrated: opt.Calibrated = False,
+    zero_shot: opt.ZeroShot = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Label images with a tuned prompt."""
     from sharpzo_cli.local_inference import ClassifyOptions, Model, classify_images
@@ -172,15 +149,15 @@ def classify(
 
 @app.command(rich_help_panel=Panel.LOCAL)
 def evaluate(
-    artifact: ArtifactPath,
-    dataset: DatasetName,
-    root: DatasetsRoot = None,
-    classes: Classes = None,
-    split: TestSplit = Split.TEST,
+    artifact: opt.ArtifactPath,
+    dataset: opt.DatasetName,
+    root: opt.DatasetsRoot = None,
+    classes: opt.Classes = None,
+    split: opt.TestSplit = "test",
     backbone: OtherBackbone = None,
     pretrained: OtherPretrained = None,
     device: Device = "auto",
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Measure the accuracy of a tuned prompt on a dataset.
 
@@ -195,13 +172,13 @@ def evaluate(
 
 @app.command(rich_help_panel=Panel.LOCAL)
 def export(
-    artifact: ArtifactPath,
-    form: Form = ExportForm.NPY,
-    calibrated: Calibrated = False,
+    artifact: opt.ArtifactPath,
+    form: opt.Form = "npy",
+    calibrated: opt.Calibrated = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; default: beside the prompt file.")
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Export a tuned prompt for use without SharpZO."""
     from sharpzo_cli.exporting import export_prompt
@@ -227,7 +204,7 @@ def serve(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")
     ] = None,
-    data_dir: DataDir = None,
+    data_dir: opt.DataDir = None,
     no_worker: Annotated[bool, typer.Option("--no-worker", help="Run the API alone.")] = False,
 ) -> None:
     """Run the API, the dashboard and a worker."""
@@ -237,7 +214,7 @@ def serve(
 
 
 @app.command(rich_help_panel=Panel.OPERATOR)
-def worker(data_dir: DataDir = None) -> None:
+def worker(data_dir: opt.DataDir = None) -> None:
     """Run a worker alone."""
     from sharpzo_cli.processes import run_worker
 
@@ -245,7 +222,7 @@ def worker(data_dir: DataDir = None) -> None:
 
 
 @app.command(rich_help_panel=Panel.OPERATOR)
-def migrate(data_dir: DataDir = None) -> None:
+def migrate(data_dir: opt.DataDir = None) -> None:
     """Create the database, or upgrade it to this version's schema."""
     from sharpzo_cli.processes import run_migrations
 

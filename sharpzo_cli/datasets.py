@@ -8,20 +8,10 @@ from typing import Annotated
 
 import typer
 
+from sharpzo_cli import options as opt
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.formatting import show_dataset, show_datasets
 from sharpzo_cli.help_panels import Panel, PanelGroup
-from sharpzo_cli.options import (
-    DEFAULT_LIMIT,
-    DEFAULT_URL,
-    Classes,
-    DatasetId,
-    DatasetName,
-    DatasetsRoot,
-    Json,
-    Limit,
-    Url,
-)
 from sharpzo_cli.output import print_deleted, print_items, print_model, say_id
 from sharpzo_cli.remote import service
 
@@ -40,13 +30,13 @@ SplitSeed = Annotated[
 
 @app.command(rich_help_panel=Panel.LOCAL)
 def check(
-    dataset: DatasetName,
-    root: DatasetsRoot = None,
+    dataset: opt.DatasetName,
+    root: opt.DatasetsRoot = None,
     shots: Annotated[
         int | None, typer.Option("--shots", min=1, help="Training images per class to ask for.")
     ] = None,
     seed: SplitSeed = 1,
-    classes: Classes = None,
+    classes: opt.Classes = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="Check file names only, without opening images.")
     ] = False,
@@ -54,7 +44,7 @@ def check(
         Path | None,
         typer.Option("--contact-sheet", help="Picture of every class to write (.png, .jpg)."),
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Report every problem of a dataset, with a fix for each.
 
@@ -68,13 +58,13 @@ def check(
 
 @app.command("list", rich_help_panel=Panel.LOCAL)
 def list_datasets(
-    root: DatasetsRoot = None,
+    root: opt.DatasetsRoot = None,
     remote: Annotated[
         bool, typer.Option("--remote", help="List the datasets uploaded to a service instead.")
     ] = False,
-    limit: Limit = DEFAULT_LIMIT,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    limit: opt.Limit = opt.DEFAULT_LIMIT,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """List the datasets known by name, or uploaded ones with --remote.
 
@@ -94,8 +84,8 @@ def list_datasets(
 
 @app.command(rich_help_panel=Panel.LOCAL)
 def split(
-    dataset: DatasetName,
-    root: DatasetsRoot = None,
+    dataset: opt.DatasetName,
+    root: opt.DatasetsRoot = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -104,7 +94,7 @@ def split(
     ] = None,
     seed: SplitSeed = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing split file.")] = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Write a split file in CoOp's format.
 
@@ -128,8 +118,8 @@ def upload(
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return before the service has processed it.")
     ] = False,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Upload a dataset and print its id when it is ready.
 
@@ -141,7 +131,7 @@ def upload(
 
 
 @app.command(rich_help_panel=Panel.REMOTE)
-def show(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def show(dataset: opt.DatasetId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
     """Show an uploaded dataset."""
     with service(url) as client:
         found = client.datasets.get(dataset)
@@ -149,7 +139,9 @@ def show(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: Json = False) -> N
 
 
 @app.command(rich_help_panel=Panel.REMOTE)
-def delete(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def delete(
+    dataset: opt.DatasetId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False
+) -> None:
     """Delete an uploaded dataset that no job needs."""
     with service(url) as client:
         client.datasets.delete(dataset)

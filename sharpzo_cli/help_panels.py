@@ -17,15 +17,15 @@ class Panel(StrEnum):
 class PanelGroup(TyperGroup):
     """Lists commands by their `rich_help_panel`, without loading rich."""
 
-    # The arguments are of typer's own click, or of the package click before typer 0.26.
+    # Typed by typer's own copy of click, or before typer 0.26 by the package click.
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
-        commands = [self.commands[name] for name in self.list_commands(ctx)]
-        for panel in Panel:
-            shown = {c.name: c for c in commands if getattr(c, "rich_help_panel", None) == panel}
-            if not shown:
-                continue
-            limit = formatter.width - 6 - max(map(len, shown))
-            with formatter.section(panel):
-                formatter.write_dl(
-                    [(name, command.get_short_help_str(limit)) for name, command in shown.items()]
-                )
+        panels: dict[str, dict[str, Any]] = {panel: {} for panel in Panel}
+        for name in self.list_commands(ctx):
+            command = self.commands[name]
+            panels[getattr(command, "rich_help_panel", "")][name] = command
+        for panel, commands in panels.items():
+            if commands:
+                limit = formatter.width - 6 - max(map(len, commands))
+                rows = [(name, item.get_short_help_str(limit)) for name, item in commands.items()]
+                with formatter.section(panel):
+                    formatter.write_dl(rows)

@@ -5,32 +5,13 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sharpzo_cli import completion
+from sharpzo_cli import options as opt
 from sharpzo_cli.formatting import show_job, show_jobs
-from sharpzo_cli.options import (
-    DEFAULT_LIMIT,
-    DEFAULT_URL,
-    ConfigFile,
-    DatasetId,
-    Head,
-    JobId,
-    JobKind,
-    JobStatus,
-    Json,
-    Limit,
-    Passes,
-    Preset,
-    ResultForm,
-    Seed,
-    Shots,
-    Url,
-    Values,
-    Watch,
-)
 from sharpzo_cli.output import (
     print_deleted,
     print_items,
@@ -55,11 +36,11 @@ app = typer.Typer(
 
 @app.command()
 def submit(
-    dataset: DatasetId,
-    shots: Shots = None,
-    seed: Seed = None,
-    passes: Passes = None,
-    head: Head = None,
+    dataset: opt.DatasetId,
+    shots: opt.Shots = None,
+    seed: opt.Seed = None,
+    passes: opt.Passes = None,
+    head: opt.Head = None,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -68,9 +49,9 @@ def submit(
             autocompletion=completion.offered_backbones,
         ),
     ] = None,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    values: Values = None,
+    preset: opt.Preset = None,
+    config: opt.ConfigFile = None,
+    values: opt.Values = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the tuned prompt.")] = None,
     from_checkpoint: Annotated[
         str | None,
@@ -87,15 +68,14 @@ def submit(
             "--idempotency-key", help="The same key with the same values returns the same job."
         ),
     ] = None,
-    watch: Watch = False,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    watch: opt.Watch = False,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Submit a job that tunes a prompt on a dataset; print its id."""
     from sharpzo_cli.values import Hyperparameters
 
-    options = {"shots": shots, "seed": seed, "max_forward_passes": passes}
-    options |= {"head": head and head.value}
+    options = {"shots": shots, "seed": seed, "max_forward_passes": passes, "head": head}
     hyperparameters = Hyperparameters(config, tuple(values or ()), options).merged()
     with service(url) as client:
         job = client.jobs.create(
@@ -113,12 +93,14 @@ def submit(
 @app.command("list")
 def list_jobs(
     status: Annotated[
-        JobStatus | None, typer.Option("--status", help="Only jobs in this status.")
+        opt.JobStatus | None, typer.Option("--status", help="Only jobs in this status.")
     ] = None,
-    kind: Annotated[JobKind | None, typer.Option("--kind", help="Only jobs of this kind.")] = None,
-    limit: Limit = DEFAULT_LIMIT,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    kind: Annotated[
+        opt.JobKind | None, typer.Option("--kind", help="Only jobs of this kind.")
+    ] = None,
+    limit: opt.Limit = opt.DEFAULT_LIMIT,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """List jobs, newest first."""
     with service(url) as client:
@@ -129,12 +111,12 @@ def list_jobs(
 
 @app.command()
 def show(
-    job_id: JobId,
+    job_id: opt.JobId,
     events: Annotated[
         int, typer.Option("--events", min=0, help="How many of the latest events to show.")
     ] = 10,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Show a job with its results, configuration and latest events."""
     with service(url) as client:
@@ -149,8 +131,8 @@ def show(
 
 @app.command()
 def watch(
-    job_id: JobId,
-    url: Url = DEFAULT_URL,
+    job_id: opt.JobId,
+    url: opt.Url = opt.DEFAULT_URL,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as a JSON object on a line.")
     ] = False,
@@ -165,7 +147,7 @@ def watch(
 
 
 @app.command()
-def cancel(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def cancel(job_id: opt.JobId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
     """Cancel a job."""
     with service(url) as client:
         job = client.jobs.cancel(job_id)
@@ -173,7 +155,7 @@ def cancel(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None
 
 
 @app.command()
-def pause(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def pause(job_id: opt.JobId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
     """Pause a job; a running job saves a checkpoint first."""
     with service(url) as client:
         job = client.jobs.pause(job_id)
@@ -181,7 +163,7 @@ def pause(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
 
 
 @app.command()
-def resume(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def resume(job_id: opt.JobId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
     """Resume a paused, failed or cancelled job from its checkpoint."""
     with service(url) as client:
         job = client.jobs.resume(job_id)
@@ -189,7 +171,7 @@ def resume(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None
 
 
 @app.command()
-def delete(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def delete(job_id: opt.JobId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
     """Delete an ended job with its report and results, not its prompt."""
     with service(url) as client:
         client.jobs.delete(job_id)
@@ -198,9 +180,9 @@ def delete(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None
 
 @app.command()
 def report(
-    job_id: JobId,
+    job_id: opt.JobId,
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
-    url: Url = DEFAULT_URL,
+    url: opt.Url = opt.DEFAULT_URL,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report's numbers instead of writing a file.")
     ] = False,
@@ -215,20 +197,20 @@ def report(
 
 @app.command()
 def results(
-    job_id: JobId,
+    job_id: opt.JobId,
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; default: results.FORMAT.")
     ] = None,
     form: Annotated[
-        ResultForm, typer.Option("--format", help="Format of the file.")
-    ] = ResultForm.JSONL,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+        Literal["jsonl", "csv"], typer.Option("--format", help="Format of the file.")
+    ] = "jsonl",
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Download the labels of a classification job."""
     target = writable(out or Path(f"results.{form}"))
     with service(url) as client:
-        written = client.jobs.download_results(job_id, target, form.value)
+        written = client.jobs.download_results(job_id, target, form)
     if as_json:
         print_json({"file": str(written), "format": form})
     else:

@@ -12,10 +12,10 @@ import typer
 
 from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.options import DataDir, Json
-from sharpzo_cli.output import print_json, say
+from sharpzo_cli.output import print_json, print_list, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from datetime import datetime
     from pathlib import Path
 
@@ -34,7 +34,7 @@ PAGE = 1000
 MAX_DAYS = 3660
 _DONE = 200  # status in the audit log, whose other entries are HTTP requests
 _DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])")
-_HEADER = ("prefix", "tenant", "scopes", "state", "last used", "name")
+_HEADER = ("PREFIX", "TENANT", "SCOPES", "STATE", "LAST USED", "NAME")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 Ref = Annotated[str, typer.Argument(metavar="KEY", help="Id or prefix of the key.")]
@@ -88,9 +88,8 @@ def list_keys(
         found = list(_all(keys))
     if as_json:
         print_json({"keys": [_public(key) for key in found]})
-        return
-    for line in _aligned([_HEADER, *map(_row, found)]):
-        say(line)
+    else:
+        print_list(_HEADER, [_row(key) for key in found])
 
 
 @app.command()
@@ -256,13 +255,6 @@ def _row(key: ApiKey) -> tuple[str, ...]:
     used = "never" if key.last_used_at is None else f"{key.last_used_at:%F %R}"
     scopes = ",".join(sorted(key.scopes))
     return (key.prefix, key.tenant, scopes, _state(key), used, key.name)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of text; a prefix is never cut off, however narrow the terminal is."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
 def _state(key: ApiKey) -> str:

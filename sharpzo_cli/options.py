@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from sharpzo_cli import completion
 from sharpzo_engine.data.layout import Part
 
-
-class Split(StrEnum):
-    TRAIN = "train"
-    VAL = "val"
-    TEST = "test"
-
-
-class HeadKind(StrEnum):
-    """The engine's own list; importing its `config` here would slow down `--help`."""
-
-    AUTO = "auto"
-    NONE = "none"
-    GDA = "gda"
-    LINEAR = "linear"
-
-
-class JobStatus(StrEnum):
-    """The service's own list, which is not installed with `sharpzo[client]`."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    PAUSING = "pausing"
-    PAUSED = "paused"
-    CANCELLING = "cancelling"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-class JobKind(StrEnum):
-    TUNING = "tuning"
-    EVALUATION = "evaluation"
-    CLASSIFICATION = "classification"
-
-
-class ResultForm(StrEnum):
-    JSONL = "jsonl"
-    CSV = "csv"
-
-
-class ExportForm(StrEnum):
-    NPY = "npy"
-    ONNX = "onnx"
-
+Split = Literal["train", "val", "test"]
+HeadKind = Literal["auto", "none", "gda", "linear"]
+#: The service's own list, which is not installed with `sharpzo[client]`.
+JobStatus = Literal[
+    "queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"
+]
+JobKind = Literal["tuning", "evaluation", "classification"]
 
 DatasetName = Annotated[
     str,
@@ -81,7 +43,8 @@ ZeroShot = Annotated[
     bool, typer.Option("--zero-shot", help="Also show predictions of the hand-written prompt.")
 ]
 Form = Annotated[
-    ExportForm, typer.Option("--format", help="npy is a numpy matrix, onnx an ONNX model.")
+    Literal["npy", "onnx"],
+    typer.Option("--format", help="npy is a numpy matrix, onnx an ONNX model."),
 ]
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="Prompt file (safetensors).")

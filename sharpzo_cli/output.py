@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from sharpzo_client.models import Model
-
-    class HasId(Protocol):
-        @property
-        def id(self) -> str: ...
-
+    from sharpzo_client.models import Dataset, Job, Model, Prompt
 
 M = TypeVar("M", bound="Model")
 Row = Sequence[str]
@@ -127,7 +122,7 @@ def say(line: str, *, err: bool = False) -> None:
     typer.echo(escaped(line), err=err)
 
 
-def say_id(item: HasId) -> None:
+def say_id(item: Dataset | Job | Prompt) -> None:
     """Print the id of a new object alone, so that a script can use it."""
     say(item.id)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sharpzo_cli import completion
+from sharpzo_cli import options as opt
 from sharpzo_cli.formatting import (
     show_aliases,
     show_history,
@@ -17,26 +18,6 @@ from sharpzo_cli.formatting import (
     show_prompts,
 )
 from sharpzo_cli.jobs import announce
-from sharpzo_cli.options import (
-    DEFAULT_LIMIT,
-    DEFAULT_TOP_K,
-    DEFAULT_URL,
-    ArtifactPath,
-    Calibrated,
-    DatasetId,
-    ExportForm,
-    Form,
-    Images,
-    Json,
-    Limit,
-    PromptRef,
-    Split,
-    TestSplit,
-    TopK,
-    Url,
-    Watch,
-    ZeroShot,
-)
 from sharpzo_cli.output import (
     print_deleted,
     print_items,
@@ -74,9 +55,9 @@ Comment = Annotated[str | None, typer.Option("--comment", help="A line for the h
 @app.command("list")
 def list_prompts(
     name: Name = None,
-    limit: Limit = DEFAULT_LIMIT,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    limit: opt.Limit = opt.DEFAULT_LIMIT,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """List prompts, newest first."""
     with service(url) as client:
@@ -85,7 +66,7 @@ def list_prompts(
 
 
 @app.command()
-def show(ref: PromptRef, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def show(ref: opt.PromptRef, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
     """Show a prompt with its classes, results and origin."""
     with service(url) as client:
         prompt = client.prompts.get(ref)
@@ -94,13 +75,13 @@ def show(ref: PromptRef, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
 
 @app.command()
 def classify(
-    ref: PromptRef,
-    images: Images,
-    top_k: TopK = DEFAULT_TOP_K,
-    calibrated: Calibrated = False,
-    zero_shot: ZeroShot = False,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    ref: opt.PromptRef,
+    images: opt.Images,
+    top_k: opt.TopK = opt.DEFAULT_TOP_K,
+    calibrated: opt.Calibrated = False,
+    zero_shot: opt.ZeroShot = False,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Label images through the service."""
     with service(url) as client:
@@ -118,16 +99,16 @@ def classify(
 
 @app.command()
 def evaluate(
-    ref: PromptRef,
-    dataset: DatasetId,
-    split: TestSplit = Split.TEST,
+    ref: opt.PromptRef,
+    dataset: opt.DatasetId,
+    split: opt.TestSplit = "test",
     classes: Annotated[
         Part | None,
         typer.Option("--classes", help="Part of the dataset's classes; else the prompt's classes."),
     ] = None,
-    watch: Watch = False,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    watch: opt.Watch = False,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Submit a job that evaluates a prompt; print its id."""
     with service(url) as client:
@@ -137,14 +118,16 @@ def evaluate(
 
 @app.command("classify-dataset")
 def classify_dataset(
-    ref: PromptRef,
-    dataset: DatasetId,
-    split: Annotated[Split | None, typer.Option("--split", help="Label only this split.")] = None,
-    top_k: TopK = DEFAULT_TOP_K,
-    calibrated: Calibrated = False,
-    watch: Watch = False,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    ref: opt.PromptRef,
+    dataset: opt.DatasetId,
+    split: Annotated[
+        opt.Split | None, typer.Option("--split", help="Label only this split.")
+    ] = None,
+    top_k: opt.TopK = opt.DEFAULT_TOP_K,
+    calibrated: opt.Calibrated = False,
+    watch: opt.Watch = False,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Submit a job that labels a whole dataset; print its id."""
     with service(url) as client:
@@ -156,12 +139,12 @@ def classify_dataset(
 
 @app.command()
 def download(
-    ref: PromptRef,
+    ref: opt.PromptRef,
     out: Annotated[Path, typer.Option("--out", help="Prompt file to write.")] = Path(
         "prompt.safetensors"
     ),
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Download a prompt file."""
     target = writable(out)
@@ -173,31 +156,31 @@ def download(
 
 @app.command()
 def export(
-    ref: PromptRef,
-    form: Form = ExportForm.NPY,
-    calibrated: Calibrated = False,
+    ref: opt.PromptRef,
+    form: opt.Form = "npy",
+    calibrated: opt.Calibrated = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; default: prompt.FORMAT.")
     ] = None,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Download a prompt for use without SharpZO."""
     target = writable(out or Path(f"prompt.{form}"))
     with service(url) as client:
         prompt = client.prompts.get(ref)
-        written = client.prompts.export(prompt.id, target, form.value, calibrated=calibrated)
+        written = client.prompts.export(prompt.id, target, form, calibrated=calibrated)
     _print_file(written, prompt, as_json=as_json)
 
 
 @app.command()
 def upload(
-    artifact: ArtifactPath,
+    artifact: opt.ArtifactPath,
     name: Annotated[
         str | None, typer.Option("--name", help="Name; default: the name in the file.")
     ] = None,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Upload a prompt file as the next version of its name."""
     with service(url) as client:
@@ -206,7 +189,7 @@ def upload(
 
 
 @app.command()
-def delete(ref: PromptRef, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def delete(ref: opt.PromptRef, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
     """Delete a prompt that no alias and no job uses."""
     with service(url) as client:
         prompt = client.prompts.get(ref)  # by id: a name may point to another version meanwhile
@@ -215,7 +198,7 @@ def delete(ref: PromptRef, url: Url = DEFAULT_URL, as_json: Json = False) -> Non
 
 
 @app.command()
-def pin(ref: PromptRef, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def pin(ref: opt.PromptRef, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
     """Keep a prompt in the memory of every API process."""
     with service(url) as client:
         prompt = client.prompts.pin(ref)
@@ -223,7 +206,7 @@ def pin(ref: PromptRef, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
 
 
 @app.command()
-def unpin(ref: PromptRef, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def unpin(ref: opt.PromptRef, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
     """Let API processes drop an unused prompt from memory."""
     with service(url) as client:
         prompt = client.prompts.unpin(ref)
@@ -232,7 +215,7 @@ def unpin(ref: PromptRef, url: Url = DEFAULT_URL, as_json: Json = False) -> None
 
 @app.command()
 def promote(
-    ref: PromptRef,
+    ref: opt.PromptRef,
     alias: Annotated[
         str,
         typer.Argument(
@@ -256,8 +239,8 @@ def promote(
         ),
     ] = None,
     comment: Comment = None,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Point an alias to a prompt.
 
@@ -280,7 +263,10 @@ def promote(
 
 @app.command()
 def rollback(
-    alias: AliasRef, comment: Comment = None, url: Url = DEFAULT_URL, as_json: Json = False
+    alias: AliasRef,
+    comment: Comment = None,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """Point an alias to the previous prompt again."""
     with service(url) as client:
@@ -291,9 +277,9 @@ def rollback(
 @app.command("aliases")
 def list_aliases(
     name: Name = None,
-    limit: Limit = DEFAULT_LIMIT,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    limit: opt.Limit = opt.DEFAULT_LIMIT,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """List aliases and the prompts they point to."""
     with service(url) as client:
@@ -304,9 +290,9 @@ def list_aliases(
 @app.command()
 def history(
     alias: AliasRef,
-    limit: Limit = DEFAULT_LIMIT,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
+    limit: opt.Limit = opt.DEFAULT_LIMIT,
+    url: opt.Url = opt.DEFAULT_URL,
+    as_json: opt.Json = False,
 ) -> None:
     """List the prompts an alias has pointed to, newest first."""
     with service(url) as client:

@@ -6,22 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sharpzo_cli.errors import CliError, RunFailed, UsageProblem
-from sharpzo_client import (
-    APIConnectionError,
-    APIResponseError,
-    APIStatusError,
-    APITimeoutError,
-    AuthenticationError,
-    ConflictError,
-    DatasetFailed,
-    InputError,
-    JobEnded,
-    NotFoundError,
-    PermissionDeniedError,
-    RateLimitError,
-    SharpzoError,
-    UnprocessableEntityError,
-)
+from sharpzo_client import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,27 +16,27 @@ if TYPE_CHECKING:
 _ADDRESS_FIX = "correct --url, SHARPZO_URL or SHARPZO_API_KEY"
 
 #: Error of the SDK -> fix; the first match is used. `{url}` is the service's address.
-FIXES: tuple[tuple[type[SharpzoError], str], ...] = (
-    (APITimeoutError, "try again, or look at {url}/readyz"),
+FIXES: tuple[tuple[type[errors.SharpzoError], str], ...] = (
+    (errors.APITimeoutError, "try again, or look at {url}/readyz"),
     (
-        APIConnectionError,
+        errors.APIConnectionError,
         "start it with `sharpzo serve`, or set its address with --url or SHARPZO_URL",
     ),
-    (APIResponseError, "check that {url} is the address of a SharpZO service"),
+    (errors.APIResponseError, "check that {url} is the address of a SharpZO service"),
     (
-        AuthenticationError,
+        errors.AuthenticationError,
         "put a valid key into SHARPZO_API_KEY; create one: `sharpzo keys create`",
     ),
-    (PermissionDeniedError, "use a key with the required scope in SHARPZO_API_KEY"),
-    (NotFoundError, "see the existing ones with the command `list`"),
-    (ConflictError, "see the current state with the command `show`"),
-    (RateLimitError, "wait a little, or ask the operator for a higher limit"),
-    (UnprocessableEntityError, "correct the named values"),
-    (DatasetFailed, "see every problem with `sharpzo datasets check`"),
-    (JobEnded, "see its events with `sharpzo jobs show`"),
-    (InputError, "give another path"),
-    (APIStatusError, "see the request in the service's log"),
-    (SharpzoError, "try again"),
+    (errors.PermissionDeniedError, "use a key with the required scope in SHARPZO_API_KEY"),
+    (errors.NotFoundError, "see the existing ones with the command `list`"),
+    (errors.ConflictError, "see the current state with the command `show`"),
+    (errors.RateLimitError, "wait a little, or ask the operator for a higher limit"),
+    (errors.UnprocessableEntityError, "correct the named values"),
+    (errors.DatasetFailed, "see every problem with `sharpzo datasets check`"),
+    (errors.JobEnded, "see its events with `sharpzo jobs show`"),
+    (errors.InputError, "give another path"),
+    (errors.APIStatusError, "see the request in the service's log"),
+    (errors.SharpzoError, "try again"),
 )
 #: Code of an error -> fix, if its class is too general.
 FIXES_BY_CODE = {
@@ -76,13 +61,13 @@ def service(url: str) -> Iterator[Client]:
     try:
         with _client(url) as client:
             yield client
-    except SharpzoError as error:
+    except errors.SharpzoError as error:
         raise translated(error, url) from error
 
 
-def translated(error: SharpzoError, url: str) -> CliError:
+def translated(error: errors.SharpzoError, url: str) -> CliError:
     """Turn an error of the SDK into one of the command line."""
-    code = error.code if isinstance(error, APIStatusError) else None
+    code = error.code if isinstance(error, errors.APIStatusError) else None
     fix = FIXES_BY_CODE.get(code or "") or next(f for kind, f in FIXES if isinstance(error, kind))
     fix = fix.replace("{url}", url)
     return (UsageProblem if _is_input(error) else RunFailed)(_what(error, url), fix)
@@ -94,23 +79,25 @@ def _client(url: str) -> Client:
 
     try:
         client = Client(url)
-        with suppress(APIStatusError, APIResponseError):  # a gateway may not offer this address
+        with suppress(
+            errors.APIStatusError, errors.APIResponseError
+        ):  # a gateway may not offer this address
             client.health.livez()
-    except InputError as error:
+    except errors.InputError as error:
         raise UsageProblem(str(error), _ADDRESS_FIX) from error
     return client
 
 
-def _is_input(error: SharpzoError) -> bool:
-    if isinstance(error, APIStatusError):
+def _is_input(error: errors.SharpzoError) -> bool:
+    if isinstance(error, errors.APIStatusError):
         return error.status in _OF_INPUT
-    return isinstance(error, InputError | DatasetFailed)
+    return isinstance(error, errors.InputError | errors.DatasetFailed)
 
 
-def _what(error: SharpzoError, url: str) -> str:
-    if isinstance(error, APIConnectionError) and not error.sent:
+def _what(error: errors.SharpzoError, url: str) -> str:
+    if isinstance(error, errors.APIConnectionError) and not error.sent:
         return f"no service answers at {url}"
-    if isinstance(error, APIStatusError):
+    if isinstance(error, errors.APIStatusError):
         text = (error.detail or error.title or f"the service answered {error.status}").rstrip(".")
         others = [fault for fault in error.errors if fault.message not in text]
         faults = "; ".join(f"{fault.pointer}: {fault.message}" for fault in others)

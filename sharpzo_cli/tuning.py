@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sharpzo_cli.values import Hyperparameters
     from sharpzo_client.display import Display
     from sharpzo_engine import Progress as EngineProgress
-    from sharpzo_engine import StepRecord, TuneResult
+    from sharpzo_engine import TuneResult
     from sharpzo_engine.search.progress import OnStep
 
 
@@ -172,7 +172,8 @@ class TuningView:
         self._shown = shown
         self._budget = budget  # forward passes
         self._rate = PassRate()
-        self._record: StepRecord | None = None
+        self._loss: float | None = None
+        self._accuracy: float | None = None
         self._last = RunState("starting")
 
     def say(self, message: str) -> None:
@@ -181,17 +182,19 @@ class TuningView:
 
     def show(self, step: EngineProgress) -> None:
         """Show a step; the engine's `on_step`."""
-        self._record = self._latest(step.record)
+        if step.record is not None:
+            self._loss = step.record.loss
+            if step.record.val_accuracy is not None:  # not every step is validated
+                self._accuracy = step.record.val_accuracy
         searching = step.phase in STAGES
         if searching:
             self._rate.count(step.forward_passes)
-        loss, accuracy = self._scores()
         self._last = RunState(
             title=phase_title(step.phase, step.phase_label),
             step=step.step,
             total=step.total_steps or None,
-            loss=loss,
-            accuracy=accuracy,
+            loss=self._loss,
+            accuracy=self._accuracy,
             passes=step.forward_passes,
             budget=self._budget,
             rate=self._rate.per_second if searching else None,
@@ -204,17 +207,6 @@ class TuningView:
     def done(self) -> None:
         """Show that the run has succeeded."""
         self._shown.show(replace(self._last, title="done", rate=None, note="", ended=True))
-
-    def _latest(self, record: StepRecord | None) -> StepRecord | None:
-        """The newest record; if it has no validation accuracy, with the previous one."""
-        before = self._record
-        if record is None or before is None or record.val_accuracy is not None:
-            return record or before
-        return replace(record, val_accuracy=before.val_accuracy)
-
-    def _scores(self) -> tuple[float | None, float | None]:
-        record = self._record
-        return (None, None) if record is None else (record.loss, record.val_accuracy)
 
 
 def _summary(tuned: Tuned) -> dict[str, object]:

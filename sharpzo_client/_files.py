@@ -54,7 +54,6 @@ def open_archive(path: Path) -> BinaryIO:
 
 
 def archive_name(path: Path) -> str:
-    """Return the file name to send with a dataset."""
     resolved = path.resolve()
     return f"{resolved.name}.zip" if path.is_dir() else resolved.name
 
@@ -125,7 +124,6 @@ def read_image(image: ImageInput, index: int) -> tuple[str, bytes]:
 
 
 def artifact_part(source: str | os.PathLike[str] | bytes) -> Part:
-    """Return a prompt file as the part of an import request."""
     if isinstance(source, bytes):
         return Part("file", "prompt.safetensors", source, BINARY)
     path = Path(source)

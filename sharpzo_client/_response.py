@@ -41,7 +41,6 @@ def reads_series(item: type[M]) -> Callable[[httpx.Response], tuple[M, ...]]:
 
 
 def reads_object(response: httpx.Response) -> dict[str, Any]:
-    """Read an object that has no model."""
     answer = _json(response)
     if not isinstance(answer, dict):
         request = response.request
@@ -58,7 +57,6 @@ class File:
 
 
 def reads_file(response: httpx.Response) -> File:
-    """Read a file."""
     return File(response.content, response.headers.get("x-checksum-sha256"))
 
 

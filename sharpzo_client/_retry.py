@@ -39,7 +39,6 @@ class RetryOptions(TypedDict):
 
 
 def retry_options(operation: Operation[Any], max_retries: int) -> RetryOptions:
-    """Build tenacity's options for one operation."""
     return RetryOptions(
         stop=stop_after_attempt(max_retries + 1),
         retry=retry_if_exception(lambda error: may_retry(error, operation.retry)),
@@ -49,7 +48,6 @@ def retry_options(operation: Operation[Any], max_retries: int) -> RetryOptions:
 
 
 def may_retry(error: BaseException, rule: Retry) -> bool:
-    """Return whether a call that failed with `error` may be sent again."""
     if rule is Retry.NEVER:
         return False
     if isinstance(error, APIConnectionError):

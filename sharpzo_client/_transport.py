@@ -83,7 +83,6 @@ class SyncTransport:
                 response.close()
 
     def close(self) -> None:
-        """Close the connections."""
         self._http.close()
 
     def _perform(self, effect: Effect) -> object:
@@ -102,7 +101,7 @@ class SyncTransport:
 
 
 class AsyncTransport:
-    """Performs flows on an event loop."""
+    """Performs flows on an event loop; see `SyncTransport`."""
 
     def __init__(
         self,
@@ -115,7 +114,6 @@ class AsyncTransport:
         self.sleep = sleep
 
     async def run(self, flow: Flow[T]) -> T:
-        """Perform a flow's effects in turn and return its result."""
         try:
             effect = next(flow)
             while True:
@@ -131,14 +129,12 @@ class AsyncTransport:
             flow.close()
 
     async def send(self, operation: Operation[T]) -> T:
-        """Send a request, retry it if that is allowed, and read the answer."""
         options = retry_options(operation, self._max_retries)
         retrying = AsyncRetrying(sleep=self.sleep, **options)
         return await retrying(self._send_once, operation)
 
     @asynccontextmanager
     async def stream(self, operation: Operation[Any]) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Send a request once and yield its answer as it arrives."""
         request = build_request(self._http, operation)
         request.extensions["timeout"] = _STREAMING.as_dict()
         with translate_errors():
@@ -152,7 +148,6 @@ class AsyncTransport:
                 await response.aclose()
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._http.aclose()
 
     async def _perform(self, effect: Effect) -> object:
@@ -173,7 +168,6 @@ class AsyncTransport:
 def build_request(
     http: httpx.Client | httpx.AsyncClient, operation: Operation[Any]
 ) -> httpx.Request:
-    """Build the request of one attempt."""
     files = [(part.field, _file(part)) for part in operation.parts]
     return http.build_request(
         operation.method,

@@ -405,6 +405,8 @@ class Backbone(Model):
     """A backbone that a job may name."""
 
     name: str
+    default: bool | None = None
+    """whether jobs that name no backbone use it"""
     loaded: bool | None = None
 
 

@@ -1,4 +1,4 @@
-"""What the operations of all resources are built from."""
+"""Builders of operations; the other modules import this one as `api`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Model)
 
 
-def api_path(*segments: str) -> str:
+def path(*segments: str) -> str:
     """The path below `/v1`; every segment is quoted."""
     return "/".join(("/v1", *(quote(segment, safe=":@") for segment in segments)))
 
 
 def get(model: type[M], *segments: str) -> Operation[M]:
-    return Operation(method="GET", path=api_path(*segments), read=reads(model))
+    return Operation(method="GET", path=path(*segments), read=reads(model))
 
 
 def delete(*segments: str) -> Operation[None]:
-    return Operation(method="DELETE", path=api_path(*segments), read=reads_nothing)
+    return Operation(method="DELETE", path=path(*segments), read=reads_nothing)
 
 
 def create(
@@ -38,7 +38,7 @@ def create(
     """A POST of JSON that may be repeated without doing its work twice."""
     return Operation(
         method="POST",
-        path=api_path(*segments),
+        path=path(*segments),
         json=body,
         headers=idempotency(idempotency_key),
         read=reads(model),
@@ -50,7 +50,7 @@ def first_page(
 ) -> Operation[Page[M]]:
     return Operation(
         method="GET",
-        path=api_path(*segments),
+        path=path(*segments),
         params={"limit": page_size, **without_none(params)},
         read=reads_page(item),
     )
@@ -72,10 +72,10 @@ def without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def file_at(*segments: str, accept: str, **params: str) -> Operation[File]:
+def file(*segments: str, accept: str, **params: str) -> Operation[File]:
     return Operation(
         method="GET",
-        path=api_path(*segments),
+        path=path(*segments),
         params=params,
         headers={"Accept": accept},
         read=reads_file,
@@ -83,14 +83,14 @@ def file_at(*segments: str, accept: str, **params: str) -> Operation[File]:
 
 
 def save(
-    operation: Operation[File], path: str | os.PathLike[str], sha256: str | None = None
+    operation: Operation[File], target: str | os.PathLike[str], sha256: str | None = None
 ) -> Flow[Path]:
-    """Write a file to `path` completely, or leave `path` unchanged.
+    """Write a file to `target` completely, or leave `target` unchanged.
 
     Raises:
         DownloadError: the SHA-256 is not the expected one (`sha256`, or the answer's own).
-        InputError: `path` cannot be written.
+        InputError: `target` cannot be written.
     """
-    file = yield from operation
-    expected = sha256 or file.sha256
-    return (yield from Blocking(lambda: write_verified(Path(path), file.content, expected)))
+    received = yield from operation
+    expected = sha256 or received.sha256
+    return (yield from Blocking(lambda: write_verified(Path(target), received.content, expected)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sharpzo_client._constants import PAGE_SIZE, UNSET, Unset
 from sharpzo_client._operation import Operation
-from sharpzo_client._operations._build import api_path, create, delete, first_page, without_none
+from sharpzo_client._operations import _build as api
 from sharpzo_client._response import reads
 from sharpzo_client.errors import InputError
 from sharpzo_client.models import Alias, AliasChange, Page
@@ -24,10 +24,10 @@ def set_alias(
     expected_prompt_id: str | Unset | None,
     comment: str | None,
 ) -> Operation[Alias]:
-    body = without_none({"prompt_id": prompt_id, "gate": gate, "comment": comment})
+    body = api.without_none({"prompt_id": prompt_id, "gate": gate, "comment": comment})
     if expected_prompt_id is not UNSET:
         body["expected_prompt_id"] = expected_prompt_id  # null is sent: the alias must not exist
-    return Operation(method="PUT", path=api_path("aliases", alias), json=body, read=reads(Alias))
+    return Operation(method="PUT", path=api.path("aliases", alias), json=body, read=reads(Alias))
 
 
 def roll_back_alias(
@@ -38,8 +38,10 @@ def roll_back_alias(
     idempotency_key: str | None,
 ) -> Operation[Alias]:
     """Point an alias to the previous prompt; the key keeps a retry from rolling back twice."""
-    body = without_none({"expected_prompt_id": expected_prompt_id, "comment": comment})
-    return create(Alias, "aliases", alias, "rollback", body=body, idempotency_key=idempotency_key)
+    body = api.without_none({"expected_prompt_id": expected_prompt_id, "comment": comment})
+    return api.create(
+        Alias, "aliases", alias, "rollback", body=body, idempotency_key=idempotency_key
+    )
 
 
 def get_alias(
@@ -48,8 +50,8 @@ def get_alias(
     """Look up an alias with the first page of its history."""
     return Operation(
         method="GET",
-        path=api_path("aliases", alias),
-        params=without_none({"limit": page_size, "at": _rfc3339(at)}),
+        path=api.path("aliases", alias),
+        params=api.without_none({"limit": page_size, "at": _rfc3339(at)}),
         read=reads(Alias),
     )
 
@@ -67,11 +69,11 @@ def alias_history(
 
 
 def list_aliases(name: str | None, page_size: int) -> Operation[Page[Alias]]:
-    return first_page(Alias, "aliases", page_size=page_size, name=name)
+    return api.first_page(Alias, "aliases", page_size=page_size, name=name)
 
 
 def delete_alias(alias: str) -> Operation[None]:
-    return delete("aliases", alias)
+    return api.delete("aliases", alias)
 
 
 def _rfc3339(at: datetime | str | None) -> str | None:

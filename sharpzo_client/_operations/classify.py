@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sharpzo_client._constants import MAX_BATCH_BYTES, MAX_BATCH_IMAGES
 from sharpzo_client._files import BINARY, ImageInput, read_image
 from sharpzo_client._operation import Blocking, Flow, Operation, Part
-from sharpzo_client._operations._build import api_path
+from sharpzo_client._operations import _build as api
 from sharpzo_client._response import reads
 from sharpzo_client.errors import InputError
 from sharpzo_client.models import Classification, PromptAnswer, PromptAnswers
@@ -116,7 +116,7 @@ def _classify_batch(
     """One request; the service stores nothing, so it may be retried."""
     return Operation(
         method="POST",
-        path=api_path("prompts", ref, "classify"),
+        path=api.path("prompts", ref, "classify"),
         params=options.params,
         parts=parts,
         headers=options.headers,
@@ -129,7 +129,7 @@ def _classify_batch_with_prompts(
 ) -> Operation[PromptAnswers]:
     return Operation(
         method="POST",
-        path=api_path("classify"),
+        path=api.path("classify"),
         params=options.params,
         fields={"prompts": ",".join(refs)},
         parts=parts,

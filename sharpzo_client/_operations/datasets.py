@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from sharpzo_client._files import BINARY, archive_name, open_archive
 from sharpzo_client._operation import Blocking, Flow, Operation, Part, Sleep
-from sharpzo_client._operations._build import (
-    api_path,
-    delete,
-    file_at,
-    first_page,
-    get,
-    idempotency,
-    save,
-)
+from sharpzo_client._operations import _build as api
 from sharpzo_client._response import reads
 from sharpzo_client.errors import DatasetFailed, WaitTimeoutError
 from sharpzo_client.models import Dataset, Page
@@ -31,28 +23,28 @@ def create_dataset(
     """Upload an open archive."""
     return Operation(
         method="POST",
-        path=api_path("datasets"),
+        path=api.path("datasets"),
         fields={"name": name} | ({} if labelled else {"unlabelled": "true"}),
         parts=(Part("file", filename, archive, BINARY),),
-        headers=idempotency(None),
+        headers=api.idempotency(None),
         read=reads(Dataset),
     )
 
 
 def get_dataset(dataset_id: str) -> Operation[Dataset]:
-    return get(Dataset, "datasets", dataset_id)
+    return api.get(Dataset, "datasets", dataset_id)
 
 
 def list_datasets(page_size: int) -> Operation[Page[Dataset]]:
-    return first_page(Dataset, "datasets", page_size=page_size)
+    return api.first_page(Dataset, "datasets", page_size=page_size)
 
 
 def contact_sheet(dataset_id: str, path: str | os.PathLike[str]) -> Flow[Path]:
-    return save(file_at("datasets", dataset_id, "contact-sheet", accept="image/jpeg"), path)
+    return api.save(api.file("datasets", dataset_id, "contact-sheet", accept="image/jpeg"), path)
 
 
 def delete_dataset(dataset_id: str) -> Operation[None]:
-    return delete("datasets", dataset_id)
+    return api.delete("datasets", dataset_id)
 
 
 def upload_dataset(

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from sharpzo_client._constants import PAGE_SIZE
 from sharpzo_client._operation import Flow, Operation, Sleep
-from sharpzo_client._operations._build import (
-    api_path,
-    create,
-    delete,
-    file_at,
-    first_page,
-    get,
-    next_page,
-    save,
-    without_none,
-)
+from sharpzo_client._operations import _build as api
 from sharpzo_client._response import reads, reads_nothing, reads_object, reads_series
 from sharpzo_client.errors import JobCancelled, JobFailed, WaitTimeoutError
 from sharpzo_client.models import Job, JobEvent, Page, StepRecord
@@ -35,55 +25,37 @@ ResultForm = Literal["jsonl", "csv"]
 
 
 def create_job(
-    dataset_id: str,
-    *,
-    backbone: str | None,
-    preset: str | None,
-    config: Mapping[str, Any] | None,
-    name: str | None,
-    metadata: Mapping[str, Any] | None,
-    from_checkpoint: str | None,
-    idempotency_key: str | None,
+    dataset_id: str, *, idempotency_key: str | None, **options: object
 ) -> Operation[Job]:
-    body = without_none(
-        {
-            "dataset_id": dataset_id,
-            "backbone": backbone,
-            "preset": preset,
-            "config": config,
-            "name": name,
-            "metadata": metadata,
-            "from_checkpoint": from_checkpoint,
-        }
-    )
-    return create(Job, "jobs", body=body, idempotency_key=idempotency_key)
+    body = {"dataset_id": dataset_id, **api.without_none(options)}
+    return api.create(Job, "jobs", body=body, idempotency_key=idempotency_key)
 
 
 def get_job(job_id: str) -> Operation[Job]:
-    return get(Job, "jobs", job_id)
+    return api.get(Job, "jobs", job_id)
 
 
 def list_jobs(page_size: int, kind: str | None) -> Operation[Page[Job]]:
-    return first_page(Job, "jobs", page_size=page_size, kind=kind)
+    return api.first_page(Job, "jobs", page_size=page_size, kind=kind)
 
 
 def delete_job(job_id: str) -> Operation[None]:
-    return delete("jobs", job_id)
+    return api.delete("jobs", job_id)
 
 
 def change_state(job_id: str, action: Literal["pause", "resume", "cancel"]) -> Operation[Job]:
     """Pause, resume or cancel a job; repeating the call changes nothing, so it may be retried."""
-    return Operation(method="POST", path=api_path("jobs", job_id, action), read=reads(Job))
+    return Operation(method="POST", path=api.path("jobs", job_id, action), read=reads(Job))
 
 
 def list_events(job_id: str, after: int, page_size: int = PAGE_SIZE) -> Operation[Page[JobEvent]]:
-    return first_page(JobEvent, "jobs", job_id, "events", page_size=page_size, after=after)
+    return api.first_page(JobEvent, "jobs", job_id, "events", page_size=page_size, after=after)
 
 
 def stream_events(job_id: str, after: int) -> Operation[None]:
     return Operation(
         method="GET",
-        path=api_path("jobs", job_id, "events"),
+        path=api.path("jobs", job_id, "events"),
         params={"after": after},
         headers={"Accept": "text/event-stream", "Last-Event-ID": str(after)},
         read=reads_nothing,
@@ -96,24 +68,24 @@ def job_metrics(
     bounds = {"from_step": from_step, "to_step": to_step, "resolution": resolution}
     return Operation(
         method="GET",
-        path=api_path("jobs", job_id, "metrics"),
-        params=without_none(bounds),
+        path=api.path("jobs", job_id, "metrics"),
+        params=api.without_none(bounds),
         read=reads_series(StepRecord),
     )
 
 
 def job_report(job_id: str) -> Operation[dict[str, Any]]:
-    return Operation(method="GET", path=api_path("jobs", job_id, "report"), read=reads_object)
+    return Operation(method="GET", path=api.path("jobs", job_id, "report"), read=reads_object)
 
 
 def download_report(job_id: str, path: str | os.PathLike[str]) -> Flow[Path]:
-    return save(file_at("jobs", job_id, "report", accept="text/html"), path)
+    return api.save(api.file("jobs", job_id, "report", accept="text/html"), path)
 
 
 def stream_results(job_id: str, form: ResultForm) -> Operation[None]:
     return Operation(
         method="GET",
-        path=api_path("jobs", job_id, "results"),
+        path=api.path("jobs", job_id, "results"),
         params={"format": form},
         headers={"Accept": "*/*"},
         read=reads_nothing,
@@ -172,5 +144,5 @@ def _pass_on_events(job_id: str, last_seq: int, on_event: OnEvent) -> Flow[int]:
         for event in page.data:
             on_event(event)
             last_seq = event.seq
-        operation = next_page(operation, page)
+        operation = api.next_page(operation, page)
     return last_seq

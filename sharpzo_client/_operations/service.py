@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sharpzo_client._operation import Operation, Retry
-from sharpzo_client._operations._build import get
+from sharpzo_client._operations import _build as api
 from sharpzo_client._response import reads, reads_series
 from sharpzo_client.models import Backbone, Health, Usage
 
@@ -13,7 +13,7 @@ def list_backbones() -> Operation[tuple[Backbone, ...]]:
 
 
 def get_usage() -> Operation[Usage]:
-    return get(Usage, "usage")
+    return api.get(Usage, "usage")
 
 
 def health(path: str) -> Operation[Health]:

@@ -61,7 +61,7 @@ def test_kinds_of_head_are_those_of_the_engine() -> None:
     from sharpzo_cli.options import HeadKind
     from sharpzo_engine.config import TuningConfig
 
-    assert set(HeadKind) == set(get_args(TuningConfig.model_fields["head"].annotation))
+    assert set(get_args(HeadKind)) == set(get_args(TuningConfig.model_fields["head"].annotation))
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_keys_are_listed_whole_and_by_tenant(
     sharpzo("keys", "revoke", keys[0]["prefix"], "--data-dir", data_dir)
     lines = sharpzo("keys", "list", "--data-dir", data_dir).out.splitlines()
     assert len(lines) == 3
-    assert lines[0].split()[:3] == ["prefix", "tenant", "scopes"]
+    assert lines[0].split()[:3] == ["PREFIX", "TENANT", "SCOPES"]
     assert lines[1].startswith(f"{keys[1]['prefix']}  b ")
     assert "valid" in lines[1]
     assert lines[2].startswith(f"{keys[0]['prefix']}  a ")
