@@ -95,15 +95,21 @@ def test_a_key_is_replaced(sharpzo: Any, data_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("create", "--name", "n", "--scopes", "root"), "no scope 'root' (choose of: jobs,"),
+        (
+            ("create", "--name", "n", "--scopes", "root"),
+            "'root' is not a scope (choose from: jobs,",
+        ),
         (("create", "--name", "n", "--scopes", ","), "needs a scope"),
         (("create", "--name", "a\nb"), "without control characters"),
-        (("create", "--name", ""), "name is not usable"),
-        (("create", "--name", "n", "--tenant", "a b"), "no tenant can be called 'a b'"),
+        (("create", "--name", ""), "name of the key is not valid"),
+        (("create", "--name", "n", "--tenant", "a b"), "'a b' is not a valid name of a tenant"),
         (("create", "--name", "n", "--tenant", "x" * 65), "at most 64"),
-        (("create", "--name", "n", "--expires", "soon"), "no time (give 45s, 30m, 12h or 90d"),
-        (("create", "--name", "n", "--expires", "0s"), "no time"),
-        (("create", "--name", "n", "--expires", "99999d"), "no time"),
+        (
+            ("create", "--name", "n", "--expires", "soon"),
+            "not a duration (write 45s, 30m, 12h or 90d",
+        ),
+        (("create", "--name", "n", "--expires", "0s"), "not a duration"),
+        (("create", "--name", "n", "--expires", "99999d"), "not a duration"),
         (("create", "--name", "n", "--rate-limit", "fast"), "give a rate such as 600/minute"),
         (("revoke", "szo_00000000"), "no such key (see `sharpzo keys list`)"),
         (("rotate", "key_x"), "no such key"),

@@ -29,7 +29,7 @@ NAMES = ("sharpzo", "make", "docker", "python")
 READY = {"serve": "listening on ", "worker": "ready."}
 #: Commands that load much and end soon: they run in a process that has loaded it.
 SLOW = {"classify", "datasets", "evaluate", "export", "jobs", "keys", "migrate", "prompts", "tune"}
-BUDGET = ("--set", "max_forward_passes=300", "--set", "shots=4")
+BUDGET = ("--passes", "300", "--shots", "4")
 
 
 def install(folder: Path) -> None:
