@@ -23,7 +23,7 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def main() -> None:
-    """Resolve anew and write the files."""
+    """Resolve all versions again and write the files."""
     of_service = ("--extra", "service", "--extra", "worker", "--constraint", "docker/torch.txt")
     LOCK.write_text(_HEADER + "".join(kept(resolve(*of_service))))
     of_client = ("--extra", "client", "--constraint", str(LOCK.relative_to(ROOT)))

@@ -19,11 +19,12 @@ import uvicorn
 from service.app import create_app
 from service.http.connection import bounded_protocol
 from service.inference.model_thread import MODELS
-from service.supervisor import Supervisor, worker_command
+from sharpzo_core.database.sqlite import report_version
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.logging import configure_logging
 from sharpzo_core.migrations import migrate
 from sharpzo_core.stores.key_store import keys_exist
+from sharpzo_core.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WORKER_SECONDS = 15.0  # for the worker to save its checkpoints and end
 GRACEFUL_SECONDS = 10  # for answers that are under way when the server is told to end
 _BACKLOG = 2048
 _OTHER_DESCRIPTORS = 256  # files, database, broker, child processes
@@ -64,6 +66,7 @@ def main(
     check_exposure(settings, host, keyed=keys_exist(settings))
     _allow_descriptors(settings.max_connections)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    report_version(settings.db_url)
     migrate(settings)  # what is wrong with the database is told before anybody is let in
     listener = listen(host, settings.port if port is None else port)
     # The interpreter would spend seconds on looking for cycles in what torch has made.
@@ -223,7 +226,13 @@ def _worker(settings: Settings, with_worker: bool) -> Iterator[Callable[[], obje
     if not (with_worker and settings.embedded_broker):
         yield lambda: None
         return
-    supervisor = Supervisor(worker_command(), settings.environment())
+    supervisor = Supervisor(
+        "the worker",
+        [sys.executable, "-m", "worker", "--parent-pid", str(os.getpid())],
+        settings.environment(),
+        own_session=True,
+        grace_seconds=WORKER_SECONDS,
+    )
     supervisor.start()
     try:
         yield supervisor.ask_to_end

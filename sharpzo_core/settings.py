@@ -106,10 +106,10 @@ class Settings(BaseSettings):
     """How often a worker looks for jobs that need help."""
 
     checkpoint_seconds: Seconds = 10.0
-    """How often a running job saves a checkpoint."""
+    """Longest time between two checkpoints of a running job; the first ones come sooner."""
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    """Workers that may die on one job, without a new checkpoint in between, before it fails."""
+    """Processes that may die of one job, without a new checkpoint in between, before it fails."""
 
     inference_batch: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Most images in one pass through the image encoder; default: 16 on a processor, 64 else."""

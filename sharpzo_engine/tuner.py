@@ -54,7 +54,7 @@ def tune(
         on_step: called with `Progress` after every step and while preparing; may raise
             `TuningInterrupted` (or `TuningCancelled`), upon which a checkpoint is written.
         checkpoint_dir: where to keep checkpoints; none keeps none.
-        checkpoint_seconds: time between two checkpoints.
+        checkpoint_seconds: longest time between two checkpoints; the first ones come sooner.
         resume: go on from the folder's last checkpoint, if there is one; on a CPU the result equals
             the uninterrupted run's bit for bit. A larger budget than the checkpoint's is fine:
             `total_steps`, `max_forward_passes` and `max_seconds` count what was done before.

@@ -1,4 +1,4 @@
-"""`python -m worker`: run one worker until it is told to stop."""
+"""`python -m worker`: run one worker until SIGTERM."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class ClaimFolder:
     """Where the engine writes the checkpoints of one claim.
 
-    In a local artifact store that is their place for good; else they are uploaded from here.
+    In a local artifact store they stay there; otherwise they are uploaded from there.
     """
 
     def __init__(self, artifacts: ArtifactStore, cache_dir: Path, job: Job, lease: Lease) -> None:
@@ -48,11 +48,11 @@ class ClaimFolder:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._remote:  # what was to be kept has been uploaded
+        if self._remote:  # its checkpoints have been uploaded
             shutil.rmtree(self.path, ignore_errors=True)
 
     def fetch(self) -> bool:
-        """Bring the checkpoint that the job's row names; False if its files are gone."""
+        """Download the checkpoint that the job's row names; False if its files are gone."""
         if self._job.checkpoint is None:
             return True
         prefix = checkpoint_prefix(self._job.id, self._job.checkpoint.folder)
@@ -77,16 +77,16 @@ class ClaimFolder:
             self._artifacts.put_file(f"{self._prefix}/{CURRENT}", self.path / CURRENT)
 
     def drop_former(self) -> None:
-        """Remove what the job began this claim with; a newer one is known by now."""
+        """Delete the checkpoint that this claim began with; the row names a newer one by now."""
         if self._job.checkpoint is None:
             return
         try:
             self._artifacts.delete_prefix(
                 checkpoint_prefix(self._job.id, self._job.checkpoint.folder)
             )
-        except (StorageFull, StorageUnavailable):  # it goes with the job
+        except (StorageFull, StorageUnavailable):  # it is deleted with the job
             logger.warning(
-                "job %s: a former checkpoint was not removed",
+                "job %s: a previous checkpoint was not deleted",
                 self._job.id,
                 extra={"action": "files_kept"},
             )
@@ -103,17 +103,20 @@ class CheckpointKeeper:
         self._is_first = True
 
     def begin(self) -> None:
-        """Fetch what the job goes on from.
+        """Fetch the checkpoint that the job resumes from.
 
         Raises:
             LeaseLost: another worker owns the job.
             StorageUnavailable: the store is away.
         """
         if not self._folder.fetch():
-            self._tell(EventType.CHECKPOINT_CORRUPT, "the checkpoint is gone; the run begins anew")
+            self._warn(
+                EventType.CHECKPOINT_CORRUPT,
+                "the checkpoint is missing; the run starts from the beginning",
+            )
 
     def __call__(self, event: CheckpointEvent) -> None:
-        """Take note of what became of a checkpoint.
+        """Record what became of a checkpoint.
 
         Raises:
             LeaseLost: another worker owns the job.
@@ -122,9 +125,11 @@ class CheckpointKeeper:
         if event.kind == "saved":
             self._saved(event.step)
         elif event.kind == "resumed":
-            self._tell(EventType.RESUMED, f"goes on after step {event.step}", step=event.step)
+            message, data = f"resumed after step {event.step}", {"step": event.step}
+            resumed = NewEvent(EventType.RESUMED, message, data=data)
+            record_event(self._leases, self._lease, resumed)
         elif event.kind == "rejected":
-            self._tell(EventType.CHECKPOINT_CORRUPT, f"a checkpoint is not used: {event.error}")
+            self._warn(EventType.CHECKPOINT_CORRUPT, f"a checkpoint is not used: {event.error}")
         else:
             self._failed(event.error)
 
@@ -135,20 +140,8 @@ class CheckpointKeeper:
             self._failed(error)
             return
         self._failures = 0
-        checkpoint = CheckpointRef(self._folder.name, step, datetime.now(UTC))
-        try:
-            self._leases.save_checkpoint(self._lease, checkpoint)
-        except StorageUnavailable:
-            # The row names the one before, whose files are still there.
-            logger.warning(
-                "job %s: a checkpoint is not noted now",
-                self._lease.job_id,
-                extra={"action": "checkpoint_waits"},
-            )
-            return
-        extra = {"action": "checkpoint_saved", "step": step}
-        logger.debug("job %s has a checkpoint", self._lease.job_id, extra=extra)
-        if self._is_first:
+        # Until the row names the new checkpoint it names the previous one, whose files are kept.
+        if record_checkpoint(self._leases, self._lease, self._folder.name, step) and self._is_first:
             self._is_first = False
             self._folder.drop_former()
 
@@ -156,18 +149,48 @@ class CheckpointKeeper:
         self._failures += 1
         full = isinstance(error, StorageFull) or getattr(error, "errno", None) in _FULL
         why = "no space is left" if full else "the storage failed"
-        self._tell(EventType.CHECKPOINT_FAILED, f"a checkpoint could not be written: {why}")
+        self._warn(EventType.CHECKPOINT_FAILED, f"a checkpoint could not be written: {why}")
         if self._failures >= MAX_FAILURES:
             message = f"{self._failures} checkpoints in a row could not be written: {why}"
             raise StorageFull(message) if full else StorageUnavailable(message)
 
-    def _tell(self, kind: EventType, message: str, **data: int) -> None:
-        level = "info" if kind is EventType.RESUMED else "warning"
-        extra = {"action": "checkpoint_event", "event": kind, **data}
-        logger.info("job %s: %s", self._lease.job_id, message, extra=extra)
-        try:
-            self._leases.add_event(self._lease, NewEvent(kind, message, level, data))
-        except StorageUnavailable:
-            logger.warning(
-                "job %s: an event is not noted", self._lease.job_id, extra={"action": "event_lost"}
-            )
+    def _warn(self, kind: EventType, message: str) -> None:
+        record_event(self._leases, self._lease, NewEvent(kind, message, "warning"))
+
+
+def record_checkpoint(leases: JobLeases, lease: Lease, folder: str, step: int) -> bool:
+    """Name a durable checkpoint in the job's row; False while the database is unavailable.
+
+    Raises:
+        LeaseLost: another worker owns the job.
+    """
+    try:
+        leases.save_checkpoint(lease, CheckpointRef(folder, step, datetime.now(UTC)))
+    except StorageUnavailable:
+        logger.warning(
+            "job %s: a checkpoint is not recorded yet (the database is unavailable)",
+            lease.job_id,
+            extra={"action": "checkpoint_waits"},
+        )
+        return False
+    extra = {"action": "checkpoint_saved", "step": step}
+    logger.debug("job %s has a checkpoint", lease.job_id, extra=extra)
+    return True
+
+
+def record_event(leases: JobLeases, lease: Lease, event: NewEvent) -> None:
+    """Add an event to the log, and to the job's history unless the database is unavailable.
+
+    Raises:
+        LeaseLost: another worker owns the job.
+    """
+    extra = {"action": "checkpoint_event", "event": event.type, **event.data}
+    logger.info("job %s: %s", lease.job_id, event.message, extra=extra)
+    try:
+        leases.add_event(lease, event)
+    except StorageUnavailable:
+        logger.warning(
+            "job %s: an event is lost (the database is unavailable)",
+            lease.job_id,
+            extra={"action": "event_lost"},
+        )

@@ -31,10 +31,10 @@ DOWNLOADS = 8  # at a time
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One image of a dataset as its manifest has it."""
+    """One image of a dataset, as listed in the manifest."""
 
     name: str  #: Its path in the archive that was uploaded
-    path: Path | None  #: Where its file is, once it was fetched; None if it was never stored
+    path: Path | None  #: Of its file, after `fetch`; None if it was never stored
     split: str | None = None  #: None in a dataset without labels
     label: str | None = None
     error: ImageError | None = None  #: Why it was not stored
@@ -42,7 +42,7 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class Materials:
-    """Where datasets come from, and where remote images are kept."""
+    """Reads datasets from the artifact store; remote images are cached."""
 
     artifacts: ArtifactStore
     cache_dir: Path
@@ -86,7 +86,7 @@ class Materials:
         ]
 
     def fetch(self, record: DatasetRecord, paths: Iterable[Path]) -> None:
-        """Download what is not here; images are named by their content.
+        """Download the files that are missing; images are named by their content.
 
         Raises:
             NotFound: one is gone.
@@ -107,7 +107,7 @@ class Materials:
     ) -> ListedImage:
         image, fault = item.get("image"), item.get("error")
         return ListedImage(
-            # Manifests of earlier versions do not tell the path.
+            # Manifests of earlier versions do not have the path.
             name=str(item.get("path", image)),
             path=None if image is None else self._place(record, image),
             split=None if split == UNLABELLED else split,

@@ -1,4 +1,4 @@
-"""What went wrong, in a stable code and a short message for the job's owner."""
+"""Errors of a job as a stable code and a short message for its owner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OUT_OF_MEMORY = "out_of_memory"
 
 
 def describe(error: Exception) -> tuple[str, str]:
-    """The code and the message that the job shall carry; details are for the log."""
+    """The code and message for the job; details go to the log."""
     if isinstance(error, EngineError):
         return error.code, str(error)
     if isinstance(error, NotFound):
@@ -28,6 +28,6 @@ def describe(error: Exception) -> tuple[str, str]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch's own errors are named, not imported: this module is torch-free."""
+    """Torch's own errors are recognised by name: this module does not import torch."""
     named = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
     return isinstance(error, MemoryError) or named

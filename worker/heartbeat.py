@@ -1,4 +1,4 @@
-"""Keeping a lease alive while a step takes its time."""
+"""Extending a lease while a step takes long."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from sharpzo_core.stores.job_leases import JobLeases
 
 
-class Pulse:
-    """Renews a lease from a small thread, and remembers what it learned about the job.
+class Heartbeat:
+    """Extends a lease from its own thread, and remembers the status that the job has meanwhile.
 
-    A database that is away is no reason to stop: the run goes on, and whether the lease still holds
-    is seen once the database is back.
+    An unavailable database does not stop the run; whether the lease still holds is seen once the
+    database is back.
     """
 
     def __init__(self, leases: JobLeases, lease: Lease, seconds: float) -> None:
@@ -36,20 +36,20 @@ class Pulse:
 
     def _renew(self) -> None:
         try:
-            self.note(self._leases.renew(self._lease))
+            self.set_status(self._leases.renew(self._lease))
         except LeaseLost:
             self._lost = True
 
-    def note(self, status: JobStatus) -> None:
-        """Remember the job's status as another write has just found it."""
+    def set_status(self, status: JobStatus) -> None:
+        """Remember the job's status, which another write has just read."""
         self._status = status
 
     def check(self) -> None:
-        """Return if the job is still to be run here.
+        """Return if this worker is to continue the job.
 
         Raises:
             LeaseLost: another worker owns it.
-            TuningInterrupted: it was asked to stop, or to be put down.
+            TuningInterrupted: it is to be cancelled or paused.
         """
         if self._lost:
             raise LeaseLost

@@ -1,4 +1,4 @@
-"""Removing files that nobody will ever ask for: those of writers and deletions that were killed."""
+"""Removing unreferenced files: those that killed writers and deletions left."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from sharpzo_core.storage.artifact_store import ArtifactStore
     from sharpzo_core.stores.quotas import MeteredStore
 
-#: Files come before the row that names them, and go after it. Nothing takes so long in between.
+#: Files are older than the row that names them, and are deleted after it; never by so much.
 STRAY_SECONDS = 24 * 3600.0
 
 logger = logging.getLogger(__name__)
 
 
 class Housekeeper:
-    """Looks through the artifact store and the cache; several may do so at once."""
+    """Cleans up the artifact store and the cache; several may do so at once."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class Housekeeper:
         self._stray_seconds = stray_seconds
 
     def tidy(self) -> int:
-        """Remove what was left behind long enough ago; returns how many things.
+        """Remove what was left behind long enough ago; returns the number of things removed.
 
         Raises:
-            StorageUnavailable: the database or the store is away.
+            StorageUnavailable: the database or the store does not answer.
         """
         removed = remove_leftovers(self._cache_dir)
         for home, store in self._homes.items():
@@ -67,9 +67,9 @@ class Housekeeper:
         return removed + self._tidy_images()
 
     def _tidy_images(self) -> int:
-        """Of the images that datasets share, those that nobody holds; returns how many.
+        """Remove shared images that no dataset holds; returns their number.
 
-        Files without a row come from a database that was put back to an earlier state.
+        Files without a row remain when a database is restored to an earlier state.
         """
         removed = self._artifacts.remove_leftovers(TENANTS)
         self._images.release_orphans()
@@ -84,7 +84,9 @@ class Housekeeper:
         unknown = self._images.unknown(tenant, self._artifacts.names(prefix))
         strays = [sha256 for sha256 in unknown if self._is_old(f"{prefix}/{sha256}")]
         for sha256 in strays:
-            logger.warning("nobody needs %s", sha256, extra={"action": "stray_removed"})
+            logger.warning(
+                "removing unreferenced image %s", sha256, extra={"action": "stray_removed"}
+            )
         self._images.suspect(tenant, strays)
 
     def _strays(self, home: str, store: MeteredStore) -> list[str]:
@@ -94,9 +96,9 @@ class Housekeeper:
         return [f"{home}/{name}" for name, row_id in ids.items() if row_id not in known]
 
     def _claims(self) -> Iterator[str]:
-        """Keys of what an ended job has and its row does not name: left by claims that were killed.
+        """Keys of files of ended jobs that their rows do not name: those of killed claims.
 
-        Parts are of use until a job has succeeded; one that failed or was cancelled may go on.
+        Parts are needed until a job has succeeded: one that failed or was cancelled may be resumed.
         """
         for job_id, status, result, checkpoint in self._jobs.ended():
             for prefix, named in (
@@ -117,6 +119,8 @@ class Housekeeper:
     def _remove_stray(self, key: str) -> bool:
         if not self._is_old(key):
             return False
-        logger.warning("nobody needs %s", key, extra={"action": "stray_removed", "key": key})
+        logger.warning(
+            "removing unreferenced %s", key, extra={"action": "stray_removed", "key": key}
+        )
         self._artifacts.delete_prefix(key)
         return True

@@ -1,19 +1,20 @@
-"""Starting a worker: the Celery parent process with its sweeper. Torch is never loaded here."""
+"""Starting a worker: a supervisor of one process per slot, with its sweeper. Never loads torch."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from celery.signals import worker_shutting_down
-
-from sharpzo_core.broker.queue import JobQueue, QueueName, make_celery
+from sharpzo_core.broker.queue import JobQueue, make_celery
 from sharpzo_core.database.engine import make_engine
+from sharpzo_core.database.sqlite import report_version
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.logging import configure_logging, log_context
 from sharpzo_core.migrations import migrate
@@ -22,19 +23,16 @@ from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.job_leases import JobLeases
 from sharpzo_core.stores.job_store import JobStore
 from sharpzo_core.stores.worker_store import WorkerStore
-from worker.draining import DrainFlag
+from sharpzo_core.supervisor import Supervisor
 from worker.housekeeping import Housekeeper
+from worker.processes import parent_watch
 from worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
-    from celery import Celery
-
     from sharpzo_core.settings import Settings
 
 NICENESS = 10  # of an embedded worker: the API beside it comes first
-PARENT_CHECK_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 3600.0
-DRAIN_SECONDS = 30.0  # how long an orphan may take to put its job down
 
 logger = logging.getLogger(__name__)
 
@@ -42,65 +40,69 @@ logger = logging.getLogger(__name__)
 def main(settings: Settings, parent_pid: int | None = None) -> int:
     """Run one worker of this service until SIGTERM; returns the exit code.
 
-    On SIGTERM a running job saves a checkpoint and goes back to the queue.
+    On SIGTERM running jobs save a checkpoint and go back to the queue.
 
     Args:
-        settings: What the operator chose; handed to the child process through the environment.
+        settings: What the operator chose; the slots get it through the environment.
         parent_pid: Of the process this worker is a child of; it ends when that one does.
 
     Raises:
         StorageUnavailable: the database does not answer.
     """
-    os.environ.update(settings.environment())
     configure_logging(settings)
-    migrate(settings)
-    if parent_pid is not None:
+    if parent_pid is None:
+        report_version(settings.db_url)
+    else:
         os.nice(NICENESS)
-    app = make_celery(settings)
-    app.conf.imports = ("worker.tasks",)
-    app.conf.worker_concurrency = settings.slots
-    if settings.embedded_broker:
-        app.conf.worker_pool = "worker.embedded:Pool"
+    migrate(settings)
     name = f"{new_id(Prefix.WORKER)}@{socket.gethostname()}"
     with log_context(worker=name):
-        return _run(settings, app, name, parent_pid)
+        _supervise(_slots(settings, name), _helpers(settings, name, parent_pid))
+    return 0
 
 
-def _run(settings: Settings, app: Celery, name: str, parent_pid: int | None) -> int:
-    flag = DrainFlag(settings.data_dir, name)
-    raise_flag = partial(_raise_flag, flag)
-    worker_shutting_down.connect(raise_flag)
-    helpers = _helpers(settings, app, name, parent_pid)
+def _supervise(slots: list[Supervisor], helpers: list[Periodic]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     try:
-        for helper in helpers:
-            helper.start()
-        return _serve(app, name)
+        with contextlib.suppress(SystemExit):
+            for helper in helpers:
+                helper.start()
+            for slot in slots:
+                slot.start()
+            logger.info("the worker has started", extra={"action": "worker_started"})
+            threading.Event().wait()
     finally:
+        for slot in slots:
+            slot.ask_to_end()
+        for slot in slots:
+            slot.stop()
         for helper in helpers:
             helper.stop()
-        worker_shutting_down.disconnect(raise_flag)
-        flag.lower()
 
 
-def _raise_flag(flag: DrainFlag, **_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
-    flag.lift()
+def _leave(*_: Any) -> NoReturn:  # noqa: ANN401 - a signal handler's arguments
+    """End the wait of the main thread; further signals change nothing."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(0)
 
 
-def _serve(app: Celery, name: str) -> int:
-    worker = app.Worker(
-        hostname=name,
-        queues=[QueueName.TUNING.value],
-        quiet=True,
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-    )
-    logger.info("worker %s is ready", name, extra={"action": "worker_started"})
-    worker.start()
-    return int(worker.exitcode or 0)
+def _slots(settings: Settings, name: str) -> list[Supervisor]:
+    return [_slot(settings, name, number) for number in range(settings.slots)]
 
 
-def _helpers(settings: Settings, app: Celery, name: str, parent_pid: int | None) -> list[Periodic]:
+def _slot(settings: Settings, name: str, number: int) -> Supervisor:
+    environment = settings.environment()
+    if settings.gpu_names:
+        gpu = settings.gpu_names[number]
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+        logger.info("slot %d has GPU %s", number, gpu, extra={"action": "gpu_pinned", "gpu": gpu})
+    command = [sys.executable, "-m", "worker.slot", name, str(number), str(os.getpid())]
+    return Supervisor(f"slot {number}", command, environment)
+
+
+def _helpers(settings: Settings, name: str, parent_pid: int | None) -> list[Periodic]:
     engine = make_engine(settings)
     workers = WorkerStore(engine)
     sweeper = Sweeper(
@@ -109,7 +111,7 @@ def _helpers(settings: Settings, app: Celery, name: str, parent_pid: int | None)
         leases=JobLeases.from_settings(engine, settings),
         jobs=JobStore(engine).for_all_tenants(),
         workers=workers,
-        queue=JobQueue(app),
+        queue=JobQueue(make_celery(settings)),
     )
     artifacts = ArtifactStore.from_url(settings.artifacts)
     housekeeper = Housekeeper(engine, artifacts, settings.cache_dir)
@@ -120,16 +122,5 @@ def _helpers(settings: Settings, app: Celery, name: str, parent_pid: int | None)
         Periodic("housekeeping", HOUSEKEEPING_SECONDS, housekeeper.tidy),
     ]
     if parent_pid is not None:
-        watch = partial(_follow_parent, parent_pid)
-        helpers.append(Periodic("parent watch", PARENT_CHECK_SECONDS, watch))
+        helpers.append(parent_watch(parent_pid))
     return helpers
-
-
-def _follow_parent(parent_pid: int) -> None:
-    """Shut down like on SIGTERM once the parent is gone; insist after a while."""
-    if os.getppid() == parent_pid:
-        return
-    logger.warning("the parent process has ended; shutting down", extra={"action": "parent_ended"})
-    os.kill(os.getpid(), signal.SIGTERM)
-    threading.Event().wait(DRAIN_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sharpzo_core.stores.job_leases import JobLeases
     from sharpzo_engine.search.history import StepRecord
     from sharpzo_engine.search.progress import Progress
-    from worker.heartbeat import Pulse
+    from worker.heartbeat import Heartbeat
 
 WRITE_SECONDS = 1.0  # between two writes of progress; also how soon a request is noticed
 MESSAGE_SECONDS = 5.0  # between two events about preparation
@@ -33,13 +33,13 @@ class Reporter:
         self,
         lease: Lease,
         leases: JobLeases,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
         draining: Callable[[], bool],
         ticks: Callable[[], float],
     ) -> None:
         self._lease = lease
         self._leases = leases
-        self._pulse = pulse
+        self._heartbeat = heartbeat
         self._draining = draining
         self._ticks = ticks
         self._written = -math.inf
@@ -61,7 +61,7 @@ class Reporter:
         if draining or phase is not self._phase or now - self._written >= WRITE_SECONDS:
             self._written = now
             self._write(progress, phase, now)
-        self._pulse.check()
+        self._heartbeat.check()
         if draining:
             raise TuningInterrupted
 
@@ -99,7 +99,7 @@ class Reporter:
                 self._lease, _job_progress(progress, phase), self._metrics, self._steps
             )
             self._steps.clear()
-            self._pulse.note(status)
+            self._heartbeat.set_status(status)
             self._tell(progress, phase, now)
         except StorageUnavailable:
             logger.warning(

@@ -1,4 +1,4 @@
-"""Jobs that apply a prompt to a dataset: embed its images, conclude, end. Loads torch."""
+"""Jobs that apply a prompt to a dataset: evaluations and classifications. Loads torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sharpzo_engine.reports.evaluation_report import EvaluationReport
 from worker.dataset_files import ListedImage
 from worker.progress_writer import Reporter, finite_numbers
 from worker.results import Answer, ResultWriter, scratch_file
-from worker.retry import patiently
+from worker.retry import with_retries
 from worker.shards import JobParts
 
 if TYPE_CHECKING:
@@ -60,30 +60,28 @@ class Application:
     deps: RunnerDeps
 
     def store(self, key: str, data: bytes) -> None:
-        """Keep a file of the results."""
-        patiently(lambda: self.deps.artifacts.put_bytes(key, data), self.deps.sleep)
+        with_retries(lambda: self.deps.artifacts.put_bytes(key, data), self.deps.sleep)
 
     def store_file(self, key: str, path: Path) -> None:
-        """Keep a file of the results that is too large for memory."""
-        patiently(lambda: self.deps.artifacts.put_file(key, path), self.deps.sleep)
+        with_retries(lambda: self.deps.artifacts.put_file(key, path), self.deps.sleep)
 
 
 def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> Job:
-    """Apply the job's prompt, store the results, and make them known in one transaction.
+    """Apply the job's prompt, store the results, and publish them in one transaction.
 
     Raises:
-        TuningInterrupted: the job is to be put down.
+        TuningInterrupted: the job is to be released.
         LeaseLost: another worker owns it.
         EngineError, CoreError, OSError: it has failed.
     """
-    record = patiently(lambda: _prompt_record(job, deps), deps.sleep)
+    record = with_retries(lambda: _prompt_record(job, deps), deps.sleep)
     tuned = TunedPrompt.load(
-        patiently(lambda: read_prompt_file(deps.artifacts, record), deps.sleep)
+        with_retries(lambda: read_prompt_file(deps.artifacts, record), deps.sleep)
     )
     if job.config.get("calibrated"):
         tuned.require_temperature()  # before the work, not after it
     classifier = PromptClassifier(tuned, _backbone(tuned, deps))
-    dataset = patiently(
+    dataset = with_retries(
         lambda: deps.datasets.for_tenant(job.tenant).get(job.dataset_id), deps.sleep
     )
     parts = JobParts(job, dataset, classifier.backbone, lease=lease, report=report, deps=deps)
@@ -93,7 +91,7 @@ def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> 
     zero_shot = classifier.zero_shot() if job.config["zero_shot"] else None
     application = Application(job, lease.token, dataset, record, classifier, zero_shot, parts, deps)
     metrics = _CONCLUSIONS[job.kind](application)
-    ended = patiently(lambda: deps.leases.complete(lease, lease.token, metrics), deps.sleep)
+    ended = with_retries(lambda: deps.leases.complete(lease, lease.token, metrics), deps.sleep)
     if ended.status is JobStatus.SUCCEEDED:
         extra = {"action": "results_published"}
         logger.info("job %s published its results", job.id, extra=extra)
@@ -116,13 +114,13 @@ def _backbone(prompt: TunedPrompt, deps: RunnerDeps) -> Backbone:
         if backbone.fingerprint == prompt.fingerprint:
             return backbone
     raise BackboneMismatch(
-        f"no backbone that is offered has the weights {prompt.fingerprint[:12]} of "
+        f"none of the offered backbones has the weights {prompt.fingerprint[:12]} of "
         f"{described.get('name')}, which the prompt was tuned on"
     )
 
 
 def _tidy(job: Job, folder: str, deps: RunnerDeps) -> None:
-    """Remove what nobody will ask for; what cannot be removed now is the housekeeper's."""
+    """Delete files that are no longer needed; the housekeeper deletes what remains."""
     others = results_prefix(job.id)
     try:
         if job.status is not JobStatus.SUCCEEDED:  # it may be resumed, and then needs its parts
@@ -134,7 +132,7 @@ def _tidy(job: Job, folder: str, deps: RunnerDeps) -> None:
                 deps.artifacts.delete_prefix(f"{others}/{name}")
     except (StorageFull, StorageUnavailable):
         logger.warning(
-            "job %s: files of no use were not removed", job.id, extra={"action": "files_kept"}
+            "job %s: unneeded files were not deleted", job.id, extra={"action": "files_kept"}
         )
 
 
@@ -181,11 +179,11 @@ def _labels(application: Application) -> dict[str, str | None]:
 
 
 def _store_report(report: EvaluationReport, application: Application) -> None:
-    """Store the JSON and the page; a page that cannot be drawn must not cost the job."""
+    """Store the JSON and the page; a page that cannot be drawn does not fail the job."""
     files: dict[ReportForm, bytes] = {"json": report.to_json_bytes()}
     try:
         files["html"] = report.to_html().encode()
-    except Exception:  # whatever a plotting library may raise
+    except Exception:  # a plotting library may raise anything
         job_id = application.job.id
         logger.exception("job %s: no report page", job_id, extra={"action": "report_failed"})
     for form, data in files.items():
@@ -214,7 +212,7 @@ def _classify(application: Application) -> Metrics:
 def _answers(
     application: Application, images: Sequence[ListedImage], part: Part
 ) -> Iterator[Answer]:
-    """What the images of one part were taken for, in their order."""
+    """The answers for the images of one part, in their order."""
     classifier, config = application.classifier, application.job.config
     names, count = classifier.prompt.class_names, config["top_k"]
     temperature = (classifier.prompt.temperature if config["calibrated"] else None) or 1.0

@@ -1,4 +1,4 @@
-"""The lines of a classification, as JSON and as a table; one per image, written as they come."""
+"""The results of a classification as JSON lines and as a table, one line per image."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sharpzo_engine.errors import ImageError
 from sharpzo_engine.prompts.classifier import Prediction
 from worker.dataset_files import ListedImage
 
-#: What makes a spreadsheet take a cell for a formula.
+#: A spreadsheet reads a cell that begins with one of these as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one image was taken for, or why it could not be told."""
+    """The predictions for one image, or why there are none."""
 
     predictions: Sequence[Prediction] = ()
     zero_shot: Sequence[Prediction] | None = None  #: None where it was not asked for
@@ -49,7 +49,6 @@ class ResultWriter:
         self._table.writerow([*fixed, *ranked])
 
     def write(self, image: ListedImage, answer: Answer) -> None:
-        """Append one image."""
         self._lines.write(json.dumps(self._line(image, answer), ensure_ascii=False) + "\n")
         self._table.writerow(self._row(image, answer))
         self._count += 1
@@ -82,13 +81,13 @@ class ResultWriter:
 
 
 def as_cell(text: str) -> str:
-    """Text that no spreadsheet takes for a formula."""
+    """The text, escaped where a spreadsheet would read a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 @contextmanager
 def scratch_file(folder: Path) -> Iterator[IO[str]]:
-    """A text file that is gone afterwards; one of a killed worker is swept up as a leftover."""
+    """A temporary text file; the housekeeper removes one that a killed worker left."""
     folder.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(
         "w", dir=folder, prefix=".", suffix=".tmp", encoding="utf-8", newline=""

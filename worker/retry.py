@@ -1,4 +1,4 @@
-"""Waiting for a storage that is away, for what is worth a long wait."""
+"""Retrying while the storage is unavailable, for actions that are worth a long wait."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ PAUSE_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
-def patiently(
+def with_retries(
     action: Callable[[], T],
     sleep: Callable[[float], None],
     check: Callable[[], None] = lambda: None,
 ) -> T:
-    """Do it, waiting for a storage that is away; `check` is called after every pause and may raise.
+    """Run the action, again and again while the storage is unavailable.
+
+    `check` is called after every pause and may raise.
 
     Raises:
-        StorageUnavailable: it stayed away.
+        StorageUnavailable: after all retries.
     """
     for _ in range(TRIES):
         try:
             return action()
         except StorageUnavailable:
             logger.warning(
-                "the storage is away; trying again", exc_info=True, extra={"action": "storage_away"}
+                "the storage is unavailable; retrying",
+                exc_info=True,
+                extra={"action": "storage_away"},
             )
             sleep(PAUSE_SECONDS)
             check()

@@ -1,4 +1,4 @@
-"""`run_job`: one job from its claim to its end. A plain function; everything is handed in."""
+"""`run_job`: one job from its claim to its end, with everything it needs as an argument."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.errors import BackboneError, TuningInterrupted
 from worker.checkpoints import CheckpointKeeper, ClaimFolder
 from worker.error_codes import describe
-from worker.heartbeat import Pulse
-from worker.processes import process_identity
+from worker.heartbeat import Heartbeat
+from worker.processes import lease_process
 from worker.progress_writer import Reporter, finite_numbers
-from worker.retry import patiently
+from worker.retry import with_retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,8 +72,6 @@ class Apply(Protocol):
 
 @dataclass(frozen=True)
 class RunnerDeps:
-    """What running a job takes."""
-
     owner: str  #: Id of the worker
     settings: Settings
     leases: JobLeases
@@ -91,17 +89,17 @@ class RunnerDeps:
 
 
 def run_job(job_id: str, deps: RunnerDeps) -> JobStatus | None:
-    """Claim the job and run it; returns its status afterwards, or None if it is another's.
+    """Claim the job and run it; returns its status afterwards, or None if it is not ours.
 
-    Where another tenant has waited for longer, its job is run instead; see `JobLeases.whose_turn`.
+    If another tenant has waited longer, its job is run instead; see `JobLeases.whose_turn`.
 
     Raises:
-        StorageUnavailable: the database stayed away; the lease will expire.
+        StorageUnavailable: the database does not answer; the lease will expire.
     """
     job = _claim(job_id, deps)
     if job is None:
         extra = {"action": "claim_lost", "job_id": job_id}
-        logger.info("job %s is not to be had", job_id, extra=extra)
+        logger.info("job %s is not claimed: taken, finished or deleted", job_id, extra=extra)
         return None
     with job_context(job):
         return _run_claimed(job, deps)
@@ -111,10 +109,10 @@ def _run_claimed(job: Job, deps: RunnerDeps) -> JobStatus | None:
     logger.info("job %s: attempt %d", job.id, job.attempt, extra={"action": "job_claimed"})
     lease = lease_of(job)
     try:
-        with Pulse(deps.leases, lease, deps.settings.heartbeat_seconds) as pulse:
-            ended = _run(job, lease, pulse, deps)
+        with Heartbeat(deps.leases, lease, deps.settings.heartbeat_seconds) as heartbeat:
+            ended = _run(job, lease, heartbeat, deps)
     except LeaseLost:
-        logger.warning("job %s is another's now", job.id, extra={"action": "lease_lost"})
+        logger.warning("job %s was taken by another worker", job.id, extra={"action": "lease_lost"})
         return None
     logger.info(
         "job %s is %s", job.id, ended.status, extra={"action": "job_left", "status": ended.status}
@@ -125,20 +123,20 @@ def _run_claimed(job: Job, deps: RunnerDeps) -> JobStatus | None:
 
 
 def _claim(job_id: str, deps: RunnerDeps) -> Job | None:
-    """Claim the job, or another tenant's whose turn it is; then the job is rung for again."""
-    chosen = patiently(lambda: deps.leases.whose_turn(job_id), deps.sleep)
+    """Claim the job, or another tenant's whose turn it is; then notify for the job again."""
+    chosen = with_retries(lambda: deps.leases.whose_turn(job_id), deps.sleep)
     token = new_token()
-    job = patiently(
-        lambda: deps.leases.claim(chosen, deps.owner, process_identity(), token), deps.sleep
+    job = with_retries(
+        lambda: deps.leases.claim(chosen, deps.owner, lease_process(), token), deps.sleep
     )
     if chosen != job_id:
         deps.queue.notify(job_id)
     return job
 
 
-def _run(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> Job:
-    """Do what the job is for, or end it in the way that what happened demands."""
-    report = Reporter(lease, deps.leases, pulse, deps.draining, deps.ticks)
+def _run(job: Job, lease: Lease, heartbeat: Heartbeat, deps: RunnerDeps) -> Job:
+    """Do the job's work, and end the job according to the outcome."""
+    report = Reporter(lease, deps.leases, heartbeat, deps.draining, deps.ticks)
     try:
         if job.kind is not JobKind.TUNING:
             return deps.apply(job, lease, report, deps)
@@ -147,13 +145,13 @@ def _run(job: Job, lease: Lease, pulse: Pulse, deps: RunnerDeps) -> Job:
     except LeaseLost:
         raise
     except TuningInterrupted:
-        return patiently(lambda: deps.leases.release(lease), deps.sleep)
-    except Exception as error:  # whatever it was, the job must end and the worker live
+        return with_retries(lambda: deps.leases.release(lease), deps.sleep)
+    except Exception as error:  # of any kind: the job must end, and the worker survive
         code, message = describe(error)
         logger.exception(
             "job %s failed: %s", job.id, code, extra={"action": "job_failed", "code": code}
         )
-        return patiently(lambda: deps.leases.fail(lease, code, message), deps.sleep)
+        return with_retries(lambda: deps.leases.fail(lease, code, message), deps.sleep)
 
 
 def _tune(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> TuneResult:
@@ -164,7 +162,7 @@ def _tune(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> TuneRes
     dataset = deps.materials.dataset(record, config.shots, config.seed, config.classes)
     with ClaimFolder(deps.artifacts, settings.cache_dir, job, lease) as folder:
         checkpoints = CheckpointKeeper(folder, lease, deps.leases)
-        patiently(checkpoints.begin, deps.sleep)
+        with_retries(checkpoints.begin, deps.sleep)
         result = deps.tune(
             dataset,
             backbone,
@@ -177,7 +175,7 @@ def _tune(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> TuneRes
             cache_dir=settings.cache_dir / "features",
         )
     if result.history:
-        patiently(lambda: report.complete(result.history), deps.sleep)
+        with_retries(lambda: report.complete(result.history), deps.sleep)
     return result
 
 
@@ -185,14 +183,14 @@ def _offered(name: str, settings: Settings) -> BackboneSpec:
     try:
         return settings.backbone(name)
     except ValidationFailed as error:
-        raise BackboneError(f"backbone {name} is not offered any more") from error
+        raise BackboneError(f"backbone {name} is no longer offered") from error
 
 
 def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Job:
-    """Store the files, then make them known in one transaction."""
+    """Store the files, then publish them in one transaction."""
     data = result.prompt.to_bytes()
     metrics = finite_numbers(result.metrics)
-    dataset = patiently(
+    dataset = with_retries(
         lambda: deps.datasets.for_tenant(job.tenant).get(job.dataset_id), deps.sleep
     )
     prompt = NewPrompt(
@@ -206,9 +204,9 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
         bytes=len(data),
         lineage=tuned_lineage(job, dataset, result.prompt.metadata.get("engine_version")),
     )
-    patiently(lambda: deps.artifacts.put_bytes(prompt_key(prompt.id), data), deps.sleep)
+    with_retries(lambda: deps.artifacts.put_bytes(prompt_key(prompt.id), data), deps.sleep)
     _store_report(job, dataset, result, deps)
-    ended = patiently(lambda: deps.leases.succeed(lease, prompt, metrics), deps.sleep)
+    ended = with_retries(lambda: deps.leases.succeed(lease, prompt, metrics), deps.sleep)
     if ended.status is not JobStatus.SUCCEEDED:
         deps.artifacts.delete(prompt_key(prompt.id))
         return ended
@@ -218,15 +216,15 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
 
 
 def _store_report(job: Job, dataset: DatasetRecord, result: TuneResult, deps: RunnerDeps) -> None:
-    """Store the page and the JSON; a page that cannot be drawn must not cost the job."""
+    """Store the page and the JSON; a page that cannot be drawn does not fail the job."""
     report = result.report.labelled(
         job=job.id, job_name=job.name, dataset=dataset.id, dataset_sha256=dataset.sha256
     )
     files: dict[Literal["html", "json"], bytes] = {"json": report.to_json_bytes()}
     try:
         files["html"] = report.to_html().encode()
-    except Exception:  # whatever a plotting library may raise
+    except Exception:  # a plotting library may raise anything
         logger.exception("job %s: no report page", job.id, extra={"action": "report_failed"})
     for form, data in files.items():
         key = report_key(job.id, form)
-        patiently(partial(deps.artifacts.put_bytes, key, data), deps.sleep)
+        with_retries(partial(deps.artifacts.put_bytes, key, data), deps.sleep)

@@ -1,21 +1,20 @@
-"""The images of one job embedded part by part, so that any worker goes on where one has stopped."""
+"""The images of one job, embedded part by part: any worker continues where another stopped."""
 
 from __future__ import annotations
 
-import logging
 import math
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sharpzo_core.errors import NotFound, StorageUnavailable
-from sharpzo_core.records.jobs import CheckpointRef, EventType
+from sharpzo_core.errors import NotFound
+from sharpzo_core.records.jobs import EventType
 from sharpzo_core.records.results import PART_IMAGES, PARTS, part_key
 from sharpzo_core.stores.job_rows import NewEvent
 from sharpzo_core.submission.prompt_jobs import classes_of
 from sharpzo_engine.checksummed import ChecksumError
 from sharpzo_engine.prompts.embedding_shards import Part, embed_part
 from sharpzo_engine.search.progress import Phase, Progress
-from worker.retry import patiently
+from worker.checkpoints import record_checkpoint, record_event
+from worker.retry import with_retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,14 +28,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
-
 
 class JobParts:
-    """Every part of a job: what is stored is read, and what is not, or is damaged, is made.
+    """The parts of a job: stored ones are read; missing or damaged ones are computed and stored.
 
-    All of it raises what is raised by the job's `report`: `TuningInterrupted` where the job is to
-    be put down (parts that are stored stay), `LeaseLost` where it is another's.
+    All methods raise what the job's `report` raises: `TuningInterrupted` when the job is to be
+    released (stored parts stay), `LeaseLost` when another worker has it.
     """
 
     def __init__(
@@ -61,7 +58,9 @@ class JobParts:
         self._report = report
         self._deps = deps
         self._pace = _Pace(deps.ticks)
-        images = patiently(lambda: deps.materials.images(dataset, job.config["split"]), deps.sleep)
+        images = with_retries(
+            lambda: deps.materials.images(dataset, job.config["split"]), deps.sleep
+        )
         if part := job.config.get("classes"):
             wanted = frozenset(classes_of(dataset, part))
             images = [image for image in images if image.label in wanted]
@@ -81,8 +80,8 @@ class JobParts:
         """
         if self._job.checkpoint is not None:
             step = self._job.checkpoint.step
-            self._tell(
-                NewEvent(EventType.RESUMED, f"goes on after image {step}", data={"step": step})
+            self._add_event(
+                NewEvent(EventType.RESUMED, f"resumed after image {step}", data={"step": step})
             )
         for number in range(len(self)):
             self._reach(number * PART_IMAGES)
@@ -93,19 +92,21 @@ class JobParts:
     def __iter__(self) -> Iterator[tuple[Sequence[ListedImage], Part]]:
         """The parts with their images, in order; raises as `embed`."""
         for number in range(len(self)):
-            self._look()
+            self._report_progress()
             yield self._listed(number), self._get(number)
 
     def _get(self, number: int) -> Part:
         key = part_key(self._job.id, number)
         try:
-            data = self._patiently(lambda: self._deps.artifacts.get_bytes(key))
+            data = self._with_retries(lambda: self._deps.artifacts.get_bytes(key))
             return Part.from_bytes(data, self._identity(number))
         except NotFound:
             pass
         except ChecksumError as error:
-            message = f"part {number} is made anew: {error}"
-            self._tell(NewEvent(EventType.CHECKPOINT_CORRUPT, message, "warning", {"part": number}))
+            message = f"part {number} is computed again: {error}"
+            self._add_event(
+                NewEvent(EventType.CHECKPOINT_CORRUPT, message, "warning", {"part": number})
+            )
         return self._make(number)
 
     def _make(self, number: int) -> Part:
@@ -116,7 +117,7 @@ class JobParts:
             self._pace.reached(done)
             self._reach(start + done)
 
-        self._patiently(lambda: deps.materials.fetch(self._dataset, files.values()))
+        self._with_retries(lambda: deps.materials.fetch(self._dataset, files.values()))
         self._pace.begin()
         part = embed_part(
             files,
@@ -126,24 +127,9 @@ class JobParts:
             on_unit=on_unit,
         )
         data, key = part.to_bytes(self._identity(number)), part_key(self._job.id, number)
-        self._patiently(lambda: deps.artifacts.put_bytes(key, data))
-        self._note(start + len(listed))
+        self._with_retries(lambda: deps.artifacts.put_bytes(key, data))
+        record_checkpoint(deps.leases, self._lease, PARTS, start + len(listed))
         return part
-
-    def _note(self, step: int) -> None:
-        """The job got ahead: workers lost before are forgiven."""
-        checkpoint = CheckpointRef(PARTS, step, datetime.now(UTC))
-        try:
-            self._deps.leases.save_checkpoint(self._lease, checkpoint)
-        except StorageUnavailable:
-            logger.warning(
-                "job %s: a part is not noted now",
-                self._job.id,
-                extra={"action": "checkpoint_waits"},
-            )
-            return
-        extra = {"action": "checkpoint_saved", "step": step}
-        logger.debug("job %s has a checkpoint", self._job.id, extra=extra)
 
     def _listed(self, number: int) -> Sequence[ListedImage]:
         return self.images[number * PART_IMAGES : (number + 1) * PART_IMAGES]
@@ -163,30 +149,23 @@ class JobParts:
     def _reach(self, done: int) -> None:
         if self._phase == "preparing":
             self._done = done
-        self._look()
+        self._report_progress()
 
-    def _look(self) -> None:
-        """Tell how far the job is, and see whether it is to go on."""
+    def _report_progress(self) -> None:
+        """Report the progress; raises if the job is not to continue."""
         total = len(self.images)
         eta = self._pace.seconds_for(total - self._done)
         self._report(Progress(self._phase, self._done, total, 0, eta))
 
-    def _patiently(self, action: Callable[[], T]) -> T:
-        return patiently(action, self._deps.sleep, self._look)
+    def _with_retries(self, action: Callable[[], T]) -> T:
+        return with_retries(action, self._deps.sleep, self._report_progress)
 
-    def _tell(self, event: NewEvent) -> None:
-        extra = {"action": "checkpoint_event", "event": event.type, **event.data}
-        logger.info("job %s: %s", self._job.id, event.message, extra=extra)
-        try:
-            self._deps.leases.add_event(self._lease, event)
-        except StorageUnavailable:
-            logger.warning(
-                "job %s: an event is not noted", self._job.id, extra={"action": "event_lost"}
-            )
+    def _add_event(self, event: NewEvent) -> None:
+        record_event(self._deps.leases, self._lease, event)
 
 
 class _Pace:
-    """Seconds that an image takes, over all parts that were made here."""
+    """Seconds per image, over all parts that were computed here."""
 
     def __init__(self, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
@@ -194,16 +173,14 @@ class _Pace:
         self._since, self._counted = 0.0, 0
 
     def begin(self) -> None:
-        """Another part begins."""
         self._since, self._counted = self._ticks(), 0
 
     def reached(self, done: int) -> None:
-        """So many images of the part are done."""
         now = self._ticks()
         self._seconds += now - self._since
         self._images += done - self._counted
         self._since, self._counted = now, done
 
     def seconds_for(self, images: int) -> float | None:
-        """How long so many images will take; None before there is a pace."""
+        """How long so many images will take; None before any was done."""
         return images * self._seconds / self._images if self._images else None

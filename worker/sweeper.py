@@ -1,6 +1,6 @@
 """Finding jobs that need help: a lost worker, or a lost message.
 
-Runs in every worker's parent process; several may do so at once, for every change is conditional.
+Runs in every worker's supervisor; several may do so at once, because every change is conditional.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from sharpzo_core.stores.job_store import JobStore
     from sharpzo_core.stores.worker_store import WorkerStore
 
-MAX_RINGS = 100  # messages of one sweep
-RING_CAP_SECONDS = 30.0  # longest pause between two messages for one waiting job
-SILENT_DAYS = 1  # a worker not heard of for so long is forgotten
+MAX_MESSAGES = 100  # messages of one sweep
+LONGEST_PAUSE = 30.0  # longest pause between two messages for one waiting job
+SILENT_DAYS = 1  # a worker without a heartbeat for so long is removed from the table
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class LeaseWatch:
         self._unchanged: dict[HeldLease, float] = {}  # -> monotonic time of the first sight
 
     def dead(self, held: Sequence[HeldLease], now: datetime, ticks: float) -> list[HeldLease]:
-        """Look at every lease; `ticks` is a monotonic time in seconds."""
+        """Check every lease; `ticks` is a monotonic time in seconds."""
         self._unchanged = {lease: self._unchanged.get(lease, ticks) for lease in held}
         return [
             lease
@@ -62,21 +62,21 @@ class LeaseWatch:
 
 
 @dataclass(frozen=True)
-class RingBackoff:
+class MessageBackoff:
     """When a waiting job's message is sent again."""
 
     first_seconds: float
 
     def is_due(self, job: Job, now: datetime) -> bool:
         """Whether the last message must be lost by now."""
-        pause = min(self.first_seconds * 2 ** min(job.rings, 8), RING_CAP_SECONDS)
+        pause = min(self.first_seconds * 2 ** min(job.rings, 8), LONGEST_PAUSE)
         age = now - (job.rung_at or job.created_at)
         # A negative age means that the clock was set back.
         return age >= timedelta(seconds=pause) or age < timedelta(0)
 
 
 class Sweeper:
-    """One look at all leases and waiting jobs."""
+    """Checks all leases and waiting jobs."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Sweeper:
     ) -> None:
         self._owner = owner
         self._slots = settings.slots
-        self._ringing_seconds = settings.sweep_seconds
+        self._notify_seconds = settings.sweep_seconds
         self._leases = leases
         self._jobs = jobs
         self._workers = workers
@@ -100,23 +100,31 @@ class Sweeper:
         self._clock = clock
         self._ticks = ticks
         self._watch = LeaseWatch(settings.lease_seconds, settings.heartbeat_seconds)
-        self._backoff = RingBackoff(settings.sweep_seconds)
+        self._backoff = MessageBackoff(settings.sweep_seconds)
 
     def sweep(self) -> None:
-        """Take jobs from lost workers, then ring for jobs whose message was lost."""
+        """Take jobs from lost workers, then send lost messages again."""
         held = self._leases.held()
-        dead = set(self._watch.dead(held, self._clock(), self._ticks()))
-        dead.update(lease for lease in held if is_gone(lease.process))
-        for lease in dead:
-            self._recover(lease)
-        # As long as this worker is busy, messages wait in the queue rightly.
-        mine = sum(lease.owner == self._owner for lease in held if lease not in dead)
-        if mine < self._slots:
-            self._ring_again()
+        expired = set(self._watch.dead(held, self._clock(), self._ticks()))
+        working = 0
+        for lease in held:
+            slot, _, supervisor = (lease.process or "").partition(" ")
+            gone, mine = is_gone(slot), lease.owner == self._owner
+            # A slot that ended while its supervisor lives died of its job. Only that supervisor
+            # says so: others may look while the whole worker is being killed.
+            if gone and mine:
+                self._recover(lease, crashed=True)
+            elif lease in expired or (gone and is_gone(supervisor)):
+                self._recover(lease)
+            else:
+                working += mine
+        # While all slots of this worker are busy, messages wait in the queue rightly.
+        if working < self._slots:
+            self._notify_again()
         self._workers.delete_silent(timedelta(days=SILENT_DAYS).total_seconds())
 
-    def _recover(self, lease: HeldLease) -> None:
-        job = self._leases.recover(lease)
+    def _recover(self, lease: HeldLease, *, crashed: bool = False) -> None:
+        job = self._leases.recover(lease, crashed=crashed)
         if job is None:
             return
         with job_context(job):
@@ -125,21 +133,21 @@ class Sweeper:
                 job.id,
                 lease.owner,
                 job.status,
-                extra={"action": "worker_lost", "lost_worker": lease.owner},
+                extra={"action": "worker_lost", "lost_worker": lease.owner, "crashed": crashed},
             )
             if job.status is JobStatus.QUEUED:
-                self._ring(job.id)
+                self._notify(job.id)
 
-    def _ring_again(self) -> None:
-        now, stop_at = self._clock(), self._ticks() + self._ringing_seconds
-        for job in self._leases.waiting(MAX_RINGS):
-            if self._backoff.is_due(job, now) and not self._ring(job.id):
+    def _notify_again(self) -> None:
+        now, stop_at = self._clock(), self._ticks() + self._notify_seconds
+        for job in self._leases.waiting(MAX_MESSAGES):
+            if self._backoff.is_due(job, now) and not self._notify(job.id):
                 return  # the broker is away
             if self._ticks() >= stop_at:
-                return  # it is slow, and leases want to be looked at
+                return  # it is slow, and leases have to be checked
 
-    def _ring(self, job_id: str) -> bool:
-        rung = self._queue.notify(job_id)
-        if rung:
+    def _notify(self, job_id: str) -> bool:
+        sent = self._queue.notify(job_id)
+        if sent:
             self._jobs.mark_notified(job_id)
-        return rung
+        return sent

@@ -1,4 +1,4 @@
-"""The broker: a doorbell that carries a job's id. The job itself is its database row."""
+"""The broker: a doorbell whose messages are job ids. The job itself is its database row."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: After so long an unacknowledged message is delivered again. Leases recover a job long before,
-#: so this only has to exceed any job's duration, lest a healthy one be rung for twice.
+#: After so long an unacknowledged message is delivered again. Leases recover a job long before;
+#: this only has to exceed any job's duration, so that healthy jobs get no second message.
 VISIBILITY_SECONDS = 7 * 24 * 3600
 CONNECT_SECONDS = 2.0  # how long a request waits for an unreachable broker
-ANSWER_SECONDS = 2.0  # how long it waits for one that was reached and falls silent
+ANSWER_SECONDS = 2.0  # how long it waits for the answer of one that it reached
 
 
 class QueueName(StrEnum):
@@ -50,15 +50,13 @@ def make_celery(settings: Settings) -> Celery:
         task_default_queue=QueueName.TUNING,
         task_create_missing_queues=True,
         task_acks_late=True,
-        task_reject_on_worker_lost=True,  # bounded: the job's own attempts are counted
         task_acks_on_failure=True,
         task_acks_on_timeout=True,
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
         task_serializer="json",
         accept_content=["json"],
-        worker_pool="prefork",
-        worker_pool_start_method="spawn",  # a child must not inherit a parent's CUDA or threads
+        worker_pool="solo",
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
         worker_enable_remote_control=False,
@@ -75,11 +73,11 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         return {
             "visibility_timeout": VISIBILITY_SECONDS,
             "socket_connect_timeout": CONNECT_SECONDS,
-            # Without these a sender waits for ever on a connection that died silently, and a
-            # worker hears of new messages only after a minute.
+            # Without these a sender never notices that its connection is dead, and a worker
+            # receives new messages only after a minute.
             "socket_timeout": ANSWER_SECONDS,
             "health_check_interval": 5,
-            # A request does not wait for a broker that refuses; workers have retries of their own.
+            # A request does not wait for a broker that refuses; workers retry by themselves.
             "max_retries": 0,
         }
     messages = _folder(settings.broker_dir / "messages")
@@ -103,9 +101,10 @@ class JobQueue:
         self._app = app
 
     def notify(self, job_id: str) -> bool:
-        """Tell a worker that a job waits; False if the broker did not take it (workers look again).
+        """Tell a worker that a job waits; False if the broker did not take the message.
 
-        Never raises. Blocks for about two seconds if the broker does not answer.
+        Never raises: workers find queued jobs without a message, too. Blocks for about two seconds
+        if the broker does not answer.
         """
         with log_context(job_id=job_id):
             try:
@@ -116,7 +115,9 @@ class JobQueue:
                     retry=False,
                     ignore_result=True,
                 )
-            except Exception as error:  # whatever a broker's driver raises, the job's row is safe
+            except (
+                Exception
+            ) as error:  # of any kind that a broker's driver raises; the job's row is safe
                 logger.warning(
                     "the broker did not take the message of job %s: %s",
                     job_id,
@@ -127,10 +128,7 @@ class JobQueue:
         return True
 
     def depth(self) -> int | None:
-        """Messages that wait; None if the broker does not answer.
-
-        Also says whether the broker is reachable.
-        """
+        """Messages that wait; None if the broker does not answer."""
         try:
             with self._app.connection_for_write() as connection:
                 declared = connection.default_channel.queue_declare(
@@ -138,11 +136,12 @@ class JobQueue:
                 )
         except Exception as error:  # as above
             logger.debug(
-                "the broker does not tell its depth: %s", error, extra={"action": "no_depth"}
+                "the broker did not report its queue's length: %s",
+                error,
+                extra={"action": "no_depth"},
             )
             return None
         return cast("int", declared.message_count)
 
     def close(self) -> None:
-        """Close the pooled connections."""
         self._app.close()

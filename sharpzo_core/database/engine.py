@@ -21,7 +21,7 @@ from sharpzo_core.database.sqlite import WriteLock, prepare, primary_code
 from sharpzo_core.errors import CoreError, StorageBusy, StorageFull, StorageUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     import psycopg
     from _typeshed import DataclassInstance
@@ -161,16 +161,6 @@ def ping(engine: sa.Engine) -> None:
     """
     with reading(engine) as connection:
         connection.execute(sa.select(1))
-
-
-def insert_new(connection: sa.Connection, table: sa.Table, values: Mapping[str, object]) -> bool:
-    """Insert a row unless another transaction was first with its key; returns whether it did."""
-    try:
-        with connection.begin_nested():
-            connection.execute(sa.insert(table).values(values))
-    except sa.exc.IntegrityError:
-        return False
-    return True
 
 
 def record(row: sa.Row[Any], **changes: object) -> dict[str, Any]:

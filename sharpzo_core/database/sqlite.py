@@ -181,12 +181,12 @@ def restarts_log_safely(version: tuple[int, ...]) -> bool:
     return any(version[:2] == fixed[:2] and version >= fixed for fixed in _FIXED)
 
 
-def report_version() -> None:
-    """Warn the operator of a SQLite version with that fault."""
-    if not restarts_log_safely(sqlite3.sqlite_version_info):
+def report_version(url: str) -> None:
+    """Log a line for the operator if the database is a SQLite with that fault."""
+    if url.startswith("sqlite") and not restarts_log_safely(sqlite3.sqlite_version_info):
         logger.info(
-            "SQLite %s can damage a database if its log is restarted during a checkpoint; this "
-            "service prevents that, but other programs must not write to its database",
+            "SQLite %s can damage a database that several programs write to; this service prevents "
+            "it for its own processes (let no other program write to its database)",
             sqlite3.sqlite_version,
             extra={"action": "sqlite_version", "version": sqlite3.sqlite_version},
         )

@@ -128,6 +128,7 @@ jobs = sa.Table(
     sa.Column("error_message", sa.Text),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("crashes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("checkpoint_folder", sa.String(64)),
     sa.Column("checkpoint_step", sa.BigInteger),
     _moment("checkpoint_saved_at"),

@@ -13,7 +13,6 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 from sharpzo_core.database.engine import make_engine, writing
-from sharpzo_core.database.sqlite import report_version
 from sharpzo_core.errors import SchemaTooNew, ValidationFailed
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ def migrate(settings: Settings) -> None:
         StorageUnavailable: the database does not answer.
     """
     with _changing(settings) as connection:
-        if connection.dialect.name == "sqlite":
-            report_version()
         upgrade(connection)
 
 

@@ -66,7 +66,7 @@ class EventType(StrEnum):
     RESUMED = "resumed"  #: Resume requested, or continued at a checkpoint's step
     CANCELLING = "cancelling"  #: Cancel requested
     RELEASED = "released"  #: Its worker shut down and released it
-    WORKER_LOST = "worker_lost"  #: Its worker stopped sending heartbeats
+    WORKER_LOST = "worker_lost"  #: Its worker, or the process that ran it, is gone
     CHECKPOINT_FAILED = (
         "checkpoint_failed"  #: A checkpoint could not be written; the previous one is still valid
     )
@@ -203,6 +203,7 @@ class Job(NewJob):
     error_message: str | None = None
     attempt: int = 0  #: Claims so far that did not end in a release
     losses: int = 0  #: Workers lost since the last checkpoint or request
+    crashes: int = 0  #: Of these, processes that ended while their supervisor lived on
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

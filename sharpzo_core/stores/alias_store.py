@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from sharpzo_core.database.engine import as_record, insert_new, reading, record, writing
+from sharpzo_core.database.engine import as_record, reading, record, writing
 from sharpzo_core.database.pagination import Listing, check_limit
 from sharpzo_core.database.tables import alias_changes, aliases, prompts
 from sharpzo_core.database.tenants import TenantStore, owned
@@ -255,7 +255,11 @@ class AliasStore(TenantStore):
             "last_seq": 0,
             "updated_at": self._clock(),
         }
-        insert_new(connection, aliases, first)
+        try:
+            with connection.begin_nested():
+                connection.execute(sa.insert(aliases).values(first))
+        except sa.exc.IntegrityError:  # another transaction was first with this alias
+            pass
         return connection.execute(self._locked(name, alias)).one()
 
     def _locked(self, name: str, alias: str) -> sa.Select[Any]:

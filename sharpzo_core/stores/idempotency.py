@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from sharpzo_core.clock import Clock, utc_now
-from sharpzo_core.database.engine import insert_new, writing
+from sharpzo_core.database.engine import writing
 from sharpzo_core.database.tables import idempotency_keys
 from sharpzo_core.database.tenants import DEFAULT_TENANT, TenantStore, owned
 from sharpzo_core.errors import IdempotencyInProgress
@@ -155,4 +155,9 @@ def _insert(connection: sa.Connection, reservation: Reservation, now: datetime) 
         "created_at": now,
         "expires_at": now + _RESERVED,
     }
-    return insert_new(connection, idempotency_keys, values)
+    try:
+        with connection.begin_nested():
+            connection.execute(sa.insert(idempotency_keys).values(values))
+    except sa.exc.IntegrityError:
+        return False
+    return True

@@ -1,7 +1,7 @@
 """`JobLeases`: what a worker may do to a job, and what happens to one whose worker is lost.
 
 A worker claims a queued job by one conditional UPDATE and gets a `Lease`. Every later write names
-the lease, so a worker that was thought dead cannot write once the job has gone to another.
+the lease, so a worker that was wrongly considered dead cannot write once another has the job.
 """
 
 from __future__ import annotations
@@ -43,19 +43,20 @@ if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
 
 WORKER_LOST = "worker_lost"
+MAX_LOSSES = 100  # workers that may be lost without a new checkpoint, whatever they died of
 
 _CLAIMABLE = (jobs.c.status == JobStatus.QUEUED) & (jobs.c.format <= JOB_FORMAT)
-_PAUSED = NewEvent(EventType.PAUSED, "put down until it is resumed")
+_PAUSED = NewEvent(EventType.PAUSED, "paused until it is resumed")
 _RELEASED = NewEvent(EventType.RELEASED, "the worker shuts down; the job waits for another")
 _USED_UP = NewEvent(
-    EventType.PAUSING, "the tenant's forward passes of this month are used up", "warning"
+    EventType.PAUSING, "the tenant has used up its forward passes of this month", "warning"
 )
 _REQUEUED = NewEvent(EventType.QUEUED, "waits for another worker")
 
 
 @dataclass(frozen=True)
 class HeldLease:
-    """A lease as somebody else sees it."""
+    """A lease as another worker sees it."""
 
     lease: Lease
     owner: str
@@ -83,7 +84,6 @@ class JobLeases:
 
     @classmethod
     def from_settings(cls, engine: sa.Engine, settings: Settings) -> Self:
-        """With the configured times."""
         return cls(
             engine,
             lease_seconds=settings.lease_seconds,
@@ -92,15 +92,15 @@ class JobLeases:
         )
 
     def whose_turn(self, job_id: str) -> str:
-        """The job to claim when `job_id` is rung for: that one, or another tenant's oldest.
+        """The job to claim on a message about `job_id`: that one, or another tenant's oldest.
 
         The tenant that runs the fewest jobs comes first, and of those the one whose last start was
-        longest ago. So a tenant with a thousand waiting jobs keeps nobody's first one waiting for
-        more than its turn. The caller rings again for a job that has to let another go first.
+        longest ago. So a tenant with a thousand waiting jobs delays another's first job by one turn
+        at most. The caller notifies again for a job that has to wait for another.
         """
         with reading(self._engine) as connection:
-            rung = sa.select(jobs.c.tenant).where((jobs.c.id == job_id) & _CLAIMABLE)
-            mine = connection.execute(rung).scalar_one_or_none()
+            owner = sa.select(jobs.c.tenant).where((jobs.c.id == job_id) & _CLAIMABLE)
+            mine = connection.execute(owner).scalar_one_or_none()
             turns = sorted(connection.execute(_TURNS).all(), key=_turn)
         if mine is None or not turns or turns[0].tenant == mine:
             return job_id
@@ -110,7 +110,7 @@ class JobLeases:
     def claim(
         self, job_id: str, owner: str, process: str | None = None, token: str | None = None
     ) -> Job | None:
-        """Take a queued job; None if it is not to be had.
+        """Take a queued job; None if it is taken, finished or deleted.
 
         A caller that makes the token may repeat a claim whose answer was lost.
         """
@@ -140,10 +140,10 @@ class JobLeases:
         return None if row is None else read_job(row)
 
     def renew(self, lease: Lease) -> JobStatus:
-        """Say that the worker lives; tells whether the job is to be cancelled.
+        """Extend the lease; returns the job's status, which a request may have changed.
 
         Raises:
-            LeaseLost: the job is not this worker's any more.
+            LeaseLost: another worker has the job, or it has ended.
         """
         with writing(self._engine) as connection:
             return self._write(connection, lease, {}).status
@@ -155,13 +155,13 @@ class JobLeases:
         metrics: Mapping[str, float | None],
         steps: Sequence[JobStep] = (),
     ) -> JobStatus:
-        """Write how far the job is, and its newest steps in ascending order; renews the lease.
+        """Write the job's progress and its newest steps in ascending order; extends the lease.
 
         Steps recorded earlier with the same or a higher number are replaced: a run that resumed
-        from a checkpoint tells them again.
+        from a checkpoint repeats them.
 
         Raises:
-            LeaseLost: the job is not this worker's any more.
+            LeaseLost: another worker has the job, or it has ended.
         """
         values = {
             "phase": progress.phase,
@@ -182,12 +182,12 @@ class JobLeases:
             return job.status
 
     def save_checkpoint(self, lease: Lease, checkpoint: CheckpointRef) -> JobStatus:
-        """Note that a checkpoint is durable; the job got ahead, so lost workers are forgiven.
+        """Record a durable checkpoint. The job made progress, so workers lost before do not count.
 
         Raises:
-            LeaseLost: the job is not this worker's any more.
+            LeaseLost: another worker has the job, or it has ended.
         """
-        values = {"losses": 0, **checkpoint_values(checkpoint)}
+        values = {"losses": 0, "crashes": 0, **checkpoint_values(checkpoint)}
         with writing(self._engine) as connection:
             return self._write(connection, lease, values).status
 
@@ -195,17 +195,17 @@ class JobLeases:
         """Append an event.
 
         Raises:
-            LeaseLost: the job is not this worker's any more.
+            LeaseLost: another worker has the job, or it has ended.
         """
         self._finish(lease, event)
 
     def release(self, lease: Lease) -> Job:
-        """Let go of a job before it is done: queue it again, or pause or cancel it as was asked.
+        """Release a job before it is done: queue it again, or pause or cancel it as requested.
 
-        This attempt does not count. The caller rings for a job that is queued.
+        This attempt does not count. The caller notifies a worker of a job that is queued.
 
         Raises:
-            LeaseLost: the job is not this worker's any more.
+            LeaseLost: another worker has the job, or it has ended.
         """
         with writing(self._engine) as connection:
             job = self._locked(connection, lease)
@@ -220,10 +220,10 @@ class JobLeases:
     def succeed(self, lease: Lease, prompt: NewPrompt, metrics: Mapping[str, float | None]) -> Job:
         """Publish the prompt and end the job, in one transaction.
 
-        If the job was asked to stop meanwhile it ends as cancelled instead and publishes nothing.
+        A job with a request to cancel ends as cancelled instead and publishes nothing.
 
         Raises:
-            LeaseLost: the job is not this worker's any more.
+            LeaseLost: another worker has the job, or it has ended.
         """
         now = self._clock()
         with writing(self._engine) as connection:
@@ -250,10 +250,10 @@ class JobLeases:
     def complete(self, lease: Lease, folder: str, metrics: Mapping[str, float | None]) -> Job:
         """End a job that publishes no prompt, in one transaction; `folder` holds its results.
 
-        If the job was asked to stop meanwhile it ends as cancelled instead and names no results.
+        A job with a request to cancel ends as cancelled instead and names no results.
 
         Raises:
-            LeaseLost: the job is not this worker's any more.
+            LeaseLost: another worker has the job, or it has ended.
         """
         with writing(self._engine) as connection:
             job = self._locked(connection, lease)
@@ -274,41 +274,55 @@ class JobLeases:
         """End the job with an error.
 
         Raises:
-            LeaseLost: the job is not this worker's any more.
+            LeaseLost: another worker has the job, or it has ended.
         """
         return self._finish(lease, _failure(code, message), **_failed(code, message, self._clock()))
 
     def held(self) -> Sequence[HeldLease]:
-        """Every lease there is."""
         query = sa.select(jobs).where(jobs.c.status.in_(LEASED)).order_by(jobs.c.id)
         with reading(self._engine) as connection:
             return [_held(read_job(row)) for row in connection.execute(query)]
 
-    def recover(self, held: HeldLease) -> Job | None:
+    def recover(self, held: HeldLease, *, crashed: bool = False) -> Job | None:
         """Take the job from a lost worker: queue it again, or end it; None if it has moved on.
 
-        The job fails once so many workers were lost on it without a new checkpoint. One that was
-        to be cancelled or paused is.
+        A job that was to be cancelled or paused is. `crashed` says that the process which ran the
+        job ended while its supervisor lived on, so probably because of the job; `max_attempts` such
+        ends without a new checkpoint fail it. A worker that vanished as a whole, as preempted
+        machines do, says nothing about the job: only `MAX_LOSSES` of them fail it, so that nothing
+        is tried endlessly.
         """
         now = self._clock()
         unchanged = _holds(held.lease) & (jobs.c.lease_expires_at == held.expires_at)
-        data = {"worker": held.owner, "attempt": held.lease.attempt}
-        event = NewEvent(EventType.WORKER_LOST, "the worker fell silent", "warning", data)
+        lost = "the process that ran the job has ended" if crashed else "the worker was lost"
+        data = {"worker": held.owner, "attempt": held.lease.attempt, "crashed": crashed}
+        event = NewEvent(EventType.WORKER_LOST, lost, "warning", data)
+        counts = {"losses": jobs.c.losses + 1, "crashes": jobs.c.crashes + int(crashed)}
         with writing(self._engine) as connection:
-            job = change(connection, unchanged, event, now, losses=jobs.c.losses + 1)
+            job = change(connection, unchanged, event, now, **counts)
             if job is None:
                 return None
             lease = held.lease
             if job.status is JobStatus.CANCELLING:
                 return self._cancel(connection, lease)
-            if job.losses >= self._max_attempts:
-                message = f"{job.losses} workers were lost on this job without any progress"
+            if message := self._too_many(job):
                 values = _failed(WORKER_LOST, message, now)
                 return self._change(connection, lease, _failure(WORKER_LOST, message), **values)
             if job.status is JobStatus.PAUSING:
                 return self._change(connection, lease, _PAUSED, status=JobStatus.PAUSED, **NO_LEASE)
             values = {"rings": 0, "rung_at": None, **NO_LEASE}
             return self._change(connection, lease, _REQUEUED, status=JobStatus.QUEUED, **values)
+
+    def _too_many(self, job: Job) -> str | None:
+        """Why the job is not tried again, or None."""
+        if job.crashes >= self._max_attempts:
+            return (
+                f"the process that ran the job ended {job.crashes} times without a new checkpoint "
+                "(it may need more memory than the worker has)"
+            )
+        if job.losses >= MAX_LOSSES:
+            return f"{job.losses} workers were lost without a new checkpoint"
+        return None
 
     def waiting(self, limit: int) -> Sequence[Job]:
         """Queued jobs that this version can run, oldest first."""
@@ -317,10 +331,10 @@ class JobLeases:
             return [read_job(row) for row in connection.execute(query)]
 
     def _charge(self, connection: sa.Connection, lease: Lease, job: Job) -> Job:
-        """Count what the job has taken for the first time; work that is repeated is not charged.
+        """Charge the tenant for forward passes that the job reports for the first time.
 
-        A job whose tenant has used up its forward passes is asked to pause: it saves a checkpoint,
-        and can be resumed when there are new ones.
+        A job whose tenant has used up its forward passes is paused: it saves a checkpoint, and can
+        be resumed when there are new ones.
         """
         added = job.forward_passes - job.charged_passes
         if added <= 0:
@@ -337,10 +351,10 @@ class JobLeases:
         return self._change(connection, lease, _USED_UP, status=JobStatus.PAUSING)
 
     def _locked(self, connection: sa.Connection, lease: Lease) -> Job:
-        """The job, which nobody else changes during this transaction.
+        """The job, locked for this transaction.
 
         Raises:
-            LeaseLost: the job is not this worker's any more.
+            LeaseLost: another worker has the job, or it has ended.
         """
         query = sa.select(jobs).where(_holds(lease)).with_for_update()
         row = connection.execute(query).one_or_none()
@@ -352,7 +366,7 @@ class JobLeases:
         return self._change(
             connection,
             lease,
-            NewEvent(EventType.CANCELLED, "stopped as asked"),
+            NewEvent(EventType.CANCELLED, "cancelled as requested"),
             status=JobStatus.CANCELLED,
             finished_at=self._clock(),
             **NO_LEASE,
@@ -377,7 +391,7 @@ class JobLeases:
         return job
 
     def _write(self, connection: sa.Connection, lease: Lease, values: dict[str, Any]) -> Job:
-        """Update without an event; the lease is renewed by the way."""
+        """Update without an event; extends the lease."""
         expires_at = self._clock() + self._duration
         update = (
             sa.update(jobs)
@@ -413,13 +427,13 @@ _TURNS = _turns()
 
 
 def _turn(row: sa.Row[Any]) -> tuple[int, bool, float, str]:
-    """Who has least of the workers comes first; who never had any, before all others."""
+    """The tenant with the fewest running jobs is first; one that never ran any, before all."""
     last = row.last_start
     return (row.running, last is not None, 0.0 if last is None else last.timestamp(), row.first)
 
 
 def new_token() -> str:
-    """A fencing token, which nobody else has."""
+    """A new fencing token."""
     return secrets.token_hex(16)
 
 

@@ -48,20 +48,21 @@ class NewEvent:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: What a request tells, by the status it leads to.
+#: The events of requests, by the status that they lead to.
 _MOVE_EVENTS: Mapping[JobStatus, NewEvent] = {
     JobStatus.PAUSED: NewEvent(EventType.PAUSED, "paused before it was started"),
-    JobStatus.PAUSING: NewEvent(EventType.PAUSING, "asked to be put down"),
-    JobStatus.QUEUED: NewEvent(EventType.RESUMED, "waits for a worker again"),
-    JobStatus.RUNNING: NewEvent(EventType.RESUMED, "goes on; it was not put down yet"),
-    JobStatus.CANCELLED: NewEvent(EventType.CANCELLED, "cancelled while it waited"),
+    JobStatus.PAUSING: NewEvent(EventType.PAUSING, "asked to pause"),
+    JobStatus.QUEUED: NewEvent(EventType.RESUMED, "queued again"),
+    JobStatus.RUNNING: NewEvent(EventType.RESUMED, "continues; it had not paused yet"),
+    JobStatus.CANCELLED: NewEvent(EventType.CANCELLED, "cancelled while no worker had it"),
     JobStatus.CANCELLING: NewEvent(EventType.CANCELLING, "asked to stop"),
 }
-#: What a job that is queued again has forgotten.
-_AFRESH: Mapping[str, Any] = {
+#: What a request that queues a job again resets.
+_RESET: Mapping[str, Any] = {
     "phase": None,
     "phase_label": None,
     "losses": 0,
+    "crashes": 0,
     "error_code": None,
     "error_message": None,
     "finished_at": None,
@@ -78,9 +79,9 @@ def move(
     data: Mapping[str, Any] | None = None,
     **others: Any,  # noqa: ANN401 - columns of `jobs`
 ) -> Job:
-    """Do to a job, which the caller has locked, what a request leads to; see `REQUESTS`.
+    """Change a job, which the caller has locked, as a request demands; see `REQUESTS`.
 
-    `data` is what the event says beside the status.
+    `data` is added to the event.
     """
     if target is job.status:
         return job
@@ -88,7 +89,7 @@ def move(
     if target is JobStatus.CANCELLED:
         values |= {"finished_at": now, **NO_LEASE}
     elif target is JobStatus.QUEUED:
-        values |= _AFRESH
+        values |= _RESET
     event = replace(_MOVE_EVENTS[target], data=dict(data or {}))
     return change(connection, jobs.c.id == job.id, event, now, **values) or job
 
@@ -100,10 +101,9 @@ def change(
     now: datetime,
     **values: Any,  # noqa: ANN401 - columns of `jobs`
 ) -> Job | None:
-    """Update the one job that fulfils the condition and tell it in an event; None if there is none.
+    """Update the one job that fulfils the condition, and add an event; None if there is none.
 
-    A new `status` is set only where the transition table allows it, and its event names it; the
-    condition may ask for more.
+    A new `status` is set only where the transition table allows it, and the event names it.
     """
     if "status" in values:
         status = JobStatus(values["status"])
@@ -143,7 +143,7 @@ def insert_event(
 def get_job(
     connection: sa.Connection, job_id: str, tenant: str | None, *, lock: bool = False
 ) -> Job:
-    """The tenant's job; with `lock` nobody else changes it during this transaction.
+    """The tenant's job; `lock` locks its row for this transaction.
 
     Raises:
         NotFound: there is none with this id.

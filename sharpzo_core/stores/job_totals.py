@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from sharpzo_core.database.engine import insert_new, reading
+from sharpzo_core.database.engine import reading
 from sharpzo_core.database.tables import job_events, job_totals, jobs, tenant_usage
 from sharpzo_core.database.tenants import TenantStore
 from sharpzo_core.records.jobs import TERMINAL, Job, JobKind, JobStatus
@@ -100,5 +100,10 @@ def count_end(connection: sa.Connection, job: Job) -> None:
     )
     if connection.execute(update).rowcount:
         return
-    if not insert_new(connection, job_totals, place | {"jobs": 1, "seconds": seconds}):
+    try:
+        with connection.begin_nested():
+            connection.execute(
+                sa.insert(job_totals).values(place | {"jobs": 1, "seconds": seconds})
+            )
+    except sa.exc.IntegrityError:  # another transaction was first
         connection.execute(update)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from sharpzo_core.database.engine import insert_new, reading, record, writing
+from sharpzo_core.database.engine import reading, record, writing
 from sharpzo_core.database.pagination import Listing, newest_first
 from sharpzo_core.database.tables import aliases, jobs, prompt_names, prompts
 from sharpzo_core.database.tenants import owned
@@ -199,10 +199,13 @@ def _next_version(connection: sa.Connection, name: str, tenant: str) -> int:
     version = connection.execute(increment).scalar_one_or_none()
     if version is not None:
         return int(version)
-    first = {"tenant": tenant, "name": name, "last_version": 1}
-    if insert_new(connection, prompt_names, first):
-        return 1
-    return int(connection.execute(increment).scalar_one())
+    try:
+        with connection.begin_nested():
+            first = {"tenant": tenant, "name": name, "last_version": 1}
+            connection.execute(sa.insert(prompt_names).values(first))
+    except sa.exc.IntegrityError:  # another transaction was first with this name
+        return int(connection.execute(increment).scalar_one())
+    return 1
 
 
 def _require_no_alias(prompt: PromptRecord) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import sqlalchemy as sa
 
 from sharpzo_core.clock import Clock, utc_now
-from sharpzo_core.database.engine import insert_new, reading, writing
+from sharpzo_core.database.engine import reading, writing
 from sharpzo_core.database.pagination import MAX_PAGE
 from sharpzo_core.database.tables import datasets, jobs, prompts, tenant_usage
 from sharpzo_core.database.tenants import DEFAULT_TENANT, TenantStore, owned
@@ -228,7 +228,10 @@ def _lock(connection: sa.Connection, tenant: str, now: datetime) -> None:
     if connection.execute(query).one_or_none() is not None:
         return
     first = {"tenant": tenant, "month": month_of(now), "forward_passes": 0}
-    if not insert_new(connection, tenant_usage, first):
+    try:
+        with connection.begin_nested():
+            connection.execute(sa.insert(tenant_usage).values(first))
+    except sa.exc.IntegrityError:  # another transaction was first in this month
         connection.execute(query).one()
 
 

@@ -18,6 +18,7 @@ from sharpzo_engine.files import write_atomically
 
 KIND = "sharpzo-checkpoint/2"
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+FIRST_SECONDS = 1.0  # from the start of a run to its first checkpoint
 BACKBONE = "backbone"  # the part of a run's identity that has an error of its own
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,9 @@ class CheckpointFolder:
 
 
 class Checkpointing:
-    """Saves a run every so many seconds, and tells what became of it.
+    """Saves a run about a second after its start, then at intervals that double up to a longest.
+
+    So a run that is interrupted again and again, each time after seconds, still makes progress.
 
     A checkpoint that cannot be written does not end the run: the one before stands, and the next
     one is tried in its turn. `on_event` may decide otherwise, by raising.
@@ -113,12 +116,13 @@ class Checkpointing:
     def __init__(
         self,
         folder: CheckpointFolder,
-        every_seconds: float,
+        longest_seconds: float,
         on_event: OnCheckpoint | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
-        self._every_seconds = every_seconds
+        self._longest = longest_seconds
+        self._interval = min(FIRST_SECONDS, longest_seconds)
         self._on_event = on_event or (lambda _: None)
         self._clock = clock
         self._tried = clock()
@@ -138,7 +142,8 @@ class Checkpointing:
 
     def save_if_due(self, step: int, take: Callable[[], Snapshot]) -> None:
         """Save, if the last try is long enough ago."""
-        if self._clock() - self._tried >= self._every_seconds:
+        if self._clock() - self._tried >= self._interval:
+            self._interval = min(2 * self._interval, self._longest)
             self.save(step, take)
 
     def save(self, step: int, take: Callable[[], Snapshot]) -> None:

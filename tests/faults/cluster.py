@@ -45,6 +45,8 @@ LONG: dict[str, Any] = {
     "cma": {"population_size": 256},
     "zo": {"optimizer": "adam", "queries": 128},
 }
+#: About a minute, half of it in each stage.
+MINUTE = LONG | {"total_steps": 7_200, "change_point": 2_400}
 #: Long enough on any machine; to be cancelled.
 ENDLESS: dict[str, Any] = {
     "total_steps": 200_000,
@@ -129,7 +131,7 @@ class Worker(Process):
 
     @property
     def is_up(self) -> bool:
-        return bool(self.logged("worker_started"))
+        return bool(self.logged("slot_ready"))
 
     @cached_property
     def name(self) -> str:
@@ -362,7 +364,7 @@ class Cluster:
         return next(worker for worker in self.workers if worker.lives and worker.name == owner)
 
     def child_of(self, job_id: str) -> int:
-        """The process id of the pool child that runs the job, in the eyes of its own worker."""
+        """The id of the process that runs the job, in the namespace of its own worker."""
         identity = self.stores.jobs.get(job_id).lease_process
         assert identity is not None
         return int(identity.split("/")[2])

@@ -22,10 +22,10 @@ from tests.conftest import missing_postgres, missing_redis
 from tests.faults.cluster import EMBEDDED, FAST, SERVERS, Cluster, open_mode
 from tests.faults.excuses import excuses
 from tests.faults.scenarios.broker import emptied, empty, kill
-from tests.faults.scenarios.chaos import PATIENT, Losses, random_kills
+from tests.faults.scenarios.chaos import Losses, random_kills
 from tests.faults.scenarios.delivery import COPIES, duplicates
 from tests.faults.scenarios.pages import read_while_others_write
-from tests.faults.scenarios.workers import drains, identical_results, recoveries
+from tests.faults.scenarios.workers import drains, identical_results, preempted, recoveries
 from tests.faults.scenarios.writers import write_together
 from tests.figures import ROOT, Book, Figure, Measured
 from tests.helpers import write_small_backbone
@@ -33,8 +33,7 @@ from tests.helpers import write_small_backbone
 RECOVERY_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
 PAGE_SECONDS = 0.1
-#: Intervals of the product as they are by default, and patience with jobs that are killed often.
-DEFAULTS = PATIENT
+PREEMPTIONS, PREEMPTION_SECONDS = 20, 3.0
 
 
 class Lab:
@@ -73,7 +72,7 @@ def random_kills_embedded(lab: Lab) -> Measured:
 
 
 def _random_kills(lab: Lab, mode: str, jobs: int, kills: int) -> Measured:
-    with lab.cluster(mode, **FAST | PATIENT) as cluster:
+    with lab.cluster(mode, **FAST) as cluster:
         cluster.start_api()
         losses: Losses = random_kills(
             cluster, workers=3, jobs=lab.runs(jobs), kills=lab.runs(kills)
@@ -98,7 +97,7 @@ def recovery_across_hosts(lab: Lab) -> Measured:
 
 
 def _recovery(lab: Lab, *, isolated: bool) -> Measured:
-    with lab.cluster(SERVERS, **DEFAULTS) as cluster:
+    with lab.cluster(SERVERS) as cluster:
         cluster.start_api()
         cluster.start_workers(4, isolated=isolated)
         times = recoveries(cluster, lab.runs(20), jobs_at_once=2, isolated=isolated)
@@ -115,8 +114,23 @@ def resumed_results(lab: Lab) -> Measured:
     return Measured(measured, runs, f"{runs - same} differ", same == runs)
 
 
+def preempted_job(lab: Lab) -> Measured:
+    with lab.cluster(SERVERS) as cluster:
+        cluster.start_api()
+        cluster.start_workers(2)
+        result = preempted(cluster, lab.runs(PREEMPTIONS), PREEMPTION_SECONDS)
+    same = "identical" if result.same else "other"
+    return Measured(
+        f"{result.job.status}, {same} result, in {result.seconds:.0f} s; "
+        f"{result.undisturbed_seconds:.0f} s undisturbed",
+        result.kills,
+        "; ".join(result.faults) or "none",
+        result.job.status == "succeeded" and result.same and not result.faults,
+    )
+
+
 def drained_workers(lab: Lab) -> Measured:
-    with lab.cluster(SERVERS, **DEFAULTS) as cluster:
+    with lab.cluster(SERVERS) as cluster:
         cluster.start_api()
         cluster.start_workers(2)
         drained = drains(cluster, lab.runs(20))
@@ -217,6 +231,12 @@ FIGURES = (
         recovery_across_hosts,
     ),
     Figure("a killed job learns what an undisturbed one does, bit for bit", "all", resumed_results),
+    Figure(
+        "one job: its whole worker (supervisor included) is killed 20 times, 3 s after it took the "
+        "job (default timings)",
+        "succeeded, identical",
+        preempted_job,
+    ),
     Figure(
         "SIGTERM to exit 0 with a checkpoint, the attempt not counted",
         "p99 <= 10 s",

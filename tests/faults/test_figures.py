@@ -12,7 +12,7 @@ from tests.faults.cluster import FAST, open_mode
 from tests.faults.conftest import MODES
 from tests.faults.excuses import excuses
 from tests.faults.figures import FIGURES, Lab
-from tests.faults.scenarios.chaos import PATIENT, random_kills
+from tests.faults.scenarios.chaos import random_kills
 from tests.faults.scenarios.writers import write_together
 from tests.figures import END, Book, Figure, Measured
 
@@ -24,7 +24,7 @@ LONGEST_WAIT_SECONDS = 10.0
 def test_random_kills_lose_and_double_nothing(
     mode: str, tmp_path: Path, small_backbone: Path
 ) -> None:
-    with open_mode(mode, tmp_path, small_backbone, **FAST, **PATIENT) as cluster:
+    with open_mode(mode, tmp_path, small_backbone, **FAST) as cluster:
         cluster.start_api()
         losses = random_kills(cluster, workers=2, jobs=4, kills=3)
 

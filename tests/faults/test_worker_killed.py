@@ -16,6 +16,7 @@ from tests.faults.scenarios.workers import (
     ended_as,
     kill_child,
     kill_group,
+    kill_repeatedly,
     pause,
     poison,
     seconds_to_recover,
@@ -84,6 +85,19 @@ def test_a_worker_that_wakes_too_late_may_not_write(cluster: Cluster, sha256: st
     assert let_go < ZOMBIE_SECONDS
     assert (ended.job.attempt, ended.sha256, ended.faults) == (2, sha256, [])
     assert cluster.prompts_of(job.id) == 1
+
+
+@pytest.mark.parametrize("shared_cluster", MODES[1:], indirect=True)
+def test_workers_that_vanish_before_the_first_checkpoint_do_not_fail_the_job(
+    cluster: Cluster, sha256: str
+) -> None:
+    kills = cluster.settings.max_attempts + 1
+    job = cluster.submit(**LONG)
+
+    assert kill_repeatedly(cluster, job.id, kills, seconds=0) == kills
+    ended = ended_as(cluster, job.id)
+
+    assert (ended.job.attempt, ended.sha256, ended.faults) == (kills + 1, sha256, [])
 
 
 @pytest.mark.parametrize("shared_cluster", MODES[1:], indirect=True)

@@ -15,8 +15,6 @@ import httpx2
 import pytest
 
 from service import server
-from service import supervisor as supervisor_module
-from service.supervisor import Supervisor
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.migrations import migrate
@@ -27,63 +25,6 @@ from sharpzo_core.stores.job_leases import JobLeases
 from sharpzo_core.stores.job_store import JobStore
 from tests.service.conftest import dataset_members, zip_of
 from tests.service.servers import SCRIPT, eventually, server_process
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return state != "Z"
-
-
-def pids(file: Path) -> list[int]:
-    return [int(line) for line in file.read_text().split()] if file.exists() else []
-
-
-def supervise(tmp_path: Path, script: str, grace: float = 5) -> tuple[Supervisor, Path]:
-    """Run a shell script that writes process ids to a file."""
-    file = tmp_path / "pids"
-    command = ["/bin/sh", "-c", f"echo $$ >> {file}; {script}"]
-    return Supervisor(command, {}, grace_seconds=grace, first_pause=0.05), file
-
-
-def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
-    supervisor, file = supervise(tmp_path, "exec sleep 100")
-    supervisor.start()
-    eventually(lambda: len(pids(file)) == 1)
-    os.kill(pids(file)[0], signal.SIGKILL)
-    eventually(lambda: len(pids(file)) == 2)
-    supervisor.stop()
-    assert not any(alive(pid) for pid in pids(file))
-
-
-def test_nothing_of_a_worker_is_left(tmp_path: Path) -> None:
-    script = f"sleep 100 & echo $! >> {tmp_path}/pids; trap '' TERM; wait; wait"
-    supervisor, file = supervise(tmp_path, script, grace=0.3)
-    supervisor.start()
-    eventually(lambda: len(pids(file)) == 2)
-    supervisor.stop()
-    eventually(lambda: not any(alive(pid) for pid in pids(file)))
-
-
-def test_a_worker_that_cannot_start_is_tried_ever_less_often(tmp_path: Path) -> None:
-    supervisor, file = supervise(tmp_path, "exit 3")
-    supervisor.start()
-    time.sleep(1)
-    supervisor.stop()
-    assert 2 <= len(pids(file)) <= 6  # pauses of 0.05, 0.1, 0.2, 0.4 and 0.8 s
-
-
-def test_processes_that_nobody_collects_are_not_waited_for() -> None:
-    """As in a container, whose first process may not care for the children of others."""
-    with subprocess.Popen(["sleep", "100"], start_new_session=True) as process:
-        assert supervisor_module._exists(process.pid)
-        process.send_signal(signal.SIGKILL)
-        eventually(lambda: not alive(process.pid))
-        os.killpg(process.pid, 0)  # there is still something to be signalled
-        assert not supervisor_module._exists(process.pid)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])
@@ -237,7 +178,6 @@ def test_nothing_waits_for_a_log_that_nobody_reads(data_dir: Path) -> None:
 CHATTY = """
 import logging, threading
 from service import server
-from service import supervisor as supervisor_module
 listen = server.listen
 def chat():
     for number in range(40_000):

@@ -51,7 +51,7 @@ from sharpzo_engine import (
 from sharpzo_engine.checksummed import seal
 from sharpzo_engine.reports.evaluation_report import EvaluationReport
 from tests.helpers import CLASSES, Workplace
-from worker import pool_child, shards
+from worker import shards, slot
 from worker.dataset_files import Materials
 from worker.results import as_cell
 from worker.runner import RunnerDeps, run_job
@@ -89,8 +89,8 @@ def deps_of(place: Workplace, backbone: Backbone) -> RunnerDeps:
         materials=Materials(place.artifacts, place.settings.cache_dir),
         queue=place.queue,
         load_backbone=lambda _: backbone,
-        tune=pool_child.tune,
-        apply=pool_child.apply_prompt,
+        tune=slot.tune,
+        apply=slot.apply_prompt,
         draining=lambda: False,
         sleep=lambda _: None,
     )
@@ -439,7 +439,7 @@ def recover(place: Workplace) -> None:
     """Take the job from its worker."""
     # The lease may be renewed between a look and the recovery, which then does nothing.
     while held := place.leases.held():
-        place.leases.recover(held[0])
+        place.leases.recover(held[0], crashed=True)
 
 
 @pytest.mark.parametrize("number", [0, 2, LAST])

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sharpzo_engine.search.history import StepRecord
 from sharpzo_engine.search.progress import Progress
 from tests.engine.reports.pages import a_report
 from tests.helpers import CLASSES, Workplace
-from worker import pool_child
+from worker import slot
 from worker.checkpoints import MAX_FAILURES
 from worker.dataset_files import Materials
 from worker.runner import RunnerDeps, run_job
@@ -102,7 +103,7 @@ def deps(workplace: Workplace) -> RunnerDeps:
         queue=workplace.queue,
         load_backbone=lambda spec: spec,  # type: ignore[arg-type,return-value] # tuning is faked
         tune=FakeTune(),
-        apply=pool_child.apply_prompt,
+        apply=slot.apply_prompt,
         draining=lambda: False,
         sleep=lambda _: None,
     )
@@ -339,7 +340,7 @@ def test_checkpoints_are_noted_in_the_row_and_told(workplace: Workplace, deps: R
     told = [(e.type, e.level, e.message) for e in workplace.jobs.events(job.id)]
     assert told[2:5] == [
         ("checkpoint_corrupt", "warning", "a checkpoint is not used: it is damaged"),
-        ("resumed", "info", "goes on after step 7"),
+        ("resumed", "info", "resumed after step 7"),
         (
             "checkpoint_failed",
             "warning",
@@ -530,24 +531,19 @@ def test_remote_images_are_fetched_once(
     assert materials.dataset(record, shots=2, seed=1) == dataset
 
 
-def test_half_of_the_classes_are_tuned_on(
-    workplace: Workplace, deps: RunnerDeps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_child, "child_settings", lambda: workplace.settings)
-    real = replace(deps, load_backbone=pool_child.load_backbone, tune=pool_child.tune)
+def test_half_of_the_classes_are_tuned_on(workplace: Workplace, deps: RunnerDeps) -> None:
+    load = partial(slot.load_backbone, workplace.settings.device)
+    real = replace(deps, load_backbone=load, tune=slot.tune)
     job = workplace.submit(notify=False, classes="base", total_steps=2, change_point=1)
     assert run_job(job.id, real) is JobStatus.SUCCEEDED
     done = workplace.jobs.get(job.id)
     assert workplace.prompts.get(str(done.prompt_id)).classes == ("cat", "dog")
     assert done.metrics["test_images"] == 4
-    pool_child.load_backbone.cache_clear()
 
 
-def test_the_real_engine_tunes_a_stored_dataset(
-    workplace: Workplace, deps: RunnerDeps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_child, "child_settings", lambda: workplace.settings)
-    real = replace(deps, load_backbone=pool_child.load_backbone, tune=pool_child.tune)
+def test_the_real_engine_tunes_a_stored_dataset(workplace: Workplace, deps: RunnerDeps) -> None:
+    load = partial(slot.load_backbone, workplace.settings.device)
+    real = replace(deps, load_backbone=load, tune=slot.tune)
     job = workplace.submit(notify=False)
     assert run_job(job.id, real) is JobStatus.SUCCEEDED
     done = workplace.jobs.get(job.id)
@@ -556,4 +552,3 @@ def test_the_real_engine_tunes_a_stored_dataset(
     assert done.metrics["prompt_test_accuracy"] is not None
     assert done.metrics["zero_shot_accuracy"] is not None
     assert workplace.prompts.get(str(done.prompt_id)).lineage["engine_version"] == __version__
-    pool_child.load_backbone.cache_clear()

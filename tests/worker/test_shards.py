@@ -13,14 +13,13 @@ from sharpzo_core.periodic import Periodic
 from sharpzo_core.stores.job_leases import lease_of
 from sharpzo_engine.errors import TuningInterrupted
 from tests.helpers import Workplace
-from worker.draining import ChildDrain, DrainFlag
-from worker.heartbeat import Pulse
+from worker.heartbeat import Heartbeat
 
 
 def test_a_long_step_does_not_lose_the_lease(workplace: Workplace) -> None:
     job = workplace.leases.claim(workplace.submit(notify=False).id, "wrk_a")
     assert job is not None
-    with Pulse(workplace.leases, lease_of(job), 0.05) as pulse:
+    with Heartbeat(workplace.leases, lease_of(job), 0.05) as pulse:
         before = workplace.leases.held()[0].expires_at
         time.sleep(0.5)  # the step
         assert workplace.leases.held()[0].expires_at > before
@@ -30,7 +29,7 @@ def test_a_long_step_does_not_lose_the_lease(workplace: Workplace) -> None:
 def test_the_pulse_hears_of_a_cancel_and_of_a_loss(workplace: Workplace) -> None:
     job = workplace.leases.claim(workplace.submit(notify=False).id, "wrk_a")
     assert job is not None
-    with Pulse(workplace.leases, lease_of(job), 0.02) as pulse:
+    with Heartbeat(workplace.leases, lease_of(job), 0.02) as pulse:
         workplace.jobs.request_cancel(job.id)
         with pytest.raises(TuningInterrupted):
             check_for(pulse, 5)
@@ -41,7 +40,7 @@ def test_the_pulse_hears_of_a_cancel_and_of_a_loss(workplace: Workplace) -> None
             check_for(pulse, 5, ignore=TuningInterrupted)
 
 
-def check_for(pulse: Pulse, seconds: float, ignore: type[Exception] | None = None) -> None:
+def check_for(pulse: Heartbeat, seconds: float, ignore: type[Exception] | None = None) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -69,17 +68,8 @@ def test_a_periodic_action_outlives_its_failures() -> None:
     assert ended == [True]
 
 
-def test_the_drain_flag_is_seen_from_another_process(tmp_path: Path) -> None:
-    parent, child = DrainFlag(tmp_path, "wrk_a"), ChildDrain(DrainFlag(tmp_path, "wrk_a"))
-    assert not child()
-    parent.lift()
-    assert child()
-    parent.lower()
-    assert not child()
-
-
 def test_importing_the_worker_does_not_load_torch() -> None:
-    code = "import worker.main, worker.tasks, sys; sys.exit('torch' in sys.modules)"
+    code = "import worker.main, worker.slot, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

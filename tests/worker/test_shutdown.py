@@ -30,7 +30,7 @@ def test_a_busy_worker_with_two_slots_puts_both_jobs_down(
     capfd: pytest.CaptureFixture[str],
     tell: Callable[[subprocess.Popen[bytes]], None],
 ) -> None:
-    place = make_workplace(checkpoint_seconds=0.2, gpus="7,9")
+    place = make_workplace(checkpoint_seconds=0.2, gpus="7,9", sweep_seconds=60)
     jobs = [place.submit(**ENDLESS) for _ in range(2)]
     worker = place.start_worker()
     for job in jobs:

@@ -1,11 +1,15 @@
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
+import psutil
 import pytest
 
 from sharpzo_core.records.jobs import JobStatus, Lease
 from sharpzo_core.stores.job_leases import HeldLease, JobLeases, lease_of
 from sharpzo_core.stores.job_store import JobStore
 from tests.helpers import Workplace
+from worker.processes import is_gone, lease_process, process_identity
 from worker.sweeper import LeaseWatch, Sweeper
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -126,32 +130,66 @@ def test_a_lost_job_is_queued_and_rung_for_at_once(workplace: Workplace) -> None
     assert workplace.jobs.get(job.id).status is JobStatus.QUEUED
 
 
-def test_a_process_that_is_gone_is_not_waited_for(workplace: Workplace) -> None:
-    import subprocess
-    import sys
-
-    from worker.processes import is_gone, process_identity
-
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = process_identity(child.pid)
-    if identity is None:
+@pytest.fixture
+def ended() -> str:
+    """The identity of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        identity = process_identity(child.pid)
         child.communicate()
+    if identity is None:
         pytest.skip("this system does not tell processes apart")
-    job = workplace.submit(notify=False)
-    workplace.leases.claim(job.id, "wrk_gone", identity)
-    hands = Hands(workplace)
-    hands.sweep_at(0)
-    assert workplace.jobs.get(job.id).status is JobStatus.RUNNING
-    child.communicate()
     assert is_gone(identity)
-    assert hands.sweep_at(1) == 1
-    assert workplace.jobs.get(job.id).status is JobStatus.QUEUED
+    return identity
 
 
-@pytest.mark.parametrize("identity", [None, "", "x", "a/b/c", "boot/1/2/3", "other/space/1/5"])
-def test_what_cannot_be_told_is_not_called_gone(identity: str | None) -> None:
-    from worker.processes import is_gone
+def crashes_after(place: Workplace, owner: str, process: str, seconds: float = 0) -> int | None:
+    """Sweep once; how many crashes the job then counts, None if it is still running."""
+    job = place.submit(notify=False)
+    place.leases.claim(job.id, owner, process)
+    hands = Hands(place)
+    hands.sweep_at(0)
+    if seconds:
+        hands.sweep_at(seconds)
+    found = place.jobs.get(job.id)
+    return found.crashes if found.status is JobStatus.QUEUED else None
 
+
+def test_a_worker_that_is_gone_as_a_whole_is_not_waited_for(
+    workplace: Workplace, ended: str
+) -> None:
+    assert crashes_after(workplace, "wrk_gone", f"{ended} {ended}") == 0
+
+
+def test_a_slot_that_ended_while_its_supervisor_lives_counts_against_the_job(
+    workplace: Workplace, ended: str
+) -> None:
+    assert crashes_after(workplace, "wrk_me", f"{ended} {process_identity()}") == 1
+
+
+def test_a_slot_of_another_living_supervisor_is_left_to_that_one(
+    workplace: Workplace, ended: str
+) -> None:
+    assert crashes_after(workplace, "wrk_other", f"{ended} {process_identity()}") is None
+
+
+def test_a_lease_that_expires_does_not_count_against_the_job(workplace: Workplace) -> None:
+    process = lease_process()
+    assert process is not None
+    assert crashes_after(workplace, "wrk_other", process, seconds=21) == 0
+
+
+def test_the_identity_of_a_process_does_not_depend_on_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = process_identity()
+    boot = psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot + 3600)
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot + 3600)
+    assert process_identity() == before
+
+
+@pytest.mark.parametrize("identity", ["", "x", "a/b/c", "boot/1/2/3", "other/space/1/5"])
+def test_what_cannot_be_told_is_not_called_gone(identity: str) -> None:
     assert not is_gone(identity)
 
 
@@ -167,7 +205,7 @@ def test_a_slow_broker_does_not_keep_the_sweeper_from_looking_at_leases(
         hands.seconds += 3
         return ring(job_id)
 
-    monkeypatch.setattr(workplace.queue, "ring", slowly)
+    monkeypatch.setattr(workplace.queue, "notify", slowly)
     hands.sweeper.sweep()
     assert workplace.queue.depth() == 2  # in five seconds
     hands.sweeper.sweep()

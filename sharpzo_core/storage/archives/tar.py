@@ -112,8 +112,6 @@ class _Unpacked:
 
     def read(self, size: int) -> bytes:
         data = b""
-        # Input may give no output (headers, empty parts), and output may remain after the last
-        # input: the archive is cut if neither is left and the stream has not ended.
         while not data:
             if self._inflater.eof and not self._next_part():
                 return b""

@@ -11,12 +11,13 @@ from sharpzo_core.records.jobs import (
     JOB_FORMAT,
     CheckpointRef,
     EventType,
+    Job,
     JobProgress,
     JobStatus,
     JobStep,
     Phase,
 )
-from sharpzo_core.stores.job_leases import HeldLease, lease_of
+from sharpzo_core.stores.job_leases import MAX_LOSSES, HeldLease, lease_of
 from sharpzo_core.stores.job_rows import NewEvent
 from tests.core.conftest import LEASE_SECONDS, Stores
 from tests.core.stores.test_job_states import prompt_of
@@ -96,17 +97,35 @@ def test_every_write_renews_the_lease(stores: Stores) -> None:
         assert only_lease(stores).expires_at == expected
 
 
-def test_a_lost_job_is_queued_again_until_too_many_workers_were_lost(stores: Stores) -> None:
-    job_id = stores.job().id
-    for attempt in (1, 2, 3):
-        claimed = stores.leases.claim(job_id, "wrk_a")
-        assert claimed is not None
-        assert claimed.attempt == attempt
-        recovered = stores.leases.recover(only_lease(stores))
+def lose_workers(stores: Stores, job_id: str, count: int, *, crashed: bool) -> Job:
+    """The job after so many workers have taken it and were lost."""
+    for _ in range(count):
+        assert stores.leases.claim(job_id, "wrk_a") is not None
+        recovered = stores.leases.recover(only_lease(stores), crashed=crashed)
         assert recovered is not None
-    assert recovered.status is JobStatus.FAILED
-    assert recovered.error_code == "worker_lost"
-    assert [event.type for event in stores.jobs.events(job_id)][-2:] == ["worker_lost", "failed"]
+    return recovered
+
+
+def test_a_job_whose_process_ends_again_and_again_fails(stores: Stores) -> None:
+    job_id = stores.job().id
+    assert lose_workers(stores, job_id, 2, crashed=True).status is JobStatus.QUEUED
+    failed = lose_workers(stores, job_id, 1, crashed=True)
+    assert (failed.status, failed.attempt, failed.error_code) == (
+        JobStatus.FAILED,
+        3,
+        "worker_lost",
+    )
+    lost, end = list(stores.jobs.events(job_id))[-2:]
+    assert (lost.type, lost.data["crashed"]) == ("worker_lost", True)
+    assert (end.type, "ended 3 times" in end.message) == ("failed", True)
+
+
+def test_workers_that_vanish_do_not_count_against_their_job(stores: Stores) -> None:
+    job_id = stores.job().id
+    lose_workers(stores, job_id, 2, crashed=True)
+    patient = lose_workers(stores, job_id, MAX_LOSSES - 3, crashed=False)
+    assert (patient.status, patient.crashes) == (JobStatus.QUEUED, 2)
+    assert lose_workers(stores, job_id, 1, crashed=False).error_code == "worker_lost"
 
 
 def test_a_checkpoint_forgives_the_workers_lost_before_it(stores: Stores) -> None:
@@ -116,10 +135,10 @@ def test_a_checkpoint_forgives_the_workers_lost_before_it(stores: Stores) -> Non
         assert claimed is not None
         checkpoint = CheckpointRef("folder", attempt, stores.clock.now)
         assert stores.leases.save_checkpoint(lease_of(claimed), checkpoint) is JobStatus.RUNNING
-        recovered = stores.leases.recover(only_lease(stores))
+        recovered = stores.leases.recover(only_lease(stores), crashed=True)
         assert recovered is not None
         assert (recovered.status, recovered.attempt) == (JobStatus.QUEUED, attempt)
-        assert (recovered.losses, recovered.checkpoint) == (1, checkpoint)
+        assert (recovered.losses, recovered.crashes, recovered.checkpoint) == (1, 1, checkpoint)
 
 
 def test_a_job_of_a_newer_format_is_left_to_newer_workers(stores: Stores) -> None:

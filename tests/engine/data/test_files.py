@@ -205,7 +205,7 @@ def test_what_becomes_of_checkpoints_is_told(
     keeping = Checkpointing(folder, 10.0, told.append, lambda: now[0])
     keeping.save_if_due(1, lambda: snapshot(1))
     assert told == []
-    now[0] = 10.0
+    now[0] = 1.0
     keeping.save_if_due(2, lambda: snapshot(2))
     keeping.save(2, lambda: snapshot(2))
     assert [(event.kind, event.step) for event in told] == [("saved", 2)]
@@ -231,6 +231,22 @@ def test_what_becomes_of_checkpoints_is_told(
     assert loaded is not None
     assert loaded.scalars["step"] == 2
     assert [event.kind for event in told[2:]] == ["saved", "rejected"]
+
+
+@pytest.mark.parametrize(
+    ("longest", "saved"), [(10.0, [1, 3, 7, 15, 25, 35]), (0.0, list(range(36))), (1.5, None)]
+)
+def test_the_first_checkpoint_comes_early_and_the_next_ones_at_growing_distances(
+    tmp_path: Path, longest: float, saved: list[int] | None
+) -> None:
+    now = [0.0]
+    told: list[CheckpointEvent] = []
+    keeping = Checkpointing(CheckpointFolder(tmp_path, ME), longest, told.append, lambda: now[0])
+    for second in range(36):
+        now[0] = float(second)
+        keeping.save_if_due(second, lambda step=second: snapshot(step))  # type: ignore[misc]
+    expected = [1, *range(3, 36, 2)] if saved is None else saved
+    assert [event.step for event in told] == expected
 
 
 def test_a_hyperparameter_that_only_one_version_knows_does_not_tell_runs_apart(

@@ -17,8 +17,6 @@ from tests.helpers import eventually
 
 PAUSE_SECONDS = (0.3, 2.0)  # between a kill and the next
 WEIGHTS = {"worker": 3, "api": 1, "redis": 1}
-#: Workers are killed so often that chance alone would fail a job that nothing is wrong with.
-PATIENT = {"max_attempts": 100}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,15 @@ from sharpzo_core.database.engine import writing
 from sharpzo_core.database.tables import jobs
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.records.jobs import is_terminal
-from tests.faults.cluster import END_SECONDS, ENDLESS, LONG, Cluster, Worker, history_faults
+from tests.faults.cluster import (
+    END_SECONDS,
+    ENDLESS,
+    LONG,
+    MINUTE,
+    Cluster,
+    Worker,
+    history_faults,
+)
 from tests.helpers import eventually
 
 Strike = Callable[[Cluster, str], None]
@@ -115,6 +123,54 @@ def identical_results(cluster: Cluster, runs: int, seed: int = 0) -> tuple[int, 
         in_stage1 += phases == ["stage1"]
         restore(cluster, 2)
     return same, in_stage1
+
+
+def kill_repeatedly(cluster: Cluster, job_id: str, kills: int, seconds: float) -> int:
+    """Kill the whole worker so many seconds after each start of the job; how many kills met it."""
+    for number in range(1, kills + 1):
+
+        def started(job: Job, number: int = number) -> bool:
+            return job.is_terminal or (job.status == "running" and job.attempt >= number)
+
+        cluster.wait(job_id, started)
+        pause(seconds)
+        if is_terminal(cluster.stores.jobs.get(job_id).status):
+            return number - 1
+        kill_group(cluster, job_id)
+        cluster.workers = [worker for worker in cluster.workers if worker.lives]
+        cluster.start_worker()
+    return kills
+
+
+@dataclass(frozen=True)
+class Preempted:
+    """A job whose workers vanished again and again."""
+
+    job: Job
+    kills: int
+    same: bool  #: Whether it learned what an undisturbed job does
+    seconds: float
+    undisturbed_seconds: float
+    faults: list[str]  #: Of its history
+
+
+def preempted(cluster: Cluster, kills: int, seconds: float) -> Preempted:
+    """One job of about a minute, which loses so many whole workers."""
+    started = time.monotonic()
+    undisturbed = cluster.undisturbed(**MINUTE)
+    undisturbed_seconds = time.monotonic() - started
+    job = cluster.submit(**MINUTE)
+    started = time.monotonic()
+    kills = kill_repeatedly(cluster, job.id, kills, seconds)
+    ended = cluster.wait_until_ended(job.id)
+    return Preempted(
+        job=ended,
+        kills=kills,
+        same=ended.status == "succeeded" and cluster.vectors_sha256(ended) == undisturbed,
+        seconds=time.monotonic() - started,
+        undisturbed_seconds=undisturbed_seconds,
+        faults=history_faults(cluster.events(job.id)),
+    )
 
 
 @dataclass(frozen=True)

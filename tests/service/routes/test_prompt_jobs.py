@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from tests.service.conftest import (
     upload,
     zip_of,
 )
-from worker import pool_child
+from worker import slot
 from worker.dataset_files import Materials
 from worker.runner import RunnerDeps, run_job
 
@@ -476,9 +476,8 @@ def test_a_dataset_is_kept_for_jobs_that_need_it(
 
 
 @pytest.fixture
-def worker(services: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunnerDeps]:
-    monkeypatch.setattr(pool_child, "child_settings", lambda: services.settings)
-    yield RunnerDeps(
+def worker(services: Services) -> RunnerDeps:
+    return RunnerDeps(
         owner="wrk_a",
         settings=services.settings,
         leases=JobLeases.from_settings(services.database, services.settings),
@@ -487,12 +486,11 @@ def worker(services: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runn
         artifacts=services.artifacts,
         materials=Materials(services.artifacts, services.settings.cache_dir),
         queue=services.queue,
-        load_backbone=pool_child.load_backbone,
-        tune=pool_child.tune,
-        apply=pool_child.apply_prompt,
+        load_backbone=partial(slot.load_backbone, services.settings.device),
+        tune=slot.tune,
+        apply=slot.apply_prompt,
         draining=lambda: False,
     )
-    pool_child.load_backbone.cache_clear()
 
 
 def test_uploaded_images_are_labelled_as_a_request_would(
