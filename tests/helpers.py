@@ -33,7 +33,7 @@ from sharpzo_core.submission.tuning import submit_job
 
 CLASSES = ("cat", "dog", "bird")
 IMAGES = {"train": 4, "val": 2, "test": 2}  # per class
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.02
 CONFIG: dict[str, Any] = {
     "shots": 4,
     "total_steps": 40,
@@ -46,7 +46,7 @@ CONFIG: dict[str, Any] = {
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], seconds: float, what: object = "it") -> T:
+def eventually(look: Callable[[], T], seconds: float = 20, what: object = "it") -> T:
     """The first true value that `look` gives.
 
     Raises:

@@ -18,9 +18,9 @@ from sqlalchemy.engine import make_url
 from sharpzo_core.database.tables import job_events, jobs, metadata
 from sharpzo_core.settings import Settings
 from tests.deploy.pages import PAGE
-from tests.helpers import CONFIG, Workplace
+from tests.helpers import CONFIG, Workplace, eventually
 from tests.service.conftest import dataset_members, png, zip_of
-from tests.service.servers import eventually, server_process
+from tests.service.servers import server_process
 
 CHAPTER = PAGE.read_text().partition("\n## Backing up\n")[2]
 BLOCKS = re.findall(r"^```sh\n(.+?)^```", CHAPTER, re.MULTILINE | re.DOTALL)

@@ -26,7 +26,8 @@ from sharpzo_core.settings import Settings
 from sharpzo_core.stores.key_store import KeyStore
 from tests.deploy.pages import table
 from tests.figures import ROOT
-from tests.service.servers import eventually, server_thread
+from tests.helpers import eventually
+from tests.service.servers import server_thread
 
 pytestmark = pytest.mark.fast
 

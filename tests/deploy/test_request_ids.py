@@ -11,9 +11,9 @@ import httpx2
 import pytest
 
 from sharpzo_core.settings import Settings
-from tests.helpers import CONFIG
+from tests.helpers import CONFIG, eventually
 from tests.service.conftest import dataset_members, zip_of
-from tests.service.servers import ServerProcess, eventually, server_process
+from tests.service.servers import ServerProcess, server_process
 
 UPLOAD, TUNE, EVALUATE, CANCEL = "upload-1", "tune-1", "evaluate.1", "cancel_1"
 #: What a worker tells of a job that it brings to its end, in this order.

@@ -15,6 +15,7 @@ import pytest
 from service.http import body_limits
 from service.http.connection import BoundedProtocol
 from sharpzo_core.settings import Settings
+from tests.helpers import eventually
 from tests.security.raw import Answer, connect, exchange, read
 from tests.service.servers import server_thread
 
@@ -173,10 +174,7 @@ def test_more_connections_than_allowed_are_told_to_come_again(tmp_path: Path) ->
         finally:
             for connection in held:
                 connection.close()
-        deadline = time.monotonic() + 10
-        while not _is_alive(url):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(lambda: _is_alive(url))
 
 
 def _is_alive(url: str) -> bool:

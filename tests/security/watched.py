@@ -12,8 +12,9 @@ from typing import Any
 import httpx2
 
 from sharpzo_core.settings import Settings
+from tests.helpers import eventually
 from tests.service.conftest import files_below
-from tests.service.servers import ServerProcess, eventually, server_process
+from tests.service.servers import ServerProcess, server_process
 
 ANSWER_SECONDS = 2.0
 GROWTH_MIB = 64.0
@@ -75,7 +76,7 @@ class Watched:
 
     def assert_nothing_left(self) -> None:
         """No file of an archive, of an image or of a dataset."""
-        with suppress(AssertionError):
+        with suppress(TimeoutError):
             eventually(lambda: not self.left())
         assert self.left() == []
 

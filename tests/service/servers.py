@@ -8,8 +8,7 @@ import re
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -18,6 +17,7 @@ from service.app import create_app
 from service.http.connection import bounded_protocol
 from service.server import listen
 from sharpzo_core.settings import Settings
+from tests.helpers import eventually
 
 SCRIPT = """
 from service.server import main
@@ -25,13 +25,6 @@ from sharpzo_core.settings import Settings
 {before}
 main(Settings.load(), "127.0.0.1", 0, with_worker={with_worker})
 """
-
-
-def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -14,9 +14,10 @@ import pytest
 
 from sharpzo_core.settings import Settings
 from sharpzo_engine import Backbone
+from tests.helpers import eventually
 from tests.service.conftest import assert_problem, png
 from tests.service.routes.test_classify import metric
-from tests.service.servers import ServerProcess, eventually, server_process
+from tests.service.servers import ServerProcess, server_process
 from tests.service.toys import COLORS, artifact_of, files, import_, make_backbone, with_backbones
 
 pytestmark = pytest.mark.slow

@@ -20,6 +20,7 @@ from sharpzo_core.errors import StorageBusy
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.records.datasets import DatasetRecord, manifest_key, stored_key
 from sharpzo_core.settings import Settings
+from tests.helpers import eventually
 from tests.service.conftest import (
     MakeClient,
     dataset_members,
@@ -28,7 +29,7 @@ from tests.service.conftest import (
     upload,
     zip_of,
 )
-from tests.service.servers import ServerProcess, eventually, server_process
+from tests.service.servers import ServerProcess, server_process
 
 #: Lets a process wait before its first image until a file appears.
 WAITS = """
@@ -45,11 +46,11 @@ Intake._take = wait_and_take
 
 @pytest.fixture
 def settings(data_dir: Path) -> Settings:
-    """Leases of less than a second."""
+    """Leases of two seconds, renewed ten times a second."""
     return Settings(
         data_dir=data_dir,
         device="cpu",
-        lease_seconds=0.8,
+        lease_seconds=2.0,
         heartbeat_seconds=0.1,
         sweep_seconds=0.1,
     )
@@ -92,7 +93,7 @@ def test_a_living_process_keeps_its_dataset_and_a_dead_one_loses_it(
     dataset_id = upload_to(other)
     owner = services.datasets.get(dataset_id).lease_owner
     # Longer than a lease, and many sweeps of ours.
-    assert wait_for_renewals(services, dataset_id, 15).lease_owner == owner
+    assert wait_for_renewals(services, dataset_id, 25).lease_owner == owner
     other.process.send_signal(signal.SIGKILL)
     dataset = settle(client, dataset_id)
     assert dataset["status"] == "ready"

@@ -23,8 +23,9 @@ from sharpzo_core.settings import Settings
 from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.job_leases import JobLeases
 from sharpzo_core.stores.job_store import JobStore
+from tests.helpers import eventually
 from tests.service.conftest import dataset_members, zip_of
-from tests.service.servers import SCRIPT, eventually, server_process
+from tests.service.servers import SCRIPT, server_process
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])

@@ -12,7 +12,7 @@ from sharpzo_core.errors import LeaseLost, StorageUnavailable
 from sharpzo_core.periodic import Periodic
 from sharpzo_core.stores.job_leases import lease_of
 from sharpzo_engine.errors import TuningInterrupted
-from tests.helpers import Workplace
+from tests.helpers import Workplace, eventually
 from worker.heartbeat import Heartbeat
 
 
@@ -89,10 +89,10 @@ def test_a_worker_ends_with_its_parent(workplace: Workplace) -> None:
     pid = int(parent.stdout.readline())
     parent.stdout.close()
     try:
-        wait_until(lambda: bool(workplace.workers.active(60)), 60)
+        eventually(lambda: bool(workplace.workers.active(60)), 60)
         parent.kill()
         parent.wait()
-        wait_until(lambda: has_ended(pid), 60)
+        eventually(lambda: has_ended(pid), 60)
     finally:
         if not has_ended(pid):
             os.killpg(pid, signal.SIGKILL)
@@ -101,12 +101,3 @@ def test_a_worker_ends_with_its_parent(workplace: Workplace) -> None:
 def has_ended(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
-
-
-def wait_until(condition: object, seconds: float) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.1)

@@ -31,8 +31,8 @@ from service.ingest.decoding.frames import (
 )
 from sharpzo_engine.data.images import Inspection, decode_image, inspect_image
 from sharpzo_engine.errors import ImageError
+from tests.helpers import eventually
 from tests.service.conftest import png
-from tests.service.servers import eventually
 
 RULES = DecodeRules(processes=2, seconds=5, max_pixels=50_000_000)
 Found = Inspection | ImageError

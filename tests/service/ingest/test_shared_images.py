@@ -20,7 +20,7 @@ from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.records.datasets import TENANTS, image_key, manifest_key
 from sharpzo_core.settings import Settings
 from sharpzo_engine.data.images import decode_image
-from tests.helpers import Workplace
+from tests.helpers import Workplace, eventually
 from tests.service.conftest import (
     MakeClient,
     assert_problem,
@@ -32,7 +32,7 @@ from tests.service.conftest import (
     upload,
     zip_of,
 )
-from tests.service.servers import eventually, server_process
+from tests.service.servers import server_process
 from worker.dataset_files import Materials
 
 

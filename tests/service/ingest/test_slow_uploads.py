@@ -12,8 +12,9 @@ import httpx2
 import pytest
 
 from sharpzo_core.settings import Settings
+from tests.helpers import eventually
 from tests.service.conftest import dataset_members, files_below, zip_of
-from tests.service.servers import eventually, server_thread
+from tests.service.servers import server_thread
 
 IDLE_SECONDS = 0.5
 TYPES = {

@@ -27,8 +27,9 @@ from sharpzo_core.settings import Settings
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_engine import Backbone, PromptClassifier, TunedPrompt
 from sharpzo_engine.prompts.classifier import zero_shot_weights
+from tests.helpers import eventually
 from tests.service.conftest import MakeClient, assert_problem, png
-from tests.service.servers import eventually, server_thread
+from tests.service.servers import server_thread
 from tests.service.toys import COLORS, artifact_of, files, import_, make_backbone, with_backbones
 
 TOLERANCE = 1e-5  # batches of other sizes round otherwise

@@ -14,6 +14,7 @@ from service.services import Services
 from sharpzo_core.errors import StorageFull, StorageUnavailable
 from sharpzo_core.records.datasets import manifest_key, stored_key
 from sharpzo_core.settings import Settings
+from tests.helpers import eventually
 from tests.service.conftest import (
     MakeClient,
     assert_problem,
@@ -26,7 +27,6 @@ from tests.service.conftest import (
     upload,
     zip_of,
 )
-from tests.service.servers import eventually
 
 
 @pytest.mark.decoders

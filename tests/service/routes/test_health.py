@@ -14,8 +14,8 @@ from service.broker_probe import TIMEOUT_SECONDS, _client
 from service.services import Services
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.settings import Settings
+from tests.helpers import eventually
 from tests.service.conftest import MakeClient, assert_problem, ready_dataset
-from tests.service.servers import eventually
 
 
 def test_livez(client: TestClient) -> None:

@@ -22,6 +22,7 @@ from sharpzo_core.records.prompts import NewPrompt, report_key
 from sharpzo_core.settings import Settings
 from sharpzo_core.stores.job_leases import JobLeases, lease_of
 from sharpzo_core.stores.job_rows import NewEvent
+from tests.helpers import eventually
 from tests.service.conftest import MakeClient, assert_problem, ready_dataset
 
 HTML: Final = "html"
@@ -66,10 +67,7 @@ def test_submitting_rings_for_a_worker(
     client: TestClient, services: Services, dataset_id: str
 ) -> None:
     submit(client, dataset_id)
-    deadline = time.monotonic() + 10
-    while not services.queue.depth():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(services.queue.depth)
     assert services.queue.depth() == 1
 
 
