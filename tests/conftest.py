@@ -29,10 +29,22 @@ os.environ["OMP_NUM_THREADS"] = "1"
 pytest_plugins = ("tests.helpers",)
 
 TESTS = Path(__file__).parent
-#: Folders of services, browsers and kills: slow but for their tests that are marked `fast`.
-SLOW_FOLDERS = ("faults", "docs", "dashboard", "benchmarks", "deploy", "examples", "fuzz", "e2e")
+#: Folders and files of services, browsers and kills, the longest first: slow but for their tests
+#: that are marked `fast`.
+SLOW = (
+    "faults/",
+    "docs/",
+    "dashboard/",
+    "benchmarks/",
+    "deploy/",
+    "examples/",
+    "fuzz/",
+    "e2e/",
+    "worker/test_shutdown.py",
+    "service/test_replicas.py",
+)
 #: Folders whose files share a service for the whole session.
-ONE_SERVICE = ("faults", "docs", "dashboard", "cli", "client")
+ONE_SERVICE = ("faults", "dashboard", "cli")
 
 REDIS_URL = os.environ.get("SHARPZO_TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
 POSTGRES_URL = os.environ.get(
@@ -45,18 +57,22 @@ REQUIRED = os.environ.get("SHARPZO_TEST_REQUIRE", "").split(",")
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        path = item.path.relative_to(TESTS)
-        folder = path.parts[0]
-        if folder in SLOW_FOLDERS and not item.get_closest_marker("fast"):
+        path = path_of(item)
+        if path.startswith(SLOW) and not item.get_closest_marker("fast"):
             item.add_marker("slow")
-        group = folder if folder in ONE_SERVICE else str(path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    # Long folders first, so that both processes end at about the same time.
-    items.sort(key=lambda item: _order(item.path.relative_to(TESTS).parts[0]))
+        folder = path.partition("/")[0]
+        item.add_marker(pytest.mark.xdist_group(folder if folder in ONE_SERVICE else path))
+    # Long ones first, so that both processes end at about the same time.
+    items.sort(key=lambda item: order(path_of(item)))
 
 
-def _order(folder: str) -> int:
-    return SLOW_FOLDERS.index(folder) if folder in SLOW_FOLDERS else len(SLOW_FOLDERS)
+def path_of(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).as_posix()
+
+
+def order(path: str) -> int:
+    """Its place among the slow ones, or after them."""
+    return next((i for i, name in enumerate(SLOW) if path.startswith(name)), len(SLOW))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -106,6 +106,7 @@ def test_a_service_that_does_not_start_is_told(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, temporary: Path, how: int) -> None:
     process = subprocess.Popen(

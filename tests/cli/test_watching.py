@@ -179,6 +179,7 @@ def tune_command(squares: Path, backbone: Path, out: Path) -> list[object]:
     return command + [word for value in values for word in ("--set", value)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_tune_draws_on_standard_error_alone(
     squares: Path, small_backbone: Path, tmp_path: Path, no_color: str
@@ -194,6 +195,7 @@ def test_tune_draws_on_standard_error_alone(
     assert "step 40/40" in tuned.text
 
 
+@pytest.mark.slow
 def test_a_terminal_that_cannot_draw_gets_lines(
     squares: Path, small_backbone: Path, tmp_path: Path
 ) -> None:
@@ -219,6 +221,7 @@ def test_a_log_gets_lines_even_where_colours_are_forced(
     assert "stage 2: Gauss-Newton: step" in ran.err
 
 
+@pytest.mark.slow
 def test_what_a_program_prints_while_the_sdk_draws_stays_its_own(
     running: Running, dataset_id: str
 ) -> None:

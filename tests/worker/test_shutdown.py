@@ -51,6 +51,7 @@ def test_a_busy_worker_with_two_slots_puts_both_jobs_down(
     assert "slot 1 has GPU 9" in log
 
 
+@pytest.mark.fast
 def test_an_idle_worker_ends_although_all_its_processes_are_told_to(
     make_workplace: Callable[..., Workplace],
 ) -> None:

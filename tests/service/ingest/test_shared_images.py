@@ -130,6 +130,7 @@ def test_contact_sheets_of_images_without_labels(client: TestClient) -> None:
     assert dataset["report"]["sizes"]["images"] == 9
 
 
+@pytest.mark.slow
 def test_a_process_killed_in_the_middle_leaves_its_work_to_the_next(
     settings: Settings, data_dir: Path, make_client: MakeClient
 ) -> None:
