@@ -119,13 +119,13 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(running: Running, long_job: s
         eventually(lambda: "stage 1: CMA-ES ━" in watched.text, 60)
         os.killpg(watched.process.pid, signal.SIGINT)
         assert watched.end() == 130
-    assert f"{long_job} goes on" in watched.text
+    assert f"{long_job} keeps running" in watched.text
     assert f"`sharpzo jobs cancel {long_job}`" in watched.text.replace("\n", "")
     assert "Traceback" not in watched.text
     assert running.client.jobs.get(long_job).status == "running"
 
 
-def test_watch_goes_on_after_the_connection_was_cut(
+def test_watch_continues_after_the_connection_was_cut(
     running: Running, long_job: str, proxy: Proxy
 ) -> None:
     address = f"http://127.0.0.1:{proxy.port}"
