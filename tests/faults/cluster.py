@@ -317,8 +317,8 @@ class Cluster:
         """Return as soon as the running job has a checkpoint."""
         self.stores.wait_for_checkpoint(job_id)
 
-    def wait_until_ended(self, job_id: str) -> Job:
-        return self.wait(job_id, lambda job: job.is_terminal)
+    def wait_until_ended(self, job_id: str, seconds: float = END_SECONDS) -> Job:
+        return self.wait(job_id, lambda job: job.is_terminal, seconds)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job and wait for its end."""
@@ -350,9 +350,9 @@ class Cluster:
         self.client.prompts.download(job.prompt_id, path)
         return TunedPrompt.load(path).vectors_sha256
 
-    def undisturbed(self, **config: Any) -> str:
+    def undisturbed(self, seconds: float = END_SECONDS, **config: Any) -> str:
         """The hash of what a job learns that nothing happens to."""
-        ended = self.wait_until_ended(self.submit(**config).id)
+        ended = self.wait_until_ended(self.submit(**config).id, seconds)
         assert (ended.status, ended.attempt) == ("succeeded", 1), ended
         return self.vectors_sha256(ended)
 

@@ -29,6 +29,8 @@ from tests.faults.cluster import (
 )
 from tests.helpers import eventually
 
+LONGEST_SECONDS = 600.0  # for a job of a minute on a machine that is busy
+
 Strike = Callable[[Cluster, str], None]
 
 
@@ -157,12 +159,12 @@ class Preempted:
 def preempted(cluster: Cluster, kills: int, seconds: float) -> Preempted:
     """One job of about a minute, which loses so many whole workers."""
     started = time.monotonic()
-    undisturbed = cluster.undisturbed(**MINUTE)
+    undisturbed = cluster.undisturbed(LONGEST_SECONDS, **MINUTE)
     undisturbed_seconds = time.monotonic() - started
     job = cluster.submit(**MINUTE)
     started = time.monotonic()
     kills = kill_repeatedly(cluster, job.id, kills, seconds)
-    ended = cluster.wait_until_ended(job.id)
+    ended = cluster.wait_until_ended(job.id, LONGEST_SECONDS)
     return Preempted(
         job=ended,
         kills=kills,
