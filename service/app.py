@@ -1,4 +1,4 @@
-"""The application: nothing happens at import, everything opens when it starts."""
+"""Builds the application; nothing is opened before it starts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from starlette.concurrency import run_in_threadpool
 
 from service import error_handlers, openapi
 from service.auth.audit import Auditor
-from service.auth.authentication import Gate
+from service.auth.authentication import Authentication
 from service.auth.authorization import authorize
-from service.inference.pins import keeping_pins
+from service.inference.pins import watching_pins
 from service.metrics import Metrics
 from service.middleware import RequestLayer
 from service.routes import (
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
-    """Build the API; `warm_up` loads the default backbone at start instead of when first used."""
+    """Build the API; `warm_up` loads the default backbone at startup instead of at first use."""
     metrics = Metrics()
 
     @asynccontextmanager
@@ -48,7 +48,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         if warm_up:
             services.inference.warm_up()
         try:
-            async with keeping_pins(services.prompts, services.inference):
+            async with watching_pins(services.prompts, services.inference):
                 yield
         finally:
             await run_in_threadpool(services.close)
@@ -58,7 +58,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         summary="Adapt CLIP to your own classes without backpropagation.",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # ours needs nothing from elsewhere
+        docs_url=None,  # our own page loads nothing from other hosts
         redoc_url=None,
         dependencies=[Depends(authorize)],
     )
@@ -77,7 +77,7 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
     ):
         app.include_router(module.router)
     app.state.auditor = Auditor(app)
-    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Authentication, settings=settings)
     app.add_middleware(RequestLayer, metrics=metrics, settings=settings)
     error_handlers.install(app)
     openapi.install(app)

@@ -1,4 +1,4 @@
-"""Prompt files as answers need them: what is wrong with one is 503 for its prompt alone."""
+"""Reading prompt files for requests: a damaged file is a 503 for its prompt only."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def fetch_artifact(artifacts: ArtifactStore, prompt: PromptRecord) -> bytes:
 
 
 def corrupt(prompt: PromptRecord, what: str) -> Unavailable:
-    """The error of an artifact that cannot be used."""
+    """The error for an unusable artifact."""
     return Unavailable(_CODE, f"{describe_file(prompt)} {what}")

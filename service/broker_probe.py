@@ -1,4 +1,4 @@
-"""Whether the broker takes messages, asked by writing something."""
+"""Checks that the broker accepts messages, by writing to it."""
 
 from __future__ import annotations
 
@@ -15,31 +15,30 @@ TIMEOUT_SECONDS = 2.0
 _KEY = "sharpzo.probe"
 _KEY_SECONDS = 60
 _SOCKET_SCHEME = "redis+socket"  # as Celery writes the address of a socket
-_SILENT = "does not answer"
+_NO_ANSWER = "does not answer"
 
 
 class BrokerProbe:
-    """Asks Redis; of the embedded broker, which is a folder, it asks the queue."""
+    """Writes a key to Redis; reads the queue's depth if the broker is the embedded one."""
 
     def __init__(self, settings: Settings, queue: JobQueue) -> None:
         self._queue = queue
         self._client = None if settings.embedded_broker else _client(settings.broker_url)
 
     def problem(self) -> str | None:
-        """Why messages cannot be sent; None if they can."""
+        """Why messages cannot be sent, or None."""
         if self._client is None:
-            return _SILENT if self._queue.depth() is None else None
+            return _NO_ANSWER if self._queue.depth() is None else None
         try:
-            # A write, because a Redis whose memory is full still answers every question.
+            # A write, because a Redis whose memory is full still answers reads.
             self._client.set(_KEY, "", ex=_KEY_SECONDS)
         except redis.ResponseError as error:
-            return f"refuses to write: {error}"
+            return f"rejects writes: {error}"
         except (redis.RedisError, OSError):
-            return _SILENT
+            return _NO_ANSWER
         return None
 
     def close(self) -> None:
-        """Close the connection."""
         if self._client is not None:
             self._client.close()
 

@@ -1,4 +1,4 @@
-"""The one mapping of errors to answers; routes raise and never format."""
+"""Maps errors to problem responses; routes raise and never format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _INVALID = 422
 _METHOD_NOT_ALLOWED = 405
-_MAX_FAULTS = 50  # told of one request
+_MAX_FAULTS = 50  # listed in one response
 
 
 def install(app: FastAPI) -> None:
@@ -35,7 +35,7 @@ def install(app: FastAPI) -> None:
 
 
 def answer(request: Request, error: Exception) -> Response:
-    """What a request gets that met one of our errors."""
+    """The response to one of our own errors."""
     assert isinstance(error, CoreError)  # noqa: S101 - how the handler is registered
     return problem(
         request.scope,
@@ -57,7 +57,7 @@ def _headers(error: CoreError) -> dict[str, str]:
     if isinstance(error, RateLimited):
         headers |= error.headers
     if isinstance(error, RequestTimeout | TooManyBytesAtOnce):
-        headers["Connection"] = "close"  # the rest of the body is not waited for
+        headers["Connection"] = "close"  # the rest of the body is not read
     return headers
 
 
@@ -69,7 +69,7 @@ def _engine_error(request: Request, error: Exception) -> Response:
 
 
 def config_faults(error: ConfigError) -> list[tuple[str, str]]:
-    """The faults of a configuration as pointers into the request that carried it."""
+    """The faults of a configuration as pointers into the request's body."""
     return [
         ("/preset" if path == ("preset",) else json_pointer(("config", *path)), message)
         for path, message in error.errors
@@ -83,8 +83,8 @@ def _request_invalid(request: Request, error: Exception) -> Response:
 
 
 def _fault(item: dict[str, Any]) -> tuple[str, str]:
-    """One of pydantic's faults, without the input it complains about."""
-    # The first part says where (body, query, path); names are unique across them.
+    """One of pydantic's faults, without the rejected input."""
+    # The first part (body, query, path) is left out; names are unique across them.
     return json_pointer(item["loc"][1:]), item["msg"]
 
 
@@ -97,7 +97,7 @@ def _http_error(request: Request, error: Exception) -> Response:
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """Every method of the path; the framework tells those of the first route that has it."""
+    """Every method of the path; the framework lists only those of the first matching route."""
     methods: set[str] = set()
     for route in iter_route_contexts(request.app.routes):
         match, _ = route.matches(request.scope)

@@ -1,26 +1,26 @@
-# ruff: noqa: N818 - errors are named for the fact
-"""Errors of the API process, beside those of the core.
+# ruff: noqa: N818 - errors are named after what happened
+"""Errors of the API process, in addition to those of the core.
 
 CoreError
  ├── MalformedJson         400  the body is not strict JSON
  ├── MalformedMultipart    400  the multipart framing is broken
- ├── HostNotAllowed        400  the request calls the service by another name
- ├── OriginNotAllowed      403  another site's page sends the request
- ├── ForbiddenLocation     403  a dataset URI outside what the operator allows
+ ├── HostNotAllowed        400  the Host header names another service
+ ├── OriginNotAllowed      403  the request comes from another site's page
+ ├── ForbiddenLocation     403  a dataset URI outside the allowed locations
  ├── PageMissing           404  the dashboard was not built
- ├── ReportMissing         404  the job has no report, or not yet
- ├── ContactSheetMissing   404  the dataset has no contact sheet, or not yet
- ├── ResultsMissing        404  the job is of a kind that has no results
+ ├── ReportMissing         404  the job has no report (yet)
+ ├── ContactSheetMissing   404  the dataset has no contact sheet (yet)
+ ├── ResultsMissing        404  the job has no results
  ├── RequestTimeout        408  the body makes no progress
  ├── NotCalibrated         409  a prompt has no temperature
- ├── NoZeroShot            409  a prompt's hand-written words cannot be encoded
- ├── TooManyFiles          413  more files than one request may carry
+ ├── NoZeroShot            409  the zero-shot prompt cannot be encoded
+ ├── TooManyFiles          413  more files than one request may contain
  ├── RateLimited           429  too many requests with this key, or wrong keys from this address
  ├── Busy                  429  the classification queue is full
- ├── TooManyBytesAtOnce    429  the bodies of all requests together fill their memory
- ├── Unavailable           503  a prompt's artifact or its backbone cannot be loaded
+ ├── TooManyBytesAtOnce    429  the bodies of all requests together are too large
+ ├── Unavailable           503  a prompt's artifact or backbone cannot be loaded
  ├── NotReady              503  something that serving needs is missing
- └── DeadlineExceeded      504  the request's own deadline passed
+ └── DeadlineExceeded      504  the deadline in X-Timeout-Ms passed
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class MalformedMultipart(CoreError):
 
 
 class HostNotAllowed(CoreError):
-    """The service has no such name (the operator sets SHARPZO_ALLOWED_HOSTS)."""
+    """The Host header is not an allowed name (add it to SHARPZO_ALLOWED_HOSTS)."""
 
     status = 400
     code = "host_not_allowed"
@@ -55,7 +55,7 @@ class HostNotAllowed(CoreError):
 
 
 class OriginNotAllowed(CoreError):
-    """A page of another site may not change anything here (the operator can require API keys)."""
+    """Pages of other sites may not change anything here (create an API key to require keys)."""
 
     status = 403
     code = "origin_not_allowed"
@@ -63,7 +63,7 @@ class OriginNotAllowed(CoreError):
 
 
 class ForbiddenLocation(CoreError):
-    """Datasets may not be imported from there (the operator sets SHARPZO_ALLOWED_DATASET_URIS)."""
+    """Datasets may not be imported from there (add it to SHARPZO_ALLOWED_DATASET_URIS)."""
 
     status = 403
     code = "path_not_allowed"
@@ -71,7 +71,7 @@ class ForbiddenLocation(CoreError):
 
 
 class PageMissing(CoreError):
-    """The pages were not built with the package (`make dashboard` does it); the API is all here."""
+    """The dashboard was not built (run `make dashboard`); the API works without it."""
 
     status = 404
     code = "page_missing"
@@ -79,7 +79,7 @@ class PageMissing(CoreError):
 
 
 class ReportMissing(CoreError):
-    """The job has no report: only one that has succeeded has."""
+    """The job has no report: only succeeded jobs have one."""
 
     status = 404
     code = "report_not_available"
@@ -87,7 +87,7 @@ class ReportMissing(CoreError):
 
 
 class ContactSheetMissing(CoreError):
-    """The dataset has no contact sheet: only one that is ready has one (upload it again)."""
+    """The dataset has no contact sheet: only ready datasets have one (upload it again)."""
 
     status = 404
     code = "contact_sheet_missing"
@@ -95,7 +95,7 @@ class ContactSheetMissing(CoreError):
 
 
 class ResultsMissing(CoreError):
-    """The job has no results: only one that classifies a dataset has."""
+    """The job has no results: only classification jobs have."""
 
     status = 404
     code = "results_not_available"
@@ -111,7 +111,7 @@ class RequestTimeout(CoreError):
 
 
 class NotCalibrated(CoreError):
-    """The prompt has no temperature: ask for it without `calibrated`, or tune it again."""
+    """The prompt has no temperature (leave out `calibrated`, or tune it again)."""
 
     status = 409
     code = "not_calibrated"
@@ -119,7 +119,7 @@ class NotCalibrated(CoreError):
 
 
 class NoZeroShot(CoreError):
-    """The prompt's hand-written words or classes cannot be encoded (ask without `zero_shot`)."""
+    """The zero-shot prompt cannot be encoded (leave out `zero_shot`)."""
 
     status = 409
     code = "zero_shot_unavailable"
@@ -127,7 +127,7 @@ class NoZeroShot(CoreError):
 
 
 class TooManyFiles(CoreError):
-    """The request carries more files than allowed."""
+    """The request contains more files than allowed (send several requests)."""
 
     status = 413
     code = "too_many_files"
@@ -136,16 +136,16 @@ class TooManyFiles(CoreError):
 
 @dataclass(frozen=True)
 class Allowance:
-    """What is left of a rate."""
+    """What is left of a rate limit."""
 
     limit: int  #: requests
     window: int  #: seconds
     remaining: int
-    reset: int  #: seconds until there is more
+    reset: int  #: seconds until it is renewed
 
     @property
     def headers(self) -> dict[str, str]:
-        """As draft-ietf-httpapi-ratelimit-headers has it."""
+        """As in draft-ietf-httpapi-ratelimit-headers."""
         return {
             "RateLimit-Policy": f'"key";q={self.limit};w={self.window}',
             "RateLimit": f'"key";r={self.remaining};t={self.reset}',
@@ -153,7 +153,7 @@ class Allowance:
 
 
 class RateLimited(CoreError):
-    """There were too many requests."""
+    """Too many requests."""
 
     status = 429
     code = "rate_limited"
@@ -166,7 +166,7 @@ class RateLimited(CoreError):
 
 
 class Busy(CoreError):
-    """Too many images are waiting to be classified (try again)."""
+    """Too many images are waiting to be classified (try again later)."""
 
     status = 429
     code = "busy"
@@ -178,7 +178,7 @@ class Busy(CoreError):
 
 
 class TooManyBytesAtOnce(CoreError):
-    """The service receives too much at the moment (try again, or send less at a time)."""
+    """The service is receiving too much data (try again later, or send less at a time)."""
 
     status = 429
     code = "busy"
@@ -187,9 +187,9 @@ class TooManyBytesAtOnce(CoreError):
 
 
 class Unavailable(CoreError):
-    """What the request needs cannot be loaded.
+    """Something that the request needs cannot be loaded.
 
-    `code` says what: `artifact_corrupt`, `backbone_unavailable` or `package_missing`.
+    `code` is `artifact_corrupt`, `backbone_unavailable` or `package_missing`.
     """
 
     status = 503
@@ -210,7 +210,7 @@ class NotReady(CoreError):
 
 
 class DeadlineExceeded(CoreError):
-    """The answer was not there within the time that the request gives (send fewer images)."""
+    """The deadline in X-Timeout-Ms passed (send fewer images, or allow more time)."""
 
     status = 504
     code = "deadline_exceeded"

@@ -1,7 +1,7 @@
-"""`Idempotency-Key`: a creating request that is sent again gets the first answer.
+"""`Idempotency-Key`: a repeated creating request gets the first response again.
 
-A route opens an attempt, asks it for an answer that was given before, and hands its `completion` to
-the store that creates: the answer is kept in the transaction that stores the new object.
+A route opens an attempt, replays the stored response if there is one, and otherwise passes the
+attempt's `completion` to the store, which saves the response in the creating transaction.
 """
 
 from __future__ import annotations
@@ -45,34 +45,32 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=MAX_KEY,
         pattern=r"^[\x20-\x7e]+$",
-        description="Makes repeating the request safe: the same request with the same key is "
-        "answered as the first time and creates nothing. Use a new key for every new request.",
+        description="Makes the request safe to repeat: the same request with the same key returns "
+        "the first response and creates nothing. Use a new key for every new request.",
     ),
 ]
 
 
 class Attempt:
-    """One request with a key, or without one."""
-
     def __init__(
         self,
         store: IdempotencyStore,
-        made: Callable[[str], None],
+        on_created: Callable[[str], None],
         reservation: Reservation | None = None,
         answered: StoredAnswer | None = None,
     ) -> None:
         self._store = store
-        self._made = made
+        self._on_created = on_created
         self._reservation = reservation
         self._answered = answered
 
     @property
     def is_new(self) -> bool:
-        """Whether no request with this key was answered yet."""
+        """Whether no response is stored for this key."""
         return self._answered is None
 
     def replay(self, fingerprint: str) -> Response | None:
-        """The answer that this request was given before; None if it is new.
+        """The stored response to this request, or None if it is new.
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
@@ -86,13 +84,13 @@ class Attempt:
     def completion(
         self, fingerprint: str, status: int, public: Callable[[T], BaseModel]
     ) -> Completion[T]:
-        """What the creating transaction is to write."""
+        """The callback that saves the response in the creating transaction."""
         answer = StoredAnswer(fingerprint, status, "")
-        return Completion(self._store, self._reservation, answer, public, self._made)
+        return Completion(self._store, self._reservation, answer, public, self._on_created)
 
 
 class Completion(Generic[T]):
-    """Called inside the creating transaction with what was created; keeps its answer there."""
+    """Called with the new object inside its transaction; saves the response there."""
 
     def __init__(
         self,
@@ -100,17 +98,17 @@ class Completion(Generic[T]):
         reservation: Reservation | None,
         blank: StoredAnswer,
         public: Callable[[T], BaseModel],
-        made: Callable[[str], None],
+        on_created: Callable[[str], None],
     ) -> None:
         self._store = store
         self._reservation = reservation
         self._blank = blank
         self._public = public
-        self._made = made
+        self._on_created = on_created
         self._answer: StoredAnswer | None = None
 
     def __call__(self, connection: sa.Connection, created: T) -> None:
-        """Write the answer.
+        """Save the response.
 
         Raises:
             IdempotencyInProgress: another request has taken the key meanwhile.
@@ -120,17 +118,13 @@ class Completion(Generic[T]):
         if self._reservation is not None:
             self._store.complete(connection, self._reservation, self._answer)
         if (object_id := getattr(public, "id", None)) is not None:
-            self._made(object_id)
+            self._on_created(object_id)
 
     def response(self) -> Response:
-        """The answer, once the transaction has been committed."""
+        """The response; only valid after the commit."""
         if self._answer is None:
             raise RuntimeError("nothing was created")
         return _response(self._answer, {})
-
-
-def _forget(object_id: str) -> None:
-    """Nobody wants to know what was created."""
 
 
 def _response(answer: StoredAnswer, headers: dict[str, str]) -> Response:
@@ -138,65 +132,67 @@ def _response(answer: StoredAnswer, headers: dict[str, str]) -> Response:
 
 
 class Idempotency:
-    """The keys that this process works on, kept alive by a small thread."""
+    """The keys that this process is working on; a thread renews their reservations."""
 
     def __init__(self, store: IdempotencyStore) -> None:
         self._store = store
-        self._made: Callable[[str], None] = _forget
-        self._held: set[Reservation] = set()
+        self._on_created: Callable[[str], None] = lambda _: None
+        self._reserved: set[Reservation] = set()
         self._threads = (
             Periodic("idempotency renewal", RESERVED_SECONDS / 3, self._renew),
             Periodic("idempotency cleanup", _CLEANUP_SECONDS, store.delete_expired),
         )
 
-    def for_tenant(self, tenant: str, made: Callable[[str], None]) -> Self:
-        """The same keeper for the keys of one tenant; `made` is told the id of what is created."""
+    def for_tenant(self, tenant: str, on_created: Callable[[str], None]) -> Self:
+        """The same object for one tenant's keys; `on_created` receives the id of a new object."""
         bound = copy(self)
         bound._store = self._store.for_tenant(tenant)  # noqa: SLF001 - a copy of our own
-        bound._made = made  # noqa: SLF001
+        bound._on_created = on_created  # noqa: SLF001
         return bound
 
     def start(self) -> None:
-        """Begin to renew and to clean up."""
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """Stop the threads."""
         for thread in self._threads:
             thread.stop()
 
     @asynccontextmanager
     async def attempt(self, key: str | None) -> AsyncIterator[Attempt]:
-        """Hold the key while the block works; a block that fails frees it.
+        """Reserve the key for the block; a block that fails releases it.
 
         Raises:
-            IdempotencyInProgress: another request with this key is being worked on.
+            IdempotencyInProgress: another request with this key is in progress.
         """
         if key is None:
-            yield Attempt(self._store, self._made)
+            yield Attempt(self._store, self._on_created)
             return
         found = await run_in_threadpool(self._store.reserve, key)
         if isinstance(found, StoredAnswer):
-            yield Attempt(self._store, self._made, answered=found)
+            yield Attempt(self._store, self._on_created, answered=found)
             return
-        self._held.add(found)
+        self._reserved.add(found)
         try:
-            yield Attempt(self._store, self._made, found)
+            yield Attempt(self._store, self._on_created, found)
         except BaseException:
-            # Shielded: the request may have been cancelled because its client went away.
+            # Shielded: the request may have been cancelled because its client disconnected.
             with anyio.CancelScope(shield=True):
                 await run_in_threadpool(self._release, found)
             raise
         finally:
-            self._held.discard(found)
+            self._reserved.discard(found)
 
     def _release(self, reservation: Reservation) -> None:
         try:
             self._store.release(reservation)
         except CoreError as error:
-            # Nobody renews it any more, so the key is free in a moment.
-            logger.info("a key stays reserved: %s", error, extra={"action": "key_not_released"})
+            # It is no longer renewed, so the reservation expires soon.
+            logger.info(
+                "an idempotency key stays reserved until it expires: %s",
+                error,
+                extra={"action": "key_not_released"},
+            )
 
     def _renew(self) -> None:
-        self._store.renew(self._held.copy())
+        self._store.renew(self._reserved.copy())

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
     from prometheus_client.samples import Sample
 
-    from service.inference.prompt_cache import ResidentPrompts
+    from service.inference.prompt_cache import PromptCache
     from sharpzo_core.records.jobs import JobStatus
     from sharpzo_core.stores.job_totals import Figures
 
@@ -131,13 +131,13 @@ class _Process(Collector):
 class _ResidentPrompts(Collector):
     """What the inference host holds, read when asked for."""
 
-    def __init__(self, resident: ResidentPrompts, waiting: Callable[[], int]) -> None:
-        self._resident = resident
+    def __init__(self, cache: PromptCache, waiting: Callable[[], int]) -> None:
+        self._cache = cache
         self._waiting = waiting
 
     def collect(self) -> Iterator[Metric]:
         """Gauges and counters."""
-        now = self._resident.residency()
+        now = self._cache.residency()
         for name, text, value in (
             ("prompts_resident", "Prompts that are ready to classify.", now.prompts),
             ("prompts_pinned", "Of these, prompts that are kept there.", now.pinned),
@@ -150,13 +150,13 @@ class _ResidentPrompts(Collector):
             "Prompts asked for, by whether they were ready.",
             labels=["found"],
         )
-        lookups.add_metric(["yes"], self._resident.hits)
-        lookups.add_metric(["no"], self._resident.misses)
+        lookups.add_metric(["yes"], self._cache.hits)
+        lookups.add_metric(["no"], self._cache.misses)
         yield lookups
         yield CounterMetricFamily(
             "sharpzo_prompt_evictions",
             "Prompts that had to make room for others.",
-            value=self._resident.evictions,
+            value=self._cache.evictions,
         )
 
 
@@ -231,9 +231,9 @@ class Metrics:
         if problem is not None:
             self._problems.labels(problem).inc()
 
-    def watch(self, resident: ResidentPrompts, waiting: Callable[[], int]) -> None:
+    def watch(self, cache: PromptCache, waiting: Callable[[], int]) -> None:
         """Report what the inference host holds."""
-        self.registry.register(_ResidentPrompts(resident, waiting))
+        self.registry.register(_ResidentPrompts(cache, waiting))
 
     def observe_decode(self, seconds: float) -> None:
         """Record how long it took to decode and prepare one image."""

@@ -1,4 +1,4 @@
-"""The outermost layer of the application: request ids, metrics, and no error without its form."""
+"""The outermost middleware: request ids, metrics, and a problem document for every error."""
 
 from __future__ import annotations
 
@@ -33,21 +33,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_UNMATCHED = "unmatched"  # label of requests that no route takes
+_UNMATCHED = "unmatched"  # label of requests without a route
 _FIRST_ERROR = 400
 _FIRST_FAILURE = 500
-_TELLS_TROUBLE = frozenset({"/readyz"})  # routes that answer 503 by design
-_CLIENT_CLOSED = 499  # counted only; nobody is left to answer
-_ENDS = "the service ends and has not finished this (send it again)"
+_EXPECTED_503 = frozenset({"/readyz"})  # routes that return 503 by design
+_CLIENT_CLOSED = 499  # for metrics only: the client has disconnected
+_SHUTTING_DOWN = "the service is shutting down and did not finish the request (send it again)"
 _TWO_LENGTHS = "the request has both Content-Length and Transfer-Encoding (send one of them)"
-_COME_BACK = {"Retry-After": "1", "Connection": "close"}
+_RETRY_HEADERS = {"Retry-After": "1", "Connection": "close"}
 
 
 class RequestLayer:
-    """Gives every request an id, measures it, and answers what nobody else has answered.
+    """Gives every request an id, measures it, and responds where nothing else did.
 
-    A body that makes no progress for the configured seconds is given up, and so is one that
-    memory has no room for.
+    It rejects a body that stops for too long or does not fit into memory.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, settings: Settings) -> None:
@@ -57,7 +56,6 @@ class RequestLayer:
         self._memory = BodyMemory(settings.request_memory_mb * MIB)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -78,14 +76,14 @@ class RequestLayer:
                 await self._app(scope, body.receive, answer.send)
         except ClientDisconnect:
             answer.status = _CLIENT_CLOSED
-        except asyncio.CancelledError:  # the server ends and has waited for this long enough
+        except asyncio.CancelledError:  # the grace period of the shutdown is over
             if answer.started:
                 raise
-            await problem(scope, 503, code="shutting_down", detail=_ENDS, headers=_COME_BACK)(
-                scope, receive, answer.send
-            )
+            await problem(
+                scope, 503, code="shutting_down", detail=_SHUTTING_DOWN, headers=_RETRY_HEADERS
+            )(scope, receive, answer.send)
         except Exception:
-            # The last resort: whatever reaches this line is a defect, and still a proper answer.
+            # An error that reaches this line is a bug; the client still gets a problem document.
             logger.exception(
                 "unexpected error (request %s)",
                 scope[REQUEST_ID_KEY],
@@ -96,47 +94,47 @@ class RequestLayer:
             await problem(scope, 500)(scope, receive, answer.send)
         finally:
             body.close()
-            self._note(scope, answer.status, time.perf_counter() - started)
+            self._record(scope, answer.status, time.perf_counter() - started)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count the request; what the service owes an answer for goes to the log as well."""
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count the request, and log it if it failed on our side."""
         method, route = _method(scope), _template(scope)
         self._metrics.observe_request(method, route, status, seconds, problem_code(scope))
         if logger.isEnabledFor(logging.DEBUG):
             extra = {"action": "request_answered", "status": status, "seconds": round(seconds, 6)}
             logger.debug("%s %s: %d", method, route, status, extra=extra)
-        if status >= _FIRST_FAILURE and route not in _TELLS_TROUBLE:
+        if status >= _FIRST_FAILURE and route not in _EXPECTED_503:
             extra = {"action": "request_failed", "status": status}
             logger.warning("%s %s: %d", method, route, status, extra=extra)
 
 
 def _request_id(scope: Scope) -> str:
-    """The caller's id if it is harmless, or a fresh one."""
+    """The client's id if it is well-formed, or a new one."""
     given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
     return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
 
 
 def _has_two_lengths(scope: Scope) -> bool:
-    """Whether a proxy in front may have seen another request than we do."""
+    """Whether a proxy may have framed this request differently (request smuggling)."""
     headers = Headers(scope=scope)
     return "content-length" in headers and "transfer-encoding" in headers
 
 
 def _method(scope: Scope) -> str:
-    """The method if there is one of this name, so that labels stay few."""
+    """The method if it is known, to bound the labels."""
     return scope["method"] if scope["method"] in METHODS else _UNMATCHED
 
 
 def _template(scope: Scope) -> str:
-    """The route's path with its parameters unfilled, so that labels stay few."""
+    """The route's path template, to bound the labels."""
     return getattr(scope.get("route"), "path", _UNMATCHED)
 
 
 class _Answer:
     """Passes a response on, and replaces error bodies that are not problem documents.
 
-    Some of the framework's own errors (a body over the limit, for one) are plain text and bypass
-    the exception handlers.
+    Some errors of the framework, such as a body over the limit, are plain text and bypass the
+    exception handlers.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:

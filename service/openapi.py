@@ -17,15 +17,15 @@ _BEARER = {
     "type": "http",
     "scheme": "bearer",
     "bearerFormat": "szo_...",
-    "description": "An API key (`sharpzo keys create`); not needed before the first is made.",
+    "description": "An API key (`sharpzo keys create`). Not needed until the first one exists.",
 }
-_ANYWHERE = (400,)  # the request calls the service by another name
+_ALWAYS = (400,)  # the Host header is not allowed
 _WITH_KEY = (401, 403, 429)
 _UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own form of a 422
 
 
 def install(app: FastAPI) -> None:
-    """Add the schema of a problem and the API key to the document, and drop FastAPI's problems."""
+    """Add the problem schema and the API key to the document, and drop FastAPI's own errors."""
     derive = app.openapi
 
     def document() -> dict[str, Any]:
@@ -48,13 +48,13 @@ def install(app: FastAPI) -> None:
 
 
 def _keyed(app: FastAPI) -> bool:
-    """Whether a key is needed now; a document made without a running service says that it is."""
+    """Whether a key is needed now; without a running service the document says so."""
     services = getattr(app.state, "services", None)
-    return services is None or services.keyring.was_required
+    return services is None or services.key_cache.was_required
 
 
 def _without_keys(document: dict[str, Any]) -> dict[str, Any]:
-    """The same document where keys may be left out."""
+    """The same document with optional keys."""
     return {
         **document,
         "paths": {
@@ -70,12 +70,12 @@ def _without_keys(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _declare_keys(paths: dict[str, Any], app: FastAPI) -> None:
-    """Say of every route what a key must be able to do, and what is answered without one."""
+    """Add each route's scopes, and its responses without a valid key."""
     for method, path, scopes in declared(app):
         operation = paths.get(path, {}).get(method.lower())
         if operation is None:
             continue
-        operation["responses"] |= {str(k): v for k, v in problems(*_ANYWHERE).items()}
+        operation["responses"] |= {str(k): v for k, v in problems(*_ALWAYS).items()}
         if path not in PUBLIC:
             operation["security"] = [{_SCHEME: [scope]} for scope in scopes]
             operation["responses"] |= {str(k): v for k, v in problems(*_WITH_KEY).items()}

@@ -20,28 +20,27 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=BaseModel)
 
-MAX_JSON_BYTES = 1 << 20  # of a request body, unless its route says otherwise
+MAX_JSON_BYTES = 1 << 20  # of a request body, by default
 _INLINE_BYTES = 64 << 10  # larger bodies are parsed off the event loop
 
 
 class StrictRequest(Request):
-    """A request whose JSON was parsed strictly before the framework asks for it."""
+    """A request whose JSON was already parsed strictly."""
 
     parsed: Any = None
 
     async def json(self) -> Any:  # noqa: ANN401 - any JSON value
-        """The body's value."""
         return self.parsed
 
 
 class StrictRoute(APIRoute):
-    """Asks for the caller's scope before it reads anything, and parses a JSON body strictly.
+    """Checks the caller's scope before it reads the body, and parses JSON strictly.
 
-    The errors of `strict_json.loads` reach the handlers unchanged.
+    Errors of `strict_json.loads` reach the error handlers unchanged.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap the framework's handler: rights come first, then the body if there is one."""
+        """Wrap the framework's handler: scopes first, then the body if there is one."""
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
@@ -56,15 +55,15 @@ class StrictRoute(APIRoute):
 
 
 async def read_json(request: Request, max_bytes: int | None = None) -> Any:  # noqa: ANN401 - any JSON value
-    """Parse a request's JSON body; `max_bytes` is for routes whose own limit is for something else.
+    """Parse a request's JSON body; `max_bytes` is for routes with a larger limit for uploads.
 
     Raises:
         UnsupportedMedia: its Content-Type is not JSON.
-        PayloadTooLarge: it is longer than `max_bytes`.
+        PayloadTooLarge: it exceeds `max_bytes`.
         MalformedJson, ValidationFailed: see `strict_json.loads`.
     """
     if media_type(request) != "application/json":
-        raise UnsupportedMedia("send application/json")
+        raise UnsupportedMedia("the body is not JSON (send application/json)")
     body = await _read(request, max_bytes)
     if len(body) <= _INLINE_BYTES:
         return loads(body)
@@ -78,15 +77,15 @@ async def _read(request: Request, max_bytes: int | None) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise PayloadTooLarge(f"a JSON body may have {max_bytes} bytes here")
+            raise PayloadTooLarge(f"the JSON body exceeds {max_bytes} bytes (shorten it)")
     return bytes(body)
 
 
 def parse(model: type[M], value: object) -> M:
-    """Check a parsed body against its model.
+    """Validate a parsed body.
 
     Raises:
-        ValidationFailed: with a JSON pointer to each fault, and without the input.
+        ValidationFailed: with a JSON pointer to each fault, without the input.
     """
     try:
         return model.model_validate(value)

@@ -8,12 +8,11 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from service.auth.audit import AuditLog
-from service.auth.key_cache import Keyring
+from service.auth.key_cache import KeyCache
 from service.auth.rate_limits import RateLimits
 from service.broker_probe import BrokerProbe
 from service.idempotency import Idempotency
@@ -24,6 +23,7 @@ from sharpzo_core.broker.queue import JobQueue, make_celery
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.logging import job_context
 from sharpzo_core.migrations import migrate
+from sharpzo_core.records.jobs import Origin
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.alias_store import AliasStore
 from sharpzo_core.stores.audit import AuditStore
@@ -39,9 +39,7 @@ from sharpzo_core.stores.quotas import Quotas, UsageStore
 from sharpzo_core.stores.worker_store import WorkerStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    import sqlalchemy as sa
+    from collections.abc import Callable
 
     from service.auth.principal import Caller
     from service.metrics import Metrics
@@ -50,173 +48,155 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STRAY_LEASES = 3  # durations of a lease after which an upload that nobody touches is removed
+STRAY_LEASES = 3  # an upload that is untouched for so many lease durations is removed
 
 
-@dataclass(frozen=True)
 class Services:
-    """Stores, queue and threads; made by `open_services` when the application starts."""
+    """Everything that a running application holds open: stores, queue and threads.
 
-    settings: Settings
-    metrics: Metrics
-    database: sa.Engine
-    jobs: JobStore
-    datasets: DatasetStore
-    dataset_leases: DatasetLeases
-    prompts: PromptStore
-    aliases: AliasStore
-    keys: KeyStore
-    usage: UsageStore
-    figures: FigureStore
-    audited: AuditStore
-    audit: AuditLog
-    keyring: Keyring
-    rates: RateLimits
-    workers: WorkerStore
-    artifacts: ArtifactStore
-    images: ImageStore
-    queue: JobQueue
-    broker: BrokerProbe
-    ringer: ThreadPoolExecutor  #: Rings off the request, so that a dead broker delays nobody
-    uploads: Uploads
-    ingest: Ingest
-    inference: InferenceHost
-    idempotency: Idempotency
-    stopping: threading.Event  #: Set when the server is told to end; long answers end then
+    Its stores are the default tenant's. Routes get those of their caller from `TenantServices`.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        quotas = Quotas.from_settings(settings)
+        owner = f"{uuid.uuid4().hex}@{socket.gethostname()}"
+        stray_seconds = STRAY_LEASES * settings.lease_seconds
+        self.settings = settings
+        self.metrics = metrics
+        self.database = make_engine(settings)
+        self.jobs = JobStore(self.database, quotas=quotas)
+        self.datasets = DatasetStore(self.database, quotas=quotas)
+        self.dataset_leases = DatasetLeases(self.database, owner, settings.lease_seconds)
+        self.prompts = PromptStore(self.database, quotas=quotas)
+        self.aliases = AliasStore(self.database)
+        self.keys = KeyStore(self.database)
+        self.usage = UsageStore(self.database)
+        self.job_totals = FigureStore(self.database)
+        self.audit_entries = AuditStore(self.database)
+        self.workers = WorkerStore(self.database)
+        self.artifacts = ArtifactStore.from_url(settings.artifacts)
+        self.images = ImageStore(self.database, self.artifacts)
+        self.queue = JobQueue(make_celery(settings))
+        self.broker = BrokerProbe(settings, self.queue)
+        #: Workers are notified by a thread of its own, so that a dead broker delays no request.
+        self.notifier = ThreadPoolExecutor(1, thread_name_prefix="notify")
+        self.audit_log = AuditLog(self.audit_entries, settings.audit_days)
+        self.key_cache = KeyCache(self.keys)
+        self.rate_limits = RateLimits(settings)
+        self.uploads = Uploads(
+            settings.data_dir / "uploads", settings.max_upload_bytes, stray_seconds
+        )
+        self.ingest = Ingest(
+            datasets=self.datasets.for_all_tenants(),
+            leases=self.dataset_leases,
+            artifacts=self.artifacts,
+            images=self.images,
+            uploads=self.uploads,
+            settings=settings,
+        )
+        self.inference = InferenceHost(settings, self.artifacts, metrics)
+        self.idempotency = Idempotency(IdempotencyStore(self.database, settings.idempotency_hours))
+        #: Set when the server begins to shut down; streams end then.
+        self.stopping = threading.Event()
 
     def notify(self, job_id: str) -> None:
-        """Tell a worker that a job waits, some time soon; workers look by themselves as well."""
-        self.ringer.submit(copy_context().run, self.queue.notify, job_id)
-
-    def for_caller(
-        self, caller: Caller, made: Callable[[str], None], request_id: str
-    ) -> TenantServices:
-        """What a request of this caller may use; `made` is told the id of what it creates."""
-        return TenantServices(
-            caller=caller,
-            settings=self.settings,
-            jobs=self.jobs.for_tenant(caller.tenant),
-            datasets=self.datasets.for_tenant(caller.tenant),
-            prompts=self.prompts.for_tenant(caller.tenant),
-            aliases=self.aliases.for_tenant(caller.tenant),
-            idempotency=self.idempotency.for_tenant(caller.tenant, made),
-            keys=self.keys.for_tenant(caller.tenant),
-            usage=self.usage.for_tenant(caller.tenant),
-            audit=self.audited.for_tenant(caller.tenant),
-            dataset_leases=self.dataset_leases,
-            artifacts=self.artifacts,
-            uploads=self.uploads,
-            ingest=self.ingest,
-            inference=self.inference,
-            stopping=self.stopping,
-            notify=self.notify,
-            still_admitted=partial(self.keyring.still_admits, caller),
-            request_id=request_id,
-        )
+        """Wake a worker for a queued job, soon; workers also poll the database by themselves."""
+        self.notifier.submit(copy_context().run, self.queue.notify, job_id)
 
     def close(self) -> None:
         """Stop every thread and close every connection."""
         self.stopping.set()
-        self.ringer.shutdown(wait=True, cancel_futures=True)
+        self.notifier.shutdown(wait=True, cancel_futures=True)
         self.ingest.close()
         self.idempotency.close()
-        self.keyring.close()
-        self.audit.close()
+        self.key_cache.close()
+        self.audit_log.close()
         self.inference.close()
         self.broker.close()
         self.queue.close()
         self.database.dispose()
 
 
-@dataclass(frozen=True)
 class TenantServices:
-    """What a request may use: stores that see its tenant alone, and what is nobody's.
+    """What one request may use: stores of its tenant's rows alone, and what has no tenant.
 
     Files have no tenant: their names are ids, and ids come from these stores.
     """
 
-    caller: Caller
-    settings: Settings
-    jobs: JobStore
-    datasets: DatasetStore
-    prompts: PromptStore
-    aliases: AliasStore
-    idempotency: Idempotency
-    keys: KeyStore
-    usage: UsageStore
-    audit: AuditStore
-    dataset_leases: DatasetLeases
-    artifacts: ArtifactStore
-    uploads: Uploads
-    ingest: Ingest
-    inference: InferenceHost
-    stopping: threading.Event
-    notify: Callable[[str], None]
-    still_admitted: Callable[[], Awaitable[bool]]  #: Whether the caller would be let in now
-    request_id: str
+    def __init__(
+        self,
+        process: Services,
+        caller: Caller,
+        request_id: str,
+        note_created: Callable[[str], None],
+    ) -> None:
+        self._process = process
+        self._note_created = note_created
+        self.caller = caller
+        self.origin = Origin(caller.key_id, request_id)
+        self.settings = process.settings
+        self.dataset_leases = process.dataset_leases
+        self.artifacts = process.artifacts
+        self.uploads = process.uploads
+        self.ingest = process.ingest
+        self.inference = process.inference
+        self.stopping = process.stopping
+        self.notify = process.notify
 
-    def accept(self, job: Job) -> None:
-        """Make a job that is stored known: to the log, and to a worker."""
+    @cached_property
+    def jobs(self) -> JobStore:
+        return self._process.jobs.for_tenant(self.caller.tenant)
+
+    @cached_property
+    def datasets(self) -> DatasetStore:
+        return self._process.datasets.for_tenant(self.caller.tenant)
+
+    @cached_property
+    def prompts(self) -> PromptStore:
+        return self._process.prompts.for_tenant(self.caller.tenant)
+
+    @cached_property
+    def aliases(self) -> AliasStore:
+        return self._process.aliases.for_tenant(self.caller.tenant)
+
+    @cached_property
+    def keys(self) -> KeyStore:
+        return self._process.keys.for_tenant(self.caller.tenant)
+
+    @cached_property
+    def usage(self) -> UsageStore:
+        return self._process.usage.for_tenant(self.caller.tenant)
+
+    @cached_property
+    def audit_entries(self) -> AuditStore:
+        return self._process.audit_entries.for_tenant(self.caller.tenant)
+
+    @cached_property
+    def idempotency(self) -> Idempotency:
+        return self._process.idempotency.for_tenant(self.caller.tenant, self._note_created)
+
+    async def is_still_admitted(self) -> bool:
+        """Whether the caller's key is still valid."""
+        return await self._process.key_cache.still_admits(self.caller)
+
+    def announce(self, job: Job) -> None:
+        """Log that a new job was accepted, and notify a worker."""
         with job_context(job):
             logger.info("job %s is accepted", job.id, extra={"action": "job_accepted"})
             self.notify(job.id)
 
 
 def open_services(settings: Settings, metrics: Metrics) -> Services:
-    """Bring the database up to date, open the stores and start the background threads.
+    """Migrate the database, open the stores and start the background threads.
 
     Raises:
         CoreError: a store does not answer.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings)
-    database = make_engine(settings)
-    quotas = Quotas.from_settings(settings)
-    datasets = DatasetStore(database, quotas=quotas)
-    artifacts = ArtifactStore.from_url(settings.artifacts)
-    images = ImageStore(database, artifacts)
-    patience = STRAY_LEASES * settings.lease_seconds
-    uploads = Uploads(settings.data_dir / "uploads", settings.max_upload_bytes, patience)
-    owner = f"{uuid.uuid4().hex}@{socket.gethostname()}"
-    leases = DatasetLeases(database, owner, settings.lease_seconds)
-    job_queue = JobQueue(make_celery(settings))
-    services = Services(
-        settings=settings,
-        metrics=metrics,
-        database=database,
-        jobs=JobStore(database, quotas=quotas),
-        datasets=datasets,
-        dataset_leases=leases,
-        prompts=PromptStore(database, quotas=quotas),
-        aliases=AliasStore(database),
-        keys=KeyStore(database),
-        usage=UsageStore(database),
-        figures=FigureStore(database),
-        audited=AuditStore(database),
-        audit=AuditLog(AuditStore(database), settings.audit_days),
-        keyring=Keyring(KeyStore(database)),
-        rates=RateLimits(settings),
-        workers=WorkerStore(database),
-        artifacts=artifacts,
-        images=images,
-        queue=job_queue,
-        broker=BrokerProbe(settings, job_queue),
-        ringer=ThreadPoolExecutor(1, thread_name_prefix="ring"),
-        uploads=uploads,
-        ingest=Ingest(
-            datasets=datasets.for_all_tenants(),
-            leases=leases,
-            artifacts=artifacts,
-            images=images,
-            uploads=uploads,
-            settings=settings,
-        ),
-        inference=InferenceHost(settings, artifacts, metrics),
-        idempotency=Idempotency(IdempotencyStore(database, settings.idempotency_hours)),
-        stopping=threading.Event(),
-    )
+    services = Services(settings, metrics)
     services.ingest.start()
     services.idempotency.start()
-    services.keyring.start()
-    services.audit.start()
+    services.key_cache.start()
+    services.audit_log.start()
     return services

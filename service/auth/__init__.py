@@ -1,1 +1,1 @@
-"""Who may do what, and how often: keys, scopes, rate limits, the audit log."""
+"""Authentication, authorisation, rate limits and the audit log."""

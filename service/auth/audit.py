@@ -1,7 +1,7 @@
-"""Writing the audit log beside the requests: nobody waits for it, and an orderly stop writes all.
+"""The audit log, written in the background: no request waits for it.
 
-Entries wait in memory for a fraction of a second, and for the database if it is away. If too many
-wait, the oldest are kept, the others are counted in the log and are lost.
+Entries are buffered in memory for a fraction of a second, longer while the database is down. A full
+buffer drops new entries, and their number is logged. An orderly shutdown writes everything.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 
     from sharpzo_core.stores.audit import AuditStore
 
-MAX_WAITING = 10_000  # entries
+MAX_BUFFERED = 10_000  # entries
 BATCH = 500  # entries in one transaction
 GATHER_SECONDS = 0.2  # between two transactions
-AGAIN_SECONDS = 1.0  # until the database is tried again
+RETRY_SECONDS = 1.0  # until the database is tried again
 STOP_SECONDS = 5.0  # how long an orderly stop tries
-RETENTION_SECONDS = 3600.0  # between two looks for entries whose time is over
-REFUSED = frozenset({401, 403, 429})
+CLEANUP_SECONDS = 3600.0  # between two deletions of entries past their retention
+REJECTED = frozenset({401, 403, 429})
 FLOOD_SECONDS = 60.0
-#: Refusals, by code, that one key or address may have noted in that time. Nothing else bounds them,
-#: and one entry for each would fill the database. (Wrong keys have a limit of their own.)
+#: How many rejections of a code one key or address gets logged in that time: nothing else bounds
+#: them, and an entry for each would fill the database. (Wrong keys have a rate limit.)
 FLOODS = {AuthRequired.code: 100, RateLimited.code: 1}
 MAX_FLOODS = 10_000  # keys and addresses
-MAX_ADDRESS = 64  # characters; what a proxy forwards need be none
+MAX_ADDRESS = 64  # characters; a proxy may forward anything
 _FIRST_ERROR = 400
 _OBJECT = "sharpzo.object"  # in the ASGI scope
 _OBJECT_ID = re.compile(r"[A-Za-z0-9._:@-]{1,320}")
@@ -62,7 +62,7 @@ class AuditLog:
 
     def __init__(self, store: AuditStore, days: int, clock: Clock = utc_now) -> None:
         self._store = store
-        self._kept = timedelta(days=days)
+        self._retention = timedelta(days=days)
         self._clock = clock
         self._waiting: deque[AuditEntry] = deque()
         self._lost = 0
@@ -70,67 +70,70 @@ class AuditLog:
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
 
     def start(self) -> None:
-        """Begin to write."""
         self._thread.start()
 
     def close(self) -> None:
-        """Write what waits, and stop."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(2 * STOP_SECONDS)
 
-    def note(self, entry: AuditEntry) -> None:
-        """Keep an entry, soon."""
-        if len(self._waiting) >= MAX_WAITING:
+    def add(self, entry: AuditEntry) -> None:
+        if len(self._waiting) >= MAX_BUFFERED:
             self._lost += 1
             return
         self._waiting.append(entry)
 
     def _run(self) -> None:
-        tidied = -RETENTION_SECONDS
+        cleaned_at = -CLEANUP_SECONDS
         while not self._stopping.wait(GATHER_SECONDS):
             if not self._write_some():
-                self._stopping.wait(AGAIN_SECONDS)
-            elif time.monotonic() - tidied >= RETENTION_SECONDS:
-                tidied = time.monotonic()
-                self._attempt_to_tidy()
+                self._stopping.wait(RETRY_SECONDS)
+            elif time.monotonic() - cleaned_at >= CLEANUP_SECONDS:
+                cleaned_at = time.monotonic()
+                self._delete_expired()
         deadline = time.monotonic() + STOP_SECONDS
         while self._waiting and time.monotonic() < deadline:
             if not self._write_some():
                 time.sleep(GATHER_SECONDS)
-        self._tell_lost(self._lost + len(self._waiting))
+        self._log_lost(self._lost + len(self._waiting))
 
     def _write_some(self) -> bool:
-        """Write the oldest entries; False if that failed, and they wait on."""
+        """Write the oldest entries; False if the database is down, and they stay buffered."""
         some = [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
         if not some:
             return True
         try:
             self._store.append(some)
         except CoreError as error:
-            logger.warning("the audit log waits: %s", error, extra={"action": "audit_waits"})
+            logger.warning(
+                "the audit log is buffered until the database answers: %s",
+                error,
+                extra={"action": "audit_waits"},
+            )
             return False
-        except Exception:  # a defect of one entry must not hold up all others for ever
-            logger.exception("audit entries cannot be written", extra={"action": "audit_lost"})
+        except Exception:  # one bad entry must not block all others
+            logger.exception("audit entries could not be written", extra={"action": "audit_lost"})
         for _ in some:
             self._waiting.popleft()
         lost, self._lost = self._lost, 0
-        self._tell_lost(lost)
+        self._log_lost(lost)
         return True
 
-    def _tell_lost(self, entries: int) -> None:
+    def _log_lost(self, entries: int) -> None:
         if entries:
-            logger.error("%d audit entries are lost", entries, extra={"action": "audit_lost"})
+            logger.error("%d audit entries were lost", entries, extra={"action": "audit_lost"})
 
-    def _attempt_to_tidy(self) -> None:
+    def _delete_expired(self) -> None:
         try:
-            self._store.delete_before(self._clock() - self._kept)
+            self._store.delete_before(self._clock() - self._retention)
         except CoreError as error:
-            logger.info("old audit entries stay: %s", error, extra={"action": "audit_kept"})
+            logger.info(
+                "expired audit entries were not deleted: %s", error, extra={"action": "audit_kept"}
+            )
 
 
 class Auditor:
-    """Tells which requests are to be noted, and what of them."""
+    """Decides which requests are logged, and builds their entries."""
 
     def __init__(
         self,
@@ -141,18 +144,18 @@ class Auditor:
         self._routes = list(iter_route_contexts(app.routes))
         self._clock = clock
         self._ticks = ticks
-        # (code, key or address) -> when it began, and how often it was noted since
+        # (code, key or address) -> start of the window, entries in it
         self._floods: dict[tuple[str, str | None], tuple[float, int]] = {}
 
     def entry(
         self, scope: Scope, status: int, address: str | None, *, replayed: bool
     ) -> AuditEntry | None:
-        """What to note of an answered request, or None."""
-        if not (status in REFUSED or _may_have_changed(scope, status, replayed=replayed)):
+        """The entry of an answered request, or None if it is not logged."""
+        if not (status in REJECTED or _may_have_changed(scope, status, replayed=replayed)):
             return None
         route = self._route(scope)
         original = None if route is None else route.original_route
-        if status not in REFUSED and not changes_state(scope["method"], original):
+        if status not in REJECTED and not changes_state(scope["method"], original):
             return None
         caller = known_caller(scope)
         code = problem_code(scope)
@@ -174,7 +177,7 @@ class Auditor:
         )
 
     def _is_flood(self, code: str, who: str | None) -> bool:
-        """Whether enough entries tell of it."""
+        """Whether this code was logged often enough for now."""
         now = self._ticks()
         since, noted = self._floods.get((code, who), (now, 0))
         if now - since >= FLOOD_SECONDS:
@@ -187,7 +190,7 @@ class Auditor:
         return False
 
     def _route(self, scope: Scope) -> RouteContext | None:
-        """The route that took the request, or would have."""
+        """The route that handled the request, or would have with another method."""
         path, partial = get_route_path(scope), None
         for context in self._routes:
             if context.path_regex.match(path):
@@ -198,23 +201,23 @@ class Auditor:
 
 
 def _method(scope: Scope, route: RouteContext | None) -> str:
-    """The method; text that fits no column would take other entries with it."""
+    """The method if known; any other text may not fit the column and fail the whole batch."""
     method: str = scope["method"]
     return method if route is not None and method in METHODS else "?"
 
 
 def _may_have_changed(scope: Scope, status: int, *, replayed: bool) -> bool:
-    """Whether the route has to be looked at: most requests only read."""
+    """A cheap first check, since most requests only read."""
     return status < _FIRST_ERROR and not replayed and scope["method"] not in READING
 
 
 def note_object(scope: Scope, object_id: str) -> None:
-    """Say what a request has made."""
+    """Record the id of the object that a request created."""
     scope[_OBJECT] = object_id
 
 
 def _object_of(scope: Scope) -> str | None:
-    """What the request made, or was about; text that cannot name anything is left out."""
+    """The id of the object that was created or named; None if the text is not a valid id."""
     named = [scope.get(_OBJECT), *scope.get("path_params", {}).values()]
     found: str | None = next((text for text in named if text is not None), None)
     if found is None or not _OBJECT_ID.fullmatch(found) or holds_key(found):

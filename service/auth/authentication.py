@@ -1,8 +1,8 @@
-"""The gate: who may come in at all. It stands before the routes and looks at no body.
+"""Authentication: a middleware in front of the routes that does not read bodies.
 
-In this order: the `Host` that the request names; where it comes from, as long as no key is needed;
-its key; how many requests that key has sent; and once a slow body has come, its key again. What a
-key may do is asked by `access`, route by route.
+It checks, in this order, the `Host` header; the `Origin`, as long as no key is needed; the API key;
+the key's rate limit; and after a slow body, the key again. What a key may do is checked by
+`authorization`, route by route.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 
 from service.auth.authorization import is_public_path
-from service.auth.principal import ANYBODY, admit, known_caller
+from service.auth.principal import ANYBODY, known_caller, set_caller
 from service.error_handlers import answer
 from service.errors import HostNotAllowed, OriginNotAllowed
 from service.idempotency import REPLAYED_HEADER
@@ -33,120 +33,119 @@ if TYPE_CHECKING:
     from service.services import Services
     from sharpzo_core.settings import Settings
 
-AT_ONCE_SECONDS = 0.25  # a body that is there in so short a time was sent by whoever came in
+RECHECK_SECONDS = 0.25  # the key is checked again after a body that took longer
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_POLICY_VIOLATION = 1008  # code of a WebSocket's end: there are none here
+_POLICY_VIOLATION = 1008  # close code: there are no WebSockets here
 _SAFE = ("GET", "HEAD", "OPTIONS", "TRACE")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
-class Gate:
-    """Answers those that may not come in; for all others it notes who asks."""
+class Authentication:
+    """Rejects unauthenticated requests; for all others it records the caller."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._listed = settings.allowed_host_names
         host = settings.host.lower()
-        self._near = frozenset({*LOOPBACK, f"[{host}]" if ":" in host else host})
+        self._own_names = frozenset({*LOOPBACK, f"[{host}]" if ":" in host else host})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
-        noting = _Noting(scope, send)
+        response = _AuditedSend(scope, send)
         try:
-            noting.headers = await self._admit(scope)
+            response.headers = await self._authenticate(scope)
         except CoreError as error:
-            await answer(Request(scope), error)(scope, receive, noting.send)
+            await answer(Request(scope), error)(scope, receive, response.send)
             return
         caller = known_caller(scope)
-        with _about(caller):
-            await self._app(scope, _Body(scope, receive).receive, noting.send)
+        with _caller_context(caller):
+            await self._app(scope, _RecheckedBody(scope, receive).receive, response.send)
 
-    async def _admit(self, scope: Scope) -> dict[str, str]:
-        """Let the request in; returns headers for its answer.
+    async def _authenticate(self, scope: Scope) -> dict[str, str]:
+        """Authenticate the request; returns headers for its response.
 
         Raises:
-            CoreError: it may not come in.
+            CoreError: it is rejected.
         """
         services: Services = scope["app"].state.services
         headers = Headers(scope=scope)
         host = _host(headers)
         if _is_public(scope):  # answered without the database
-            self._check_host(host, keyed=services.keyring.was_required)
+            self._check_host(host, keyed=services.key_cache.was_required)
             return {}
-        keyed = await services.keyring.required()
+        keyed = await services.key_cache.required()
         self._check_host(host, keyed=keyed)
         if not keyed:
             _check_origin(scope["method"], headers)
-            admit(scope, ANYBODY)
+            set_caller(scope, ANYBODY)
             return {}
         try:
-            caller = await services.keyring.identify(headers.getlist("authorization"))
+            caller = await services.key_cache.identify(headers.getlist("authorization"))
         except AuthInvalid:
-            await services.rates.fail(address_of(scope) or "")
+            await services.rate_limits.fail(address_of(scope) or "")
             raise
-        admit(scope, caller)
-        left = await services.rates.take(caller)
+        set_caller(scope, caller)
+        left = await services.rate_limits.take(caller)
         return {} if left is None else left.headers
 
     def _check_host(self, host: str, *, keyed: bool) -> None:
-        """The name is one of the service's; where keys are needed any will do.
+        """Check the host name; any is accepted where keys are needed.
 
-        `*` stands for any name, `*.example.org` for what ends so.
+        `*` allows any name, `*.example.org` any subdomain.
 
         Raises:
-            HostNotAllowed: it is not.
+            HostNotAllowed: the name is not allowed.
         """
-        allowed = self._listed or (frozenset("*") if keyed else self._near)
+        allowed = self._listed or (frozenset("*") if keyed else self._own_names)
         parents = {f"*.{host.partition('.')[2]}"} if "." in host else set()
         if allowed.isdisjoint({host, "*"} | parents):
             raise HostNotAllowed
 
 
-def _about(caller: Caller | None) -> AbstractContextManager[None]:
-    """What the log is to say of whoever asks."""
+def _caller_context(caller: Caller | None) -> AbstractContextManager[None]:
+    """Add the caller to the log context."""
     return (
         nullcontext() if caller is None else log_context(tenant=caller.tenant, key_id=caller.key_id)
     )
 
 
 def address_of(scope: Scope) -> str | None:
-    """Where the request comes from; a proxy's word counts only if the operator trusts it."""
+    """The client's address; uvicorn honours forwarded ones only from trusted proxies."""
     client = scope.get("client")
     return None if client is None else str(client[0])
 
 
 def _is_public(scope: Scope) -> bool:
-    # The path that the router goes by, never one that is put together from the Host header. Other
-    # methods than reading ones are refused behind it.
+    # The path that the router uses, never one derived from the Host header. `authorize` rejects
+    # methods that do not read.
     return is_public_path(get_route_path(scope))
 
 
 def _host(headers: Headers) -> str:
-    """The name that the request calls this service by.
+    """The host name without the port.
 
     Raises:
-        HostNotAllowed: it names none, several, or something that is no name.
+        HostNotAllowed: there is none, there are several, or it is malformed.
     """
     found = headers.getlist("host")
     match = _HOST.fullmatch(found[0]) if len(found) == 1 else None
     if match is None:
-        raise HostNotAllowed("the Host header is not one host name")
+        raise HostNotAllowed("the Host header is not one valid host name (send exactly one)")
     return match[1].lower().rstrip(".")
 
 
 def _check_origin(method: str, headers: Headers) -> None:
-    """A request that changes something does not come from another site's page.
+    """Reject changes that another site's page sends.
 
-    Nobody is asked for a key, so a browser on this machine must not be led to send it.
+    Without keys, that page could make a browser on this machine send them.
 
     Raises:
-        OriginNotAllowed: it does.
+        OriginNotAllowed: the request comes from another site.
     """
     if method in _SAFE:
         return
@@ -156,10 +155,10 @@ def _check_origin(method: str, headers: Headers) -> None:
         raise OriginNotAllowed
 
 
-class _Body:
-    """Passes a body on, and looks at its end whether its sender would be let in now.
+class _RecheckedBody:
+    """Checks the caller again at the end of a slow body.
 
-    Otherwise a body that is begun in time, and sent slowly, makes a new key with a revoked one.
+    Otherwise a slow body that was started in time could create a new key with a revoked one.
     """
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
@@ -168,24 +167,24 @@ class _Body:
         self._began = time.monotonic()
 
     async def receive(self) -> Message:
-        """The next message.
+        """Pass on the next message.
 
         Raises:
-            AuthInvalid: the sender would not be let in.
+            AuthInvalid: the caller's key is no longer valid.
             StorageUnavailable: the database does not tell.
         """
         message = await self._receive()
         caller = known_caller(self._scope)
         ends = message["type"] == "http.request" and not message.get("more_body", False)
-        if ends and caller is not None and time.monotonic() - self._began > AT_ONCE_SECONDS:
+        if ends and caller is not None and time.monotonic() - self._began > RECHECK_SECONDS:
             services: Services = self._scope["app"].state.services
-            if not await services.keyring.still_admits(caller):
+            if not await services.key_cache.still_admits(caller):
                 raise AuthInvalid
         return message
 
 
-class _Noting:
-    """Adds headers to an answer, and has it noted in the audit log if it is to be."""
+class _AuditedSend:
+    """Adds headers to a response and writes it to the audit log if it belongs there."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
@@ -196,11 +195,11 @@ class _Noting:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=message.setdefault("headers", []))
             headers.update(self.headers)
-            self._note(message["status"], replayed=REPLAYED_HEADER in headers)
+            self._audit(message["status"], replayed=REPLAYED_HEADER in headers)
         await self._send(message)
 
-    def _note(self, status: int, *, replayed: bool) -> None:
+    def _audit(self, status: int, *, replayed: bool) -> None:
         state = self._scope["app"].state
         entry = state.auditor.entry(self._scope, status, address_of(self._scope), replayed=replayed)
         if entry is not None:
-            state.services.audit.note(entry)
+            state.services.audit_log.add(entry)

@@ -1,9 +1,8 @@
-"""Which route needs which scope, declared beside the route and enforced before its body is read.
+"""Which scope each route needs: declared at the route, enforced before its body is read.
 
-`Needs(Scope.JOBS)` stands among the dependencies of a router, or of a route, where it goes before
-that of its router. A route that declares nothing is closed to everybody, so that one that somebody
-adds and forgets is found at once. Whether the caller has a key at all is asked earlier, by the
-gate, of every path but the public ones.
+`Needs(Scope.JOBS)` is a dependency of a router or of a route; the route's overrides the router's. A
+route that declares nothing rejects every caller, so that a forgotten declaration is found at once.
+`authentication` has checked before that the caller has a key, except on public paths.
 """
 
 from __future__ import annotations
@@ -23,34 +22,34 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.routing import BaseRoute
 
-ASSETS = "/assets/"  #: What the pages are made of.
-#: Routes that everybody may read. Nothing else is answered without a key once there is one.
+ASSETS = "/assets/"  #: Scripts, styles and pictures of the pages.
+#: Routes that need no key. Once a key exists, every other route needs one.
 PUBLIC = frozenset({"/", f"{ASSETS}{{name}}", "/docs", "/livez", "/openapi.json", "/readyz"})
-#: Methods that exist. A stranger can think of any number of others, each as long as a head.
+#: Known methods: an untrusted client can invent any number of others, of any length.
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 #: Methods that change nothing.
 READING = frozenset({"GET", "HEAD"})
-#: Any key will do.
+#: For routes that any key may use.
 ANY_SCOPE = tuple(Scope)
 
 
 class _Declared:
-    """The scopes of a route, as a dependency that does nothing by itself."""
+    """The scopes of a route, as a dependency that does nothing: `authorize` reads them."""
 
     def __init__(self, scopes: tuple[Scope, ...]) -> None:
         self.scopes = scopes
 
     async def __call__(self) -> None:
-        """Nothing: `authorize` reads the declaration."""
+        pass
 
 
 def Needs(*scopes: Scope) -> Any:  # noqa: ANN401, N802 - reads like FastAPI's own Depends
-    """One of these scopes is needed; an admin has them all."""
+    """Declare that the caller needs one of these scopes; an admin has them all."""
     return params.Depends(_Declared(scopes))
 
 
 def scopes_of(route: object) -> tuple[Scope, ...] | None:
-    """What the route declares, or None: the last declaration is the nearest one."""
+    """The declared scopes or None; the last declaration is the nearest one."""
     found = [
         dependency.dependency.scopes
         for dependency in getattr(route, "dependencies", ())
@@ -60,11 +59,11 @@ def scopes_of(route: object) -> tuple[Scope, ...] | None:
 
 
 async def authorize(request: Request) -> None:
-    """Refuse a caller without the scope that the route needs.
+    """Reject a caller without the scope that the route needs.
 
     Raises:
-        AuthRequired: nobody has come through the gate: it is open for reading alone.
-        ScopeForbidden: the caller has none of them, or the route declares none.
+        AuthRequired: no caller was authenticated; public paths are only open for reading.
+        ScopeForbidden: the caller has none of the scopes, or the route declares none.
     """
     route = request.scope["route"]
     if route.path in PUBLIC and request.method in READING:
@@ -78,17 +77,17 @@ async def authorize(request: Request) -> None:
 
 
 def is_public_path(path: str) -> bool:
-    """Whether a request's path leads to a public route, or to none."""
+    """Whether the path is public; unknown assets count as public."""
     return path in PUBLIC or path.startswith(ASSETS)
 
 
 def declared(app: FastAPI) -> Iterator[tuple[str, str, Sequence[Scope]]]:
-    """Method, path and scopes of every route that the application has."""
+    """Method, path and scopes of every route of the application."""
     for context in iter_route_contexts(app.routes):
         for method in sorted(context.methods or ()):
             yield method, context.path or "", scopes_of(context.original_route) or ()
 
 
 def changes_state(method: str, route: BaseRoute | None) -> bool:
-    """Whether a request that succeeds has changed something; classifying changes nothing."""
+    """Whether a successful request changes something; classifying does not."""
     return method not in READING and scopes_of(route) != (Scope.INFER,)

@@ -1,8 +1,7 @@
-"""Keys as this process knows them: looked up in the database, and remembered for a moment.
+"""API keys, looked up in the database and cached for a moment.
 
-Whatever is remembered is at most `FRESH_SECONDS` old, so a key that is revoked is refused soon in
-every process. While the database does not answer nothing can be revoked in it, and what was seen
-last goes on being true for `STALE_SECONDS`.
+A cached key is at most `FRESH_SECONDS` old, so every process soon rejects a revoked one. While the
+database is down nothing can be revoked, and cached keys stay valid for `STALE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -31,41 +30,41 @@ T = TypeVar("T")
 
 FRESH_SECONDS = 2.0
 STALE_SECONDS = 60.0
-USED_SECONDS = 60.0  # between two notes of when keys were last used
-MAX_KNOWN = 10_000  # keys, right and wrong ones
+USED_SECONDS = 60.0  # between two writes of when keys were last used
+MAX_KNOWN = 10_000  # keys, valid and invalid ones
 _SCHEME = "bearer"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Seen(Generic[T]):
+class _Cached(Generic[T]):
     value: T
     at: float
 
 
-class _Memory(Generic[T]):
-    """Answers to questions, each asked once at a time and kept for a moment."""
+class _Cache(Generic[T]):
+    """Cached lookups; concurrent lookups of one key share one query."""
 
     def __init__(self, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
-        self._seen: dict[str, _Seen[T]] = {}
-        self._asking: dict[str, asyncio.Task[T]] = {}
+        self._seen: dict[str, _Cached[T]] = {}
+        self._running: dict[str, asyncio.Task[T]] = {}
 
-    async def get(self, question: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """What `ask` answers, or answered a moment ago.
+    async def get(self, key: str, query: Callable[[], Awaitable[T]]) -> T:
+        """The cached result of `query`, or a new one.
 
         Raises:
-            StorageUnavailable: it has no answer, and no recent one is known.
+            StorageUnavailable: the query failed, and no recent result is cached.
         """
-        seen = self._seen.get(question)
+        seen = self._seen.get(key)
         if seen is not None and self._ticks() - seen.at < FRESH_SECONDS:
             return seen.value
-        task = self._asking.get(question)
+        task = self._running.get(key)
         if task is None:
-            task = asyncio.create_task(self._ask(question, ask))
-            self._asking[question] = task
-            task.add_done_callback(lambda done: self._settled(question, done))
+            task = asyncio.create_task(self._run(key, query))
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._finished(key, done))
         try:
             return await asyncio.shield(task)
         except StorageUnavailable:
@@ -73,22 +72,22 @@ class _Memory(Generic[T]):
                 return seen.value
             raise
 
-    async def _ask(self, question: str, ask: Callable[[], Awaitable[T]]) -> T:
-        began = self._ticks()  # what is true is so since then, not since the answer
-        value = await ask()
+    async def _run(self, key: str, query: Callable[[], Awaitable[T]]) -> T:
+        started = self._ticks()  # the result's age counts from the start of the query
+        value = await query()
         if len(self._seen) >= MAX_KNOWN:
             self._seen.clear()
-        self._seen[question] = _Seen(value, began)
+        self._seen[key] = _Cached(value, started)
         return value
 
-    def _settled(self, question: str, task: asyncio.Task[T]) -> None:
-        self._asking.pop(question, None)
+    def _finished(self, key: str, task: asyncio.Task[T]) -> None:
+        self._running.pop(key, None)
         if not task.cancelled():
-            task.exception()  # seen by whoever waits; nobody may be left
+            task.exception()  # marks it as seen: all who waited may have been cancelled
 
 
-class Keyring:
-    """Who has which key; on the event loop alone."""
+class KeyCache:
+    """Identifies callers by their key; used on the event loop only."""
 
     def __init__(
         self,
@@ -98,47 +97,46 @@ class Keyring:
     ) -> None:
         self._store = store.for_all_tenants()
         self._clock = clock
-        self._keys: _Memory[ApiKey | None] = _Memory(ticks)
-        self._any: _Memory[bool] = _Memory(ticks)
+        self._keys: _Cache[ApiKey | None] = _Cache(ticks)
+        self._any: _Cache[bool] = _Cache(ticks)
         self._required = False
         self._used: dict[str, datetime] = {}
-        self._noting = Periodic("key usage", USED_SECONDS, self._note_used, self._note_used)
+        self._recording = Periodic("key usage", USED_SECONDS, self._record_used, self._record_used)
 
     def start(self) -> None:
-        """Look whether there are keys, and begin to note when they were last used.
+        """Check whether keys exist, and start recording their use.
 
         Raises:
-            StorageUnavailable: the database does not tell.
+            StorageUnavailable: the database does not answer.
         """
         self._required = self._store.any()
-        self._noting.start()
+        self._recording.start()
 
     def close(self) -> None:
-        """Note it a last time."""
-        self._noting.stop()
+        self._recording.stop()
 
     @property
     def was_required(self) -> bool:
-        """Whether a key was needed when this was last asked."""
+        """The last known answer of `required`."""
         return self._required
 
     async def required(self) -> bool:
-        """Whether a key is needed: as soon as one was ever made, and for good.
+        """Whether a key is needed: from the first one that is ever created, permanently.
 
         Raises:
-            StorageUnavailable: the database does not tell.
+            StorageUnavailable: the database does not answer.
         """
         if not self._required:
-            self._required = await self._any.get("", self._ask_any)
+            self._required = await self._any.get("", self._query_any)
         return self._required
 
     async def identify(self, authorization: list[str]) -> Caller:
-        """Whose key the `Authorization` headers hold.
+        """The caller whose key is in the `Authorization` headers.
 
         Raises:
             AuthRequired: there is no such header.
             AuthInvalid: it does not hold a valid key.
-            StorageUnavailable: the database does not tell.
+            StorageUnavailable: the database does not answer.
         """
         if not authorization:
             raise AuthRequired
@@ -153,26 +151,26 @@ class Keyring:
         return Caller.from_record(key)
 
     async def still_admits(self, caller: Caller) -> bool:
-        """Whether a caller that was let in would be let in now.
+        """Whether an earlier authenticated caller would still be accepted.
 
         Raises:
-            StorageUnavailable: the database does not tell.
+            StorageUnavailable: the database does not answer.
         """
         if caller.key is None:
             return not await self.required()
         return await self._find(caller.key.prefix, caller.key.sha256) is not None
 
     async def _find(self, prefix: str, digest: str) -> ApiKey | None:
-        async def ask() -> ApiKey | None:
+        async def query() -> ApiKey | None:
             return await run_in_threadpool(self._store.find, prefix, digest)
 
-        key = await self._keys.get(digest, ask)
+        key = await self._keys.get(digest, query)
         return key if key is not None and key.is_valid(self._clock()) else None
 
-    async def _ask_any(self) -> bool:
+    async def _query_any(self) -> bool:
         return await run_in_threadpool(self._store.any)
 
-    def _note_used(self) -> None:
+    def _record_used(self) -> None:
         used, self._used = self._used, {}
         if not used:
             return
@@ -180,4 +178,4 @@ class Keyring:
             self._store.mark_used(used)
         except CoreError as error:
             self._used = used | self._used
-            logger.info("key usage is not noted now: %s", error, extra={"action": "key_usage"})
+            logger.info("key usage is not recorded yet: %s", error, extra={"action": "key_usage"})

@@ -1,4 +1,4 @@
-"""Who asks: the key's tenant and rights, or everybody's while there are no keys."""
+"""The caller of a request: tenant and rights of its key, or of anyone while no key exists."""
 
 from __future__ import annotations
 
@@ -20,47 +20,45 @@ _CALLER = "sharpzo.caller"  # in the ASGI scope
 
 @dataclass(frozen=True)
 class Caller:
-    """One request's rights."""
+    """The tenant and rights of one request."""
 
     tenant: str
     scopes: frozenset[Scope]
-    key: ApiKey | None  #: None while the service needs none
+    key: ApiKey | None  #: None while no key is needed
 
     @classmethod
     def from_record(cls, key: ApiKey) -> Caller:
-        """Who has this key."""
         return cls(key.tenant, key.scopes, key)
 
     @property
     def key_id(self) -> str | None:
-        """The key's id."""
         return None if self.key is None else self.key.id
 
     @property
     def is_operator(self) -> bool:
-        """Whether figures of all tenants may be told: those that the default tenant lets read."""
+        """Whether the caller may see metrics of all tenants: a metrics key of the default one."""
         return self.tenant == DEFAULT_TENANT and self.may({Scope.METRICS})
 
     def may(self, needed: Collection[Scope]) -> bool:
-        """Whether one of these scopes is the caller's; an admin has all of them."""
+        """Whether the caller has one of these scopes; an admin has all of them."""
         return Scope.ADMIN in self.scopes or not self.scopes.isdisjoint(needed)
 
 
-#: Everybody, as long as no key was made.
+#: The caller of every request as long as no key exists.
 ANYBODY = Caller(DEFAULT_TENANT, frozenset(Scope), None)
 
 
-def admit(connection: Connection, caller: Caller) -> None:
-    """Note who asks; for the gate alone."""
+def set_caller(connection: Connection, caller: Caller) -> None:
+    """Record the caller; for `authentication` only."""
     connection[_CALLER] = caller
 
 
 def caller_of(connection: Connection) -> Caller:
-    """Who asks. A request that came past the gate has nobody, and is a defect."""
+    """The caller. A request that bypassed authentication has none, which is a bug."""
     caller: Caller = connection[_CALLER]
     return caller
 
 
 def known_caller(connection: Connection) -> Caller | None:
-    """Who asks, if the gate has let somebody in."""
+    """The caller, or None if the request was not authenticated."""
     return connection.get(_CALLER)

@@ -1,7 +1,7 @@
-"""How many requests a key may send, and an address with wrong keys.
+"""Rate limits: requests per key, and wrong keys per address.
 
-Counted in the broker's Redis if there is one, so that all API processes count together, and in this
-process otherwise, or as long as Redis does not answer.
+Counted in the broker's Redis if there is one, so that all API processes share the counts;
+otherwise, and while Redis does not answer, in this process.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
 
 ANSWER_SECONDS = 0.25  # how long a request waits for Redis
-AWAY_SECONDS = 5.0  # until one that did not answer is asked again
+RETRY_SECONDS = 5.0  # until Redis is tried again after a failure
 
 logger = logging.getLogger(__name__)
 
 
 class RateLimits:
-    """Counts on the event loop; Redis is asked in another thread."""
+    """Counts on the event loop; Redis is queried in another thread."""
 
     def __init__(self, settings: Settings, ticks: Callable[[], float] = time.monotonic) -> None:
         self._per_key = settings.rate_limit
@@ -43,13 +43,13 @@ class RateLimits:
         self._ticks = ticks
         self._here = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = _shared(settings.broker_url)
-        self._away_until = -math.inf
+        self._retry_at = -math.inf
 
     async def take(self, caller: Caller) -> Allowance | None:
-        """Count a request of this caller's key; None if it may send any number.
+        """Count a request of this caller's key; None if it has no limit.
 
         Raises:
-            RateLimited: there were too many.
+            RateLimited: the limit is exceeded.
         """
         key = caller.key
         rate = NO_LIMIT if key is None else key.rate_limit or self._per_key
@@ -58,22 +58,22 @@ class RateLimits:
         return await self._take(parse_rate(rate), "key", key.id)
 
     async def fail(self, address: str) -> None:
-        """Count a wrong key that came from this address.
+        """Count a wrong key from this address.
 
         Raises:
-            RateLimited: there were too many.
+            RateLimited: the limit is exceeded.
         """
         if self._failures != NO_LIMIT:
             await self._take(parse_rate(self._failures), "address", address)
 
     async def _take(self, rate: RateLimitItem, kind: str, name: str) -> Allowance:
-        if self._shared is not None and self._ticks() >= self._away_until:
+        if self._shared is not None and self._ticks() >= self._retry_at:
             try:
                 return await run_in_threadpool(_take, self._shared, rate, kind, name)
             except (StorageError, redis.RedisError, OSError) as error:
-                self._away_until = self._ticks() + AWAY_SECONDS
+                self._retry_at = self._ticks() + RETRY_SECONDS
                 logger.warning(
-                    "requests are counted in this process for now: %s",
+                    "Redis does not answer, rate limits are counted in this process: %s",
                     error,
                     extra={"action": "rates_local"},
                 )

@@ -1,4 +1,4 @@
-"""Request bodies as they arrive: how slowly they may come, and how much of them memory holds."""
+"""Limits on arriving request bodies: their speed, and the memory of all of them together."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from service.errors import RequestTimeout, TooManyBytesAtOnce
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope
 
-#: Set in the scope by a route that writes its body to a file as it comes.
+#: Set in the scope by a route that writes its body to a file as it arrives.
 SPOOLED = "sharpzo.spooled"
-#: A client that is slower than this, on average since `idle_seconds` ago, only holds a connection.
+#: A client that is slower than this, on average after `idle_seconds`, is cut off.
 MIN_BYTES_PER_SECOND = 256
 
 
 class BodyMemory:
-    """Bytes of request bodies that the process holds, of all requests together."""
+    """Counts the bytes of request bodies in memory, of all requests together."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held = 0
 
-    def hold(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Count bytes that have arrived.
 
         Raises:
-            TooManyBytesAtOnce: there is no room for them.
+            TooManyBytesAtOnce: the limit is exceeded.
         """
         if self._held + size > self._limit:
             raise TooManyBytesAtOnce
         self._held += size
 
     def release(self, size: int) -> None:
-        """Count bytes whose request has been answered."""
+        """Discount bytes whose request was answered."""
         self._held -= size
 
 
 class Body:
-    """Passes a request's body on as long as it keeps coming and memory holds it."""
+    """Passes a request's body on as long as it keeps arriving and fits into memory."""
 
     def __init__(
         self, scope: Scope, receive: Receive, memory: BodyMemory, idle_seconds: float
@@ -57,8 +57,8 @@ class Body:
         """The next message.
 
         Raises:
-            RequestTimeout: no part of the body came for too long, or it trickles.
-            TooManyBytesAtOnce: the bodies of all requests together fill the memory meant for them.
+            RequestTimeout: the body stopped for too long, or arrives too slowly.
+            TooManyBytesAtOnce: the bodies of all requests together exceed their memory.
         """
         try:
             async with asyncio.timeout(self._idle_seconds):
@@ -67,11 +67,11 @@ class Body:
             raise RequestTimeout from None
         size = len(message.get("body", b""))
         if not message.get("more_body", False):
-            self._idle_seconds = None  # what follows is the end of the connection, some time
+            self._idle_seconds = None  # only the disconnect follows, at any time
         else:
             self._check_speed(size)
         if not self._scope.get(SPOOLED, False):
-            self._memory.hold(size)
+            self._memory.reserve(size)
             self._held += size
         return message
 
@@ -79,9 +79,8 @@ class Body:
         self._received += size
         slow = time.monotonic() - self._full_speed_from
         if slow > 0 and self._received < slow * MIN_BYTES_PER_SECOND:
-            raise RequestTimeout("the request's body comes too slowly (send it again)")
+            raise RequestTimeout("the request's body arrives too slowly (send it again)")
 
     def close(self) -> None:
-        """The request has been answered."""
         self._memory.release(self._held)
         self._held = 0

@@ -1,8 +1,8 @@
-"""HTTP/1.1 on a connection of a stranger: uvicorn's protocol with what it leaves open closed.
+"""HTTP/1.1 for untrusted clients: uvicorn's protocol with the missing limits.
 
-Uvicorn waits for ever for a request that is begun and not finished, and for a client that does not
-read its answer, accepts connections until the process has no descriptors left, and answers a
-malformed request with plain text.
+Uvicorn itself waits without a limit for the rest of a request and for a client that does not read
+its response, accepts connections until the process is out of descriptors, and answers a malformed
+request in plain text.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
 
-#: Seconds in which a connection must have told the head of its first request, or of the next one
-#: once that is begun.
+#: Seconds within which a connection must send the complete head of its first request, or of its
+#: next one once that has started.
 HEAD_SECONDS = 20.0
-#: Seconds in which the rest of a body is taken in, and thrown away, after its request was answered.
+#: Seconds for which the rest of a body is read and discarded after its request was answered.
 LINGER_SECONDS = 2.0
-#: How often is looked whether an answer that waits to be sent gets shorter, and the bytes in a
-#: second that a client has to take for that.
+#: How often the unsent part of a response is checked, and the bytes per second that a client must
+#: read to keep its connection.
 READ_SECONDS = 20.0
 MIN_READ_PER_SECOND = 256
-_MALFORMED = "the request is not well-formed HTTP/1.1"
+_MALFORMED = "the request is not well-formed HTTP/1.1 (check the client)"
 _FULL = "too many connections are open (try again in a second)"
 
 
 def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
-    """The protocol class for these settings."""
+    """The protocol class with the limits of these settings."""
 
     class Protocol(BoundedProtocol):
         max_connections = settings.max_connections
@@ -53,7 +53,7 @@ def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
 
 
 class BoundedProtocol(H11Protocol):
-    """Bounded in the number of connections, and in the time for a request's head and an answer."""
+    """Limits connections, the time for a request's head and the time to read a response."""
 
     max_connections: ClassVar[int] = 1000
     head_seconds: ClassVar[float] = HEAD_SECONDS
@@ -61,38 +61,35 @@ class BoundedProtocol(H11Protocol):
     read_seconds: ClassVar[float] = READ_SECONDS
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Count the connection, and wait for its first request."""
+        """Reject the connection if there are too many; otherwise wait for its first request."""
         super().connection_made(transport)
         self._awaited: str | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._unread: int | None = None  # bytes of answers, at the last look
-        self._look: asyncio.TimerHandle | None = None
-        self._look_later()
+        self._unread: int | None = None  # bytes of responses at the last check
+        self._check: asyncio.TimerHandle | None = None
+        self._schedule_check()
         if len(self.connections) > self.max_connections:
             self._answer(503, _FULL, retry_after=1)
         else:
             self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
         self._await(None, 0)
-        if self._look is not None:
-            self._look.cancel()
+        if self._check is not None:
+            self._check.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes in."""
         if not self.transport.is_closing():
             super().data_received(data)
             self._watch()
 
     def on_response_complete(self) -> None:
-        """Go on to the next request."""
         super().on_response_complete()
         self._watch()
 
     def _watch(self) -> None:
-        """Set the deadline of what the client owes; a byte more does not move it."""
+        """Set the deadline of what the client must send; a further byte does not extend it."""
         theirs = self.conn.their_state
         answered = getattr(self.cycle, "response_complete", False)
         if self.transport.is_closing():
@@ -100,8 +97,8 @@ class BoundedProtocol(H11Protocol):
         elif theirs is h11.IDLE:
             self._await("head", self.head_seconds)
         elif theirs is h11.SEND_BODY and answered:
-            # Closing at once would take the answer from a client that is still sending.
-            self._await("rest of a body that nobody reads", self.linger_seconds)
+            # Closing at once would lose the response of a client that is still sending.
+            self._await("rest of an unread body", self.linger_seconds)
         else:
             self._await(None, 0)
 
@@ -114,15 +111,15 @@ class BoundedProtocol(H11Protocol):
         self._deadline = self.loop.call_later(seconds, self.transport.close) if what else None
 
     def resume_writing(self) -> None:
-        """The client has taken most of what waited for it."""
+        """The client has read most of the buffered response."""
         self._unread = None
         super().resume_writing()
 
-    def _look_later(self) -> None:
-        self._look = self.loop.call_later(self.read_seconds, self._look_whether_read)
+    def _schedule_check(self) -> None:
+        self._check = self.loop.call_later(self.read_seconds, self._check_reading)
 
-    def _look_whether_read(self) -> None:
-        """End a connection whose client does not read; to close it would wait for that."""
+    def _check_reading(self) -> None:
+        """Reset a connection whose client does not read; closing would wait for it to read."""
         waiting = self.transport.get_write_buffer_size()
         left = waiting + _unsent(self.transport) if waiting else 0
         least = self.read_seconds * MIN_READ_PER_SECOND
@@ -130,18 +127,18 @@ class BoundedProtocol(H11Protocol):
             _reset(self.transport)
             return
         self._unread = left or None
-        self._look_later()
+        self._schedule_check()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - says the same of every fault
-        """Answer a request that is no HTTP."""
-        # Called while the exception is handled, which knows of heads that are too long (431).
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - every fault gets the same text
+        """Answer a malformed request."""
+        # Called while the exception is handled, whose hint is 431 for heads that are too long.
         status = getattr(sys.exc_info()[1], "error_status_hint", 400)
         self._answer(status, _MALFORMED, code="malformed_request")
 
     def _answer(
         self, status: int, detail: str, *, code: str | None = None, retry_after: int | None = None
     ) -> None:
-        """Answer without asking the application, and close."""
+        """Respond without calling the application, and close."""
         request_id = f"req_{uuid.uuid4().hex}"
         body = json.dumps(problem_content(status, request_id, code=code, detail=detail)).encode()
         headers = [
@@ -161,13 +158,13 @@ class BoundedProtocol(H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
-        except h11.LocalProtocolError:  # the application has begun to answer
+        except h11.LocalProtocolError:  # the application has started its response
             pass
         self.transport.close()
 
 
 def _reset(transport: asyncio.Transport) -> None:
-    """End the connection, and let the system forget what it has not sent."""
+    """Close the connection at once and drop the data that was not sent."""
     if sys.platform != "win32":
         linger = struct.pack("ii", 1, 0)
         with suppress(OSError):
@@ -178,10 +175,10 @@ def _reset(transport: asyncio.Transport) -> None:
 
 
 def _unsent(transport: asyncio.Transport) -> int:
-    """Bytes that the system has taken and the client has not.
+    """Bytes in the system's send buffer.
 
-    The system takes more only when a third of its megabytes are free again, so that what waits
-    here does not tell a slow client from one that does not read.
+    The system accepts more only when a third of that buffer is free, so our own buffer alone
+    cannot distinguish a slow client from one that does not read.
     """
     if sys.platform != "linux":
         return 0

@@ -1,4 +1,4 @@
-"""Answers that are files, known by their hash."""
+"""File responses with their hash as ETag."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RESPONSES: dict[int | str, dict[str, object]] = {
 
 
 def not_modified(sha256: str) -> Response:
-    """The answer to somebody who has the file already."""
+    """The response to a client that has this version."""
     return Response(status_code=304, headers=_headers(sha256))
 
 
 def attachment(data: bytes, filename: str, sha256: str) -> Response:
-    """A file to save; `ETag` and `X-Checksum-SHA256` are its hash."""
+    """A file download; `ETag` and `X-Checksum-SHA256` are its hash."""
     headers = {
         **_headers(sha256),
         "Content-Disposition": f'attachment; filename="{filename}"',

@@ -1,7 +1,7 @@
-"""Reading multipart bodies straight to where they belong.
+"""Streams multipart bodies to their destination.
 
-The framework spools every file to the system's temporary folder before a route sees it; uploads of
-gigabytes go to their own file instead, and a body that ends before its last boundary is an error.
+The framework would spool every file to the system's temporary folder first; gigabyte uploads go to
+their own file instead, and a body that ends before its last boundary is an error.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 1 << 20  # handed to the parser (and to the disk) at a time, in a worker thread
 _OVERHEAD_BYTES = 64 << 10  # of a form around its files, at most
-_INLINE_BYTES = 256 << 10  # parsed where they are: a thread would cost more
+_INLINE_BYTES = 256 << 10  # parsed on the event loop: a thread would cost more
 
 
 class Sink(Protocol):
-    """Where the bytes of a file go."""
+    """Receives the bytes of a file."""
 
-    def write(self, data: bytes, /) -> object:
-        """Append."""
+    def write(self, data: bytes, /) -> object: ...
 
 
 S = TypeVar("S", bound=Sink)
@@ -39,35 +38,33 @@ S = TypeVar("S", bound=Sink)
 
 @dataclass(frozen=True)
 class FormRules(Generic[S]):
-    """What a form may hold."""
+    """What a form may contain."""
 
     file_field: str
-    open_file: Callable[[], S]  #: where the next file's bytes go; the caller closes it
+    open_file: Callable[[], S]  #: receives the next file; closed by the caller
     max_files: int = 1
-    text_fields: Mapping[str, int] = field(default_factory=dict)  #: name -> most bytes
+    text_fields: Mapping[str, int] = field(default_factory=dict)  #: name -> maximum bytes
 
 
 @dataclass
 class Form(Generic[S]):
-    """A form that was read."""
-
     fields: dict[str, str] = field(default_factory=dict)
     files: list[S] = field(default_factory=list)
 
 
 def announced_bytes(request: Request) -> int:
-    """What the files of a request take at least, as far as its header tells; 0 if it does not."""
+    """A lower bound for the bytes of the files, from Content-Length; 0 if it is missing."""
     announced = request.headers.get("content-length", "")
     return max(0, int(announced) - _OVERHEAD_BYTES) if announced.isdecimal() else 0
 
 
 async def read_form(request: Request, rules: FormRules[S]) -> Form[S]:
-    """Read a multipart request within `rules`, never more than a batch of it in memory.
+    """Read a multipart request, with at most one batch of it in memory.
 
     Raises:
-        MalformedMultipart: no boundary, broken framing, or a body that was cut.
+        MalformedMultipart: no boundary, broken framing, or a truncated body.
         ValidationFailed: an unexpected, repeated or missing part.
-        PayloadTooLarge, TooManyFiles: more than the rules allow.
+        PayloadTooLarge, TooManyFiles: it exceeds the rules.
     """
     reader = _FormReader(rules)
     try:
@@ -91,12 +88,12 @@ def _boundary(request: Request) -> bytes:
     _, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
     if not boundary:
-        raise MalformedMultipart("the Content-Type names no boundary")
+        raise MalformedMultipart("the Content-Type has no boundary")
     return boundary
 
 
 class _FormReader(Generic[S]):
-    """Callbacks of the parser: sorts the bytes of each part into a file or a text field."""
+    """Parser callbacks that write each part to a file or a text field."""
 
     def __init__(self, rules: FormRules[S]) -> None:
         self._rules = rules
@@ -145,7 +142,7 @@ class _FormReader(Generic[S]):
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        # The file's own name, in `options`, is never looked at.
+        # The client's file name, in `options`, is ignored.
         if name == self._rules.file_field:
             self._write = self._next_file().write
         else:
@@ -159,9 +156,9 @@ class _FormReader(Generic[S]):
 
     def _next_text(self, name: str) -> Callable[[bytes], object]:
         if name not in self._rules.text_fields:
-            raise ValidationFailed(errors=[("", "the form has a part that is not known here")])
+            raise ValidationFailed(errors=[("", "the form has an unknown field (remove it)")])
         if name in self._texts:
-            raise ValidationFailed(errors=[(f"/{name}", "given twice")])
+            raise ValidationFailed(errors=[(f"/{name}", "the field is given twice")])
         text = self._texts[name] = bytearray()
         limit = self._rules.text_fields[name]
 

@@ -1,4 +1,4 @@
-"""`application/problem+json` (RFC 9457): the one form of every error answer."""
+"""`application/problem+json` (RFC 9457): the format of every error response."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REQUEST_ID_KEY = "sharpzo.request_id"  # in the ASGI scope
 _CODE_KEY = "sharpzo.code"  # in the ASGI scope
 _TYPE_PREFIX = "urn:sharpzo:problem:"
 
-#: Status -> code, for errors that the framework raises.
+#: Status -> code, for errors raised by the framework.
 CODES: Mapping[int, str] = {
     400: "malformed_request",
     404: "not_found",
@@ -44,13 +44,13 @@ def problem(
     errors: Sequence[tuple[str, str]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Build a problem answer; `errors` lists `(JSON pointer, message)`."""
+    """Build a problem response; `errors` lists `(JSON pointer, message)`."""
     request_id = scope.get(REQUEST_ID_KEY, "")
     content = problem_content(
         status, request_id, code=code, title=title, detail=detail, errors=errors
     )
     scope[_CODE_KEY] = content["code"]
-    # Escaped to ASCII, so that no character of a message can fail to be encoded.
+    # json.dumps escapes to ASCII, so any message can be encoded.
     return Response(
         json.dumps(content),
         status,
@@ -72,7 +72,7 @@ def problem_content(
     detail: str | None = None,
     errors: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
-    """The members of a problem document."""
+    """Build the members of a problem document."""
     code = code or CODES.get(status, f"http_{status}")
     title = title or HTTPStatus(status).phrase
     content: dict[str, Any] = {
@@ -89,5 +89,5 @@ def problem_content(
 
 
 def problem_code(scope: Scope) -> str | None:
-    """The code of the problem that a request was answered with, if it was."""
+    """The code of the problem response that was sent, if any."""
     return scope.get(_CODE_KEY)

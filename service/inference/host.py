@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from service.errors import Busy, DeadlineExceeded
 from service.inference.backbones import Backbones
 from service.inference.encoder import ImageEncoder
-from service.inference.prompt_cache import PromptKey, ReadyPrompt, ResidentPrompts
+from service.inference.prompt_cache import PromptCache, PromptKey, ReadyPrompt
 from service.inference.prompt_loader import PromptLoader
 from service.metrics import prompt_series
 from sharpzo_core.errors import CoreError, ValidationFailed
@@ -99,11 +99,11 @@ class InferenceHost:
         self._metrics = metrics
         self._backbones = Backbones(settings)
         self._encoder = ImageEncoder(settings, metrics)
-        self._resident = ResidentPrompts(settings.prompt_cache_mb << 20)
-        self._prompts = PromptLoader(artifacts, self._backbones, self._encoder, self._resident)
+        self._cache = PromptCache(settings.prompt_cache_mb << 20)
+        self._prompts = PromptLoader(artifacts, self._backbones, self._encoder, self._cache)
         self._waiting = 0  # images; touched on the event loop only
         self._warm_up: Future[None] | None = None
-        metrics.watch(self._resident, lambda: self._waiting)
+        metrics.watch(self._cache, lambda: self._waiting)
 
     @property
     def loaded(self) -> list[str]:
@@ -138,11 +138,11 @@ class InferenceHost:
 
     def forget(self, prompt_id: str) -> None:
         """Drop a deleted prompt from memory."""
-        self._resident.discard(prompt_id)
+        self._cache.discard(prompt_id)
 
     def used_at(self, prompt: PromptRecord) -> float | None:
         """When a prompt that is in memory was last asked for, in seconds since the epoch."""
-        return self._resident.used_at(PromptKey.from_record(prompt))
+        return self._cache.used_at(PromptKey.from_record(prompt))
 
     async def keep(self, pinned: Sequence[PromptRecord]) -> None:
         """Load these prompts now, and let none of them go; one that cannot be loaded is logged."""

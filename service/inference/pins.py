@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def keeping_pins(prompts: PromptStore, inference: InferenceHost) -> AsyncIterator[None]:
+async def watching_pins(prompts: PromptStore, inference: InferenceHost) -> AsyncIterator[None]:
     """Load what is pinned, and go on looking, until the block ends."""
-    task = asyncio.create_task(_keep_looking(prompts, inference))
+    task = asyncio.create_task(_watch(prompts, inference))
     try:
         yield
     finally:
@@ -34,7 +34,7 @@ async def keeping_pins(prompts: PromptStore, inference: InferenceHost) -> AsyncI
             await task
 
 
-async def keep_pins(prompts: PromptStore, inference: InferenceHost) -> None:
+async def load_pinned(prompts: PromptStore, inference: InferenceHost) -> None:
     """Look once, at what all tenants have pinned.
 
     Raises:
@@ -43,10 +43,10 @@ async def keep_pins(prompts: PromptStore, inference: InferenceHost) -> None:
     await inference.keep(await run_in_threadpool(prompts.for_all_tenants().pinned))
 
 
-async def _keep_looking(prompts: PromptStore, inference: InferenceHost) -> None:
+async def _watch(prompts: PromptStore, inference: InferenceHost) -> None:
     while True:
         try:
-            await keep_pins(prompts, inference)
+            await load_pinned(prompts, inference)
         except CoreError as error:
             logger.warning("pins are not known now: %s", error, extra={"action": "pins"})
         except Exception:  # a defect of one prompt must not end the looking

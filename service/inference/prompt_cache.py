@@ -148,7 +148,7 @@ class _Resident:
 
 
 @dataclass
-class ResidentPrompts:
+class PromptCache:
     """A mapping bounded in bytes that may be used from any thread; pinned prompts stay."""
 
     capacity: int  #: bytes

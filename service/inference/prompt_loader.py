@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.concurrency import run_in_threadpool
 
 from service.artifacts import corrupt, fetch_artifact
-from service.inference.prompt_cache import PromptKey, ReadyPrompt, ResidentPrompts
+from service.inference.prompt_cache import PromptCache, PromptKey, ReadyPrompt
 from sharpzo_core.errors import BackboneNotServed, CoreError
 from sharpzo_engine.errors import ArtifactError, BackboneMismatch
 
@@ -34,12 +34,12 @@ class PromptLoader:
         artifacts: ArtifactStore,
         backbones: Backbones,
         encoder: ImageEncoder,
-        resident: ResidentPrompts,
+        cache: PromptCache,
     ) -> None:
         self._artifacts = artifacts
         self._backbones = backbones
         self._encoder = encoder
-        self._resident = resident
+        self._cache = cache
         self._loading: dict[PromptKey, asyncio.Task[ReadyPrompt]] = {}
 
     async def ready(self, prompt: PromptRecord) -> ReadyPrompt:
@@ -50,7 +50,7 @@ class PromptLoader:
             Unavailable: its file is damaged or missing, or its backbone cannot be loaded.
         """
         key = PromptKey.from_record(prompt)
-        ready = self._resident.get(key)
+        ready = self._cache.get(key)
         if ready is not None:
             return ready
         task = self._loading.get(key)
@@ -61,9 +61,9 @@ class PromptLoader:
 
     async def keep(self, pinned: Sequence[PromptRecord]) -> None:
         """Load these prompts, and let none of them go; one that cannot be loaded is logged."""
-        self._resident.pin(frozenset(prompt.id for prompt in pinned))
+        self._cache.pin(frozenset(prompt.id for prompt in pinned))
         for prompt in pinned:
-            if self._resident.used_at(PromptKey.from_record(prompt)) is not None:
+            if self._cache.used_at(PromptKey.from_record(prompt)) is not None:
                 continue  # nobody asked for it just now: that must not count as use
             try:
                 await self.ready(prompt)
@@ -77,7 +77,7 @@ class PromptLoader:
             find = partial(self._backbones.for_prompt, prompt.backbone)
             backbone = await self._encoder.run(find)
         ready = await run_in_threadpool(_make_ready, prompt, data, backbone)
-        self._resident.put(key, ready)
+        self._cache.put(key, ready)
         return ready
 
     def _loaded(self, key: PromptKey, task: asyncio.Task[ReadyPrompt]) -> None:

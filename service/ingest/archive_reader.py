@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from service.ingest.decoding.decoders import Decoders
-    from service.ingest.image_writer import ImageKeeper
+    from service.ingest.image_writer import ImageWriter
     from sharpzo_core.storage.artifact_store import Draft
     from sharpzo_engine.data.images import Inspection
 
@@ -62,12 +62,12 @@ class Content:
 
 
 @dataclass
-class Intake:
+class ArchiveReader:
     """Reads one archive."""
 
     walk: Walk
     decoders: Decoders
-    keeper: ImageKeeper
+    keeper: ImageWriter
     facts: dict[str, ImageFacts] = field(default_factory=dict)  #: By path
     thumbnails: dict[str, Image.Image] = field(default_factory=dict)  #: By path
     storing: bool = True  #: Whether images are of any use

@@ -1,4 +1,4 @@
-"""`ImageKeeper`: the images of one dataset on their way into the store, some at a time."""
+"""`ImageWriter`: the images of one dataset on their way into the store, some at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH_FILES = 256  # that share a transaction
 BATCH_BYTES = 32 << 20  # and how much of a disk they may take until then
 
 
-class ImageKeeper:
+class ImageWriter:
     """Collects drafts, has rows written for them, and only then gives them their keys.
 
     Drafts that were not kept are gone at the end of the `with` block, which must hold what makes
@@ -44,7 +44,7 @@ class ImageKeeper:
         self._open: set[Draft] = set()
         self._kept: list[str] = []  # SHA-256
 
-    def __enter__(self) -> ImageKeeper:
+    def __enter__(self) -> ImageWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

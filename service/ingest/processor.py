@@ -15,9 +15,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from service.ingest.archive_reader import Intake, Unusable
+from service.ingest.archive_reader import ArchiveReader, Unusable
 from service.ingest.decoding.decoders import Decoders, DecodeRules, default_processes
-from service.ingest.image_writer import ImageKeeper
+from service.ingest.image_writer import ImageWriter
 from sharpzo_core.errors import (
     CoreError,
     LeaseLost,
@@ -197,7 +197,7 @@ class Ingest:
         dataset = self._datasets.get(dataset_id)
         with self._keeper(dataset) as keeper:
             with Decoders(self._rules) as decoders:
-                intake = Intake(self._walk(dataset_id), decoders, keeper)
+                intake = ArchiveReader(self._walk(dataset_id), decoders, keeper)
                 content = intake.read() if dataset.labelled else intake.read_unlabelled()
             self._publish(dataset_id, content)
 
@@ -215,9 +215,9 @@ class Ingest:
         )
         logger.info("%s is ready", dataset_id, extra={"action": "dataset_ready"})
 
-    def _keeper(self, dataset: DatasetRecord) -> ImageKeeper:
+    def _keeper(self, dataset: DatasetRecord) -> ImageWriter:
         owner = self._leases.owner
-        return ImageKeeper(dataset, owner, self._images, self._artifacts, self._scratch)
+        return ImageWriter(dataset, owner, self._images, self._artifacts, self._scratch)
 
     def _walk(self, dataset_id: str) -> Walk:
         """The members of the upload, as long as the service runs and holds the lease."""

@@ -1,4 +1,4 @@
-"""Fetching an archive from a place that the operator allows."""
+"""Fetches an archive from a location that the operator allows."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from service.errors import ForbiddenLocation
 from sharpzo_core.errors import StorageUnavailable, ValidationFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
-    from service.services import TenantServices
+    from service.ingest.uploads import CappedFile
 
 _CHUNK = 1 << 20
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _LOCAL = ("file://", "local://")
 _HTTP = ("http://", "https://")
-_NO_REDIRECTS = {"allow_redirects": False}  # they would lead anywhere
-#: What makes a remote address mean another place than the one it begins with.
-_DECEIVING = ("..", "%", "?", "#", "\\", "@", "::", "//")
+_NO_REDIRECTS = {"allow_redirects": False}  # a redirect could lead anywhere
+#: Parts that make a remote address mean another location than its prefix says.
+_DECEPTIVE = ("..", "%", "?", "#", "\\", "@", "::", "//")
 _NO_COMPONENT = ("", ".", "..")
-#: What opening says of a link, or of a file where a folder should be.
+#: Errors of opening a link, or a file in place of a folder.
 _NOT_FOLLOWED = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
 
 
-def fetch(services: TenantServices, uri: str, dataset_id: str) -> None:
-    """Copy the archive at `uri` to the dataset's upload file.
+def fetch(
+    uri: str, prefixes: Sequence[str], open_upload: Callable[[], AbstractContextManager[CappedFile]]
+) -> None:
+    """Copy the archive at `uri` to an upload file.
 
     Raises:
-        ForbiddenLocation: it is not below an allowed place, or not a file but a link or a device;
-            the answer does not tell what exists elsewhere.
-        ValidationFailed: nothing is there.
+        ForbiddenLocation: it is not below one of the `prefixes`, or is a link or a device; the
+            error does not reveal what exists elsewhere.
+        ValidationFailed: there is no such file, or it may not be read.
         PayloadTooLarge: it is larger than an upload may be.
-        StorageUnavailable: the place does not answer.
+        StorageUnavailable: the location does not answer.
     """
-    prefixes = services.settings.dataset_uri_prefixes
-    with open_allowed(uri, prefixes) as source, services.uploads.open(dataset_id) as target:
+    with open_allowed(uri, prefixes) as source, open_upload() as target:
         while chunk := source.read(_CHUNK):
             target.write(chunk)
         target.sync()
@@ -50,16 +52,16 @@ def fetch(services: TenantServices, uri: str, dataset_id: str) -> None:
 
 @contextmanager
 def open_allowed(uri: str, prefixes: Sequence[str]) -> Iterator[IO[bytes]]:
-    """A stream over what is at `uri`, if it is below one of the `prefixes`; raises as `fetch`."""
+    """Open the file at `uri` if it is below one of the `prefixes`; raises like `fetch`."""
     try:
         with _open(uri, prefixes) as source:
             yield source
     except FileNotFoundError:
-        raise ValidationFailed([("/uri", "nothing is there")]) from None
+        raise ValidationFailed([("/uri", "there is no such file")]) from None
     except PermissionError:
-        raise ValidationFailed([("/uri", "the service may not read it")]) from None
+        raise ValidationFailed([("/uri", "the service has no permission to read it")]) from None
     except (ImportError, OSError) as error:
-        raise StorageUnavailable("the dataset's place does not answer") from error
+        raise StorageUnavailable("the dataset's location does not answer") from error
 
 
 def _open(uri: str, prefixes: Sequence[str]) -> IO[bytes]:
@@ -69,7 +71,7 @@ def _open(uri: str, prefixes: Sequence[str]) -> IO[bytes]:
             components = _below(root, path)
             if components:
                 return _open_below(root, components)
-    elif not any(part in uri.partition("://")[2] for part in _DECEIVING):
+    elif not any(part in uri.partition("://")[2] for part in _DECEPTIVE):
         places = [prefix.rstrip("/") + "/" for prefix in prefixes if _local_path(prefix) is None]
         if any(uri.startswith(place) for place in places):
             options = _NO_REDIRECTS if uri.startswith(_HTTP) else {}
@@ -79,7 +81,7 @@ def _open(uri: str, prefixes: Sequence[str]) -> IO[bytes]:
 
 
 def _local_path(uri: str) -> str | None:
-    """The path of a file on this machine; None if it is elsewhere."""
+    """The path of a file on this machine; None if it is remote."""
     for scheme in _LOCAL:
         if uri.startswith(scheme):
             return uri.removeprefix(scheme)
@@ -87,7 +89,7 @@ def _local_path(uri: str) -> str | None:
 
 
 def _below(root: str, path: str) -> list[str] | None:
-    """The components of a path that is below the root as it is written; None for any other."""
+    """The components of `path` below `root`, compared as text; None if it is not below it."""
     start = root.rstrip("/") + "/"
     if not path.startswith(start) or not path.startswith("/") or "\0" in path:
         return None
@@ -96,10 +98,10 @@ def _below(root: str, path: str) -> list[str] | None:
 
 
 def _open_below(root: str, components: Sequence[str]) -> IO[bytes]:
-    """Open a regular file without following any link on the way from the root.
+    """Open a regular file without following any link below the root.
 
-    One component after the other, each within the folder that the one before has opened: so it
-    does not matter what is put in the place of one meanwhile.
+    Each component is opened relative to the descriptor of its parent, so that replacing one of
+    them meanwhile changes nothing.
     """
     if os.open not in os.supports_dir_fd:  # Windows
         raise ForbiddenLocation
@@ -109,7 +111,7 @@ def _open_below(root: str, components: Sequence[str]) -> IO[bytes]:
             deeper = _open_in(folder, name, os.O_DIRECTORY)
             os.close(folder)
             folder = deeper
-        file = _open_in(folder, components[-1], os.O_NONBLOCK)  # a pipe would keep us waiting
+        file = _open_in(folder, components[-1], os.O_NONBLOCK)  # a pipe would block
     finally:
         os.close(folder)
     if not stat.S_ISREG(os.fstat(file).st_mode):

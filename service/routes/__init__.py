@@ -1,1 +1,1 @@
-"""The routes of `/v1`, one module per kind of object; they parse, call the core and answer."""
+"""The routes of `/v1`, one module per resource: they parse, call the core and respond."""

@@ -1,4 +1,4 @@
-"""Aliases of prompts: what is in production, what was, and the way back."""
+"""Aliases of prompts: set, history, rollback."""
 
 import re
 from datetime import UTC, datetime
@@ -11,7 +11,6 @@ from starlette.concurrency import run_in_threadpool
 from service.auth.authorization import Needs
 from service.deps import (
     After,
-    AliasesDep,
     Limit,
     PromptNameFilter,
     ServicesDep,
@@ -45,7 +44,7 @@ _RFC_3339 = re.compile(
 
 
 def _parse_moment(text: object) -> datetime | None:
-    """A time in UTC. pydantic alone would take numbers and dates without a time as well."""
+    """A time in UTC; pydantic alone would also accept numbers and dates without a time."""
     if text is None:
         return None
     try:
@@ -59,7 +58,7 @@ def _parse_moment(text: object) -> datetime | None:
 Moment = Annotated[
     AwareDatetime | None,
     BeforeValidator(_parse_moment),
-    Query(description="Tell what was in force at this time (RFC 3339)."),
+    Query(description="Return the target at this time (RFC 3339)."),
 ]
 
 
@@ -69,22 +68,22 @@ AliasRef = Annotated[str, Path(json_schema_extra=_REF)]
 
 @router.get("")
 def list_aliases(
-    aliases: AliasesDep, limit: Limit = 20, after: After = None, name: PromptNameFilter = None
+    services: ServicesDep, limit: Limit = 20, after: After = None, name: PromptNameFilter = None
 ) -> Page[AliasPublic]:
-    """A page of aliases, sorted by name and alias."""
-    page = aliases.list(limit, after, name)
+    """List aliases, sorted by name and alias."""
+    page = services.aliases.list(limit, after, name)
     data = [AliasPublic.from_record(alias) for alias in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
 
 @router.put("/{alias}", responses=problems(400, 404, 408, 409, 413, 415))
-def set_alias(alias: AliasRef, request: AliasSet, aliases: AliasesDep) -> AliasPublic:
+def set_alias(alias: AliasRef, request: AliasSet, services: ServicesDep) -> AliasPublic:
     """Point `alias` (of the prompt's name) or `name@alias` to a prompt.
 
-    Pointing it where it points changes nothing, whatever else the request asks for: so it may be
-    sent again when its answer was lost.
+    If the alias already points there, nothing changes and `expected` and `required` are not
+    checked: the request is safe to repeat.
     """
-    moved = aliases.set(
+    moved = services.aliases.set(
         alias,
         request.prompt_id,
         gate=request.required,
@@ -97,19 +96,21 @@ def set_alias(alias: AliasRef, request: AliasSet, aliases: AliasesDep) -> AliasP
 @router.get("/{alias}", responses=problems(404, 409))
 def get_alias(
     alias: str,
-    aliases: AliasesDep,
+    services: ServicesDep,
     at: Moment = None,
     limit: Limit = 20,
     after: After = None,
 ) -> AliasHistoryPublic:
-    """Where an alias points and its history, newest first; `at` a time: as it was then."""
-    return AliasHistoryPublic.from_history(aliases.get(alias, at=at, limit=limit, after=after))
+    """Get an alias and its history, newest first; with `at`, as it was at that time."""
+    return AliasHistoryPublic.from_history(
+        services.aliases.get(alias, at=at, limit=limit, after=after)
+    )
 
 
 @router.delete("/{alias}", status_code=204, responses=problems(404, 409))
-def delete_alias(alias: str, aliases: AliasesDep) -> Response:
-    """Take an alias away. Its history is kept, and goes on when it is set again."""
-    aliases.delete(alias)
+def delete_alias(alias: str, services: ServicesDep) -> Response:
+    """Delete an alias. Its history is kept and continues if the alias is set again."""
+    services.aliases.delete(alias)
     return Response(status_code=204)
 
 
@@ -122,7 +123,7 @@ def delete_alias(alias: str, aliases: AliasesDep) -> Response:
 async def roll_back_alias(
     alias: str, request: Request, services: ServicesDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Point an alias to what was in force before its promotion; again: further back."""
+    """Point an alias back to its previous prompt; repeat to go further back."""
     wanted = await _read_rollback(request)
     meaning = fingerprint(
         "rollback", {"alias": alias, **wanted.model_dump(mode="json", exclude_unset=True)}
@@ -142,7 +143,7 @@ async def roll_back_alias(
 
 
 async def _read_rollback(request: Request) -> AliasRollback:
-    """The body may be left out."""
+    # The body is optional.
     if not await request.body():
         return AliasRollback()
     return parse(AliasRollback, await read_json(request))

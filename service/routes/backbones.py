@@ -1,9 +1,9 @@
-"""What jobs may be tuned on."""
+"""The backbones that jobs may name."""
 
 from fastapi import APIRouter, Depends
 
 from service.auth.authorization import ANY_SCOPE, Needs
-from service.deps import CallerDep, InferenceDep, SettingsDep, reject_repeated_parameters
+from service.deps import ServicesDep, reject_repeated_parameters
 from service.route_docs import problems
 from service.routing import StrictRoute
 from sharpzo_core.backbones import ANY_PRETRAINED
@@ -20,14 +20,13 @@ router = APIRouter(
 
 
 @router.get("")
-async def list_backbones(
-    settings: SettingsDep, inference: InferenceDep, caller: CallerDep
-) -> Page[BackbonePublic]:
-    """Backbones by name; `MODEL:TAG` stands for every pretrained model of open_clip."""
-    loaded = set(inference.loaded)
+async def list_backbones(services: ServicesDep) -> Page[BackbonePublic]:
+    """List backbones by name; `MODEL:TAG` stands for every pretrained model of open_clip."""
+    settings = services.settings
+    loaded = set(services.inference.loaded)
     configured = [name for name in settings.backbone_specs if name != ANY_PRETRAINED]
-    # What else is loaded tells of some tenant's prompts.
-    others = loaded - set(configured) if caller.is_operator else set()
+    # Any other loaded backbone reveals what some tenant's prompts use.
+    others = loaded - set(configured) if services.caller.is_operator else set()
     names = configured + sorted(others)
     if ANY_PRETRAINED in settings.backbone_specs:
         names.append("MODEL:TAG")

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from service.auth.authorization import Needs
-from service.deps import InferenceDep, PromptsDep
+from service.deps import ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import TooManyFiles
 from service.http.multipart import FormRules, read_form
@@ -74,15 +74,15 @@ class _Strict(BaseModel):
 
 
 def _few(images: object) -> object:
-    """Counted before they are looked at."""
+    # Counted before each one is validated.
     if isinstance(images, list) and len(images) > MAX_IMAGES:
-        raise TooManyFiles(f"at most {MAX_IMAGES} images are allowed")
+        raise TooManyFiles(f"at most {MAX_IMAGES} images are allowed (send several requests)")
     return images
 
 
 Images = Annotated[
     list[Annotated[str, Field(json_schema_extra=_BASE64)]],
-    Field(min_length=1, description="Images as base64 text."),
+    Field(min_length=1, description="Images, base64-encoded."),
     BeforeValidator(_few),
 ]
 Ref = Annotated[SafeText, Field(min_length=1, max_length=MAX_REF)]
@@ -90,13 +90,13 @@ Refs = Annotated[list[Ref], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
 class ClassifyImages(_Strict):
-    """Images."""
+    """Images to classify."""
 
     images: Images
 
 
 class ClassifyWithPrompts(_Strict):
-    """Images, and the prompts that each of them is to be classified with."""
+    """Images to classify, each with every one of the prompts."""
 
     prompts: Refs
     images: Images
@@ -107,16 +107,16 @@ class _PromptRefs(_Strict):
 
 
 async def _question(
-    top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description="Classes per image.")] = 5,
+    top_k: Annotated[
+        int, Query(ge=1, le=MAX_TOP_K, description="Number of classes to return per image.")
+    ] = 5,
     calibrated: Annotated[
         bool, Query(description="Divide the logits by the temperature fitted on validation images.")
     ] = False,
-    zero_shot: Annotated[
-        bool, Query(description="Tell as well what the hand-written prompt answers.")
-    ] = False,
+    zero_shot: Annotated[bool, Query(description="Also return zero-shot predictions.")] = False,
     x_timeout_ms: Annotated[
         Annotated[float, Field(gt=0, le=MAX_TIMEOUT_MS)] | SkipJsonSchema[None],
-        Header(description="Milliseconds after which 504 is answered."),
+        Header(description="Milliseconds after which the request fails with 504."),
     ] = None,
 ) -> Question:
     deadline = None if x_timeout_ms is None else time.monotonic() + x_timeout_ms / 1000
@@ -138,16 +138,16 @@ QuestionDep = Annotated[Question, Depends(_question)]
 async def classify(
     ref: str,
     request: Request,
-    prompts: PromptsDep,
-    inference: InferenceDep,
+    services: ServicesDep,
     question: QuestionDep,
 ) -> Response:
-    """Classify images; one that cannot be read has its own error in its place."""
-    # The version is fixed here: a newer one that appears meanwhile does not mix in.
-    prompt = await run_in_threadpool(prompts.get, ref)
+    """Classify images. An image that cannot be read gets an error in place of predictions."""
+    # The version is resolved once: one published meanwhile does not mix in.
+    prompt = await run_in_threadpool(services.prompts.get, ref)
     images = await _read_images(request)
     size = _count([prompt], images, question)
-    (outcomes,) = await _while_connected(request, inference.classify([prompt], images, question))
+    classifying = services.inference.classify([prompt], images, question)
+    (outcomes,) = await _while_connected(request, classifying)
     if isinstance(outcomes, CoreError):
         raise outcomes
 
@@ -173,18 +173,19 @@ async def classify(
     ),
 )
 async def classify_with_prompts(
-    request: Request, prompts: PromptsDep, inference: InferenceDep, question: QuestionDep
+    request: Request, services: ServicesDep, question: QuestionDep
 ) -> Response:
-    """Classify images with several prompts; every image is encoded once, not once per prompt.
+    """Classify images with several prompts; every image is encoded once.
 
-    `prompts` is a list in JSON, and comma-separated in a form. A prompt that cannot be used has its
-    own error in its place.
+    `prompts` is a list in JSON and comma-separated in a form. A prompt that cannot be used gets an
+    error in place of results.
     """
     refs, images = await _read_prompts_and_images(request)
-    found = await run_in_threadpool(_get_each, prompts, refs)
+    found = await run_in_threadpool(_get_each, services.prompts, refs)
     size = _count((p for p in found if isinstance(p, PromptRecord)), images, question)
     usable = list({p.id: p for p in found if isinstance(p, PromptRecord)}.values())
-    answered = await _while_connected(request, inference.classify(usable, images, question))
+    classifying = services.inference.classify(usable, images, question)
+    answered = await _while_connected(request, classifying)
     outcomes = {prompt.id: outcome for prompt, outcome in zip(usable, answered, strict=True)}
 
     def answers() -> ClassifyAnswers:
@@ -201,24 +202,24 @@ async def classify_with_prompts(
 
 
 def _count(prompts: Iterable[PromptRecord], images: Sequence[bytes], question: Question) -> int:
-    """Predictions that are asked for.
+    """How many predictions are requested.
 
     Raises:
-        ValidationFailed: more of them than one answer holds.
+        ValidationFailed: they are more than one response may hold.
     """
     classes = sum(min(question.top_k, len(prompt.classes)) for prompt in prompts)
     size = classes * len(images) * (2 if question.zero_shot else 1)
     if size > MAX_PREDICTIONS:
-        fault = f"an answer holds {MAX_PREDICTIONS} predictions (lower it, or send fewer images)"
+        fault = f"exceeds {MAX_PREDICTIONS} predictions in total (lower it or send fewer images)"
         raise ValidationFailed([("/top_k", fault)])
     return size
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, or stop when the client has left.
+    """Do the work, or cancel it when the client disconnects.
 
     Raises:
-        ClientDisconnect: it has.
+        ClientDisconnect: the client did.
     """
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_disconnected(request))
@@ -272,7 +273,7 @@ def _require_form(request: Request) -> None:
 
 
 async def _decode(texts: list[str]) -> list[bytes]:
-    """The images' bytes; text that is no base64 becomes empty bytes, which no decoder takes."""
+    """The images' bytes; text that is not base64 becomes empty bytes, which no decoder accepts."""
     return await run_in_threadpool(lambda: [_from_base64(text) for text in texts])
 
 
@@ -318,7 +319,7 @@ def _error(error: CoreError) -> ErrorPublic:
 
 
 async def _write(answer: Callable[[], BaseModel], size: int) -> Response:
-    """The answer as JSON; if it is large, another thread makes it."""
+    """Serialise to JSON; a large answer in another thread, to keep the event loop free."""
 
     def write() -> Response:
         text = answer().model_dump_json(exclude_none=True)

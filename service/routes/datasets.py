@@ -1,6 +1,7 @@
-"""Datasets: archives in, checked images out."""
+"""Datasets: upload, import, status, contact sheet."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,7 +11,7 @@ from pydantic import ValidationError as PydanticError
 from starlette.concurrency import run_in_threadpool
 
 from service.auth.authorization import Needs
-from service.deps import After, DatasetsDep, Limit, ServicesDep, reject_repeated_parameters
+from service.deps import After, Limit, ServicesDep, reject_repeated_parameters
 from service.errors import ContactSheetMissing
 from service.http.body_limits import SPOOLED
 from service.http.multipart import FormRules, announced_bytes, read_form
@@ -61,7 +62,7 @@ _FLAG: dict[str, Any] = {"type": "string", "enum": list(_FLAGS), "default": "fal
 
 @dataclass(frozen=True)
 class _Received:
-    """An archive that lies in its upload file."""
+    """An archive that is complete in its upload file."""
 
     name: str
     unlabelled: bool
@@ -82,17 +83,17 @@ class _Received:
 async def create_dataset(
     request: Request, services: ServicesDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Upload an archive (.zip, .tar, .tar.gz), or import one from a place the operator allows.
+    """Upload an archive (.zip, .tar, .tar.gz) or import one from a location the operator allows.
 
-    With `unlabelled`, every image is taken, in whatever folder it is; such a dataset can be
-    classified, no more, and images that cannot be read have their error in every result.
+    With `unlabelled`, every image is accepted, in any folder. Such a dataset can only be
+    classified, and an image that cannot be read gets an error in every result.
     """
     dataset_id = new_id(Prefix.DATASET)
     async with services.idempotency.attempt(idempotency_key) as attempt:
         if attempt.is_new:
             await run_in_threadpool(services.datasets.require_room, announced_bytes(request))
         with services.uploads.receiving(dataset_id):
-            received = await _take_in(request, services, dataset_id, attempt)
+            received = await _receive_archive(request, services, dataset_id, attempt)
             if replayed := attempt.replay(received.meaning):
                 return replayed
             completion = attempt.completion(received.meaning, 202, DatasetPublic.from_record)
@@ -101,29 +102,31 @@ async def create_dataset(
     return completion.response()
 
 
-async def _take_in(
+async def _receive_archive(
     request: Request, services: TenantServices, dataset_id: str, attempt: Attempt
 ) -> _Received:
-    """Bring the archive into its upload file; a file that is of no use is removed."""
+    """Write the archive to its upload file; remove the file if it turns out to be useless."""
     try:
         if media_type(request) == "application/json":
-            received = await _import(request, services, dataset_id, attempt)
+            received = await _receive_import(request, services, dataset_id, attempt)
         else:
-            received = await _receive(request, services, dataset_id)
+            received = await _receive_upload(request, services, dataset_id)
         if attempt.replay(received.meaning):
             services.uploads.discard(dataset_id)
         else:
             await run_in_threadpool(check_archive, services.uploads.path(dataset_id))
-    except BaseException:  # also when the client goes away in the middle
+    except BaseException:  # cancellation too: the client may disconnect
         services.uploads.discard(dataset_id)
         raise
     return received
 
 
-async def _receive(request: Request, services: TenantServices, dataset_id: str) -> _Received:
-    """Stream the upload to its file."""
+async def _receive_upload(request: Request, services: TenantServices, dataset_id: str) -> _Received:
+    """Stream an upload to its file."""
     if media_type(request) != "multipart/form-data":
-        raise UnsupportedMedia("send multipart/form-data with `file` and `name`")
+        raise UnsupportedMedia(
+            "the body is not multipart/form-data (send it with `file` and `name`)"
+        )
     request.scope[SPOOLED] = True
     with services.uploads.open(dataset_id) as file:
         fields = {"name": MAX_NAME_BYTES, UNLABELLED: MAX_FLAG_BYTES}
@@ -132,7 +135,7 @@ async def _receive(request: Request, services: TenantServices, dataset_id: str) 
         await run_in_threadpool(file.sync)
     name = _check_name(received.fields.get("name"))
     unlabelled = _check_flag(received.fields.get(UNLABELLED, "false"))
-    # By its content: a repeated multipart request has other boundaries.
+    # The content identifies the request: a repeated form has another boundary.
     asked = {"name": name, "sha256": file.sha256} | ({UNLABELLED: True} if unlabelled else {})
     return _Received(name, unlabelled, fingerprint("datasets", asked))
 
@@ -152,16 +155,21 @@ def _check_name(name: str | None) -> str:
         raise ValidationFailed([("/name", fault["msg"]) for fault in error.errors()]) from None
 
 
-async def _import(
+async def _receive_import(
     request: Request, services: TenantServices, dataset_id: str, attempt: Attempt
 ) -> _Received:
-    """Copy the archive from where the request says, unless that was done before."""
+    """Copy the archive from the given URI, unless this request was already answered."""
     wanted = parse(DatasetImport, await read_json(request, MAX_JSON_BYTES))
-    # What a request of earlier versions said, it still means.
+    # Without defaults, so that stored keys stay valid when a version adds a field.
     asked = wanted.model_dump(mode="json", exclude_defaults=True)
     received = _Received(wanted.name, wanted.unlabelled, fingerprint("datasets", asked))
     if not attempt.replay(received.meaning):
-        await run_in_threadpool(remote_fetch.fetch, services, wanted.uri, dataset_id)
+        await run_in_threadpool(
+            remote_fetch.fetch,
+            wanted.uri,
+            services.settings.dataset_uri_prefixes,
+            partial(services.uploads.open, dataset_id),
+        )
     return received
 
 
@@ -171,7 +179,7 @@ def _store(
     received: _Received,
     completion: Completion[DatasetRecord],
 ) -> None:
-    """Make the dataset durable, and lease it here."""
+    """Create the dataset's row and lease it to this process, in one transaction."""
 
     def lock_dataset(connection: sa.Connection, dataset: DatasetRecord) -> None:
         services.dataset_leases.lock(connection, dataset.id)
@@ -184,7 +192,7 @@ def _store(
         size = services.uploads.path(dataset_id).stat().st_size
         services.datasets.create(received.name, source, dataset_id, lock_dataset, size)
     except StorageUnavailable:
-        raise  # the dataset may be stored all the same, and then needs its archive
+        raise  # the row may have been committed all the same, and then needs its archive
     except BaseException:
         services.uploads.discard(dataset_id)
         raise
@@ -192,18 +200,18 @@ def _store(
 
 @router.get("")
 def list_datasets(
-    datasets: DatasetsDep, limit: Limit = 20, after: After = None
+    services: ServicesDep, limit: Limit = 20, after: After = None
 ) -> Page[DatasetPublic]:
-    """A page of datasets, newest first."""
-    page = datasets.list(limit, after)
+    """List datasets, newest first."""
+    page = services.datasets.list(limit, after)
     data = [DatasetPublic.from_record(dataset) for dataset in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
 
 @router.get("/{dataset_id}", responses=problems(404))
-def get_dataset(dataset_id: str, datasets: DatasetsDep) -> DatasetPublic:
-    """One dataset; when it is ready or failed, its report says what was found."""
-    return DatasetPublic.from_record(datasets.get(dataset_id))
+def get_dataset(dataset_id: str, services: ServicesDep) -> DatasetPublic:
+    """Get a dataset. Once it is ready or failed, its report lists the findings."""
+    return DatasetPublic.from_record(services.datasets.get(dataset_id))
 
 
 @router.get(
@@ -215,7 +223,7 @@ def get_dataset(dataset_id: str, datasets: DatasetsDep) -> DatasetPublic:
     },
 )
 def get_contact_sheet(dataset_id: str, services: ServicesDep) -> Response:
-    """A picture of a few images of each class, made when the dataset was read."""
+    """Get an overview picture with a few images of each class."""
     dataset = services.datasets.get(dataset_id)
     try:
         data = services.artifacts.get_bytes(sheet_key(dataset.id))
@@ -226,7 +234,7 @@ def get_contact_sheet(dataset_id: str, services: ServicesDep) -> Response:
 
 @router.delete("/{dataset_id}", status_code=204, responses=problems(404, 409))
 def delete_dataset(dataset_id: str, services: ServicesDep) -> Response:
-    """Delete a dataset and its files; refused while a job needs it."""
+    """Delete a dataset and its files; rejected while a job uses it."""
     services.datasets.delete(dataset_id)
     services.ingest.forget(dataset_id)
     return Response(status_code=204)

@@ -1,4 +1,4 @@
-"""Tuned prompts as files that other programs read."""
+"""Tuned prompts as files for other programs."""
 
 import hashlib
 from typing import Annotated
@@ -47,10 +47,10 @@ def export_prompt(
     calibrated: Calibrated = False,
     if_none_match: IfNoneMatch = "",
 ) -> Response:
-    """The whole classifier as one file, for image embeddings of the prompt's backbone.
+    """Export the classifier as one file that takes image embeddings of the prompt's backbone.
 
-    Rows are in the order of `classes` of the prompt, which `Link: ...; rel="describedby"` leads to;
-    an ONNX model has them in its metadata as well, as JSON in `class_names`.
+    Rows are in the order of the prompt's `classes`; `Link: ...; rel="describedby"` points to the
+    prompt. An ONNX model also has them in its metadata, as JSON in `class_names`.
     """
     prompt = services.prompts.get(ref)
     data = _exported(prompt, fetch_artifact(services.artifacts, prompt), form, calibrated)

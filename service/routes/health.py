@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from service.auth.authorization import Needs
-from service.deps import CallerDep, ProcessDep
+from service.deps import ProcessDep, ServicesDep
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST, Fleet
 from service.route_docs import problems
@@ -26,37 +26,37 @@ router = APIRouter(tags=["health"], route_class=StrictRoute, responses=problems(
 
 
 class Health(BaseModel):
-    """All is well."""
+    """The process answers."""
 
     status: str = "ok"
 
 
 class Readiness(Health):
-    """Everything that serving needs is there."""
+    """The service is ready for requests."""
 
     backbones: list[str]
-    """What is loaded in this process, of those that the operator lists by name."""
+    """The backbones listed by the operator that this process has loaded."""
 
 
 @router.get("/livez")
 async def livez() -> Health:
-    """Whether the process answers."""
+    """Check that the process answers."""
     return Health()
 
 
 @router.get("/readyz", responses=problems(503))
-async def readyz(services: ProcessDep) -> Readiness:
-    """Whether everything that serving needs is there; 503 says what is not."""
+async def readyz(process: ProcessDep) -> Readiness:
+    """Check everything that serving needs; 503 lists what is missing."""
     reasons = []
     for name, check in _CHECKS.items():
-        reason = await run_in_threadpool(_reason, check, services)
+        reason = await run_in_threadpool(_reason, check, process)
         if reason:
             reasons.append(f"{name}: {reason}")
     if reasons:
         raise NotReady("; ".join(reasons))
-    loaded = services.inference.loaded
-    # Others were loaded for some tenant's prompt, which is nobody else's business.
-    return Readiness(backbones=[n for n in loaded if n in services.settings.backbone_specs])
+    loaded = process.inference.loaded
+    # Any other was loaded for some tenant's prompt; that must not leak.
+    return Readiness(backbones=[n for n in loaded if n in process.settings.backbone_specs])
 
 
 def _reason(check: Callable[[Services], str | None], services: Services) -> str | None:
@@ -77,8 +77,8 @@ def _check_storage(services: Services) -> str | None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        return f"the data folder cannot be written: {error.strerror}"
-    return None if free >= wanted else f"{free} bytes are free, fewer than {wanted}"
+        return f"the data folder is not writable: {error.strerror}"
+    return None if free >= wanted else f"{free} bytes are free, below the minimum of {wanted}"
 
 
 def _check_broker(services: Services) -> str | None:
@@ -91,7 +91,7 @@ def _check_inference(services: Services) -> str | None:
 
 def _check_worker(services: Services) -> str | None:
     seconds = services.settings.lease_seconds
-    return None if services.workers.active(seconds) else f"none was heard of for {seconds:g} s"
+    return None if services.workers.active(seconds) else f"no heartbeat for {seconds:g} s"
 
 
 _CHECKS: dict[str, Callable[[Services], str | None]] = {
@@ -109,20 +109,21 @@ _CHECKS: dict[str, Callable[[Services], str | None]] = {
     response_class=Response,
     include_in_schema=False,
 )
-def metrics(services: ProcessDep, caller: CallerDep) -> Response:
-    """Prometheus's exposition format; of all tenants only for keys of the default one."""
+def metrics(process: ProcessDep, services: ServicesDep) -> Response:
+    """Get metrics in Prometheus's format; all tenants' only with a key of the default tenant."""
+    caller = services.caller
     tenant = None if caller.is_operator else caller.tenant
-    jobs, figures = services.jobs.for_all_tenants(), services.figures.for_all_tenants()
+    jobs, totals = process.jobs.for_all_tenants(), process.job_totals.for_all_tenants()
     if tenant is not None:
-        jobs, figures = jobs.for_tenant(tenant), figures.for_tenant(tenant)
+        jobs, totals = jobs.for_tenant(tenant), totals.for_tenant(tenant)
     try:
         fleet = Fleet(
             jobs=jobs.count_by_status(),
-            workers=len(services.workers.active(services.settings.lease_seconds)),
-            figures=figures.read(),
+            workers=len(process.workers.active(process.settings.lease_seconds)),
+            figures=totals.read(),
         )
     except CoreError:
-        # What this process counts by itself is worth most while the database is away.
+        # This process's own counters matter most while the database is down.
         logger.warning("the database does not answer", extra={"action": "metrics_partial"})
         fleet = None
-    return Response(services.metrics.render(fleet, tenant), media_type=CONTENT_TYPE_LATEST)
+    return Response(process.metrics.render(fleet, tenant), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Jobs: submit one that tunes; watch, pause, resume, cancel any."""
+"""Jobs: submit a tuning job; watch, pause, resume and cancel any job."""
 
 import csv
 import io
@@ -15,35 +15,31 @@ from service.deps import (
     MAX_SEQ,
     AcceptHeader,
     After,
-    InferenceDep,
-    JobsDep,
     Limit,
     ServicesDep,
-    SettingsDep,
     reject_repeated_parameters,
 )
 from service.errors import ReportMissing
 from service.idempotency import IdempotencyKey
 from service.route_docs import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
-from service.services import TenantServices
 from service.streams.job_events import EVENT_STREAM, stream_events
 from service.streams.metric_stream import stream_steps
 from sharpzo_core.errors import NotFound
-from sharpzo_core.records.jobs import Job, JobKind, JobStatus, Origin
+from sharpzo_core.records.jobs import Job, JobKind, JobStatus
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.records.prompts import report_key
 from sharpzo_core.records.results import evaluation_key
 from sharpzo_core.schemas.base import Page
 from sharpzo_core.schemas.jobs import EventPublic, JobCreate, JobPublic, StepPublic
 from sharpzo_core.stores.idempotency import fingerprint
-from sharpzo_core.stores.job_store import MAX_STEPS
+from sharpzo_core.stores.job_store import MAX_STEPS, JobStore
 from sharpzo_core.submission.tuning import submit_job
 
 CSV = "text/csv"
 JSON = "application/json"
 HTML = "text/html"
-#: A report is one file: the browser is to run nothing and to fetch nothing on its behalf.
+#: A report is one self-contained file: the browser must run and fetch nothing for it.
 _REPORT_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     "Vary": "Accept",
@@ -81,18 +77,17 @@ _REPORT: dict[str, Any] = {
 async def create_job(
     request: JobCreate,
     services: ServicesDep,
-    settings: SettingsDep,
-    inference: InferenceDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Tune a prompt on a dataset that is ready."""
+    """Submit a job that tunes a prompt on a dataset."""
+    settings = services.settings
     meaning = fingerprint("jobs", request.model_dump(mode="json", exclude_unset=True))
     async with services.idempotency.attempt(idempotency_key) as attempt:
         if replayed := attempt.replay(meaning):
             return replayed
         spec = settings.backbone(request.backbone)
         if spec.name not in settings.backbone_specs:
-            await inference.check_offered(spec)
+            await services.inference.check_offered(spec)
         completion = attempt.completion(meaning, 201, JobPublic.from_record)
         job = await run_in_threadpool(
             submit_job,
@@ -101,32 +96,32 @@ async def create_job(
             jobs=services.jobs,
             datasets=services.datasets,
             artifacts=services.artifacts,
-            origin=_origin(services),
+            origin=services.origin,
             in_transaction=completion,
         )
-    services.accept(job)
+    services.announce(job)
     return completion.response()
 
 
 @router.get("")
 def list_jobs(
-    jobs: JobsDep, limit: Limit = 20, after: After = None, kind: JobKind | None = None
+    services: ServicesDep, limit: Limit = 20, after: After = None, kind: JobKind | None = None
 ) -> Page[JobPublic]:
-    """A page of jobs, newest first; with `kind` those of one kind."""
-    page = jobs.list(limit, after, kind)
+    """List jobs, newest first; `kind` selects one kind."""
+    page = services.jobs.list(limit, after, kind)
     data = [JobPublic.from_record(job) for job in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
 
 @router.get("/{job_id}", responses=problems(404))
-def get_job(job_id: str, jobs: JobsDep) -> JobPublic:
-    """One job."""
-    return JobPublic.from_record(jobs.get(job_id))
+def get_job(job_id: str, services: ServicesDep) -> JobPublic:
+    """Get a job."""
+    return JobPublic.from_record(services.jobs.get(job_id))
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
 def delete_job(job_id: str, services: ServicesDep) -> Response:
-    """Delete a job that has ended, with its report, results and checkpoints; its prompt stays."""
+    """Delete a finished job with its report, results and checkpoints; its prompt is kept."""
     services.jobs.delete(job_id)
     services.artifacts.delete_prefix(f"jobs/{job_id}")
     return Response(status_code=204)
@@ -134,14 +129,14 @@ def delete_job(job_id: str, services: ServicesDep) -> Response:
 
 @router.post("/{job_id}/pause", status_code=202, responses=problems(404, 409))
 def pause_job(job_id: str, services: ServicesDep) -> JobPublic:
-    """Put a job by: a checkpoint is saved, and its worker is free for others."""
-    return JobPublic.from_record(services.jobs.request_pause(job_id, _origin(services)))
+    """Pause a job: save a checkpoint and free its worker."""
+    return JobPublic.from_record(services.jobs.request_pause(job_id, services.origin))
 
 
 @router.post("/{job_id}/resume", status_code=202, responses=problems(404, 409))
 def resume_job(job_id: str, services: ServicesDep) -> JobPublic:
-    """Go on with a paused, failed or cancelled job, from its last checkpoint."""
-    job = services.jobs.request_resume(job_id, _origin(services))
+    """Resume a paused, failed or cancelled job from its last checkpoint."""
+    job = services.jobs.request_resume(job_id, services.origin)
     if job.status is JobStatus.QUEUED:
         services.notify(job.id)
     return JobPublic.from_record(job)
@@ -149,8 +144,8 @@ def resume_job(job_id: str, services: ServicesDep) -> JobPublic:
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))
 def cancel_job(job_id: str, services: ServicesDep) -> JobPublic:
-    """Stop a job; a running one saves a checkpoint first. Asking again changes nothing."""
-    return JobPublic.from_record(services.jobs.request_cancel(job_id, _origin(services)))
+    """Cancel a job; a running job saves a checkpoint first. Repeating this changes nothing."""
+    return JobPublic.from_record(services.jobs.request_cancel(job_id, services.origin))
 
 
 @router.get(
@@ -166,22 +161,22 @@ async def get_events(
     after: Seq = 0,
     limit: Limit = 100,
 ) -> Any:  # noqa: ANN401 - a page or a stream
-    """The job's history: a page, or with `Accept: text/event-stream` all of it as it happens.
+    """List a job's events; with `Accept: text/event-stream`, stream them as they happen.
 
-    A stream begins after `Last-Event-ID`, or else after `after`, and ends after the last event
-    of the job.
+    A stream starts after `Last-Event-ID`, or else after `after`, and ends with the job's last
+    event.
     """
     if EVENT_STREAM not in accept:
         return await run_in_threadpool(_events_page, services.jobs, job_id, after, limit)
     begin = after if last_event_id is None else last_event_id
     await run_in_threadpool(services.jobs.get, job_id)  # a 404 must come before the stream
     return EventSourceResponse(
-        stream_events(services.jobs, job_id, begin, services.stopping, services.still_admitted),
+        stream_events(services.jobs, job_id, begin, services.stopping, services.is_still_admitted),
         headers=_STREAM_HEADERS,
     )
 
 
-def _events_page(jobs: JobsDep, job_id: str, after: int, limit: int) -> Page[EventPublic]:
+def _events_page(jobs: JobStore, job_id: str, after: int, limit: int) -> Page[EventPublic]:
     found = jobs.events(job_id, after, limit + 1)
     events = [EventPublic.from_record(event) for event in found[:limit]]
     more = len(found) > limit
@@ -201,18 +196,17 @@ async def get_metrics(
     to_step: Annotated[int | None, Query(ge=0, le=2**31)] = None,
     resolution: Annotated[int, Query(ge=1, le=MAX_STEPS)] = 1000,
 ) -> Any:  # noqa: ANN401 - JSON, CSV or a stream
-    """The recorded steps, thinned evenly to `resolution`; `Accept: text/csv` for a table.
+    """Get the recorded steps, thinned evenly to `resolution`; as a table with `Accept: text/csv`.
 
-    Of a run of steps that is thinned to one, that is the last; what it did not measure is taken
-    from the nearest one before it. With `Accept: text/event-stream`, all steps as they come: a
-    message `job` whenever the job has changed, `series` (replaces all steps sent before) and
-    `steps` (follow them), until the job has ended.
+    Each run of steps is thinned to its last one; values it did not measure come from the nearest
+    earlier step. With `Accept: text/event-stream`, steps are streamed until the job ends: `job`
+    is sent when the job changes, `series` replaces all earlier steps, `steps` adds to them.
     """
     if EVENT_STREAM in accept:
         await run_in_threadpool(services.jobs.get, job_id)  # a 404 must come before the stream
         return EventSourceResponse(
             stream_steps(
-                services.jobs, job_id, resolution, services.stopping, services.still_admitted
+                services.jobs, job_id, resolution, services.stopping, services.is_still_admitted
             ),
             headers=_STREAM_HEADERS,
         )
@@ -229,30 +223,30 @@ async def get_metrics(
     responses={200: _REPORT, **problems(404)},
 )
 def get_report(job_id: str, services: ServicesDep, accept: AcceptHeader = "") -> Response:
-    """What a run did or an evaluation found, as a page; with `Accept: application/json` as JSON."""
+    """Get the report of a tuning or evaluation job as HTML, or with `Accept: application/json`."""
     job = services.jobs.get(job_id)
     if job.status is not JobStatus.SUCCEEDED:
-        raise ReportMissing(f"the job is {job.status}: only one that has succeeded has a report")
+        raise ReportMissing(f"the job is {job.status}: only a succeeded job has a report")
     form: Literal["html", "json"] = "json" if JSON in accept else "html"
     try:
         data = services.artifacts.get_bytes(_report_key(job, form))
     except NotFound:
-        raise ReportMissing(f"no report of this job is kept as {form}") from None
+        raise ReportMissing(f"the job has no {form} report") from None
     media = JSON if form == "json" else f"{HTML}; charset=utf-8"
     return Response(data, media_type=media, headers=_REPORT_HEADERS)
 
 
 def _report_key(job: Job, form: Literal["html", "json"]) -> str:
-    """Where the job's report is.
+    """The artifact key of the job's report.
 
     Raises:
-        ReportMissing: a job of this kind has none.
+        ReportMissing: jobs of this kind have no report.
     """
     if job.kind is JobKind.TUNING:
         return report_key(job.id, form)
     if job.kind is JobKind.EVALUATION and job.result_folder is not None:
         return evaluation_key(job.id, job.result_folder, form)
-    raise ReportMissing("a classification has no report: ask for its results")
+    raise ReportMissing("a classification job has no report (get its results instead)")
 
 
 def _csv(steps: list[StepPublic]) -> str:
@@ -261,7 +255,3 @@ def _csv(steps: list[StepPublic]) -> str:
     writer.writeheader()
     writer.writerows(step.model_dump(mode="json") for step in steps)
     return table.getvalue()
-
-
-def _origin(services: TenantServices) -> Origin:
-    return Origin(services.caller.key_id, services.request_id)

@@ -1,4 +1,4 @@
-"""API keys of the caller's tenant, its audit log and what it has used."""
+"""API keys, audit log and usage of the caller's tenant."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -37,13 +37,13 @@ router = APIRouter(
 )
 
 KeyFilter = Annotated[
-    str | None, Query(pattern="^key_[0-9a-z]{26}$", description="Only what this key was used for.")
+    str | None, Query(pattern="^key_[0-9a-z]{26}$", description="Only entries of this key.")
 ]
 
 
 @router.get("/keys")
 def list_keys(services: ServicesDep, limit: Limit = 20, after: After = None) -> Page[KeyPublic]:
-    """A page of keys, newest first, those included that are revoked or have expired."""
+    """List keys, newest first, including revoked and expired ones."""
     page = services.keys.list(limit, after)
     data = [KeyPublic.from_record(key) for key in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
@@ -55,14 +55,14 @@ def list_keys(services: ServicesDep, limit: Limit = 20, after: After = None) -> 
 async def create_key(
     request: KeyCreate, services: ServicesDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Make a key. `key` is told this once: the answer to a repeated request has null there."""
+    """Create a key. `key` is returned only once: a repeated request gets null there."""
     meaning = fingerprint("keys", request.model_dump(mode="json", exclude_unset=True))
     async with services.idempotency.attempt(idempotency_key) as attempt:
         if replayed := attempt.replay(meaning):
             return replayed
         completion: Completion[NewKey] = attempt.completion(meaning, 201, KeyCreated.without_secret)
         seconds = request.expires_in_seconds
-        made = await run_in_threadpool(
+        created = await run_in_threadpool(
             services.keys.create,
             request.name,
             request.scopes,
@@ -70,12 +70,12 @@ async def create_key(
             rate_limit=request.rate_limit,
             in_transaction=completion,
         )
-    return _told(made)
+    return _with_secret(created)
 
 
 @router.delete("/keys/{key_id}", status_code=204, responses=problems(404))
 def revoke_key(key_id: str, services: ServicesDep) -> Response:
-    """Revoke a key. It opens nothing any more, and the jobs that it started are cancelled."""
+    """Revoke a key. It no longer works, and the jobs that it started are cancelled."""
     if services.keys.get(key_id).revoked_at is not None:
         raise NotFound("key", key_id)
     services.keys.revoke(key_id)
@@ -92,7 +92,7 @@ def revoke_key(key_id: str, services: ServicesDep) -> Response:
 async def rotate_key(
     key_id: str, request: Request, services: ServicesDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Make a key with the same rights; the old one expires after `grace_seconds`."""
+    """Create a key with the same rights; the old one expires after `grace_seconds`."""
     wanted = parse(KeyRotate, await read_json(request)) if await request.body() else KeyRotate()
     asked = {"key": key_id, **wanted.model_dump(mode="json", exclude_unset=True)}
     meaning = fingerprint("rotations", asked)
@@ -101,15 +101,15 @@ async def rotate_key(
             return replayed
         completion: Completion[NewKey] = attempt.completion(meaning, 201, KeyCreated.without_secret)
         grace = timedelta(seconds=wanted.grace_seconds)
-        made = await run_in_threadpool(
+        created = await run_in_threadpool(
             services.keys.rotate, key_id, grace, in_transaction=completion
         )
-    return _told(made)
+    return _with_secret(created)
 
 
-def _told(made: NewKey) -> Response:
-    """The one answer that holds a key; it is stored nowhere."""
-    text = KeyCreated.with_secret(made).model_dump_json()
+def _with_secret(created: NewKey) -> Response:
+    """The only response that contains the key; it is not stored anywhere."""
+    text = KeyCreated.with_secret(created).model_dump_json()
     return Response(text, 201, {"Cache-Control": "no-store"}, media_type="application/json")
 
 
@@ -117,13 +117,13 @@ def _told(made: NewKey) -> Response:
 def list_audit(
     services: ServicesDep, limit: Limit = 20, after: After = None, key_id: KeyFilter = None
 ) -> Page[AuditPublic]:
-    """A page of what was refused and what was changed, newest first; written within a second."""
-    page = services.audit.list(limit, after, key_id)
+    """List rejected requests and changes, newest first; entries appear within a second."""
+    page = services.audit_entries.list(limit, after, key_id)
     data = [AuditPublic.from_record(entry) for entry in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
 
 @router.get("/usage", tags=["usage"], dependencies=[Needs(*ANY_SCOPE)])
 def get_usage(services: ServicesDep) -> UsagePublic:
-    """What the tenant has used, and its quotas."""
+    """Get the tenant's usage and quotas."""
     return UsagePublic.from_record(services.usage.get(), Quotas.from_settings(services.settings))

@@ -1,4 +1,4 @@
-"""Jobs that apply a prompt to a dataset, and what they leave behind."""
+"""Jobs that apply a prompt to a dataset, and their results."""
 
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from service.route_docs import problems
 from service.routing import MAX_JSON_BYTES, StrictRoute
 from service.services import TenantServices
 from sharpzo_core.errors import StateConflict
-from sharpzo_core.records.jobs import Job, JobKind, JobStatus, Origin
+from sharpzo_core.records.jobs import Job, JobKind, JobStatus
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.records.prompts import PromptRecord
 from sharpzo_core.records.results import ResultForm, results_key
@@ -55,12 +55,12 @@ async def evaluate(
     services: ServicesDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Measure a prompt on a split of a dataset; the job's report says how it does."""
+    """Submit a job that evaluates a prompt on a split of a dataset; its report has the metrics."""
 
     def submit(prompt: PromptRecord, in_transaction: InTransaction) -> Job:
-        return _desk(services).submit_evaluation(prompt, request, in_transaction)
+        return _submitter(services).submit_evaluation(prompt, request, in_transaction)
 
-    return await _accept("evaluations", ref, request, submit, services, idempotency_key)
+    return await _submit("evaluations", ref, request, submit, services, idempotency_key)
 
 
 @router.post("/prompts/{ref}/batch", status_code=202, response_model=JobPublic, responses=_CREATED)
@@ -70,15 +70,15 @@ async def batch(
     services: ServicesDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Classify the images of a dataset; the job's results have a line for each."""
+    """Submit a job that classifies the images of a dataset; its results have a line for each."""
 
     def submit(prompt: PromptRecord, in_transaction: InTransaction) -> Job:
-        return _desk(services).submit_classification(prompt, request, in_transaction)
+        return _submitter(services).submit_classification(prompt, request, in_transaction)
 
-    return await _accept("batches", ref, request, submit, services, idempotency_key)
+    return await _submit("batches", ref, request, submit, services, idempotency_key)
 
 
-async def _accept(
+async def _submit(
     endpoint: str,
     ref: str,
     request: ApplyRequest,
@@ -91,20 +91,20 @@ async def _accept(
     async with services.idempotency.attempt(idempotency_key) as attempt:
         if replayed := attempt.replay(meaning):
             return replayed
-        # The version is fixed here: a newer one that appears meanwhile does not mix in.
+        # The version is resolved once: one published meanwhile does not mix in.
         prompt = await run_in_threadpool(services.prompts.get, ref)
         completion = attempt.completion(meaning, 202, JobPublic.from_record)
         job = await run_in_threadpool(submit, prompt, completion)
-    services.accept(job)
+    services.announce(job)
     return completion.response()
 
 
-def _desk(services: TenantServices) -> PromptJobSubmitter:
+def _submitter(services: TenantServices) -> PromptJobSubmitter:
     return PromptJobSubmitter(
         services.settings,
         services.jobs,
         services.datasets,
-        Origin(services.caller.key_id, services.request_id),
+        services.origin,
     )
 
 
@@ -119,23 +119,24 @@ def get_results(
     services: ServicesDep,
     accept: AcceptHeader = "",
     form: Annotated[
-        ResultForm | None, Query(alias="format", description="Goes before the Accept header.")
+        ResultForm | None,
+        Query(alias="format", description="Takes precedence over the Accept header."),
     ] = None,
 ) -> Response:
-    """What a batch job found: a line of JSON per image in the dataset's order, or a CSV table."""
+    """Get the results of a batch job: one JSON line per image in dataset order, or CSV."""
     form = form or ("csv" if CSV in accept else "jsonl")
     job = services.jobs.get(job_id)
     if job.kind is not JobKind.CLASSIFICATION:
-        raise ResultsMissing(f"the job's kind is {job.kind}: only a classification has results")
+        raise ResultsMissing(f"the job's kind is {job.kind}: only classification jobs have results")
     if job.status is not JobStatus.SUCCEEDED or job.result_folder is None:
-        raise StateConflict(f"the job is {job.status}: there are results once it has succeeded")
+        raise StateConflict(f"the job is {job.status}: results exist once it has succeeded")
     key = results_key(job.id, job.result_folder, form)
     headers = {
         "Content-Disposition": f'attachment; filename="{job.id}.{form}"',
         "Vary": "Accept",
     }
     if not services.artifacts.exists(key):
-        raise ResultsMissing(f"the results of this job are lost as {form}")
+        raise ResultsMissing(f"the {form} results of this job are missing")
     chunks = _chunks(services.artifacts, key)
     return StreamingResponse(chunks, media_type=MEDIA[form], headers=headers)
 

@@ -1,4 +1,4 @@
-"""Tuned prompts: a registry, and classification with them."""
+"""Tuned prompts: list, import, pin, download, delete."""
 
 import hashlib
 import io
@@ -10,13 +10,13 @@ from starlette.concurrency import run_in_threadpool
 
 from service.artifacts import fetch_artifact
 from service.auth.authorization import Needs
-from service.deps import After, InferenceDep, Limit, PromptNameFilter, PromptsDep, ServicesDep
+from service.deps import After, Limit, PromptNameFilter, ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.http.file_responses import RESPONSES, IfNoneMatch, attachment, not_modified
 from service.http.multipart import FormRules, announced_bytes, read_form
 from service.idempotency import Completion, IdempotencyKey
-from service.inference.host import ImportedPrompt
-from service.inference.pins import keep_pins
+from service.inference.host import ImportedPrompt, InferenceHost
+from service.inference.pins import load_pinned
 from service.route_docs import body, form, problems
 from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse
 from service.services import TenantServices
@@ -41,12 +41,12 @@ router = APIRouter(
 )
 
 
-#: Who classifies may see with what.
+#: Callers who classify may see which prompts there are.
 _READ = Needs(Scope.PROMPTS, Scope.INFER)
 
 
 class PromptName(BaseModel):
-    """What an imported prompt is to be called."""
+    """The name of an imported prompt."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -55,10 +55,10 @@ class PromptName(BaseModel):
 
 @router.get("", dependencies=[_READ])
 def list_prompts(
-    prompts: PromptsDep, limit: Limit = 20, after: After = None, name: PromptNameFilter = None
+    services: ServicesDep, limit: Limit = 20, after: After = None, name: PromptNameFilter = None
 ) -> Page[PromptPublic]:
-    """A page of prompts, or of the versions of one name, newest first."""
-    page = prompts.list(limit, after, name)
+    """List prompts, newest first; `name` selects the versions of one name."""
+    page = services.prompts.list(limit, after, name)
     data = [PromptPublic.from_record(prompt) for prompt in page.items]
     return Page(data=data, has_more=page.has_more, next=page.next)
 
@@ -74,12 +74,13 @@ def list_prompts(
 async def import_prompt(
     request: Request,
     services: ServicesDep,
-    inference: InferenceDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Add an artifact that was tuned elsewhere, as the next version of its name."""
+    """Import an artifact as the next version of its name."""
     if media_type(request) != "multipart/form-data":
-        raise UnsupportedMedia("send multipart/form-data with `file`, and `name` if you like")
+        raise UnsupportedMedia(
+            "the body is not multipart/form-data (send it with `file`, and optionally `name`)"
+        )
     rules = FormRules("file", io.BytesIO, text_fields={"name": MAX_NAME_BYTES})
     async with services.idempotency.attempt(idempotency_key) as attempt:
         if attempt.is_new:
@@ -91,7 +92,7 @@ async def import_prompt(
         meaning = fingerprint("prompts", {"name": name, "sha256": digest})
         if replayed := attempt.replay(meaning):
             return replayed
-        imported = await inference.inspect(data)
+        imported = await services.inference.inspect(data)
         completion = attempt.completion(meaning, 201, PromptPublic.from_record)
         await run_in_threadpool(_publish, services, name, data, imported, completion)
     return completion.response()
@@ -107,7 +108,7 @@ def _publish(
     prompt_id = new_id(Prefix.PROMPT)
     prompt = NewPrompt(
         id=prompt_id,
-        # A name in the form of an id could never be asked for.
+        # A name that looks like an id could never be looked up.
         name=prompt_id if name is None or is_id(Prefix.PROMPT, name) else name,
         job_id=None,
         backbone=imported.backbone,
@@ -121,39 +122,37 @@ def _publish(
         services.artifacts.put_bytes(prompt_key(prompt_id), data)
         services.prompts.publish(prompt, in_transaction=completion)
     except StorageUnavailable:
-        raise  # the prompt may be stored all the same, and then needs its artifact
+        raise  # the row may have been committed all the same, and then needs its artifact
     except BaseException:
         services.artifacts.delete(prompt_key(prompt_id))
         raise
 
 
 @router.get("/{ref}", dependencies=[_READ], responses=problems(404))
-def get_prompt(ref: str, prompts: PromptsDep, inference: InferenceDep) -> PromptPublic:
-    """One prompt, by id, `name` (its newest version), `name:version` or `name@alias`."""
-    return _with_residency(prompts.get(ref), inference)
+def get_prompt(ref: str, services: ServicesDep) -> PromptPublic:
+    """Get a prompt by id, `name` (its newest version), `name:version` or `name@alias`."""
+    return _with_residency(services.prompts.get(ref), services.inference)
 
 
 @router.put("/{ref}/pin", responses=problems(404))
-async def pin_prompt(ref: str, prompts: PromptsDep, inference: InferenceDep) -> PromptPublic:
-    """Have every API process keep this version in memory. Asking again changes nothing."""
-    return await _pin(ref, prompts, inference, pinned=True)
+async def pin_prompt(ref: str, services: ServicesDep) -> PromptPublic:
+    """Pin this version: every API process keeps it in memory. Repeating this changes nothing."""
+    return await _pin(ref, services, pinned=True)
 
 
 @router.delete("/{ref}/pin", responses=problems(404))
-async def unpin_prompt(ref: str, prompts: PromptsDep, inference: InferenceDep) -> PromptPublic:
-    """Have this version kept in memory only as long as it is asked for."""
-    return await _pin(ref, prompts, inference, pinned=False)
+async def unpin_prompt(ref: str, services: ServicesDep) -> PromptPublic:
+    """Unpin this version: it stays in memory only while it is in use."""
+    return await _pin(ref, services, pinned=False)
 
 
-async def _pin(
-    ref: str, prompts: PromptsDep, inference: InferenceDep, *, pinned: bool
-) -> PromptPublic:
-    prompt = await run_in_threadpool(prompts.pin, ref, pinned=pinned)
-    await keep_pins(prompts, inference)
-    return _with_residency(prompt, inference)
+async def _pin(ref: str, services: TenantServices, *, pinned: bool) -> PromptPublic:
+    prompt = await run_in_threadpool(services.prompts.pin, ref, pinned=pinned)
+    await load_pinned(services.prompts, services.inference)
+    return _with_residency(prompt, services.inference)
 
 
-def _with_residency(prompt: PromptRecord, inference: InferenceDep) -> PromptPublic:
+def _with_residency(prompt: PromptRecord, inference: InferenceHost) -> PromptPublic:
     used_at = inference.used_at(prompt)
     residency = ResidencyPublic(
         resident=used_at is not None,
@@ -164,9 +163,9 @@ def _with_residency(prompt: PromptRecord, inference: InferenceDep) -> PromptPubl
 
 @router.delete("/{ref}", status_code=204, responses=problems(404, 409))
 def delete_prompt(ref: str, services: ServicesDep) -> Response:
-    """Delete one version of a prompt and its artifact; a bare name must have only one.
+    """Delete one version of a prompt and its artifact; a bare name must have only one version.
 
-    Refused while an alias points to it, or a job that has not ended uses it.
+    Rejected while an alias points to it or an unfinished job uses it.
     """
     prompt = services.prompts.delete(ref)
     services.inference.forget(prompt.id)
@@ -176,7 +175,7 @@ def delete_prompt(ref: str, services: ServicesDep) -> Response:
 
 @router.get("/{ref}/download", response_class=Response, responses={**RESPONSES, **problems(404)})
 def download_prompt(ref: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
-    """The safetensors artifact; `ETag` and `X-Checksum-SHA256` are its hash."""
+    """Download the safetensors artifact; `ETag` and `X-Checksum-SHA256` are its hash."""
     prompt = services.prompts.get(ref)
     if prompt.sha256 in if_none_match:
         return not_modified(prompt.sha256)

@@ -398,7 +398,7 @@ def test_the_last_use_of_a_key_is_noted_off_the_request(door: Door) -> None:
     key = door.key()
     door.ask("GET", "/v1/jobs", key)
     assert door.keys.get(key.record.id).last_used_at is None
-    door.services.keyring._note_used()
+    door.services.key_cache._record_used()
     used = door.keys.get(key.record.id).last_used_at
     assert used is not None
     assert utc_now() - used < timedelta(seconds=30)
@@ -553,7 +553,7 @@ def test_keys_that_were_seen_open_for_a_while_without_the_database(
     def away(*_: object) -> None:
         raise StorageUnavailable
 
-    monkeypatch.setattr(door.services.keyring._store, "find", away)
+    monkeypatch.setattr(door.services.key_cache._store, "find", away)
     monkeypatch.setattr(key_cache, "FRESH_SECONDS", 0.0)
     assert door.ask("GET", "/metrics", key).status_code == 200
     problem_of(door.ask("GET", "/metrics", other), 503, "storage_unavailable")

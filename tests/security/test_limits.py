@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.auth import audit, rate_limits
-from service.auth.audit import MAX_WAITING, AuditLog
+from service.auth.audit import MAX_BUFFERED, AuditLog
 from service.streams import job_events
 from sharpzo_core.clock import utc_now
 from sharpzo_core.database.engine import make_engine
@@ -152,7 +152,7 @@ def test_a_redis_that_does_not_answer_stops_nobody(open_door: OpenDoor, settings
         began = time.monotonic()
         codes = [door.ask("GET", "/v1/jobs", key).status_code for _ in range(7)]
         assert codes == [200] * 5 + [429] * 2  # counted here
-        assert time.monotonic() - began < rate_limits.AWAY_SECONDS
+        assert time.monotonic() - began < rate_limits.RETRY_SECONDS
 
 
 @pytest.mark.slow
@@ -376,7 +376,7 @@ def test_a_revoked_keys_running_job_is_stopped_by_its_worker(
 
 def noted(door: Door) -> list[AuditEntry]:
     """Everything, once it is written."""
-    eventually(lambda: not door.services.audit._waiting, 10)
+    eventually(lambda: not door.services.audit_log._waiting, 10)
     time.sleep(0.05)
     return AuditStore(door.services.database).for_all_tenants().list(1000).items[::-1]
 
@@ -518,7 +518,7 @@ def test_entries_wait_for_a_database_that_is_away(caplog: pytest.LogCaptureFixtu
     log.start()
     entries = [entry("a", utc_now()) for _ in range(1200)]
     for one in entries:
-        log.note(one)
+        log.add(one)
     time.sleep(0.5)
     assert store.kept == []
     store.away = False
@@ -530,9 +530,9 @@ def test_entries_wait_for_a_database_that_is_away(caplog: pytest.LogCaptureFixtu
 def test_what_is_lost_is_told(caplog: pytest.LogCaptureFixture) -> None:
     log = AuditLog(SlowStore(), days=1)  # type: ignore[arg-type]
     one = entry("a", utc_now())
-    for _ in range(MAX_WAITING + 7):
-        log.note(one)
-    assert len(log._waiting) == MAX_WAITING
+    for _ in range(MAX_BUFFERED + 7):
+        log.add(one)
+    assert len(log._waiting) == MAX_BUFFERED
     log._tell_lost(log._lost)
     (record,) = (r for r in caplog.records if getattr(r, "action", "") == "audit_lost")
     assert record.getMessage() == "7 audit entries are lost"
@@ -540,7 +540,7 @@ def test_what_is_lost_is_told(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_nobody_waits_for_the_log(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = threading.Event()
-    monkeypatch.setattr(door.services.audit._store, "append", lambda _: stuck.wait(10))
+    monkeypatch.setattr(door.services.audit_log._store, "append", lambda _: stuck.wait(10))
     began = time.monotonic()
     for _ in range(20):
         assert door.ask("GET", "/v1/jobs").status_code == 401

@@ -461,7 +461,7 @@ def test_the_prompt_cache_tells_tenants_apart() -> None:
 def test_one_prompt_pinned_by_each_of_two_tenants_stays(world: World) -> None:
     for key, prompt in ((world.a, world.prompt_id), (world.b, world.own_prompt)):
         assert world.ask("PUT", f"/v1/prompts/{prompt}/pin", key).status_code == 200
-    assert world.door.services.inference._resident.residency().pinned == 2
+    assert world.door.services.inference._cache.residency().pinned == 2
     for key, prompt in ((world.a, world.prompt_id), (world.b, world.own_prompt)):
         world.ask("DELETE", f"/v1/prompts/{prompt}/pin", key)
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -153,12 +154,10 @@ def a_world(folder: Path) -> Iterator[World]:
         )
         broker = Broker()
         world = World(client, original, broker, dataset.id)
-        world.services = app.state.services = replace(
-            original,
-            jobs=JobStore(original.database, world.clock),
-            queue=cast("JobQueue", broker),
-            ringer=cast("ThreadPoolExecutor", AtOnce()),
-        )
+        world.services = app.state.services = copy(original)
+        world.services.jobs = JobStore(original.database, world.clock)
+        world.services.queue = cast("JobQueue", broker)
+        world.services.notifier = cast("ThreadPoolExecutor", AtOnce())
         try:
             yield world
         finally:

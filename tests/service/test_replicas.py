@@ -34,13 +34,13 @@ from tests.service.servers import ServerProcess, server_process
 #: Lets a process wait before its first image until a file appears.
 WAITS = """
 import os, time
-from service.ingest.archive_reader import Intake
-take = Intake._take
+from service.ingest.archive_reader import ArchiveReader
+take = ArchiveReader._take
 def wait_and_take(*args, **options):
     while not os.path.exists({gate!r}):
         time.sleep(0.02)
     take(*args, **options)
-Intake._take = wait_and_take
+ArchiveReader._take = wait_and_take
 """
 
 

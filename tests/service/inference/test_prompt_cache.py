@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.inference.prompt_cache import Answers, PromptKey, ReadyPrompt, ResidentPrompts
+from service.inference.prompt_cache import Answers, PromptCache, PromptKey, ReadyPrompt
 
 CLASSES, WIDTH = 4, 8
 SIZE = 2 * CLASSES * WIDTH * 4 + CLASSES * 4  # bytes of a prompt's matrices and bias
@@ -23,15 +23,15 @@ def ready(classes: int = CLASSES) -> ReadyPrompt:
 
 
 @pytest.fixture
-def prompts() -> ResidentPrompts:
-    return ResidentPrompts(3 * SIZE, ticks=iter(range(1000)).__next__)
+def prompts() -> PromptCache:
+    return PromptCache(3 * SIZE, ticks=iter(range(1000)).__next__)
 
 
-def names(prompts: ResidentPrompts) -> str:
+def names(prompts: PromptCache) -> str:
     return "".join(k for k in "abcde" if prompts.used_at(key(k)) is not None)
 
 
-def test_the_least_recently_used_makes_room(prompts: ResidentPrompts) -> None:
+def test_the_least_recently_used_makes_room(prompts: PromptCache) -> None:
     for name in "abc":
         prompts.put(key(name), ready())
     assert prompts.get(key("a")) is not None
@@ -42,7 +42,7 @@ def test_the_least_recently_used_makes_room(prompts: ResidentPrompts) -> None:
     assert prompts.residency().bytes == 3 * SIZE
 
 
-def test_pinned_prompts_stay(prompts: ResidentPrompts) -> None:
+def test_pinned_prompts_stay(prompts: PromptCache) -> None:
     prompts.pin(frozenset("ab"))
     for name in "abcde":
         prompts.put(key(name), ready())
@@ -53,7 +53,7 @@ def test_pinned_prompts_stay(prompts: ResidentPrompts) -> None:
     assert names(prompts) == "bce"
 
 
-def test_the_newest_stays_even_if_it_is_too_large(prompts: ResidentPrompts) -> None:
+def test_the_newest_stays_even_if_it_is_too_large(prompts: PromptCache) -> None:
     prompts.put(key("a"), ready())
     prompts.put(key("b"), ready(40 * CLASSES))
     assert names(prompts) == "b"
@@ -62,13 +62,13 @@ def test_the_newest_stays_even_if_it_is_too_large(prompts: ResidentPrompts) -> N
     assert prompts.residency().bytes == SIZE
 
 
-def test_a_prompt_put_twice_counts_once(prompts: ResidentPrompts) -> None:
+def test_a_prompt_put_twice_counts_once(prompts: PromptCache) -> None:
     for _ in range(5):
         prompts.put(key("a"), ready())
     assert prompts.residency().bytes == SIZE
 
 
-def test_a_deleted_prompt_is_forgotten_with_all_its_files(prompts: ResidentPrompts) -> None:
+def test_a_deleted_prompt_is_forgotten_with_all_its_files(prompts: PromptCache) -> None:
     prompts.put(key("a"), ready())
     prompts.put(PromptKey("default", "a", "other", None), ready())
     prompts.put(key("b"), ready())

@@ -158,7 +158,7 @@ def test_no_temperature_no_calibration(client: TestClient, tiny: Backbone) -> No
     publish(client, make_prompt(tiny, temperature=None))
     url = "/v1/prompts/colors/export?calibrated=true"
     body = assert_problem(client.get(url), 409, "not_calibrated")
-    assert "without `calibrated`" in body["detail"]
+    assert "leave out `calibrated`" in body["detail"]
 
 
 def test_a_damaged_or_missing_artifact_is_503(
