@@ -24,7 +24,7 @@ def test_livez(client: TestClient) -> None:
 
 def test_readyz_names_what_is_missing(client: TestClient, services: Services) -> None:
     body = assert_problem(client.get("/readyz"), 503, "not_ready")
-    assert body["detail"].startswith("worker: none was heard of")
+    assert body["detail"].startswith("worker: no heartbeat for")
     services.workers.beat("w1", "host", 1)
     assert client.get("/readyz").json() == {"status": "ok", "backbones": []}
 
@@ -80,7 +80,7 @@ def test_a_full_broker_is_told_and_refuses_no_job(
         server.config_set("maxmemory-policy", "noeviction")
         server.config_set("maxmemory", 1)
         detail = assert_problem(client.get("/readyz"), 503, "not_ready")["detail"]
-        assert detail.startswith("broker: refuses to write: ")
+        assert detail.startswith("broker: rejects writes: ")
         assert client.post("/v1/jobs", json=body).status_code == 201
         server.config_set("maxmemory", 0)
     assert client.get("/readyz").status_code == 200
