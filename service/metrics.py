@@ -1,6 +1,6 @@
-"""What the service tells Prometheus; one registry per application.
+"""The metrics of the service for Prometheus; one registry per application.
 
-Workers open no port: what they do is in the database, and each API process tells it from there.
+Workers open no port: their work is in the database, and each API process reports it from there.
 """
 
 from __future__ import annotations
@@ -48,43 +48,42 @@ __all__ = ["CONTENT_TYPE_LATEST", "Fleet", "Metrics"]
 _LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
 _FINE_BUCKETS = (0.001, 0.0025, *_LATENCY_BUCKETS)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # images
-#: Prompts with counters of their own; further ones are counted together.
+#: Prompts with their own counters; further ones are counted together.
 MAX_PROMPT_LABELS = 200
 OTHER_PROMPTS = "other"
 _STAGES = {
-    "decode": "Seconds in which one image was decoded and prepared.",
-    "queue": "Seconds that one prepared image waited for its batch.",
+    "decode": "Seconds to decode and prepare one image.",
+    "queue": "Seconds that a prepared image waited for its batch.",
     "encode": "Seconds of one pass through the image encoder.",
-    "total": "Seconds of a classification, from its admission to its answer.",
+    "total": "Seconds of a classification, from admission to response.",
 }
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """What the database tells of all processes together, or of one tenant's jobs."""
+    """Metrics from the database: of all processes together, or of one tenant's jobs."""
 
     jobs: Mapping[JobStatus, int]
     workers: int
     figures: Figures
 
     def collect(self) -> Iterator[Metric]:
-        """Its series."""
         jobs = GaugeMetricFamily("sharpzo_jobs", "Jobs by status.", labels=["status"])
         for status, count in self.jobs.items():
             jobs.add_metric([status], count)
         yield jobs
         for name, text, value in (
-            ("workers_alive", "Workers heard of lately.", self.workers),
+            ("workers_alive", "Workers with a recent heartbeat.", self.workers),
             (
                 "queue_oldest_seconds",
-                "Seconds that the oldest waiting job has waited.",
+                "Seconds that the oldest queued job has waited.",
                 self.figures.queued_seconds,
             ),
         ):
             yield GaugeMetricFamily(f"sharpzo_{name}", text, value=value)
         yield CounterMetricFamily(
             "sharpzo_forward_passes",
-            "Forward passes of tuning jobs; those that are done again are not counted twice.",
+            "Forward passes of tuning jobs; repeated ones are not counted twice.",
             value=self.figures.forward_passes,
         )
         yield self._durations()
@@ -92,7 +91,7 @@ class Fleet:
     def _durations(self) -> Metric:
         family = HistogramMetricFamily(
             "sharpzo_job_seconds",
-            "Seconds from a job's first start to its end by a worker.",
+            "Seconds from a job's first start to its end.",
             labels=["kind", "outcome"],
         )
         bounds = [*map(str, DURATIONS), "+Inf"]
@@ -103,7 +102,7 @@ class Fleet:
 
 
 class _Process(Collector):
-    """This process, read when asked for."""
+    """Metrics of this process, read at each scrape."""
 
     def __init__(self) -> None:
         self._build = {
@@ -113,41 +112,43 @@ class _Process(Collector):
         }
 
     def collect(self) -> Iterator[Metric]:
-        """What it is, and what it counts elsewhere."""
         names, values = [*self._build], [*self._build.values()]
-        build = GaugeMetricFamily("sharpzo_build_info", "What runs; always 1.", labels=names)
+        build = GaugeMetricFamily(
+            "sharpzo_build_info",
+            "Versions of the service, Python and torch; always 1.",
+            labels=names,
+        )
         build.add_metric(values, 1)
         yield build
         yield CounterMetricFamily(
             "sharpzo_log_records_dropped",
-            "Log records that were dropped because nobody read the log.",
+            "Log records dropped because the log was not read.",
             value=dropped_records(),
         )
         yield GaugeMetricFamily(
-            "sharpzo_event_streams", "Clients that are being told events.", value=open_streams()
+            "sharpzo_event_streams", "Open event streams.", value=open_streams()
         )
 
 
 class _ResidentPrompts(Collector):
-    """What the inference host holds, read when asked for."""
+    """Metrics of the inference host, read at each scrape."""
 
     def __init__(self, cache: PromptCache, waiting: Callable[[], int]) -> None:
         self._cache = cache
         self._waiting = waiting
 
     def collect(self) -> Iterator[Metric]:
-        """Gauges and counters."""
         now = self._cache.residency()
         for name, text, value in (
-            ("prompts_resident", "Prompts that are ready to classify.", now.prompts),
-            ("prompts_pinned", "Of these, prompts that are kept there.", now.pinned),
-            ("prompt_bytes_resident", "Memory of their matrices.", now.bytes),
-            ("images_waiting", "Images admitted and not answered yet.", self._waiting()),
+            ("prompts_resident", "Prompts in memory, ready to classify.", now.prompts),
+            ("prompts_pinned", "Pinned prompts in memory.", now.pinned),
+            ("prompt_bytes_resident", "Bytes of the matrices of prompts in memory.", now.bytes),
+            ("images_waiting", "Images admitted and not classified yet.", self._waiting()),
         ):
             yield GaugeMetricFamily(f"sharpzo_{name}", text, value=value)
         lookups = CounterMetricFamily(
             "sharpzo_prompt_lookups",
-            "Prompts asked for, by whether they were ready.",
+            "Prompt lookups, by whether the prompt was in memory.",
             labels=["found"],
         )
         lookups.add_metric(["yes"], self._cache.hits)
@@ -155,7 +156,7 @@ class _ResidentPrompts(Collector):
         yield lookups
         yield CounterMetricFamily(
             "sharpzo_prompt_evictions",
-            "Prompts that had to make room for others.",
+            "Prompts evicted from memory to make room.",
             value=self._cache.evictions,
         )
 
@@ -164,46 +165,46 @@ class Metrics:
     """Counters and histograms; labels take few values (templates and statuses, never ids)."""
 
     def __init__(self) -> None:
-        # They are half of all series, and tell nothing.
+        # The `_created` series are half of all and carry no information.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.registry.register(_Process())
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
             "sharpzo_http_requests",
-            "Requests by route template.",
+            "HTTP requests by method, route template and status.",
             ("method", "route", "status"),
             registry=self.registry,
         )
         self._latency = Histogram(
             "sharpzo_http_request_seconds",
-            "Seconds until a request was answered in full.",
+            "Seconds until a response was complete.",
             ("method", "route"),
             buckets=_LATENCY_BUCKETS,
             registry=self.registry,
         )
         self._problems = Counter(
             "sharpzo_http_problems",
-            "Errors that requests were answered with, by their code.",
+            "Problem responses by code.",
             ("code",),
             registry=self.registry,
         )
         self._images = Counter(
             "sharpzo_classified_images",
-            f"Answers by prompt (name:version, {MAX_PROMPT_LABELS} of them) and outcome.",
+            f"Classified images by prompt (name:version, up to {MAX_PROMPT_LABELS}) and outcome.",
             ("prompt", "outcome"),
             registry=self.registry,
         )
         self._prompt_labels: set[str] = set()
         self._dropped = Counter(
             "sharpzo_dropped_images",
-            "Images that were skipped because nobody waited for them any more.",
+            "Images skipped because their request was cancelled or timed out.",
             ("reason",),
             registry=self.registry,
         )
         self._refused = Counter(
             "sharpzo_refused_images",
-            "Images that were refused because too many were waiting.",
+            "Images rejected because the queue was full.",
             registry=self.registry,
         )
         self._batch = Histogram(
@@ -225,33 +226,31 @@ class Metrics:
     def observe_request(
         self, method: str, route: str, status: int, seconds: float, problem: str | None
     ) -> None:
-        """Count one request; `problem` is the code of the error that it was answered with."""
+        """Count one request; `problem` is the code of its problem response."""
         self._requests.labels(method, route, str(status)).inc()
         self._latency.labels(method, route).observe(seconds)
         if problem is not None:
             self._problems.labels(problem).inc()
 
     def watch(self, cache: PromptCache, waiting: Callable[[], int]) -> None:
-        """Report what the inference host holds."""
         self.registry.register(_ResidentPrompts(cache, waiting))
 
     def observe_decode(self, seconds: float) -> None:
-        """Record how long it took to decode and prepare one image."""
+        """Record the seconds to decode and prepare one image."""
         self._inference["decode"].observe(seconds)
 
     def observe_batch(self, seconds: float, waits: Sequence[float]) -> None:
-        """Record a pass through the image encoder, and how long each of its images had waited."""
+        """Record a pass through the image encoder, and how long each image had waited."""
         self._inference["encode"].observe(seconds)
         self._batch.observe(len(waits))
         for wait in waits:
             self._inference["queue"].observe(wait)
 
     def observe_inference(self, seconds: float) -> None:
-        """Record a whole classification, admission to answer."""
         self._inference["total"].observe(seconds)
 
     def count_images(self, prompt: str, classified: int, failed: int) -> None:
-        """Count a prompt's answers, by what `prompt_series` calls it; on the event loop."""
+        """Count images by the label from `prompt_series`; called on the event loop only."""
         if len(self._prompt_labels) < MAX_PROMPT_LABELS:
             self._prompt_labels.add(prompt)
         label = prompt if prompt in self._prompt_labels else OTHER_PROMPTS
@@ -259,24 +258,21 @@ class Metrics:
         self._images.labels(label, "error").inc(failed)
 
     def count_dropped(self, reason: str) -> None:
-        """Count an image that nobody waits for."""
         self._dropped.labels(reason).inc()
 
     def count_refused(self, images: int) -> None:
-        """Count images that found the queue full."""
         self._refused.inc(images)
 
     def render(self, fleet: Fleet | None, tenant: str | None = None) -> bytes:
-        """The exposition text; without `fleet` the database is away, and its series are absent.
+        """Render the metrics; `fleet` is None while the database is down.
 
-        `fleet` is the `tenant`'s, if one is given: of the prompts, too, only its own are named
-        then.
+        With a `tenant`, `fleet` is that tenant's, and only its own prompts are named.
         """
         return generate_latest(_View(self.registry, fleet, tenant))
 
 
 class _View(CollectorRegistry):
-    """What one reader may see of a registry, and what the database tells it."""
+    """The metrics that one reader may see, with those from the database."""
 
     def __init__(
         self, registry: CollectorRegistry, fleet: Fleet | None, tenant: str | None
@@ -287,14 +283,14 @@ class _View(CollectorRegistry):
         self._tenant = tenant
 
     def collect(self) -> Iterator[Metric]:
-        """Every series but those that name another tenant's prompt."""
+        # Without samples that name another tenant's prompt.
         for metric in self._all.collect():
             if self._tenant is not None:
                 metric.samples = [sample for sample in metric.samples if self._may_see(sample)]
             yield metric
         yield GaugeMetricFamily(
             "sharpzo_database_up",
-            "Whether the database has answered this time.",
+            "Whether the database answered this scrape.",
             value=self._fleet is not None,
         )
         if self._fleet is not None:
@@ -306,5 +302,5 @@ class _View(CollectorRegistry):
 
 
 def prompt_series(tenant: str, label: str) -> str:
-    """What the series of a prompt is called: `name:version`, after its tenant if it has another."""
+    """A prompt's label: `name:version`, prefixed by any tenant but the default one."""
     return label if tenant == DEFAULT_TENANT else f"{tenant}/{label}"

@@ -1,4 +1,4 @@
-"""Running the service: the API, and in the embedded mode a worker beside it."""
+"""Runs the service: the API, and in embedded mode a worker beside it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WORKER_SECONDS = 15.0  # for the worker to save its checkpoints and end
-GRACEFUL_SECONDS = 10  # for answers that are under way when the server is told to end
+GRACEFUL_SECONDS = 10  # for requests in progress at shutdown
 _BACKLOG = 2048
 _OTHER_DESCRIPTORS = 256  # files, database, broker, child processes
 
@@ -48,17 +48,17 @@ def main(
     port: int | None = None,
     with_worker: bool = True,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; returns, or leaves with exit code 0, when all has ended.
+    """Serve until SIGINT or SIGTERM; then return, or exit with code 0, after the shutdown.
 
     Args:
-        settings: What the operator chose.
+        settings: The operator's settings.
         host: Address to listen on; default: the setting.
         port: Port to listen on, 0 for any free one; default: the setting.
-        with_worker: Run a worker too, if the broker is the embedded one.
+        with_worker: Also run a worker if the broker is the embedded one.
 
     Raises:
-        SettingsError: the address is not loopback and nothing allows that, or it cannot be bound.
-        SchemaTooNew, StorageUnavailable: the database is not to be used.
+        SettingsError: the address is not loopback and keys are not required, or it cannot be bound.
+        SchemaTooNew, StorageUnavailable: the database cannot be used.
     """
     configure_logging(settings)
     host = settings.host if host is None else host
@@ -67,9 +67,9 @@ def main(
     _allow_descriptors(settings.max_connections)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     report_version(settings.db_url)
-    migrate(settings)  # what is wrong with the database is told before anybody is let in
+    migrate(settings)  # database errors must surface before the port is open
     listener = listen(host, settings.port if port is None else port)
-    # The interpreter would spend seconds on looking for cycles in what torch has made.
+    # At exit, the interpreter would spend seconds on collecting torch's objects.
     atexit.register(gc.freeze)
     app = create_app(settings, warm_up=True)
     config = uvicorn.Config(
@@ -78,20 +78,20 @@ def main(
         ws="none",
         log_config=None,
         access_log=False,
-        # Uvicorn's own default believes everybody on this machine.
+        # Uvicorn's default trusts every process on this machine.
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies or None,
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
     with (
-        _past_loading_threads(),
+        _exit_despite_model_threads(),
         listener,
         _exit_on_sigterm(),
-        _worker(settings, with_worker) as end_worker,
+        _worker(settings, with_worker) as stop_worker,
     ):
-        server = _Server(config, app, end_worker)
-        # From here on it ends in order; an exception would come into the event loop's own start.
+        server = _Server(config, app, stop_worker)
+        # From here on SIGTERM shuts down in order; an exception could hit the event loop's start.
         signal.signal(signal.SIGTERM, server.handle_exit)
         logger.info("listening on %s", _url(listener), extra={"action": "listening"})
         with contextlib.suppress(KeyboardInterrupt):
@@ -99,7 +99,7 @@ def main(
 
 
 def _allow_descriptors(connections: int) -> None:
-    """Raise the process's limit of descriptors, where it has one, so that connections fit in."""
+    """Raise the process's limit of open files to fit the connections."""
     if sys.platform == "win32":
         return
     import resource
@@ -111,7 +111,7 @@ def _allow_descriptors(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         if allowed < wanted:
             logger.warning(
-                "the limit of %d open files is too low for %d connections (lower %s)",
+                "the limit of %d open files is too low for %d connections (raise it, or lower %s)",
                 allowed,
                 connections,
                 "SHARPZO_MAX_CONNECTIONS",
@@ -120,17 +120,18 @@ def _allow_descriptors(connections: int) -> None:
 
 
 def check_exposure(settings: Settings, host: str, *, keyed: bool = False) -> None:
-    """Refuse to be reachable from elsewhere without authentication; `keyed`: keys are needed.
+    """Refuse to listen on other than loopback addresses without authentication.
 
     Raises:
-        SettingsError: `host` is not a loopback address.
+        SettingsError: `host` is not a loopback address, no API key exists (`keyed`), and the
+            settings do not allow that.
     """
     if keyed or settings.allow_unauthenticated or _is_loopback(host):
         return
     raise SettingsError(
-        f"will not listen on {host} without authentication (make an API key first with `sharpzo "
-        "keys create`, use 127.0.0.1, or set SHARPZO_ALLOW_UNAUTHENTICATED=true where something "
-        "else keeps strangers out)"
+        f"will not listen on {host} without authentication (create an API key first with "
+        "`sharpzo keys create`, use 127.0.0.1, or set SHARPZO_ALLOW_UNAUTHENTICATED=true if "
+        "something else restricts access)"
     )
 
 
@@ -144,7 +145,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket for the server; port 0 means any free one.
+    """Open the server's socket; port 0 means any free one.
 
     Raises:
         SettingsError: the address cannot be bound.
@@ -156,8 +157,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise SettingsError(
             f"cannot listen on {host} port {port}: {error.strerror} (choose another --port)"
         ) from error
-    # Connections inherit it; asyncio sets it only on sockets that name their protocol. Without it
-    # an answer waits 40 ms for the client's delayed acknowledgement.
+    # Connections inherit it; asyncio only sets it on sockets that name their protocol. Without it a
+    # response waits 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -168,27 +169,26 @@ def _url(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Tells everybody at once that the end is near: event streams end, and the worker begins to."""
+    """Also ends event streams and the worker as soon as the shutdown begins."""
 
     def __init__(
-        self, config: uvicorn.Config, app: FastAPI, end_worker: Callable[[], object]
+        self, config: uvicorn.Config, app: FastAPI, stop_worker: Callable[[], object]
     ) -> None:
         super().__init__(config)
         self._app = app
-        self._end_worker = end_worker
+        self._stop_worker = stop_worker
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to shut down."""
         services = getattr(self._app.state, "services", None)
         if services is not None:
             services.stopping.set()
-        self._end_worker()
+        self._stop_worker()
         super().handle_exit(sig, frame)
 
 
 @contextlib.contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """Leave by an exception until there is a server, so that the worker is ended on the way out."""
+    """Turn SIGTERM into an exception until the server runs, so that the worker is stopped."""
     previous = signal.signal(signal.SIGTERM, _exit)
     try:
         yield
@@ -197,21 +197,21 @@ def _exit_on_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _past_loading_threads() -> Iterator[None]:
-    """End the process at once if it is told to end while a thread still loads or runs a model.
+def _exit_despite_model_threads() -> Iterator[None]:
+    """Exit at once after a shutdown while a thread still loads or runs a model.
 
-    Such a thread is not waited for, and the interpreter's own end, which takes torch apart under
-    it, may abort or never come. All that has to be closed has been by then.
+    Nothing waits for such a thread, and an orderly interpreter exit, which dismantles torch under
+    it, may abort or hang. Everything else has been closed by then.
     """
-    told = False
+    orderly = False
     try:
         yield
-        told = True
+        orderly = True
     except SystemExit as ending:
-        told = ending.code == 0
+        orderly = ending.code == 0
         raise
     finally:
-        if told and MODELS in {thread.name for thread in threading.enumerate()}:
+        if orderly and MODELS in {thread.name for thread in threading.enumerate()}:
             logging.getLogger().handlers[0].flush()
             os._exit(0)
 
@@ -222,7 +222,7 @@ def _exit(_signal: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _worker(settings: Settings, with_worker: bool) -> Iterator[Callable[[], object]]:
-    """Run a worker if one is wanted; gives what tells it to end before the block does."""
+    """Run a worker if wanted; yields a function that asks it to stop before the block ends."""
     if not (with_worker and settings.embedded_broker):
         yield lambda: None
         return

@@ -1,1 +1,1 @@
-"""Online classification; the only part of the API process that reaches torch."""
+"""Online classification; the only part of the API process that loads torch."""

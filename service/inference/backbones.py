@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: name, pretrained and fingerprint, as a prompt records them
+#: Name, pretrained and fingerprint, as recorded in a prompt.
 Described = Mapping[str, str | None]
 
 
@@ -33,17 +33,16 @@ class Backbones:
 
     @property
     def loaded(self) -> list[str]:
-        """Names of the backbones in memory."""
-        names = list(self._loaded)  # at once: the model thread may be adding one
+        names = list(self._loaded)  # one atomic copy: the model thread may be adding one
         return sorted(names)
 
     def find(self, fingerprint: str | None) -> Backbone | None:
-        """The backbone with these weights if it is in memory; from any thread."""
+        """The loaded backbone with this fingerprint, or None; callable from any thread."""
         found = (b for b in list(self._loaded.values()) if b.fingerprint == fingerprint)
         return next(found, None)
 
     def load(self, spec: BackboneSpec) -> Backbone:
-        """The backbone of a spec.
+        """Get the backbone of a spec, loading it if needed.
 
         Raises:
             Unavailable: it cannot be loaded.
@@ -57,21 +56,24 @@ class Backbones:
                 backbone.encode_images_in(self._dtype)
             except BackboneError as error:
                 logger.warning(
-                    "backbone %s: %s", spec.name, error, extra={"action": "backbone_failed"}
+                    "backbone %s cannot be loaded: %s",
+                    spec.name,
+                    error,
+                    extra={"action": "backbone_failed"},
                 )
                 raise Unavailable(error.code, f"backbone {spec.name} cannot be loaded") from error
             logger.info("loaded backbone %s", spec.name, extra={"action": "backbone_loaded"})
             self._loaded[spec.name] = backbone
             keep_numpy_on_one_thread()
-            _spare_from_collection()
+            _exclude_from_gc()
         return self._loaded[spec.name]
 
     def for_prompt(self, described: Described) -> Backbone:
-        """The backbone whose fingerprint a prompt records.
+        """Get the backbone with the fingerprint that a prompt records.
 
         Raises:
-            BackboneNotServed: none of those that are served here.
-            Unavailable: the one it names cannot be loaded.
+            BackboneNotServed: no backbone served here has it.
+            Unavailable: the backbone cannot be loaded.
         """
         fingerprint = described.get("fingerprint")
         if (loaded := self.find(fingerprint)) is not None:
@@ -83,10 +85,10 @@ class Backbones:
         raise BackboneNotServed
 
 
-def _spare_from_collection() -> None:
-    """Take what is there now, torch above all, out of every later search for cycles.
+def _exclude_from_gc() -> None:
+    """Exclude all current objects, torch above all, from later garbage collections.
 
-    Each would hold up all requests for a quarter of a second.
+    Each of them would block all requests for a quarter of a second.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""From the bytes of an image to its embedding: a pool that decodes, a thread that encodes."""
+"""From image bytes to embeddings: a pool of threads decodes, the model thread encodes."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 
 Embedding = NDArray[np.float32]  #: [E], L2-normalised
-Embedded = Embedding | ImageError  #: or why there is none
+Embedded = Embedding | ImageError  #: the error of an image that cannot be decoded
 
-_BATCH = {"cpu": 16}  # by type of device; on a processor, larger ones fall out of its caches
+_BATCH = {"cpu": 16}  # by device type; larger batches do not fit into a CPU's caches
 _OTHER_BATCH = 64
 _MAX_DECODERS = 8
-_PACE_WEIGHT = 0.2  # of the newest batch in the average of seconds per image
+_PACE_WEIGHT = 0.2  # of the newest batch in the moving average of seconds per image
 _MAX_RETRY_SECONDS = 30
-LARGE_SHARE = 4  # more than this part of the allowed pixels makes a picture a large one
+LARGE_SHARE = 4  # an image above 1/4 of the allowed pixels counts as large
 
 logger = logging.getLogger(__name__)
 
 
 class ImageEncoder:
-    """Embeds images of all requests together; owns every thread that touches pixels or models."""
+    """Embeds images of all requests in shared batches; owns the decoding and model threads."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._max_pixels = settings.max_image_pixels
@@ -59,37 +59,33 @@ class ImageEncoder:
         self._models = ModelThread(self._queue, self._encode, MODELS)
         threads = settings.decode_threads or min(_MAX_DECODERS, os.cpu_count() or 1)
         self._decoders = ThreadPoolExecutor(threads, "decode", _compute_on_one_thread)
-        self._pace = 0.0  # seconds of the model thread per image
+        self._pace = 0.0  # seconds of the model thread per image, averaged
 
     @property
     def alive(self) -> bool:
-        """Whether the model thread answers calls."""
         return self._models.alive
 
     def submit(self, call: Callable[[], V]) -> Future[V]:
-        """Have something done on the model thread."""
         return self._models.submit(call)
 
     async def run(self, call: Callable[[], V]) -> V:
-        """Await something that is done on the model thread."""
         return await self._models.run(call)
 
     def close(self) -> None:
-        """Stop both kinds of threads."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._models.close()
 
     def seconds_for(self, images: int) -> int:
-        """A guess, in whole seconds, of how long so many images take."""
+        """Estimate how many seconds this many images take."""
         return max(1, min(_MAX_RETRY_SECONDS, math.ceil(images * self._pace)))
 
     async def embed(
         self, backbone: Backbone, images: Sequence[bytes], deadline: float | None
     ) -> list[Embedded]:
-        """Each image's embedding, or why it cannot be decoded.
+        """Return each image's embedding, or the error of one that cannot be decoded.
 
-        What nobody waits for at `deadline` (by `time.monotonic`), or because the caller was
-        cancelled, is skipped.
+        Images are skipped once `deadline` (by `time.monotonic`) has passed or the caller was
+        cancelled.
         """
         loop, request_id = asyncio.get_running_loop(), logged("request_id")
         entries: list[_Entry] = [
@@ -102,13 +98,13 @@ class ImageEncoder:
         try:
             return [await entry.future for entry in entries]
         finally:
-            for entry in entries:  # those that are left if the request ends before its time
+            for entry in entries:  # some are unfinished if the request ends early
                 if not entry.future.cancel() and not entry.future.cancelled():
-                    entry.future.exception()  # seen; one error of them is enough to tell
+                    entry.future.exception()  # marks it as seen; the first error was raised
 
     def _decode(self, entry: _Entry, image: bytes) -> None:
-        """From a file's bytes to an entry of the queue; on one of the decoding threads."""
-        if reason := entry.fault(time.monotonic()):
+        """Decode one image and queue it; runs on a decoding thread."""
+        if reason := entry.drop_reason(time.monotonic()):
             self._queue.cancel_expected(entry.lane)
             self._metrics.count_dropped(reason)
             return
@@ -118,7 +114,7 @@ class ImageEncoder:
         except ImageError as error:
             self._queue.cancel_expected(entry.lane)
             _settle([entry], [error])
-        except BaseException as error:  # the waiting request gets it, whatever it is
+        except BaseException as error:  # passed on to the waiting request
             self._queue.cancel_expected(entry.lane)
             _settle_error([entry], error)
         else:
@@ -126,7 +122,7 @@ class ImageEncoder:
             self._queue.put(entry)
 
     def _prepare(self, backbone: Backbone, image: bytes) -> Tensor:
-        """Decode and preprocess; of very large pictures one at a time, for what they take."""
+        """Decode and preprocess; large images one at a time, to bound memory."""
         from sharpzo_engine.data.images import decode_image
 
         with ExitStack() as held:
@@ -138,7 +134,7 @@ class ImageEncoder:
             return backbone.preprocess(decode_image(image, self._max_pixels, admit))
 
     def _encode(self, batch: _Batch) -> None:
-        """Put a batch through the image encoder; on the model thread."""
+        """Encode a batch; runs on the model thread."""
         from sharpzo_engine.clip.features import encode_batch
 
         started = time.monotonic()
@@ -148,19 +144,19 @@ class ImageEncoder:
         except Exception as error:
             asked = sorted({str(entry.request_id) for entry in batch.entries})
             logger.exception(
-                "a batch of %d failed",
+                "encoding a batch of %d images failed",
                 len(pixels),
                 extra={"action": "batch_failed", "request_ids": asked},
             )
-            self._encode_apart(batch, error)
+            self._encode_halves(batch, error)
             return
         seconds = time.monotonic() - started
         self._metrics.observe_batch(seconds, [started - entry.queued_at for entry in batch.entries])
         self._pace += _PACE_WEIGHT * (seconds / len(pixels) - self._pace)
         _settle(batch.entries, list(embeddings))
 
-    def _encode_apart(self, batch: _Batch, error: Exception) -> None:
-        """After an error, out of memory perhaps: halves may fit, and one image spoils no other."""
+    def _encode_halves(self, batch: _Batch, error: Exception) -> None:
+        """Retry a failed batch in halves: they may fit into memory, and isolate a bad image."""
         middle = len(batch.entries) // 2
         if not middle:
             _settle_error(batch.entries, error)
@@ -179,14 +175,14 @@ def _batch_size(settings: Settings, backbone: Backbone) -> int:
 
 
 def _compute_on_one_thread() -> None:
-    """Torch would split the little work on one image among as many threads again."""
+    """Stop torch from starting further threads for the little work on one image."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def _settle(entries: Sequence[_Entry], results: Sequence[Embedded]) -> None:
-    """Hand results to the event loop, with one wake-up for all of them; from any thread."""
+    """Pass results to the event loop in one wake-up; callable from any thread."""
 
     def settle() -> None:
         for entry, result in zip(entries, results, strict=True):
@@ -206,5 +202,5 @@ def _settle_error(entries: Sequence[_Entry], error: BaseException) -> None:
 
 
 def _on_loop(entries: Sequence[_Entry], call: Callable[[], object]) -> None:
-    with suppress(RuntimeError):  # the loop has ended, and with it all who waited
+    with suppress(RuntimeError):  # the loop has ended, and every waiting request with it
         entries[0].future.get_loop().call_soon_threadsafe(call)

@@ -1,7 +1,7 @@
-"""The inference host: images in, predictions out, the event loop never blocked.
+"""The inference host: classifies images without blocking the event loop.
 
-`classify` is the straight line: admit, make the prompts ready, embed each image once, multiply with
-each prompt's matrix.
+`classify` is the main line: admit, load the prompts, embed each image once per backbone, multiply
+with each prompt's matrix.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from sharpzo_core.storage.artifact_store import ArtifactStore
     from sharpzo_engine import Prediction
 
-INLINE_PRODUCTS = 2_000_000  # multiplications that the event loop does itself: a millisecond
-CLASSES_AT_ONCE = 128  # whose names are encoded before images get their turn
+INLINE_PRODUCTS = 2_000_000  # multiplications done on the event loop: about a millisecond
+CLASSES_AT_ONCE = 128  # class names encoded before image batches get their turn
 
 _DESCRIBED = TypeAdapter(PromptBackbone)
 _METRICS: TypeAdapter[dict[str, float | None]] = TypeAdapter(
@@ -54,34 +54,33 @@ _METRICS: TypeAdapter[dict[str, float | None]] = TypeAdapter(
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about every image of a request."""
+    """The options of a classification request."""
 
     top_k: int = 5
     calibrated: bool = False
     zero_shot: bool = False
-    deadline: float | None = None  #: when nobody wants the answer any more, by `time.monotonic`
+    deadline: float | None = None  #: by `time.monotonic`
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the deadline."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one image is, best class first; the hand-written prompt's answer if it was asked for."""
+    """Predictions of one image, best class first; zero-shot ones if requested."""
 
     tuned: list[Prediction]
     zero_shot: list[Prediction] | None
 
 
-#: Per image: its classes, or why it could not be classified.
+#: Per image: its scores, or why it could not be decoded.
 Outcome = Scores | ImageError
 
 
 @dataclass(frozen=True)
 class ImportedPrompt:
-    """What an artifact says about itself."""
+    """What an imported artifact declares."""
 
     classes: tuple[str, ...]
     backbone: dict[str, str | None]
@@ -91,7 +90,7 @@ class ImportedPrompt:
 
 
 class InferenceHost:
-    """Loads backbones and prompts when they are first asked for, and classifies with them."""
+    """Loads backbones and prompts at first use, and classifies with them."""
 
     def __init__(self, settings: Settings, artifacts: ArtifactStore, metrics: Metrics) -> None:
         self._default = settings.backbone(None)
@@ -101,61 +100,60 @@ class InferenceHost:
         self._encoder = ImageEncoder(settings, metrics)
         self._cache = PromptCache(settings.prompt_cache_mb << 20)
         self._prompts = PromptLoader(artifacts, self._backbones, self._encoder, self._cache)
-        self._waiting = 0  # images; touched on the event loop only
+        self._waiting = 0  # images; only changed on the event loop
         self._warm_up: Future[None] | None = None
         metrics.watch(self._cache, lambda: self._waiting)
 
     @property
     def loaded(self) -> list[str]:
-        """Names of the backbones in memory."""
         return self._backbones.loaded
 
     @property
     def problem(self) -> str | None:
-        """Why nothing can be classified, or None."""
+        """Why nothing can be classified now, or None."""
         if not self._encoder.alive:
             return "its thread has ended"
         if self._warm_up is None:
             return None
         if not self._warm_up.done():
-            return "is loading its backbone"
+            return "the default backbone is loading"
         fault = self._warm_up.exception()
         if fault is None:
             return None
-        return fault.detail if isinstance(fault, CoreError) else "its backbone does not work"
+        return (
+            fault.detail if isinstance(fault, CoreError) else "the default backbone does not work"
+        )
 
     def warm_up(self) -> None:
-        """Load the default backbone before anybody waits for it, and put an image through it.
+        """Load the default backbone and encode one image with it.
 
-        Importing torch stops every thread of the process now and then, for up to a second or two;
-        so the service is not ready before that is done.
+        Importing torch stops every thread of the process for up to two seconds at times, so the
+        service is not ready before that is done.
         """
         self._warm_up = self._encoder.submit(self._load_default)
 
     def close(self) -> None:
-        """Stop every thread."""
         self._encoder.close()
 
     def forget(self, prompt_id: str) -> None:
-        """Drop a deleted prompt from memory."""
         self._cache.discard(prompt_id)
 
     def used_at(self, prompt: PromptRecord) -> float | None:
-        """When a prompt that is in memory was last asked for, in seconds since the epoch."""
+        """When the prompt was last used, in seconds since the epoch; None if it is not loaded."""
         return self._cache.used_at(PromptKey.from_record(prompt))
 
-    async def keep(self, pinned: Sequence[PromptRecord]) -> None:
-        """Load these prompts now, and let none of them go; one that cannot be loaded is logged."""
-        await self._prompts.keep(pinned)
+    async def pin(self, prompts: Sequence[PromptRecord]) -> None:
+        """Load these prompts and pin exactly them in memory; failures are logged."""
+        await self._prompts.pin(prompts)
 
     async def classify(
         self, prompts: Sequence[PromptRecord], images: Sequence[bytes], question: Question
     ) -> list[list[Outcome] | CoreError]:
         """Classify every image with every prompt; each image is encoded once per backbone.
 
-        Answers come in the order of `prompts`. In place of one stands why the prompt cannot be
-        used (BackboneNotServed, NotCalibrated, NoZeroShot, Unavailable), in place of an image's
-        classes why it cannot be decoded.
+        Results are in the order of `prompts`. A prompt that cannot be used has its error there
+        (BackboneNotServed, NotCalibrated, NoZeroShot, Unavailable), and so has an image that
+        cannot be decoded.
 
         Raises:
             Busy: too many images are waiting.
@@ -178,15 +176,15 @@ class InferenceHost:
             self._metrics.observe_inference(time.perf_counter() - started)
 
     async def inspect(self, data: bytes) -> ImportedPrompt:
-        """Read an artifact that somebody brings.
+        """Read an untrusted artifact.
 
         Raises:
-            ArtifactError: it is damaged or no artifact.
+            ArtifactError: it is damaged or not an artifact.
         """
         return await run_in_threadpool(_inspect, data)
 
     async def check_offered(self, spec: BackboneSpec) -> None:
-        """Check a backbone that a request names and the operator did not list by name.
+        """Check a requested backbone that the operator did not list by name.
 
         Raises:
             ValidationFailed: open_clip has no such weights.
@@ -217,18 +215,18 @@ class InferenceHost:
         ]
 
     async def _usable(self, prompt: PromptRecord, question: Question) -> ReadyPrompt | CoreError:
-        """The prompt with all that answering takes, or why there is none."""
+        """The loaded prompt, or why it cannot be used."""
         try:
             ready = await self._prompts.ready(prompt)
             ready.temperature(question.calibrated)
-            if question.zero_shot and not ready.knows_zero_shot:
-                await self._learn_zero_shot(ready)
+            if question.zero_shot and not ready.has_zero_shot:
+                await self._add_zero_shot(ready)
         except CoreError as error:
             return error
         return ready
 
-    async def _learn_zero_shot(self, ready: ReadyPrompt) -> None:
-        """Encode the hand-written prompt, so many classes at a time that others get their turn.
+    async def _add_zero_shot(self, ready: ReadyPrompt) -> None:
+        """Encode the zero-shot prompt, a few classes at a time so that other work gets its turn.
 
         Raises:
             NoZeroShot: it cannot be encoded.
@@ -237,14 +235,14 @@ class InferenceHost:
         for start in range(0, len(ready.class_names), CLASSES_AT_ONCE):
             encode = partial(ready.encode_zero_shot, start, start + CLASSES_AT_ONCE)
             parts.append(await self._encoder.run(encode))
-            if ready.knows_zero_shot:  # another request was quicker
+            if ready.has_zero_shot:  # another request was faster
                 return
-        ready.keep_zero_shot(np.concatenate(parts))
+        ready.set_zero_shot(np.concatenate(parts))
 
     async def _score(
         self, ready: ReadyPrompt, embedded: Sequence[Embedded], question: Question
     ) -> list[Outcome]:
-        """Multiply, and put the errors back in their places."""
+        """Score the decoded images, with errors of the others in their places."""
         good = [item for item in embedded if not isinstance(item, ImageError)]
         series = prompt_series(ready.tenant, ready.label)
         self._metrics.count_images(series, len(good), len(embedded) - len(good))
@@ -257,7 +255,7 @@ class InferenceHost:
 def _scores(
     ready: ReadyPrompt, embeddings: Sequence[Embedding], question: Question
 ) -> list[Scores]:
-    """Score embeddings [E] with the prompt and, if asked, with the hand-written one."""
+    """Score embeddings [E] with the prompt and, if requested, with the zero-shot prompt."""
     from sharpzo_engine.prompts.classifier import top_predictions
 
     if not embeddings:
@@ -279,10 +277,10 @@ def _inspect(data: bytes) -> ImportedPrompt:
         described = _DESCRIBED.validate_python(prompt.metadata["backbone"])
         metrics = _METRICS.validate_python(prompt.metadata.get("metrics", {}))
     except PydanticError:
-        raise ArtifactError("not a usable prompt file: fields are of the wrong kind") from None
+        raise ArtifactError("not a usable prompt file: fields have the wrong type") from None
     shown = [list(prompt.class_names), described.model_dump(), metrics]
     if unsafe_paths(shown):
-        raise ArtifactError("not a usable prompt file: a name holds control characters")
+        raise ArtifactError("not a usable prompt file: a name contains control characters")
     return ImportedPrompt(
         classes=prompt.class_names,
         backbone=described.model_dump(),

@@ -1,9 +1,9 @@
-"""What waits for the model thread: calls, and images that go through a backbone together.
+"""The queue of the model thread: calls, and images that are encoded in batches.
 
-Images of all requests and all prompts share one queue, because a tuned prompt only comes in after
-the image encoder. A batch is taken as soon as the thread is free and either the batch is full,
-nothing else is being decoded that could join it, or its oldest image has waited long enough. So a
-lone image never waits, and under load a batch fills itself while the one before is encoded.
+Images of all requests and prompts share one queue, because a tuned prompt is only applied after
+the image encoder. A batch is taken as soon as the thread is free and the batch is full, or no image
+that could join it is being decoded, or its oldest image has waited long enough. So a single image
+never waits, and under load a batch fills up while the previous one is encoded.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ L = TypeVar("L", bound="Hashable")
 T = TypeVar("T")
 R = TypeVar("R")
 
-GONE = "gone"  # the client left, or its request failed otherwise
+GONE = "gone"  # the client disconnected, or its request failed otherwise
 EXPIRED = "expired"  # the request's deadline passed
 
 
 @dataclass(frozen=True)
 class BatchRules(Generic[L]):
-    """When a batch is taken."""
+    """The size of a batch, and how long it may wait."""
 
-    images: Callable[[L], int]  #: lane -> images at most
-    delay: float  #: seconds that an image waits for others that are being decoded
+    images: Callable[[L], int]  #: lane -> maximum number of images
+    delay: float  #: seconds that an image waits for others in decoding
 
 
 @dataclass(eq=False, slots=True)
 class Entry(Generic[L, T, R]):
-    """One image of a request, and where its result goes."""
+    """One image of a request, and the future of its result."""
 
-    lane: L  #: only entries of one lane share a batch: the backbone
+    lane: L  #: the backbone; a batch has entries of one lane
     item: T
-    future: asyncio.Future[R]  #: belongs to the event loop; only looked at elsewhere
+    future: asyncio.Future[R]  #: set on the event loop only
     deadline: float | None = None  #: by `time.monotonic`
-    queued_at: float = 0.0  #: likewise
+    queued_at: float = 0.0  #: by `time.monotonic`
     request_id: object = None  #: for the log
 
-    def fault(self, now: float) -> str | None:
-        """Why nobody wants the result any more, or None."""
+    def drop_reason(self, now: float) -> str | None:
+        """Why the result is no longer wanted, or None."""
         if self.deadline is not None and now >= self.deadline:
             return EXPIRED
         return GONE if self.future.done() else None
@@ -62,35 +62,33 @@ class Batch(Generic[L, T, R]):
 
 @dataclass
 class ModelQueue(Generic[L, T, R]):
-    """Filled from the event loop and others, emptied by the model thread."""
+    """Filled from any thread, emptied by the model thread."""
 
     rules: BatchRules[L]
-    on_drop: Callable[[str], object]  #: told why an entry was skipped
+    on_drop: Callable[[str], object]  #: receives the reason of each dropped entry
     ticks: Callable[[], float] = time.monotonic
     _calls: deque[Callable[[], object]] = field(default_factory=deque)
     _entries: deque[Entry[L, T, R]] = field(default_factory=deque)
-    _expected: Counter[L] = field(default_factory=Counter)  #: images that are being decoded
+    _expected: Counter[L] = field(default_factory=Counter)  #: images in decoding
     _changed: threading.Condition = field(default_factory=threading.Condition)
-    _called: bool = False  #: whether a call was taken last
+    _called: bool = False  #: whether `take` returned a call last
     _closed: bool = False
 
     def __len__(self) -> int:
-        """Images that wait."""
         return len(self._entries)
 
     def call(self, call: Callable[[], object]) -> None:
-        """Have something done, in turn with batches."""
+        """Queue a call; calls and batches alternate."""
         with self._changed:
             self._calls.append(call)
             self._changed.notify()
 
     def expect(self, lane: L, images: int) -> None:
-        """Say that so many images will be put, or dropped by `forgo`."""
+        """Announce images; each is then `put` or given up by `cancel_expected`."""
         with self._changed:
             self._expected[lane] += images
 
     def put(self, entry: Entry[L, T, R]) -> None:
-        """Add an image that was expected."""
         with self._changed:
             self._expected[entry.lane] -= 1
             entry.queued_at = self.ticks()
@@ -98,13 +96,13 @@ class ModelQueue(Generic[L, T, R]):
             self._changed.notify()
 
     def cancel_expected(self, lane: L, images: int = 1) -> None:
-        """Say that images that were expected will not come."""
+        """Give up announced images."""
         with self._changed:
             self._expected[lane] -= images
             self._changed.notify()
 
     def close(self) -> None:
-        """End `take`; what still waits is left alone."""
+        """End `take`; queued work is dropped."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -114,7 +112,7 @@ class ModelQueue(Generic[L, T, R]):
         with self._changed:
             while not self._closed:
                 self._drop_unwanted()
-                wait = self._patience()
+                wait = self._seconds_to_batch()
                 if self._calls and not (wait == 0 and self._called):
                     self._called = True
                     return self._calls.popleft()
@@ -126,16 +124,16 @@ class ModelQueue(Generic[L, T, R]):
 
     def _drop_unwanted(self) -> None:
         now = self.ticks()
-        if any(entry.fault(now) for entry in self._entries):
+        if any(entry.drop_reason(now) for entry in self._entries):
             entries, self._entries = self._entries, deque()
             for entry in entries:
-                if reason := entry.fault(now):
+                if reason := entry.drop_reason(now):
                     self.on_drop(reason)
                 else:
                     self._entries.append(entry)
 
-    def _patience(self) -> float | None:
-        """Seconds until a batch is due; None for until something changes."""
+    def _seconds_to_batch(self) -> float | None:
+        """Seconds until a batch is due; None if the queue is empty."""
         if not self._entries:
             return None
         oldest = self._entries[0]
@@ -148,7 +146,7 @@ class ModelQueue(Generic[L, T, R]):
         return sum(entry.lane == lane for entry in self._entries)
 
     def _next_batch(self) -> Batch[L, T, R]:
-        """Take the oldest entry and those that may go with it."""
+        """Take the oldest entry and others of its lane."""
         lane = self._entries[0].lane
         most = self.rules.images(lane)
         taken: list[Entry[L, T, R]] = []

@@ -40,32 +40,27 @@ class ModelThread(Generic[L, T, R]):
 
     @property
     def alive(self) -> bool:
-        """Whether calls are being answered."""
         return self._thread.is_alive()
 
     def submit(self, call: Callable[[], V]) -> Future[V]:
-        """Queue a call; its result or exception arrives in the future.
-
-        Its log lines have the caller's context.
-        """
+        """Queue a call; it logs with the caller's context."""
         future: Future[V] = Future()
 
         def run() -> None:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call())
-                except BaseException as error:  # the waiting caller gets it, whatever it is
+                except BaseException as error:  # passed on to the waiting caller
                     future.set_exception(error)
 
         self._queue.call(partial(copy_context().run, run))
         return future
 
     async def run(self, call: Callable[[], V]) -> V:
-        """Await a call; if the caller leaves before it begins, it never runs."""
+        """Await a call; it does not run if the caller is cancelled first."""
         return await asyncio.wrap_future(self.submit(call))
 
     def close(self) -> None:
-        """Finish the current call or batch and stop."""
         self._queue.close()
         self._thread.join(_JOIN_SECONDS)
 
@@ -75,4 +70,4 @@ class ModelThread(Generic[L, T, R]):
                 self._run_batch(work)
             else:
                 work()
-            del work  # otherwise the last batch's tensors live until the next one comes
+            del work  # otherwise the batch's tensors live until the next one arrives

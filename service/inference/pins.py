@@ -1,4 +1,4 @@
-"""Keeping pinned prompts in this process's memory, whichever process was told to pin them."""
+"""Keeps pinned prompts in memory; the request to pin may have reached another process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from service.inference.host import InferenceHost
     from sharpzo_core.stores.prompt_store import PromptStore
 
-LOOK_SECONDS = 10.0  # until a pin that another process was told is seen here
+POLL_SECONDS = 10.0  # until this process sees a pin that another one received
 
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def watching_pins(prompts: PromptStore, inference: InferenceHost) -> AsyncIterator[None]:
-    """Load what is pinned, and go on looking, until the block ends."""
+    """Load pinned prompts, and poll for further ones until the block ends."""
     task = asyncio.create_task(_watch(prompts, inference))
     try:
         yield
@@ -35,12 +35,12 @@ async def watching_pins(prompts: PromptStore, inference: InferenceHost) -> Async
 
 
 async def load_pinned(prompts: PromptStore, inference: InferenceHost) -> None:
-    """Look once, at what all tenants have pinned.
+    """Load the pinned prompts of all tenants.
 
     Raises:
         StorageUnavailable: the database does not answer.
     """
-    await inference.keep(await run_in_threadpool(prompts.for_all_tenants().pinned))
+    await inference.pin(await run_in_threadpool(prompts.for_all_tenants().pinned))
 
 
 async def _watch(prompts: PromptStore, inference: InferenceHost) -> None:
@@ -48,7 +48,7 @@ async def _watch(prompts: PromptStore, inference: InferenceHost) -> None:
         try:
             await load_pinned(prompts, inference)
         except CoreError as error:
-            logger.warning("pins are not known now: %s", error, extra={"action": "pins"})
-        except Exception:  # a defect of one prompt must not end the looking
+            logger.warning("pinned prompts cannot be read: %s", error, extra={"action": "pins"})
+        except Exception:  # one bad prompt must not end the polling
             logger.exception("pinned prompts cannot be loaded", extra={"action": "pins"})
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)

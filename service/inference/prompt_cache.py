@@ -1,4 +1,4 @@
-"""Prompts that are ready to classify: class matrices in memory, least recently used out first."""
+"""Loaded prompts: class matrices in memory, with least-recently-used eviction."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 
 class PromptKey(NamedTuple):
-    """What identifies a ready prompt: a changed file or backbone is another key.
-
-    An id is given once, to one version of one tenant's prompt.
-    """
+    """Identifies a loaded prompt; a changed file or backbone is another key."""
 
     tenant: str
     prompt_id: str
@@ -42,8 +39,8 @@ class PromptKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A linear classifier on image embeddings: logits = f weights^T + bias, over temperature."""
+class LinearClassifier:
+    """Classifies image embeddings f: logits = (f weights^T + bias) / temperature."""
 
     weights: Floats  #: [C, E]
     bias: Floats  #: [C]
@@ -62,23 +59,22 @@ class Answers:
 
 @dataclass(frozen=True)
 class ReadyPrompt:
-    """A prompt with the backbone it needs; the context and what else its file holds is let go."""
+    """A loaded prompt and its backbone, without the parts of the file that scoring does not use."""
 
     backbone: Backbone
     class_names: tuple[str, ...]
-    tuned: Answers
+    tuned: LinearClassifier
     own_temperature: float | None
     hand_written_context: str
-    label: str  #: name:version, for people
+    label: str  #: name:version
     tenant: str
 
     @classmethod
     def build(cls, record: PromptRecord, prompt: TunedPrompt, backbone: Backbone) -> ReadyPrompt:
-        """Keep what answering takes."""
         return cls(
             backbone=backbone,
             class_names=prompt.class_names,
-            tuned=Answers(prompt.weights, prompt.bias),
+            tuned=LinearClassifier(prompt.weights, prompt.bias),
             own_temperature=prompt.temperature,
             hand_written_context=prompt.hand_written_context,
             label=f"{record.name}:{record.version}",
@@ -86,10 +82,10 @@ class ReadyPrompt:
         )
 
     def encode_zero_shot(self, start: int, end: int) -> Floats:
-        """What the hand-written prompt multiplies by for some classes; on the model thread.
+        """Encode the zero-shot weights of some classes; runs on the model thread.
 
         Raises:
-            NoZeroShot: its words or a class name cannot be encoded.
+            NoZeroShot: its context or a class name cannot be encoded.
         """
         from sharpzo_engine.prompts.classifier import zero_shot_weights
 
@@ -99,70 +95,69 @@ class ReadyPrompt:
         except EngineError as error:
             raise NoZeroShot(f"{self.label}: {error}") from error
 
-    def keep_zero_shot(self, weights: Floats) -> None:
-        """Remember those of all classes."""
-        self.__dict__["zero_shot"] = Answers(weights, np.zeros(len(weights), np.float32))
+    def set_zero_shot(self, weights: Floats) -> None:
+        """Store the weights of all classes."""
+        self.__dict__["zero_shot"] = LinearClassifier(weights, np.zeros(len(weights), np.float32))
 
     @property
-    def zero_shot(self) -> Answers:
-        """The hand-written prompt's classifier, once it is at hand."""
-        answers: Answers = self.__dict__["zero_shot"]
-        return answers
+    def zero_shot(self) -> LinearClassifier:
+        """The zero-shot classifier; `set_zero_shot` comes first."""
+        classifier: LinearClassifier = self.__dict__["zero_shot"]
+        return classifier
 
     @property
-    def knows_zero_shot(self) -> bool:
-        """Whether `zero_shot` is at hand."""
+    def has_zero_shot(self) -> bool:
         return "zero_shot" in self.__dict__
 
     def temperature(self, calibrated: bool) -> float:
-        """What the logits are divided by.
+        """The divisor of the logits.
 
         Raises:
-            NotCalibrated: the artifact holds no temperature.
+            NotCalibrated: the artifact has no temperature.
         """
         if not calibrated:
             return 1.0
         if self.own_temperature is None:
-            raise NotCalibrated(f"{self.label} was published without a temperature")
+            raise NotCalibrated(
+                f"{self.label} has no temperature (leave out `calibrated`, or tune it again)"
+            )
         return self.own_temperature
 
     @property
     def size(self) -> int:
-        """Bytes of its matrices, those included that may still come."""
+        """Bytes of its matrices, including those of a later zero-shot request."""
         return 2 * self.tuned.weights.nbytes + self.tuned.bias.nbytes
 
 
 @dataclass(frozen=True)
 class Residency:
-    """What is in memory."""
-
     prompts: int
     bytes: int
     pinned: int
 
 
 @dataclass
-class _Resident:
+class _Entry:
     ready: ReadyPrompt
     used_at: float
 
 
 @dataclass
 class PromptCache:
-    """A mapping bounded in bytes that may be used from any thread; pinned prompts stay."""
+    """A thread-safe cache bounded in bytes; pinned prompts are not evicted."""
 
     capacity: int  #: bytes
     ticks: Callable[[], float] = time.time
     hits: int = 0
     misses: int = 0
     evictions: int = 0
-    _items: OrderedDict[PromptKey, _Resident] = field(default_factory=OrderedDict)
+    _items: OrderedDict[PromptKey, _Entry] = field(default_factory=OrderedDict)
     _pinned: frozenset[str] = frozenset()
     _bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, key: PromptKey) -> ReadyPrompt | None:
-        """The prompt, now the most recently used, or None."""
+        """The prompt, which becomes the most recently used, or None."""
         with self._lock:
             item = self._items.get(key)
             if item is None:
@@ -174,39 +169,38 @@ class PromptCache:
             return item.ready
 
     def put(self, key: PromptKey, ready: ReadyPrompt) -> None:
-        """Keep a prompt; those that were not used for longest may have to go."""
+        """Add a prompt; the least recently used ones may be evicted."""
         with self._lock:
             self._drop(key)
-            self._items[key] = _Resident(ready, self.ticks())
+            self._items[key] = _Entry(ready, self.ticks())
             self._bytes += ready.size
             self._make_room()
 
     def pin(self, prompt_ids: frozenset[str]) -> None:
-        """Say which prompts stay, in memory or when they come; all others may go."""
+        """Pin exactly these prompts, loaded or not; all others may be evicted."""
         with self._lock:
             self._pinned = prompt_ids
             self._make_room()
 
     def discard(self, prompt_id: str) -> None:
-        """Forget a prompt that was deleted."""
+        """Remove a deleted prompt."""
         with self._lock:
             for key in [key for key in self._items if key.prompt_id == prompt_id]:
                 self._drop(key)
 
     def used_at(self, key: PromptKey) -> float | None:
-        """When it was last asked for, in seconds since the epoch; None if it is not here."""
+        """When the prompt was last used, in seconds since the epoch; None if it is not loaded."""
         with self._lock:
             item = self._items.get(key)
             return None if item is None else item.used_at
 
     def residency(self) -> Residency:
-        """How much is here."""
         with self._lock:
             pinned = sum(key.prompt_id in self._pinned for key in self._items)
             return Residency(len(self._items), self._bytes, pinned)
 
     def _make_room(self) -> None:
-        """Drop the least recently used; the newest stays even if it is too large by itself."""
+        """Evict the least recently used; the newest stays even if it alone exceeds the capacity."""
         newest = next(reversed(self._items), None)
         for key in list(self._items):
             if self._bytes <= self.capacity:

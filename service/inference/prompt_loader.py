@@ -1,4 +1,4 @@
-"""Prompts by need: from their files into memory, once, however many requests ask at a time."""
+"""Loads prompts into memory at first use, once for all concurrent requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class PromptLoader:
-    """Gives ready prompts; used on the event loop."""
+    """Provides loaded prompts; used on the event loop."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class PromptLoader:
         self._loading: dict[PromptKey, asyncio.Task[ReadyPrompt]] = {}
 
     async def ready(self, prompt: PromptRecord) -> ReadyPrompt:
-        """The prompt, from memory or from its file.
+        """Get the prompt from memory or from its file.
 
         Raises:
             BackboneNotServed: its backbone is not served here.
@@ -59,16 +59,18 @@ class PromptLoader:
             task.add_done_callback(partial(self._loaded, key))
         return await asyncio.shield(task)
 
-    async def keep(self, pinned: Sequence[PromptRecord]) -> None:
-        """Load these prompts, and let none of them go; one that cannot be loaded is logged."""
-        self._cache.pin(frozenset(prompt.id for prompt in pinned))
-        for prompt in pinned:
+    async def pin(self, prompts: Sequence[PromptRecord]) -> None:
+        """Load these prompts and pin exactly them in memory; failures are logged."""
+        self._cache.pin(frozenset(prompt.id for prompt in prompts))
+        for prompt in prompts:
             if self._cache.used_at(PromptKey.from_record(prompt)) is not None:
-                continue  # nobody asked for it just now: that must not count as use
+                continue  # `ready` would count this as use
             try:
                 await self.ready(prompt)
             except CoreError as error:
-                logger.warning("pinned prompt: %s", error, extra={"action": "pin_failed"})
+                logger.warning(
+                    "a pinned prompt cannot be loaded: %s", error, extra={"action": "pin_failed"}
+                )
 
     async def _load(self, key: PromptKey, prompt: PromptRecord) -> ReadyPrompt:
         data = await run_in_threadpool(fetch_artifact, self._artifacts, prompt)
@@ -83,7 +85,7 @@ class PromptLoader:
     def _loaded(self, key: PromptKey, task: asyncio.Task[ReadyPrompt]) -> None:
         del self._loading[key]
         if not task.cancelled():
-            task.exception()  # all who asked may have left: nobody else looks at it then
+            task.exception()  # marks it as seen: all who waited may have been cancelled
 
 
 def _make_ready(prompt: PromptRecord, data: bytes, backbone: Backbone) -> ReadyPrompt:

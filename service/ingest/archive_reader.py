@@ -1,8 +1,8 @@
-"""Reading one dataset's archive: names first, then every image, once.
+"""Reads a dataset's archive in two passes: first the names, then every image.
 
-The names give the layout. The images are decoded by children, several at a time, while the archive
-is being read, and those that can be used are stored under their hash. What is found ends in a
-manifest, a report and a contact sheet.
+The names give the layout. Child processes decode several images at a time while the archive is
+read, and usable images are stored under their hash. The result is a manifest, a report and a
+contact sheet.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from sharpzo_engine.data.images import Inspection
 
 MAX_JSON_BYTES = 16 << 20  # of classnames.json and split files together
-MAX_JSON_ITEMS = 600_000  # brackets and commas of one; a hundred thousand rows of a split file
+MAX_JSON_ITEMS = 600_000  # brackets and commas of one file: about 100,000 rows of a split file
 LISTED_UNREADABLE = 100
-SHEET_ROWS = 10  # of a dataset without classes
+SHEET_ROWS = 10  # of the contact sheet of a dataset without classes
 _SHEET_QUALITY = 85
-_METADATA_DEPTH = 2  # parts of the path of a JSON file that may belong to the layout
+_METADATA_DEPTH = 2  # maximum parts in the path of a JSON file that defines the layout
 
-Walk = Callable[[], Iterator[Member]]  #: Begins anew with every call
+Walk = Callable[[], Iterator[Member]]  #: Each call starts again at the first member
 
 
-class Unusable(CoreError):  # noqa: N818 - named for the fact
-    """The archive is sound, but its content is no dataset that can be tuned on."""
+class Unusable(CoreError):  # noqa: N818 - named after what happened
+    """The archive is intact, but its content cannot be used for tuning."""
 
     def __init__(self, code: str, message: str, report: Mapping[str, Any]) -> None:
         super().__init__(message)
@@ -52,8 +52,6 @@ class Unusable(CoreError):  # noqa: N818 - named for the fact
 
 @dataclass(frozen=True)
 class Content:
-    """What reading an archive gives."""
-
     class_names: tuple[str, ...]
     counts: Mapping[str, Mapping[str, int]]
     manifest: bytes
@@ -63,32 +61,32 @@ class Content:
 
 @dataclass
 class ArchiveReader:
-    """Reads one archive."""
-
     walk: Walk
     decoders: Decoders
-    keeper: ImageWriter
+    writer: ImageWriter
     facts: dict[str, ImageFacts] = field(default_factory=dict)  #: By path
     thumbnails: dict[str, Image.Image] = field(default_factory=dict)  #: By path
-    storing: bool = True  #: Whether images are of any use
+    storing: bool = True  #: False once the dataset is known to be unusable
 
     def read(self) -> Content:
-        """A dataset with labels.
+        """Read a labelled dataset.
 
         Raises:
-            Unusable: with everything that is wrong with it.
-            ArchiveError, DatasetError: reading did not come so far.
-            CoreError: a store or the children do not answer.
+            Unusable: with all findings.
+            ArchiveError, DatasetError: the archive or its metadata cannot be read.
+            CoreError: a store or the decoding processes failed.
         """
         layout = self._layout()
         shown = _shown(layout)
         self.storing = not any(finding.severity == "error" for finding in layout.findings)
         wanted = {entry.path for entry in layout.entries()}
-        self._take(wanted, {path for paths in shown.values() for path in paths}, lenient=False)
+        self._store_images(
+            wanted, {path for paths in shown.values() for path in paths}, lenient=False
+        )
         preflight = inspect(layout, self.facts)
         if not preflight.ok:
             raise _unusable(preflight)
-        self.keeper.finish()
+        self.writer.finish()
         return Content(
             layout.class_names,
             layout.counts(),
@@ -98,46 +96,48 @@ class ArchiveReader:
         )
 
     def read_unlabelled(self) -> Content:
-        """Every image, in whatever folder; one that cannot be used is listed with its error.
+        """Read every image in any folder; unusable ones are listed with their error.
 
         Raises:
-            ArchiveError, DatasetError, CoreError: as `read` does.
+            ArchiveError, DatasetError, CoreError: like `read`.
         """
         paths, skipped = list_images(member.path for member in self.walk() if not member.folder)
         shown = _shown_in_order(paths)
-        self._take(set(paths), {path for row in shown.values() for path in row}, lenient=True)
-        self.keeper.finish()
+        self._store_images(
+            set(paths), {path for row in shown.values() for path in row}, lenient=True
+        )
+        self.writer.finish()
         splits: dict[str, Any] = {split: [] for split in SPLITS}
         splits[UNLABELLED] = [_listed(self.facts[path]) for path in paths]
-        counts = {UNLABELLED: {"": len(paths)}}  # of no class
+        counts = {UNLABELLED: {"": len(paths)}}
         report = self._report(skipped) | {"counts": counts}
         return Content((), counts, _as_manifest((), splits), report, self._sheet(shown))
 
     def _layout(self) -> Layout:
         names: list[str] = []
         texts: dict[str, bytes] = {}
-        left = MAX_JSON_BYTES
+        remaining = MAX_JSON_BYTES
         for member in self.walk():
             names.append(member.path)
             if _is_metadata(PurePosixPath(member.path)):
-                texts[member.path] = _small(member, left)
-                left -= len(texts[member.path])
+                texts[member.path] = _read_json(member, remaining)
+                remaining -= len(texts[member.path])
         return detect_layout(names, lambda path: _text(path, texts[path]))
 
-    def _take(self, wanted: set[str], shown: set[str], *, lenient: bool) -> None:
-        """Look at the wanted images, and make thumbnails of those to be shown.
+    def _store_images(self, wanted: set[str], shown: set[str], *, lenient: bool) -> None:
+        """Decode the wanted images, with thumbnails of the shown ones, and store them.
 
-        Unless `lenient`, nothing is stored any more once an image turns out to be of no use.
+        Unless `lenient`, storing stops at the first unusable image.
         """
         for member in self.walk():
             if member.path in wanted:
-                draft = self.keeper.draft()
-                settle = partial(self._settle, member.path, draft, lenient)
+                draft = self.writer.draft()
+                on_done = partial(self._record, member.path, draft, lenient)
                 side = THUMBNAIL if member.path in shown else 0
-                self.decoders.decode(_written(member, draft), side, settle)
+                self.decoders.decode(_copied(member, draft), side, on_done)
         self.decoders.finish()
 
-    def _settle(
+    def _record(
         self, path: str, draft: Draft, lenient: bool, found: Inspection | ImageError
     ) -> None:
         facts = _facts(path, draft, found)
@@ -146,9 +146,9 @@ class ArchiveReader:
             self.thumbnails[path] = found.thumbnail
         self.storing = self.storing and (lenient or facts.error is None)
         if self.storing and facts.error is None:
-            self.keeper.keep(draft)
+            self.writer.add(draft)
         else:
-            self.keeper.drop(draft)
+            self.writer.discard(draft)
 
     def _manifest(self, layout: Layout) -> bytes:
         splits = {
@@ -188,7 +188,7 @@ class ArchiveReader:
 
 
 def _shown(layout: Layout) -> dict[str, list[str]]:
-    """Class name -> the images of it that the contact sheet shows; every class is there."""
+    """Class name -> its images on the contact sheet; every class is included."""
     shown: dict[str, list[str]] = {name: [] for name in layout.class_names}
     visible = set(layout.class_names[:MAX_CLASSES])
     for entry in layout.splits["train"]:
@@ -199,14 +199,14 @@ def _shown(layout: Layout) -> dict[str, list[str]]:
 
 
 def _shown_in_order(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Rows of the contact sheet of images without classes: which ones -> their paths."""
+    """Rows of the contact sheet without classes: range, such as "1 to 8" -> paths."""
     starts = range(0, min(len(paths), SHEET_ROWS * PER_CLASS), PER_CLASS)
     rows = {start: list(paths[start : start + PER_CLASS]) for start in starts}
     return {f"{start + 1} to {start + len(row)}": row for start, row in rows.items()}
 
 
-def _written(member: Member, draft: Draft) -> Iterator[bytes]:
-    """A member's bytes, which are written to the draft as they pass."""
+def _copied(member: Member, draft: Draft) -> Iterator[bytes]:
+    """Yield a member's bytes, and write them to the draft on the way."""
     for chunk in member.chunks():
         draft.write(chunk)
         yield chunk
@@ -224,7 +224,7 @@ def _stored_name(facts: ImageFacts) -> str:
 
 
 def _listed(facts: ImageFacts) -> dict[str, Any]:
-    """The entry of an image without a label."""
+    """The manifest entry of an image without a label."""
     if facts.error is None:
         return {"image": _stored_name(facts), "path": facts.path}
     error = {"code": facts.error.code, "message": str(facts.error)}
@@ -237,7 +237,7 @@ def _as_manifest(class_names: Iterable[str], splits: Mapping[str, Any]) -> bytes
 
 
 def _unusable(preflight: Preflight) -> Unusable:
-    """The error that names all others; its code is that of the images only if nothing else is."""
+    """One error for all findings; it has the images' own code if only images are at fault."""
     errors = preflight.errors
     codes = {facts.error.code for facts in preflight.unreadable if facts.error is not None}
     if any(finding.code != "image_unreadable" for finding in errors):
@@ -248,31 +248,31 @@ def _unusable(preflight: Preflight) -> Unusable:
 
 
 def _is_metadata(path: PurePosixPath) -> bool:
-    """Whether the layout may depend on the file's text, in the root or in the one top folder."""
+    """Whether the file may define the layout: it is in the root or in the single top folder."""
     known = path.name == "classnames.json" or path.match("split_zhou_*.json")
     return known and len(path.parts) <= _METADATA_DEPTH
 
 
-def _small(member: Member, limit: int) -> bytes:
-    """The content of a file that must fit into memory.
+def _read_json(member: Member, limit: int) -> bytes:
+    """Read a small file into memory.
 
     Raises:
-        DatasetError: it is too large.
+        DatasetError: it exceeds `limit`.
     """
     data = bytearray()
     for chunk in member.chunks():
         data += chunk
         if len(data) > limit:
-            message = f"{member.path} is too large (at most {MAX_JSON_BYTES} bytes of JSON)"
+            message = f"{member.path} is too large (use at most {MAX_JSON_BYTES} bytes of JSON)"
             raise DatasetError(message)
     return bytes(data)
 
 
 def _text(path: str, data: bytes) -> str:
-    """The text of a JSON file; parsed, it is a small multiple of its size.
+    """Decode a JSON file whose parsed size is bounded.
 
     Raises:
-        DatasetError: it is no text, or of more items than any dataset has.
+        DatasetError: it is not UTF-8, or has too many items.
     """
     if sum(map(data.count, (b"[", b"{", b","))) > MAX_JSON_ITEMS:
         raise DatasetError(f"{path} has more than {MAX_JSON_ITEMS} items (shorten it)")

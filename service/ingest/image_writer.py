@@ -1,4 +1,4 @@
-"""`ImageWriter`: the images of one dataset on their way into the store, some at a time."""
+"""`ImageWriter` stores the images of one dataset in batches."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from sharpzo_core.storage.artifact_store import ArtifactStore, Draft
     from sharpzo_core.stores.image_store import ImageStore
 
-BATCH_FILES = 256  # that share a transaction
-BATCH_BYTES = 32 << 20  # and how much of a disk they may take until then
+BATCH_FILES = 256  # per transaction
+BATCH_BYTES = 32 << 20  # of drafts on disk per transaction
 
 
 class ImageWriter:
-    """Collects drafts, has rows written for them, and only then gives them their keys.
+    """Collects drafts, writes their rows, and only then moves them to their keys.
 
-    Drafts that were not kept are gone at the end of the `with` block, which must hold what makes
-    the dataset ready as well.
+    The end of the `with` block removes all other drafts. The dataset must be marked as ready
+    inside the block.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ImageWriter:
         self._drafts: dict[str, Draft] = {}  # by SHA-256
         self._bytes = 0
         self._open: set[Draft] = set()
-        self._kept: list[str] = []  # SHA-256
+        self._stored: list[str] = []  # SHA-256
 
     def __enter__(self) -> ImageWriter:
         return self
@@ -50,35 +50,34 @@ class ImageWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for draft in (*self._open, *self._drafts.values()):
             draft.discard()
-        if kind is not None and self._kept:
+        if kind is not None and self._stored:
             # The dataset may have been deleted between its rows and its files.
-            with suppress(CoreError):  # if the database is away, the housekeeper looks
-                self._images.suspect(self._dataset.tenant, self._kept)
+            with suppress(CoreError):  # if the database is down, housekeeping finds them
+                self._images.suspect(self._dataset.tenant, self._stored)
 
     def draft(self) -> Draft:
-        """A file for the next image; it is given back by `keep` or `drop`.
+        """Open a file for the next image; pass it to `add` or `discard` afterwards.
 
         Raises:
-            StorageFull, StorageUnavailable: there can be none.
+            StorageFull, StorageUnavailable: the file cannot be created.
         """
         draft = self._artifacts.draft(images_prefix(self._dataset.tenant), self._scratch)
         self._open.add(draft)
         return draft
 
-    def drop(self, draft: Draft) -> None:
-        """The image is not wanted."""
+    def discard(self, draft: Draft) -> None:
         self._open.discard(draft)
         draft.discard()
 
-    def keep(self, draft: Draft) -> None:
-        """The image is whole and wanted.
+    def add(self, draft: Draft) -> None:
+        """Store a complete image.
 
         Raises:
-            LeaseLost: another process unpacks the dataset.
-            StorageFull, StorageUnavailable: a store did not take it.
+            LeaseLost: another process is unpacking the dataset.
+            StorageFull, StorageUnavailable: a store rejected it.
         """
         if draft.sha256 in self._drafts:
-            self.drop(draft)  # another file of the same content
+            self.discard(draft)  # a duplicate
             return
         draft.close()
         self._open.discard(draft)
@@ -88,19 +87,19 @@ class ImageWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Keep those that are waiting; raises as `keep` does."""
+        """Store the collected images; raises like `add`."""
         sizes = {sha256: draft.size for sha256, draft in self._drafts.items()}
         if not sizes:
             return
         self._images.hold(self._dataset, self._owner, sizes)
-        self._kept += sizes
+        self._stored += sizes
         for draft in self._drafts.values():
             self._images.keep(self._dataset, draft)
         self._drafts.clear()
         self._bytes = 0
 
     def finish(self) -> None:
-        """Return when everything kept survives a loss of power; raises as `keep` does."""
+        """Store the rest, and sync everything to disk; raises like `add`."""
         self.flush()
-        # Last of all: a disk that is being synced delays whoever makes files.
-        self._artifacts.sync_files(blob_key(self._dataset.tenant, name) for name in self._kept)
+        # Synced at the end, because a sync delays all other writes to the disk.
+        self._artifacts.sync_files(blob_key(self._dataset.tenant, name) for name in self._stored)

@@ -1,7 +1,7 @@
-"""From an uploaded archive to a ready dataset, in a background thread.
+"""Turns uploaded archives into ready datasets, in a background thread.
 
-`archive_reader` reads one; this module decides who reads it and when, and what becomes of the
-dataset. One that fails leaves nothing behind.
+`archive_reader` reads an archive; this module decides which process reads it and when, and records
+the outcome. A failed dataset leaves no files behind.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from service.ingest.archive_reader import Content, Walk
     from service.ingest.uploads import Uploads
-    from sharpzo_core.records.datasets import DatasetRecord
     from sharpzo_core.settings import Settings
     from sharpzo_core.storage.artifact_store import ArtifactStore
     from sharpzo_core.stores.dataset_leases import DatasetLeases
@@ -45,14 +44,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UPLOAD_FOLDER = "folder"  # in a dataset's `source`: the folder that its archive is in
+UPLOAD_FOLDER = "folder"  # key in a dataset's `source`: the folder of its archive
 
 
 class Ingest:
     """Processes uploads one after the other; `close` waits for the current image only.
 
-    Several API processes may share the database: each works under leases of its own, and takes up
-    what a process that died has left.
+    Several API processes may share the database: each has its own leases, and takes over the
+    uploads of a process that died.
     """
 
     def __init__(
@@ -76,73 +75,72 @@ class Ingest:
             settings.decode_seconds,
             settings.max_image_pixels,
         )
-        self._held: set[str] = set()
+        self._leased: set[str] = set()
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._heartbeat = Periodic("dataset leases", settings.heartbeat_seconds, self._renew)
         self._sweeper = Periodic("dataset sweeper", settings.sweep_seconds, self._sweep)
 
     def start(self) -> None:
-        """Begin to look after leases, and go on with what earlier processes left unfinished."""
+        """Start renewing leases and taking over unfinished uploads of earlier processes."""
         self._heartbeat.start()
         self._sweeper.start()
 
     def submit(self, dataset_id: str) -> None:
-        """Process the upload of a dataset that is leased here, in the background."""
-        self._held.add(dataset_id)
+        """Process a dataset's upload in the background; this process holds its lease."""
+        self._leased.add(dataset_id)
         self._pool.submit(copy_context().run, self._process, dataset_id)
 
     def forget(self, dataset_id: str) -> None:
-        """Remove the files of a dataset that was deleted.
-
-        Of a large one, some of the images go later.
-        """
+        """Remove the files of a deleted dataset; of a large one, some images are removed later."""
         self._uploads.discard(dataset_id)
         self._remove_files(dataset_id)
         self._images.sweep()
 
     def close(self) -> None:
-        """Stop; what is unfinished stays `processing`, for another process or the next one."""
+        """Stop; unfinished datasets stay `processing` for another process or the next start."""
         self._stopping.set()
         self._sweeper.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._heartbeat.stop()
         try:
-            self._leases.release(self._held)
+            self._leases.release(self._leased)
         except CoreError as error:
             logger.info(
-                "leases run out by themselves: %s", error, extra={"action": "ingest_lease_kept"}
+                "dataset leases are not released and will expire: %s",
+                error,
+                extra={"action": "ingest_lease_kept"},
             )
 
     def _renew(self) -> None:
         self._uploads.touch()
-        asked = self._held.copy()
-        self._held -= asked - self._leases.renew(asked)
+        asked = self._leased.copy()
+        self._leased -= asked - self._leases.renew(asked)
 
     def _sweep(self) -> None:
         for dataset_id in self._leases.abandoned():
-            if dataset_id not in self._held:
-                self._take_up(dataset_id)
+            if dataset_id not in self._leased:
+                self._take_over(dataset_id)
         self._uploads.remove_strays(self._datasets.processing_ids())
         while self._images.sweep() and not self._stopping.is_set():
             pass
 
-    def _take_up(self, dataset_id: str) -> None:
+    def _take_over(self, dataset_id: str) -> None:
         dataset = self._datasets.get(dataset_id)
-        # Only a process that shares the folder can tell whether the archive is lost.
+        # Only a process that shares the folder knows whether the archive is lost.
         if dataset.source.get(UPLOAD_FOLDER, self._uploads.identity) != self._uploads.identity:
             return
         if not self._leases.take(dataset_id):
             return
         logger.warning(
-            "taking up %s",
+            "taking over the processing of %s",
             dataset_id,
             extra={"action": "ingest_taken_up", "dataset_id": dataset_id},
         )
         if self._uploads.path(dataset_id).exists():
             self.submit(dataset_id)
         else:
-            message = "the service stopped before the upload was safe (upload it again)"
+            message = "the service stopped before the upload was complete (upload it again)"
             self._fail(dataset_id, "upload_lost", message)
 
     def _process(self, dataset_id: str) -> None:
@@ -157,20 +155,30 @@ class Ingest:
         except _Stopped:
             return  # its lease is released by `close`
         except StateConflict as error:
-            logger.info("%s: %s", dataset_id, error, extra={"action": "ingest_lease_lost"})
+            logger.info(
+                "%s is no longer processed here: %s",
+                dataset_id,
+                error,
+                extra={"action": "ingest_lease_lost"},
+            )
             self._clean_up_if_deleted(dataset_id)
         except StorageUnavailable as error:
-            # The archive is kept: when the lease has run out, some process tries again.
-            logger.warning("%s must wait: %s", dataset_id, error, extra={"action": "ingest_waits"})
+            # The archive is kept: after the lease expires, some process retries.
+            logger.warning(
+                "processing of %s is postponed: %s",
+                dataset_id,
+                error,
+                extra={"action": "ingest_waits"},
+            )
         except Exception:
-            # Nobody waits for this thread, and nothing more can be done than to tell.
+            # No caller waits for this thread, so the error is only logged.
             logger.exception(
                 "processing of %s failed", dataset_id, extra={"action": "ingest_failed"}
             )
-        self._held.discard(dataset_id)
+        self._leased.discard(dataset_id)
 
     def _run(self, dataset_id: str) -> None:
-        """Bring the dataset out of `processing`.
+        """Make the dataset ready or failed.
 
         Raises:
             StateConflict: it is no longer processed here.
@@ -187,7 +195,7 @@ class Ingest:
         except (CoreError, EngineError) as error:
             self._fail(dataset_id, error.code, str(error))
         except Exception:
-            # A defect must become the dataset's error.
+            # A bug must end as the dataset's error, not as an endless retry.
             logger.exception(
                 "processing of %s failed", dataset_id, extra={"action": "ingest_failed"}
             )
@@ -195,10 +203,11 @@ class Ingest:
 
     def _read(self, dataset_id: str) -> None:
         dataset = self._datasets.get(dataset_id)
-        with self._keeper(dataset) as keeper:
+        owner = self._leases.owner
+        with ImageWriter(dataset, owner, self._images, self._artifacts, self._scratch) as writer:
             with Decoders(self._rules) as decoders:
-                intake = ArchiveReader(self._walk(dataset_id), decoders, keeper)
-                content = intake.read() if dataset.labelled else intake.read_unlabelled()
+                reader = ArchiveReader(self._walk(dataset_id), decoders, writer)
+                content = reader.read() if dataset.labelled else reader.read_unlabelled()
             self._publish(dataset_id, content)
 
     def _publish(self, dataset_id: str, content: Content) -> None:
@@ -215,12 +224,8 @@ class Ingest:
         )
         logger.info("%s is ready", dataset_id, extra={"action": "dataset_ready"})
 
-    def _keeper(self, dataset: DatasetRecord) -> ImageWriter:
-        owner = self._leases.owner
-        return ImageWriter(dataset, owner, self._images, self._artifacts, self._scratch)
-
     def _walk(self, dataset_id: str) -> Walk:
-        """The members of the upload, as long as the service runs and holds the lease."""
+        """Iterate over the upload's members while the service runs and holds the lease."""
         path = self._uploads.path(dataset_id)
         kind = sniff(path)
         tick = partial(self.check_running, dataset_id)
@@ -229,7 +234,7 @@ class Ingest:
     def _fail(
         self, dataset_id: str, code: str, message: str, report: Mapping[str, Any] | None = None
     ) -> None:
-        # The row first: who has lost the lease must not touch the files of another process.
+        # The row first: without the lease, another process owns the files.
         with suppress(NotFound):  # deleted meanwhile
             self._datasets.mark_failed(dataset_id, code, message, report, owner=self._leases.owner)
             logger.info(
@@ -248,16 +253,16 @@ class Ingest:
         self._artifacts.delete_prefix(dataset_prefix(dataset_id))
 
     def check_running(self, dataset_id: str) -> None:
-        """Return if the dataset is still to be processed here.
+        """Check that this process should continue with the dataset.
 
         Raises:
-            LeaseLost: another process unpacks it, or it was deleted.
+            LeaseLost: another process is unpacking it, or it was deleted.
         """
         if self._stopping.is_set():
             raise _Stopped
-        if dataset_id not in self._held:
+        if dataset_id not in self._leased:
             raise LeaseLost
 
 
-class _Stopped(Exception):  # noqa: N818 - not a fault
-    """The service is about to stop."""
+class _Stopped(Exception):  # noqa: N818 - not an error
+    """The service is shutting down."""

@@ -1,4 +1,4 @@
-"""A job's events as a stream (server-sent events), read from the store alone."""
+"""Streams a job's events as server-sent events, read from the store."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ logger = logging.getLogger(__name__)
 EVENT_STREAM = "text/event-stream"
 POLL_SECONDS = 0.25
 KEEPALIVE_SECONDS = 15.0
-MAX_LOOKS = 400.0  # at the database in a second, by all streams together
+MAX_POLLS = 400.0  # of the database per second, by all streams together
 _BATCH = 100  # events read at a time
 _open: set[object] = set()  # streams
 
 
 def open_streams() -> int:
-    """Clients of this process that are being told events."""
+    """The number of open streams of this process."""
     return len(_open)
 
 
 @contextmanager
 def open_stream(job_id: str) -> Iterator[Callable[[], float]]:
-    """Count a stream while it is open; gives how many seconds it waits between two looks.
+    """Count a stream while it is open; yields a function for the seconds between two polls.
 
-    A stream whose job is deleted, or whose database is away, just ends: the client comes again and
-    is told.
+    A stream ends without an error when its job is deleted or the database is down; the client
+    reconnects and gets the error then.
     """
     _open.add(stream := object())
     try:
-        yield lambda: max(POLL_SECONDS, len(_open) / MAX_LOOKS)
+        yield lambda: max(POLL_SECONDS, len(_open) / MAX_POLLS)
     except CoreError as error:
-        logger.info("stream of %s ends early: %s", job_id, error, extra={"action": "stream_ended"})
+        logger.info("stream of %s ended early: %s", job_id, error, extra={"action": "stream_ended"})
     finally:
         _open.discard(stream)
 
@@ -59,30 +59,30 @@ async def stream_events(
     stopping: threading.Event,
     admitted: Callable[[], Awaitable[bool]],
 ) -> AsyncIterator[bytes]:
-    """Every event with `seq` above `after`, until the job's last one or the server's end.
+    """Yield events with `seq` above `after` until the job's last event or the server's shutdown.
 
-    It ends as well when the caller is not `admitted` any more.
+    The stream also ends when the caller is no longer `admitted`.
     """
-    spoke = time.monotonic()
+    last_sent = time.monotonic()
     with open_stream(job_id) as pause:
         while not stopping.is_set() and await admitted():
-            events, ended = await run_in_threadpool(_look, jobs, job_id, after)
+            events, ended = await run_in_threadpool(_read, jobs, job_id, after)
             for event in events:
                 yield _encode(event)
                 after = event.seq
             if ended:
                 return
             if events:
-                spoke = time.monotonic()
+                last_sent = time.monotonic()
                 continue
-            if time.monotonic() - spoke >= KEEPALIVE_SECONDS:
+            if time.monotonic() - last_sent >= KEEPALIVE_SECONDS:
                 yield KEEPALIVE_COMMENT
-                spoke = time.monotonic()
+                last_sent = time.monotonic()
             await asyncio.sleep(pause())
 
 
-def _look(jobs: JobStore, job_id: str, after: int) -> tuple[list[JobEvent], bool]:
-    """The next events, and whether none will follow unless somebody resumes the job."""
+def _read(jobs: JobStore, job_id: str, after: int) -> tuple[list[JobEvent], bool]:
+    """The next events, and whether they are the last unless the job is resumed."""
     events = list(jobs.events(job_id, after, _BATCH))
     if events and events[-1].type not in TERMINAL_EVENTS:
         return events, False

@@ -1,7 +1,7 @@
-"""A job's curves as a stream (server-sent events), thinned here, so that a page can just draw.
+"""Streams a job's curves as server-sent events, already thinned for drawing.
 
-`job` is the job, whenever it has changed; `series` replaces all steps that the client has; `steps`
-follow them. A stream begins with `job` and `series`, so whoever lost one asks again.
+`job` is sent whenever the job changes; `series` replaces all steps of the client, `steps` adds to
+them. A stream starts with `job` and `series`, so a client that lost it just reconnects.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ async def stream_steps(
     stopping: threading.Event,
     admitted: Callable[[], Awaitable[bool]],
 ) -> AsyncIterator[bytes]:
-    """The job and its steps as they come, until it has ended or the server ends.
+    """Yield the job and its steps as they happen, until the job ends or the server shuts down.
 
-    The client never has more than twice `resolution` steps to hold. The stream ends as well when
-    the caller is not `admitted` any more.
+    The client holds at most twice `resolution` steps. The stream also ends when the caller is no
+    longer `admitted`.
     """
     curve = _Curve(jobs, job_id, resolution)
-    spoke = time.monotonic()
+    last_sent = time.monotonic()
     with open_stream(job_id) as pause:
         while not stopping.is_set() and await admitted():
             messages = await run_in_threadpool(curve.advance)
@@ -51,16 +51,16 @@ async def stream_steps(
             if curve.ended:
                 return
             if messages:
-                spoke = time.monotonic()
-            elif time.monotonic() - spoke >= KEEPALIVE_SECONDS:
+                last_sent = time.monotonic()
+            elif time.monotonic() - last_sent >= KEEPALIVE_SECONDS:
                 yield KEEPALIVE_COMMENT
-                spoke = time.monotonic()
+                last_sent = time.monotonic()
             await asyncio.sleep(pause())
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """What the client knows."""
+    """What the client has received."""
 
     job: Job
     last_step: int
@@ -68,7 +68,7 @@ class _Sent:
 
 
 class _Curve:
-    """Compares what a client knows with what the store has."""
+    """Finds what the client has not received yet."""
 
     def __init__(self, jobs: JobStore, job_id: str, resolution: int) -> None:
         self._jobs = jobs
@@ -78,7 +78,7 @@ class _Curve:
         self.ended = False
 
     def advance(self) -> list[bytes]:
-        """What there is to tell since the last time."""
+        """The messages since the last call."""
         job = self._jobs.get(self._job_id)
         sent, self.ended = self._sent, is_terminal(job.status)
         if sent is not None and job == sent.job:
@@ -98,7 +98,7 @@ class _Curve:
         return messages
 
     def _is_outdated(self, sent: _Sent, job: Job) -> bool:
-        """Whether steps that were sent may be gone, or are too many by now."""
+        """Whether sent steps may have been discarded, or are too many by now."""
         went_back = job.step < sent.last_step or job.attempt != sent.job.attempt
         return went_back or self.ended or sent.following >= self._resolution
 

@@ -205,7 +205,7 @@ def test_a_server_whose_children_are_killed_goes_on(watched: Watched) -> None:
         assert outcome.code == "image_undecodable"
         listed = outcome.dataset["report"]["unreadable"]["listed"]
         assert len(listed) <= len(killed)
-        assert all("ends the process" in item["reason"] for item in listed)
+        assert all("crashes the process" in item["reason"] for item in listed)
     watched.forget(outcome)
     watched.assert_nothing_left()
     after = watched.upload(zip_of(dataset_members()))

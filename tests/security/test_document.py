@@ -27,17 +27,10 @@ def test_every_row_has_a_test_and_every_test_a_row() -> None:
 
 
 def test_every_test_that_the_threats_name_is_there() -> None:
-<<<<<<< HEAD
     pages = DOCUMENT + (ROOT / "docs" / "reliability.md").read_text()
     names = re.findall(r"`(\w+/[\w/]*test_\w+)`", pages)
     assert len(names) > 40
     assert [name for name in names if not (ROOT / "tests" / f"{name}.py").exists()] == []
-=======
-    for name in re.findall(
-        r"`((?:security|service|core|engine|worker)/(?:\w+/)*test_\w+)`", DOCUMENT
-    ):
-        assert (ROOT / "tests" / f"{name}.py").exists(), name
->>>>>>> 2611bc7 (Service: one way to its stores; plain English in routes, auth and http)
 
 
 def test_the_figures_are_those_that_are_measured() -> None:

@@ -181,7 +181,7 @@ def test_forwarded_addresses_count_only_from_listed_proxies(settings: Settings) 
 def test_any_number_of_event_streams_ask_the_database_no_more_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(job_events, "MAX_LOOKS", 10.0)
+    monkeypatch.setattr(job_events, "MAX_POLLS", 10.0)
     looks: list[str] = []
     jobs: Any = None
     stopping = threading.Event()

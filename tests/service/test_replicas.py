@@ -35,12 +35,12 @@ from tests.service.servers import ServerProcess, server_process
 WAITS = """
 import os, time
 from service.ingest.archive_reader import ArchiveReader
-take = ArchiveReader._take
+take = ArchiveReader._store_images
 def wait_and_take(*args, **options):
     while not os.path.exists({gate!r}):
         time.sleep(0.02)
     take(*args, **options)
-ArchiveReader._take = wait_and_take
+ArchiveReader._store_images = wait_and_take
 """
 
 
@@ -155,7 +155,7 @@ def test_a_half_received_upload_stays_as_long_as_its_process_lives(
         (name,) = files_below(uploads)
         seen: set[int] = set()
         # Nothing more is sent, but it is touched for longer than the patience with strays.
-        patience = services.uploads._patience
+        patience = services.uploads._stray_seconds
 
         def long_enough() -> bool:
             seen.add((uploads / name).stat().st_mtime_ns)

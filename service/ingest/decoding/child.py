@@ -1,7 +1,6 @@
-"""A child process: bytes of images in, what they are out.
+"""A decoding process: reads image files from stdin, answers with their size and format.
 
-Its arguments are numbers: pixels that an image may have, bytes of its file, seconds, and bytes of
-memory.
+Arguments: maximum pixels of an image, maximum bytes of its file, seconds, bytes of memory.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ from sharpzo_engine.data.images import FORMATS, inspect_image
 from sharpzo_engine.errors import ImageError
 
 _BUFFER = 256 << 10
-_REPLY = 3  # the descriptor that answers go to
+_REPLY = 3  # the descriptor of answers
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answer requests until there are no more."""
     max_pixels, max_bytes, seconds, memory = map(int, arguments)
     os.dup2(1, _REPLY)
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with answers
     _warm_up()
     confine(memory, _REPLY + 1)
     _send(answer({"ready": True}))
@@ -45,7 +43,7 @@ def _inspected(data: bytes, max_pixels: int, side: int) -> tuple[dict[str, Any],
     except ImageError as error:
         return {"code": error.code, "message": str(error)}, b""
     except MemoryError:
-        message = "the image takes too much memory to decode (save it again)"
+        message = "the image needs too much memory to decode (save it again)"
         return {"code": ImageError.code, "message": message}, b""
     facts = {"width": found.width, "height": found.height, "format": found.format}
     if found.thumbnail is None:
@@ -54,7 +52,7 @@ def _inspected(data: bytes, max_pixels: int, side: int) -> tuple[dict[str, Any],
 
 
 def _warm_up() -> None:
-    """Load every module that decoding needs, as long as files can be opened."""
+    """Load every module that decoding needs while files can still be opened."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for kind in FORMATS:

@@ -1,7 +1,7 @@
-"""What a decoding child gives up before it sees the first byte that it was sent.
+"""Drops privileges and resources of a decoding process before it reads untrusted bytes.
 
-Where the system knows no such limits (Windows), a child is an ordinary process that is ended when
-it takes too long.
+Where the system has no such limits (Windows), it is an ordinary process that is killed when it
+takes too long.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 _NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
-_NICENESS = 5  # behind the threads that answer requests
-_HARD_CPU = 3600  # seconds in a child's whole life
+_NICENESS = 5  # below the threads that serve requests
+_HARD_CPU = 3600  # seconds in the process's lifetime
 
 
 def confine(memory: int, descriptors: int) -> None:
-    """Give up privileges, memory beyond `memory` bytes, and every file but those that are open.
+    """Drop privileges, limit memory to `memory` bytes, and forbid new files and sockets.
 
-    No descriptor with a number of `descriptors` or more can be opened: no file, and no socket.
+    No descriptor numbered `descriptors` or higher can be opened, so only the open ones remain.
     """
     with suppress(OSError):
         os.nice(_NICENESS) if hasattr(os, "nice") else None
@@ -44,7 +44,7 @@ def confine(memory: int, descriptors: int) -> None:
 
 
 def limit_processor_time(seconds: float) -> None:
-    """Let the system end this process after so many more seconds of computing, rounded up."""
+    """Have the system kill this process after `seconds` more of CPU time, rounded up."""
     if resource is not None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         _lower("RLIMIT_CPU", int(used.ru_utime + used.ru_stime + seconds) + 1, _HARD_CPU)
@@ -57,5 +57,5 @@ def _lower(name: str, soft: int, hard: int) -> None:
     _, highest = resource.getrlimit(kind)
     if highest != resource.RLIM_INFINITY:
         soft, hard = min(soft, highest), min(hard, highest)
-    with suppress(OSError, ValueError):  # macOS refuses some of them
+    with suppress(OSError, ValueError):  # macOS rejects some of them
         resource.setrlimit(kind, (soft, hard))

@@ -1,4 +1,4 @@
-"""`Decoders`: several children at work on one stream of images."""
+"""`Decoders`: several child processes that decode one stream of images."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     Done = Callable[[Inspection | ImageError], object]
 
 MIB = 1 << 20
-MAX_CHILDREN = 4  # by default; more only wait for the one thread that reads the archive
-WATCH_SECONDS = 0.25  # how often children are looked at that may be late
-START_SECONDS = 30.0  # that a child may take to be ready
-MAX_LOSSES = 20  # children that one archive may cost
+MAX_CHILDREN = 4  # by default; more would wait for the one thread that reads the archive
+WATCH_SECONDS = 0.25  # between two checks for late children
+START_SECONDS = 30.0  # allowed for a child to start
+MAX_LOSSES = 20  # crashed children per archive
 
-_BASE_MEMORY = 192 * MIB  # addresses of the interpreter and Pillow
-_BYTES_PER_PIXEL = 16  # a picture of four channels, its copy on a canvas, and the decoder's own
-_PIPE_BYTES = 1 << 20  # an image that fits in keeps nobody waiting
+_BASE_MEMORY = 192 * MIB  # address space of the interpreter and Pillow
+_BYTES_PER_PIXEL = 16  # four channels, a converted copy, and the decoder's own buffers
+_PIPE_BYTES = 1 << 20  # writing an image that fits does not block
 _SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ of Linux
 _CODES = frozenset({"image_undecodable", "image_too_large", "image_format_not_allowed"})
 _MAX_MESSAGE = 200  # characters
 
 
-class DecodingLost(CoreError):  # noqa: N818 - named for the fact
-    """The images of this archive end one decoding process after the other (remove the bad ones)."""
+class DecodingLost(CoreError):  # noqa: N818 - named after what happened
+    """The archive's images crashed too many decoding processes (remove the broken images)."""
 
     status = 422
     code = "image_undecodable"
@@ -48,32 +48,32 @@ class DecodingLost(CoreError):  # noqa: N818 - named for the fact
 
 @dataclass(frozen=True)
 class DecodeRules:
-    """What children are allowed."""
+    """Limits of the decoding processes."""
 
     processes: int
-    seconds: float  #: Per image, of computing and of real time alike
+    seconds: float  #: Per image, of CPU time and of elapsed time
     max_pixels: int
     max_bytes: int = 64 * MIB  #: Of one file
 
     @property
     def memory(self) -> int:
-        """Bytes of addresses that a child may have."""
+        """Bytes of address space per child."""
         return _BASE_MEMORY + 3 * self.max_bytes + _BYTES_PER_PIXEL * self.max_pixels
 
 
 class Decoders:
-    """Hands images to children; results come in any order, in the thread that calls.
+    """Distributes images to children; results arrive in any order, in the calling thread.
 
-    Children are made for one archive and end with it: one that a picture has taken over sees no
-    picture of others.
+    Children live for one archive only: one that a malicious image has taken over never sees
+    another tenant's images.
     """
 
     def __init__(self, rules: DecodeRules) -> None:
         self._rules = rules
         self._children = [_Child(rules) for _ in range(rules.processes)]
         self._losses = 0
-        self._worked = False  # whether a child was ever ready
-        self._watchdog = Periodic("decode watchdog", WATCH_SECONDS, self._end_late_ones)
+        self._worked = False  # whether any child ever became ready
+        self._watchdog = Periodic("decode watchdog", WATCH_SECONDS, self._kill_late_ones)
         self._watchdog.start()
 
     def __enter__(self) -> Decoders:
@@ -85,23 +85,23 @@ class Decoders:
             child.end()
 
     def decode(self, chunks: Iterable[bytes], thumbnail: int, done: Done) -> None:
-        """Begin with an image as soon as a child is free; `done` gets what it is, or its fault.
+        """Send an image to the next free child; `done` receives its facts or its error.
 
         Args:
-            chunks: Its bytes; what they raise is raised, and the image forgotten.
-            thumbnail: Side of a small copy in pixels, 0 for none.
+            chunks: The file's bytes; an exception from them is raised and drops the image.
+            thumbnail: Side of a thumbnail in pixels, 0 for none.
             done: Called during this or a later call.
 
         Raises:
-            DecodingLost: too many children have died.
+            DecodingLost: too many children crashed.
         """
         self._free().begin(chunks, thumbnail, done)
 
     def finish(self) -> None:
-        """Return when every image is done.
+        """Wait for every image.
 
         Raises:
-            DecodingLost: too many children have died.
+            DecodingLost: too many children crashed.
         """
         for child in self._children:
             self._settle(child)
@@ -112,7 +112,7 @@ class Decoders:
             idle = _first_with_an_answer(self._children)
             self._settle(idle)
         while not (idle.alive and idle.is_ready()):
-            if idle.alive:  # it has died without an image, which can go to another
+            if idle.alive:  # it crashed without an image; another child takes this one
                 self._lose(idle)
             position = self._children.index(idle)
             idle = self._children[position] = _Child(self._rules)
@@ -134,9 +134,9 @@ class Decoders:
         if self._losses >= MAX_LOSSES and self._worked:
             raise DecodingLost
         if self._losses >= MAX_LOSSES:
-            raise RuntimeError("decoding processes end before they are ready")
+            raise RuntimeError("decoding processes crash at startup")
 
-    def _end_late_ones(self) -> None:
+    def _kill_late_ones(self) -> None:
         now = time.monotonic()
         for child in self._children:
             if child.deadline is not None and now > child.deadline:
@@ -144,7 +144,7 @@ class Decoders:
 
 
 class _Child:
-    """One child process and the image it has, if any."""
+    """One child process, and its current image if any."""
 
     def __init__(self, rules: DecodeRules) -> None:
         self._rules = rules
@@ -169,7 +169,7 @@ class _Child:
         self.deadline: float | None = None
 
     def is_ready(self) -> bool:
-        """Wait until it can be given an image; False if it ended instead."""
+        """Wait until it accepts an image; False if it crashed instead."""
         if not self._ready:
             self.deadline = time.monotonic() + START_SECONDS
             with suppress(BrokenFrame):
@@ -179,8 +179,7 @@ class _Child:
         return self._ready
 
     def begin(self, chunks: Iterable[bytes], thumbnail: int, done: Done) -> None:
-        """Hand an image over."""
-        self._hurry()
+        self._extend_deadline()
         try:
             self._send(SIDE.pack(thumbnail))
             for chunk in chunks:
@@ -192,32 +191,32 @@ class _Child:
             raise
         self._send(LENGTH.pack(END))
         self._flush()
-        self._hurry()
+        self._extend_deadline()
         self.done = done
 
     def result(self) -> Inspection | ImageError:
-        """What the child says of its image; an error of the image if it says nothing any more."""
+        """The child's answer; an error of the image if the child crashed."""
         try:
             return _checked(*read_answer(self.stdout.read))
         except (BrokenFrame, OSError):
             self.alive = False
-            return ImageError("the image ends the process that decodes it (save it again)")
+            return ImageError("the image crashes the process that decodes it (save it again)")
         finally:
             self.deadline = None
 
     def kill(self) -> None:
-        """End it at once; whoever waits for it notices."""
+        """Kill it; a thread that waits for its answer wakes up."""
         self._process.kill()
 
     def end(self) -> None:
-        """End it, and wait until that is done."""
+        """Kill it and wait for its end."""
         self.kill()
         self._process.wait()
         for pipe in (self._stdin, self.stdout):
-            with suppress(OSError):  # what could not be sent does not matter any more
+            with suppress(OSError):  # unsent data no longer matters
                 pipe.close()
 
-    def _hurry(self) -> None:
+    def _extend_deadline(self) -> None:
         self.deadline = time.monotonic() + self._rules.seconds + WATCH_SECONDS
 
     def _send_chunk(self, chunk: bytes) -> None:
@@ -225,10 +224,10 @@ class _Child:
             part = chunk[start : start + CHUNK]
             self._send(LENGTH.pack(len(part)))
             self._send(part)
-            self._hurry()
+            self._extend_deadline()
 
     def _send(self, data: bytes) -> None:
-        with suppress(OSError):  # it has died, as its result will tell
+        with suppress(OSError):  # it crashed; `result` reports that
             self._stdin.write(data)
 
     def _flush(self) -> None:
@@ -237,7 +236,7 @@ class _Child:
 
 
 def default_processes() -> int:
-    """Children that are of use on this machine."""
+    """The number of children that this machine can use."""
     return min(MAX_CHILDREN, os.cpu_count() or 1)
 
 
@@ -254,7 +253,7 @@ def _widen(pipe: BinaryIO) -> None:
 
 
 def _first_with_an_answer(children: list[_Child]) -> _Child:
-    """Wait for one of them; where pipes cannot be waited for, the first."""
+    """Wait for any of them; for the first where pipes cannot be polled."""
     if not hasattr(select, "poll"):
         return children[0]
     poll = select.poll()
@@ -266,10 +265,10 @@ def _first_with_an_answer(children: list[_Child]) -> _Child:
 
 
 def _checked(facts: dict[str, Any], pixels: bytes) -> Inspection | ImageError:
-    """The answer of a child, which is believed no more than what it was sent.
+    """Validate a child's answer, which is as untrusted as the image.
 
     Raises:
-        BrokenFrame: it makes no sense.
+        BrokenFrame: it is not valid.
     """
     match facts:
         case {"code": str(code), "message": str(message)}:

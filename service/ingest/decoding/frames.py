@@ -1,10 +1,10 @@
-"""What the service and a decoding child say to each other, over two pipes.
+"""The protocol between the service and a decoding process, over two pipes.
 
-    request   side of the thumbnail, then chunks of the file, each behind its length; 0 ends it
+    request   side of the thumbnail, then chunks of the file, each after its length; 0 ends it
     answer    length of a JSON object and of raw pixels, then both
 
-Nothing is ever unpickled, and lengths are checked before anything is read: neither side believes
-the other more than that.
+Nothing is unpickled, and lengths are checked before anything is read: neither side trusts the
+other.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-CHUNK = 1 << 20  # bytes that one length may announce
+CHUNK = 1 << 20  # maximum bytes of one chunk
 MAX_JSON = 4096  # bytes
 MAX_SIDE = 512  # pixels of a thumbnail
 END = 0
-ABORT = 0xFFFFFFFF  # in the place of a length: the file is not to be had, forget it
+ABORT = 0xFFFFFFFF  # in place of a length: the file cannot be read, drop it
 
 SIDE = struct.Struct(">H")
 LENGTH = struct.Struct(">I")
 ANSWER = struct.Struct(">II")
 
-Read = Callable[[int], bytes]  #: so many bytes, less only at the end
+Read = Callable[[int], bytes]  #: returns fewer bytes only at the end
 
 
-class BrokenFrame(Exception):  # noqa: N818 - named for the fact
-    """The other side ended, or said something that makes no sense."""
+class BrokenFrame(Exception):  # noqa: N818 - named after what happened
+    """The other side ended, or sent something invalid."""
 
 
 def read_exactly(read: Read, size: int) -> bytes:
-    """So many bytes.
+    """Read `size` bytes.
 
     Raises:
-        BrokenFrame: the stream ends before.
+        BrokenFrame: the stream ends first.
     """
     data = read(size)
     if len(data) != size:
@@ -44,12 +44,12 @@ def read_exactly(read: Read, size: int) -> bytes:
 
 
 def read_file(read: Read, max_bytes: int) -> tuple[int, bytes | None] | None:
-    """The next request: side of the thumbnail and the file, None in its place if it was aborted.
+    """Read the next request: the thumbnail's side and the file, or None for an aborted file.
 
-    None instead of both if there is none.
+    Returns None after the last request.
 
     Raises:
-        BrokenFrame: the request is cut, or larger than allowed.
+        BrokenFrame: the request is truncated, or larger than allowed.
     """
     head = read(SIDE.size)
     if len(head) < SIDE.size:
@@ -68,16 +68,15 @@ def read_file(read: Read, max_bytes: int) -> tuple[int, bytes | None] | None:
 
 
 def answer(facts: dict[str, Any], pixels: bytes = b"") -> bytes:
-    """An answer as bytes."""
     text = json.dumps(facts).encode()
     return ANSWER.pack(len(text), len(pixels)) + text + pixels
 
 
 def read_answer(read: Read) -> tuple[dict[str, Any], bytes]:
-    """The next answer: facts, and the pixels of a thumbnail.
+    """Read the next answer: facts, and the pixels of a thumbnail.
 
     Raises:
-        BrokenFrame: there is none, or it is no answer.
+        BrokenFrame: there is none, or it is not valid.
     """
     text_size, pixel_size = ANSWER.unpack(read_exactly(read, ANSWER.size))
     if text_size > MAX_JSON or pixel_size > 3 * MAX_SIDE**2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.inference.prompt_cache import Answers, PromptCache, PromptKey, ReadyPrompt
+from service.inference.prompt_cache import LinearClassifier, PromptCache, PromptKey, ReadyPrompt
 
 CLASSES, WIDTH = 4, 8
 SIZE = 2 * CLASSES * WIDTH * 4 + CLASSES * 4  # bytes of a prompt's matrices and bias
@@ -16,7 +16,9 @@ def key(name: str) -> PromptKey:
 
 
 def ready(classes: int = CLASSES) -> ReadyPrompt:
-    answers = Answers(np.zeros((classes, WIDTH), np.float32), np.zeros(classes, np.float32))
+    answers = LinearClassifier(
+        np.zeros((classes, WIDTH), np.float32), np.zeros(classes, np.float32)
+    )
     names = tuple(str(i) for i in range(classes))
     texts = ("a photo of a", "p:1", "default")
     return ReadyPrompt(None, names, answers, None, *texts)  # type: ignore[arg-type]
@@ -79,7 +81,7 @@ def test_a_deleted_prompt_is_forgotten_with_all_its_files(prompts: PromptCache) 
 
 def test_probabilities_are_those_of_a_softmax() -> None:
     rng = np.random.default_rng(0)
-    answers = Answers(
+    answers = LinearClassifier(
         (50 * rng.standard_normal((5, WIDTH))).astype(np.float32),
         rng.standard_normal(5).astype(np.float32),
     )

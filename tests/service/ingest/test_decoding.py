@@ -200,7 +200,7 @@ def test_children_that_cannot_start_are_a_fault_of_the_service(
 ) -> None:
     monkeypatch.setattr(module, "MAX_LOSSES", 3)
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
-    match = "before they are ready"
+    match = "crash at startup"
     with Decoders(DecodeRules(1, 5, 10_000)) as decoders, pytest.raises(RuntimeError, match=match):
         decoders.decode([png()], 0, lambda _: None)
 

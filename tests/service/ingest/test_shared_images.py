@@ -213,7 +213,7 @@ def test_a_dataset_deleted_between_its_rows_and_its_files_leaves_none(
     assert client.delete(f"/v1/datasets/{dataset_id}").status_code == 204
     deleted.set()
     shared = data_dir / "artifacts" / TENANTS
-    eventually(lambda: services.ingest._held == set())
+    eventually(lambda: services.ingest._leased == set())
     while services.images.sweep():
         pass
     assert files_below(shared) == []

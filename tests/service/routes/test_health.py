@@ -53,7 +53,9 @@ def test_readyz_sees_a_disk_that_is_nearly_full(
     services: Services = client.app.state.services  # type: ignore[attr-defined]
     services.workers.beat("w1", "host", 1)
     detail = assert_problem(client.get("/readyz"), 503, "not_ready")["detail"]
-    assert re.fullmatch(r"storage: \d+ bytes are free, fewer than 1000000000000000", detail)
+    assert re.fullmatch(
+        r"storage: \d+ bytes are free, below the minimum of 1000000000000000", detail
+    )
 
 
 def test_readyz_sees_a_data_folder_that_cannot_be_written(
@@ -62,7 +64,7 @@ def test_readyz_sees_a_data_folder_that_cannot_be_written(
     services.workers.beat("w1", "host", 1)
     away = data_dir.rename(data_dir.with_name("away"))
     detail = assert_problem(client.get("/readyz"), 503, "not_ready")["detail"]
-    assert "storage: the data folder cannot be written: No such file" in detail
+    assert "storage: the data folder is not writable: No such file" in detail
     away.rename(data_dir)
     assert client.get("/readyz").status_code == 200
 
