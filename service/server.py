@@ -25,6 +25,7 @@ from sharpzo_core.logging import configure_logging
 from sharpzo_core.migrations import migrate
 from sharpzo_core.stores.key_store import keys_exist
 from sharpzo_core.supervisor import Supervisor
+from sharpzo_engine import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,11 +65,12 @@ def main(
     host = settings.host if host is None else host
     settings = settings.model_copy(update={"host": host})
     check_exposure(settings, host, keyed=keys_exist(settings))
-    _allow_descriptors(settings.max_connections)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    report_version(settings.db_url)
     migrate(settings)  # database errors must surface before the port is open
     listener = listen(host, settings.port if port is None else port)
+    _greet(settings, _url(listener))
+    _allow_descriptors(settings.max_connections)
+    report_version(settings.db_url)
     # At exit, the interpreter would spend seconds on collecting torch's objects.
     atexit.register(gc.freeze)
     app = create_app(settings, warm_up=True)
@@ -96,6 +98,21 @@ def main(
         logger.info("listening on %s", _url(listener), extra={"action": "listening"})
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+
+
+def _greet(settings: Settings, url: str) -> None:
+    """Print the addresses to click before the first log line; a JSON log has them by itself."""
+    if settings.log_format == "json":
+        return
+    url = url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:")
+    lines = (
+        f"SharpZO {__version__}  {url}",
+        f"Dashboard      {url}/",
+        f"API docs       {url}/docs",
+        f"Data folder    {settings.data_dir.resolve()}",
+    )
+    with contextlib.suppress(OSError):  # standard output is closed
+        print(*lines, sep="\n", flush=True)  # noqa: T201 - for people, not for the log
 
 
 def _allow_descriptors(connections: int) -> None:
@@ -179,6 +196,7 @@ class _Server(uvicorn.Server):
         self._stop_worker = stop_worker
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        logger.info("shutting down", extra={"action": "shutting_down"})
         services = getattr(self._app.state, "services", None)
         if services is not None:
             services.stopping.set()

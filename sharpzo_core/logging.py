@@ -197,7 +197,7 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     logging.captureWarnings(capture=True)
     # Their INFO lines are about themselves, not about the service.
-    for name in ("alembic", "kombu", "amqp", "PIL", "celery"):
+    for name in ("alembic", "kombu", "amqp", "PIL", "celery", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

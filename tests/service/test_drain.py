@@ -103,7 +103,7 @@ def test_every_request_that_was_read_is_answered(
     with server_process(settings, before=before) as server:
         with crowd(server, artifact_of(backbone), gate) as visitors:
             server.process.send_signal(signal.SIGTERM)
-            eventually(lambda: "Shutting down" in "".join(server.log))
+            eventually(lambda: "shutting down" in "".join(server.log))
             gate.unlink()
             assert server.process.wait(30) == 0
         for visitor, end in visitors:
