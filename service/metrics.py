@@ -34,12 +34,11 @@ from sharpzo_core.stores.job_totals import DURATIONS
 from sharpzo_engine import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from prometheus_client import Metric
     from prometheus_client.samples import Sample
 
-    from service.inference.prompt_cache import PromptCache
     from sharpzo_core.records.jobs import JobStatus
     from sharpzo_core.stores.job_totals import Figures
 
@@ -130,37 +129,6 @@ class _Process(Collector):
         )
 
 
-class _ResidentPrompts(Collector):
-    """Metrics of the inference host, read at each scrape."""
-
-    def __init__(self, cache: PromptCache, waiting: Callable[[], int]) -> None:
-        self._cache = cache
-        self._waiting = waiting
-
-    def collect(self) -> Iterator[Metric]:
-        now = self._cache.residency()
-        for name, text, value in (
-            ("prompts_resident", "Prompts in memory, ready to classify.", now.prompts),
-            ("prompts_pinned", "Pinned prompts in memory.", now.pinned),
-            ("prompt_bytes_resident", "Bytes of the matrices of prompts in memory.", now.bytes),
-            ("images_waiting", "Images admitted and not classified yet.", self._waiting()),
-        ):
-            yield GaugeMetricFamily(f"sharpzo_{name}", text, value=value)
-        lookups = CounterMetricFamily(
-            "sharpzo_prompt_lookups",
-            "Prompt lookups, by whether the prompt was in memory.",
-            labels=["found"],
-        )
-        lookups.add_metric(["yes"], self._cache.hits)
-        lookups.add_metric(["no"], self._cache.misses)
-        yield lookups
-        yield CounterMetricFamily(
-            "sharpzo_prompt_evictions",
-            "Prompts evicted from memory to make room.",
-            value=self._cache.evictions,
-        )
-
-
 class Metrics:
     """Counters and histograms; labels take few values (templates and statuses, never ids)."""
 
@@ -231,9 +199,6 @@ class Metrics:
         self._latency.labels(method, route).observe(seconds)
         if problem is not None:
             self._problems.labels(problem).inc()
-
-    def watch(self, cache: PromptCache, waiting: Callable[[], int]) -> None:
-        self.registry.register(_ResidentPrompts(cache, waiting))
 
     def observe_decode(self, seconds: float) -> None:
         """Record the seconds to decode and prepare one image."""

@@ -196,7 +196,8 @@ class _Server(uvicorn.Server):
         self._stop_worker = stop_worker
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        logger.info("shutting down", extra={"action": "shutting_down"})
+        if not self.should_exit:  # uvicorn raises the signal again at the end
+            logger.info("shutting down", extra={"action": "shutting_down"})
         services = getattr(self._app.state, "services", None)
         if services is not None:
             services.stopping.set()

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from service.auth.key_cache import KeyCache
     from service.auth.principal import Caller
-    from service.services import Services
+    from service.auth.rate_limits import RateLimits
     from sharpzo_core.settings import Settings
 
 RECHECK_SECONDS = 0.25  # the key is checked again after a body that took longer
@@ -72,25 +73,26 @@ class Authentication:
         Raises:
             CoreError: it is rejected.
         """
-        services: Services = scope["app"].state.services
+        keys: KeyCache = scope["app"].state.services.key_cache
+        rates: RateLimits = scope["app"].state.services.rate_limits
         headers = Headers(scope=scope)
         host = _host(headers)
         if _is_public(scope):  # answered without the database
-            self._check_host(host, keyed=services.key_cache.was_required)
+            self._check_host(host, keyed=keys.was_required)
             return {}
-        keyed = await services.key_cache.required()
+        keyed = await keys.required()
         self._check_host(host, keyed=keyed)
         if not keyed:
             _check_origin(scope["method"], headers)
             set_caller(scope, ANYBODY)
             return {}
         try:
-            caller = await services.key_cache.identify(headers.getlist("authorization"))
+            caller = await keys.identify(headers.getlist("authorization"))
         except AuthInvalid:
-            await services.rate_limits.fail(address_of(scope) or "")
+            await rates.fail(address_of(scope) or "")
             raise
         set_caller(scope, caller)
-        left = await services.rate_limits.take(caller)
+        left = await rates.take(caller)
         return {} if left is None else left.headers
 
     def _check_host(self, host: str, *, keyed: bool) -> None:
@@ -177,8 +179,8 @@ class _RecheckedBody:
         caller = known_caller(self._scope)
         ends = message["type"] == "http.request" and not message.get("more_body", False)
         if ends and caller is not None and time.monotonic() - self._began > RECHECK_SECONDS:
-            services: Services = self._scope["app"].state.services
-            if not await services.key_cache.still_admits(caller):
+            keys: KeyCache = self._scope["app"].state.services.key_cache
+            if not await keys.still_admits(caller):
                 raise AuthInvalid
         return message
 

@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from service.errors import Busy, DeadlineExceeded
 from service.inference.backbones import Backbones
 from service.inference.encoder import ImageEncoder
-from service.inference.prompt_cache import PromptCache, PromptKey, ReadyPrompt
+from service.inference.prompt_cache import PromptCache, PromptCacheMetrics, PromptKey, ReadyPrompt
 from service.inference.prompt_loader import PromptLoader
 from service.metrics import prompt_series
 from sharpzo_core.errors import CoreError, ValidationFailed
@@ -102,7 +102,7 @@ class InferenceHost:
         self._prompts = PromptLoader(artifacts, self._backbones, self._encoder, self._cache)
         self._waiting = 0  # images; only changed on the event loop
         self._warm_up: Future[None] | None = None
-        metrics.watch(self._cache, lambda: self._waiting)
+        metrics.registry.register(PromptCacheMetrics(self._cache, lambda: self._waiting))
 
     @property
     def loaded(self) -> list[str]:

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from service.errors import NotCalibrated, NoZeroShot
 from sharpzo_engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+    from prometheus_client import Metric
 
     from sharpzo_core.records.prompts import PromptRecord
     from sharpzo_engine import Backbone, TunedPrompt
@@ -213,3 +216,34 @@ class PromptCache:
         item = self._items.pop(key, None)
         if item is not None:
             self._bytes -= item.ready.size
+
+
+class PromptCacheMetrics(Collector):
+    """Metrics of the cache and of the queue in front of it, read at each scrape."""
+
+    def __init__(self, cache: PromptCache, waiting: Callable[[], int]) -> None:
+        self._cache = cache
+        self._waiting = waiting
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._cache.residency()
+        for name, text, value in (
+            ("prompts_resident", "Prompts in memory, ready to classify.", now.prompts),
+            ("prompts_pinned", "Pinned prompts in memory.", now.pinned),
+            ("prompt_bytes_resident", "Bytes of the matrices of prompts in memory.", now.bytes),
+            ("images_waiting", "Images admitted and not classified yet.", self._waiting()),
+        ):
+            yield GaugeMetricFamily(f"sharpzo_{name}", text, value=value)
+        lookups = CounterMetricFamily(
+            "sharpzo_prompt_lookups",
+            "Prompt lookups, by whether the prompt was in memory.",
+            labels=["found"],
+        )
+        lookups.add_metric(["yes"], self._cache.hits)
+        lookups.add_metric(["no"], self._cache.misses)
+        yield lookups
+        yield CounterMetricFamily(
+            "sharpzo_prompt_evictions",
+            "Prompts evicted from memory to make room.",
+            value=self._cache.evictions,
+        )
