@@ -27,14 +27,14 @@ _MAX_FAULTS = 50  # listed in one response
 
 def install(app: FastAPI) -> None:
     """Register the handlers."""
-    app.add_exception_handler(CoreError, answer)
+    app.add_exception_handler(CoreError, problem_response)
     app.add_exception_handler(EngineError, _engine_error)
     app.add_exception_handler(RequestValidationError, _request_invalid)
     # Starlette's class, not FastAPI's: unknown routes and wrong methods raise that one.
     app.add_exception_handler(HTTPException, _http_error)
 
 
-def answer(request: Request, error: Exception) -> Response:
+def problem_response(request: Request, error: Exception) -> Response:
     """The response to one of our own errors."""
     assert isinstance(error, CoreError)  # noqa: S101 - how the handler is registered
     return problem(
@@ -64,7 +64,7 @@ def _headers(error: CoreError) -> dict[str, str]:
 def _engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)  # noqa: S101 - how the handler is registered
     if isinstance(error, ConfigError):
-        return answer(request, ValidationFailed(config_faults(error)))
+        return problem_response(request, ValidationFailed(config_faults(error)))
     return problem(request.scope, _INVALID, code=error.code, detail=str(error))
 
 
@@ -79,7 +79,7 @@ def config_faults(error: ConfigError) -> list[tuple[str, str]]:
 def _request_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - how the handler is registered
     faults = [_fault(item) for item in error.errors()]
-    return answer(request, ValidationFailed(faults))
+    return problem_response(request, ValidationFailed(faults))
 
 
 def _fault(item: dict[str, Any]) -> tuple[str, str]:

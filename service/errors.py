@@ -1,27 +1,5 @@
 # ruff: noqa: N818 - errors are named after what happened
-"""Errors of the API process, in addition to those of the core.
-
-CoreError
- ├── MalformedJson         400  the body is not strict JSON
- ├── MalformedMultipart    400  the multipart framing is broken
- ├── HostNotAllowed        400  the Host header names another service
- ├── OriginNotAllowed      403  the request comes from another site's page
- ├── ForbiddenLocation     403  a dataset URI outside the allowed locations
- ├── PageMissing           404  the dashboard was not built
- ├── ReportMissing         404  the job has no report (yet)
- ├── ContactSheetMissing   404  the dataset has no contact sheet (yet)
- ├── ResultsMissing        404  the job has no results
- ├── RequestTimeout        408  the body makes no progress
- ├── NotCalibrated         409  a prompt has no temperature
- ├── NoZeroShot            409  the zero-shot prompt cannot be encoded
- ├── TooManyFiles          413  more files than one request may contain
- ├── RateLimited           429  too many requests with this key, or wrong keys from this address
- ├── Busy                  429  the classification queue is full
- ├── TooManyBytesAtOnce    429  the bodies of all requests together are too large
- ├── Unavailable           503  a prompt's artifact or backbone cannot be loaded
- ├── NotReady              503  something that serving needs is missing
- └── DeadlineExceeded      504  the deadline in X-Timeout-Ms passed
-"""
+"""Errors of the API process, in addition to those of the core, sorted by status."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -137,57 +138,42 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.registry.register(_Process())
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
         ProcessCollector(registry=self.registry)
-        self._requests = Counter(
+        self._requests = counter(
             "sharpzo_http_requests",
             "HTTP requests by method, route template and status.",
             ("method", "route", "status"),
-            registry=self.registry,
         )
-        self._latency = Histogram(
+        self._latency = histogram(
             "sharpzo_http_request_seconds",
             "Seconds until a response was complete.",
             ("method", "route"),
             buckets=_LATENCY_BUCKETS,
-            registry=self.registry,
         )
-        self._problems = Counter(
-            "sharpzo_http_problems",
-            "Problem responses by code.",
-            ("code",),
-            registry=self.registry,
-        )
-        self._images = Counter(
+        self._problems = counter("sharpzo_http_problems", "Problem responses by code.", ("code",))
+        self._images = counter(
             "sharpzo_classified_images",
             f"Classified images by prompt (name:version, up to {MAX_PROMPT_LABELS}) and outcome.",
             ("prompt", "outcome"),
-            registry=self.registry,
         )
         self._prompt_labels: set[str] = set()
-        self._dropped = Counter(
+        self._dropped = counter(
             "sharpzo_dropped_images",
             "Images skipped because their request was cancelled or timed out.",
             ("reason",),
-            registry=self.registry,
         )
-        self._refused = Counter(
-            "sharpzo_refused_images",
-            "Images rejected because the queue was full.",
-            registry=self.registry,
+        self._refused = counter(
+            "sharpzo_refused_images", "Images rejected because the queue was full."
         )
-        self._batch = Histogram(
+        self._batch = histogram(
             "sharpzo_batch_images",
             "Images in one pass through the image encoder.",
             buckets=_BATCH_BUCKETS,
-            registry=self.registry,
         )
         self._inference = {
-            stage: Histogram(
-                f"sharpzo_inference_{stage}_seconds",
-                text,
-                buckets=_FINE_BUCKETS,
-                registry=self.registry,
-            )
+            stage: histogram(f"sharpzo_inference_{stage}_seconds", text, buckets=_FINE_BUCKETS)
             for stage, text in _STAGES.items()
         }
 

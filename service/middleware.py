@@ -64,24 +64,24 @@ class RequestLayer:
             await self._handle(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(scope, send)
+        response = _ProblemSend(scope, send)
         body = Body(scope, receive, self._memory, self._idle_seconds)
         started = time.perf_counter()
         try:
             if _has_two_lengths(scope):
                 await problem(scope, 400, detail=_TWO_LENGTHS, headers={"Connection": "close"})(
-                    scope, receive, answer.send
+                    scope, receive, response.send
                 )
             else:
-                await self._app(scope, body.receive, answer.send)
+                await self._app(scope, body.receive, response.send)
         except ClientDisconnect:
-            answer.status = _CLIENT_CLOSED
+            response.status = _CLIENT_CLOSED
         except asyncio.CancelledError:  # the grace period of the shutdown is over
-            if answer.started:
+            if response.started:
                 raise
             await problem(
                 scope, 503, code="shutting_down", detail=_SHUTTING_DOWN, headers=_RETRY_HEADERS
-            )(scope, receive, answer.send)
+            )(scope, receive, response.send)
         except Exception:
             # An error that reaches this line is a bug; the client still gets a problem document.
             logger.exception(
@@ -89,12 +89,12 @@ class RequestLayer:
                 scope[REQUEST_ID_KEY],
                 extra={"action": "unexpected_error"},
             )
-            if answer.started:
+            if response.started:
                 raise
-            await problem(scope, 500)(scope, receive, answer.send)
+            await problem(scope, 500)(scope, receive, response.send)
         finally:
             body.close()
-            self._record(scope, answer.status, time.perf_counter() - started)
+            self._record(scope, response.status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         """Count the request, and log it if it failed on our side."""
@@ -130,7 +130,7 @@ def _template(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", _UNMATCHED)
 
 
-class _Answer:
+class _ProblemSend:
     """Passes a response on, and replaces error bodies that are not problem documents.
 
     Some errors of the framework, such as a body over the limit, are plain text and bypass the

@@ -14,11 +14,15 @@ from service.auth.authorization import authorize
 from service.http.strict_json import loads
 from sharpzo_core.errors import PayloadTooLarge, UnsupportedMedia, ValidationFailed
 from sharpzo_core.json_safety import json_pointer
+from sharpzo_core.schemas.base import Page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from sharpzo_core.database.pagination import Listing
+
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 MAX_JSON_BYTES = 1 << 20  # of a request body, by default
 _INLINE_BYTES = 64 << 10  # larger bodies are parsed off the event loop
@@ -94,6 +98,12 @@ def parse(model: type[M], value: object) -> M:
         raise ValidationFailed(
             [(json_pointer(fault["loc"]), fault["msg"]) for fault in faults]
         ) from None
+
+
+def public_page(found: Listing[T], public: Callable[[T], M]) -> Page[M]:
+    return Page(
+        data=[public(item) for item in found.items], has_more=found.has_more, next=found.next
+    )
 
 
 def media_type(request: Request) -> str:

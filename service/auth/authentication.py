@@ -18,7 +18,7 @@ from starlette.requests import Request
 
 from service.auth.authorization import is_public_path
 from service.auth.principal import ANYBODY, known_caller, set_caller
-from service.error_handlers import answer
+from service.error_handlers import problem_response
 from service.errors import HostNotAllowed, OriginNotAllowed
 from service.idempotency import REPLAYED_HEADER
 from sharpzo_core.errors import AuthInvalid, CoreError
@@ -61,7 +61,7 @@ class Authentication:
         try:
             response.headers = await self._authenticate(scope)
         except CoreError as error:
-            await answer(Request(scope), error)(scope, receive, response.send)
+            await problem_response(Request(scope), error)(scope, receive, response.send)
             return
         caller = known_caller(scope)
         with _caller_context(caller):
@@ -173,7 +173,7 @@ class _RecheckedBody:
 
         Raises:
             AuthInvalid: the caller's key is no longer valid.
-            StorageUnavailable: the database does not tell.
+            StorageUnavailable: the database does not answer.
         """
         message = await self._receive()
         caller = known_caller(self._scope)

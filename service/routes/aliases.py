@@ -18,7 +18,7 @@ from service.deps import (
 )
 from service.idempotency import IdempotencyKey
 from service.route_docs import body, problems
-from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
+from service.routing import MAX_JSON_BYTES, StrictRoute, parse, public_page, read_json
 from sharpzo_core.records.aliases import ALIAS_PATTERN
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.records.prompts import NAME_PATTERN
@@ -71,9 +71,7 @@ def list_aliases(
     services: ServicesDep, limit: Limit = 20, after: After = None, name: PromptNameFilter = None
 ) -> Page[AliasPublic]:
     """List aliases, sorted by name and alias."""
-    page = services.aliases.list(limit, after, name)
-    data = [AliasPublic.from_record(alias) for alias in page.items]
-    return Page(data=data, has_more=page.has_more, next=page.next)
+    return public_page(services.aliases.list(limit, after, name), AliasPublic.from_record)
 
 
 @router.put("/{alias}", responses=problems(400, 404, 408, 409, 413, 415))

@@ -46,7 +46,7 @@ MAX_CLASSIFY_BYTES = 64 << 20
 MAX_PROMPTS = 32
 MAX_REF = 200  # characters
 MAX_TIMEOUT_MS = 600_000
-MAX_PREDICTIONS = 200_000  # in one answer
+MAX_PREDICTIONS = 200_000  # in one response
 INLINE_PREDICTIONS = 1000  # written on the event loop: some milliseconds
 
 T = TypeVar("T")
@@ -185,8 +185,8 @@ async def classify_with_prompts(
     size = _count((p for p in found if isinstance(p, PromptRecord)), images, question)
     usable = list({p.id: p for p in found if isinstance(p, PromptRecord)}.values())
     classifying = services.inference.classify(usable, images, question)
-    answered = await _while_connected(request, classifying)
-    outcomes = {prompt.id: outcome for prompt, outcome in zip(usable, answered, strict=True)}
+    classified = await _while_connected(request, classifying)
+    outcomes = {prompt.id: outcome for prompt, outcome in zip(usable, classified, strict=True)}
 
     def answers() -> ClassifyAnswers:
         return ClassifyAnswers(

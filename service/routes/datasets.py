@@ -19,7 +19,7 @@ from service.idempotency import Attempt, Completion, IdempotencyKey
 from service.ingest import remote_fetch
 from service.ingest.processor import UPLOAD_FOLDER
 from service.route_docs import body, form, problems
-from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, read_json
+from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, public_page, read_json
 from service.services import TenantServices
 from sharpzo_core.errors import (
     NotFound,
@@ -203,9 +203,7 @@ def list_datasets(
     services: ServicesDep, limit: Limit = 20, after: After = None
 ) -> Page[DatasetPublic]:
     """List datasets, newest first."""
-    page = services.datasets.list(limit, after)
-    data = [DatasetPublic.from_record(dataset) for dataset in page.items]
-    return Page(data=data, has_more=page.has_more, next=page.next)
+    return public_page(services.datasets.list(limit, after), DatasetPublic.from_record)
 
 
 @router.get("/{dataset_id}", responses=problems(404))

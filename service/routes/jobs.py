@@ -22,7 +22,7 @@ from service.deps import (
 from service.errors import ReportMissing
 from service.idempotency import IdempotencyKey
 from service.route_docs import problems
-from service.routing import MAX_JSON_BYTES, StrictRoute
+from service.routing import MAX_JSON_BYTES, StrictRoute, public_page
 from service.streams.job_events import EVENT_STREAM, stream_events
 from service.streams.metric_stream import stream_steps
 from sharpzo_core.errors import NotFound
@@ -108,9 +108,7 @@ def list_jobs(
     services: ServicesDep, limit: Limit = 20, after: After = None, kind: JobKind | None = None
 ) -> Page[JobPublic]:
     """List jobs, newest first; `kind` selects one kind."""
-    page = services.jobs.list(limit, after, kind)
-    data = [JobPublic.from_record(job) for job in page.items]
-    return Page(data=data, has_more=page.has_more, next=page.next)
+    return public_page(services.jobs.list(limit, after, kind), JobPublic.from_record)
 
 
 @router.get("/{job_id}", responses=problems(404))

@@ -11,7 +11,7 @@ from service.deps import After, Limit, ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.idempotency import Completion, IdempotencyKey
 from service.route_docs import body, problems
-from service.routing import MAX_JSON_BYTES, StrictRoute, parse, read_json
+from service.routing import MAX_JSON_BYTES, StrictRoute, parse, public_page, read_json
 from sharpzo_core.clock import utc_now
 from sharpzo_core.errors import NotFound
 from sharpzo_core.records.keys import NewKey, Scope
@@ -44,9 +44,7 @@ KeyFilter = Annotated[
 @router.get("/keys")
 def list_keys(services: ServicesDep, limit: Limit = 20, after: After = None) -> Page[KeyPublic]:
     """List keys, newest first, including revoked and expired ones."""
-    page = services.keys.list(limit, after)
-    data = [KeyPublic.from_record(key) for key in page.items]
-    return Page(data=data, has_more=page.has_more, next=page.next)
+    return public_page(services.keys.list(limit, after), KeyPublic.from_record)
 
 
 @router.post(
@@ -118,9 +116,7 @@ def list_audit(
     services: ServicesDep, limit: Limit = 20, after: After = None, key_id: KeyFilter = None
 ) -> Page[AuditPublic]:
     """List rejected requests and changes, newest first; entries appear within a second."""
-    page = services.audit_entries.list(limit, after, key_id)
-    data = [AuditPublic.from_record(entry) for entry in page.items]
-    return Page(data=data, has_more=page.has_more, next=page.next)
+    return public_page(services.audit_entries.list(limit, after, key_id), AuditPublic.from_record)
 
 
 @router.get("/usage", tags=["usage"], dependencies=[Needs(*ANY_SCOPE)])

@@ -1,7 +1,7 @@
-"""The dashboard at `/`, the API's own page at `/docs`, and what both are made of.
+"""The dashboard at `/`, the API page at `/docs`, and their assets.
 
-They are built from `dashboard/` into `service/static/`, and hold nothing of anybody's data: scripts
-that run in the browser and ask the API as any client does.
+They are built from `dashboard/` into `service/static/` and contain no data: their scripts call the
+API like any client.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from service.route_docs import problems
 from sharpzo_core.errors import NotFound
 
 STATIC = Path(__file__).parents[1] / "static"
-_ASK_AGAIN = "no-cache"
-_FOREVER = "public, max-age=31536000, immutable"  # the names of assets tell their content
+_REVALIDATE = "no-cache"
+_FOREVER = "public, max-age=31536000, immutable"  # an asset's name contains its hash
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -53,29 +53,29 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
 @router.get("/", responses=problems(404))
 def get_dashboard(encodings: Encodings = "", if_none_match: IfNoneMatch = "") -> Response:
     """The dashboard."""
-    return _answer(STATIC / "index.html", _ASK_AGAIN, encodings, if_none_match)
+    return _answer(STATIC / "index.html", _REVALIDATE, encodings, if_none_match)
 
 
 @router.get("/docs", responses=problems(404))
 def get_documentation(encodings: Encodings = "", if_none_match: IfNoneMatch = "") -> Response:
-    """The API's operations, to read and to try."""
-    return _answer(STATIC / "docs.html", _ASK_AGAIN, encodings, if_none_match)
+    """Get the page of the API's operations, to read and to try."""
+    return _answer(STATIC / "docs.html", _REVALIDATE, encodings, if_none_match)
 
 
 @router.get(f"{ASSETS}{{name}}", responses=problems(404))
 def get_asset(name: str, encodings: Encodings = "", if_none_match: IfNoneMatch = "") -> Response:
-    """A script, a style sheet or a picture of the pages."""
+    """Get a script, a style sheet or a picture of the pages."""
     if _NAME.fullmatch(name) is None:
         raise NotFound("asset", name)
     return _answer(STATIC / "assets" / name, _FOREVER, encodings, if_none_match)
 
 
 def _answer(file: Path, caching: str, encodings: str, if_none_match: str) -> Response:
-    """The file, compressed if the client takes that and the build has done it.
+    """Respond with the file, or with its gzip version if there is one and the client accepts it.
 
     Raises:
         NotFound: there is no such file.
-        PageMissing: there is none at all.
+        PageMissing: the pages were not built.
     """
     packed = file.with_name(f"{file.name}.gz")
     headers = {**_HEADERS, "Cache-Control": caching, "Vary": "Accept-Encoding"}

@@ -18,7 +18,7 @@ from service.idempotency import Completion, IdempotencyKey
 from service.inference.host import ImportedPrompt, InferenceHost
 from service.inference.pins import load_pinned
 from service.route_docs import body, form, problems
-from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse
+from service.routing import MAX_JSON_BYTES, StrictRoute, media_type, parse, public_page
 from service.services import TenantServices
 from sharpzo_core.errors import StorageUnavailable, UnsupportedMedia
 from sharpzo_core.ids import Prefix, is_id, new_id
@@ -58,9 +58,7 @@ def list_prompts(
     services: ServicesDep, limit: Limit = 20, after: After = None, name: PromptNameFilter = None
 ) -> Page[PromptPublic]:
     """List prompts, newest first; `name` selects the versions of one name."""
-    page = services.prompts.list(limit, after, name)
-    data = [PromptPublic.from_record(prompt) for prompt in page.items]
-    return Page(data=data, has_more=page.has_more, next=page.next)
+    return public_page(services.prompts.list(limit, after, name), PromptPublic.from_record)
 
 
 @router.post(

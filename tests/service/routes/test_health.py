@@ -121,7 +121,7 @@ def test_readyz_waits_for_the_warm_up_and_tells_what_is_loaded(
     services.inference._encoder.submit(lambda: release.wait(10))
     services.inference.warm_up()
     detail = assert_problem(client.get("/readyz"), 503, "not_ready")["detail"]
-    assert detail == "inference: is loading its backbone"
+    assert detail == "inference: the default backbone is loading"
     release.set()
     services.inference._encoder.submit(lambda: None).result(60)
     assert client.get("/readyz").json() == {"status": "ok", "backbones": ["tiny"]}
