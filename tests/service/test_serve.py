@@ -41,6 +41,18 @@ def test_loopback_is_fine(settings: Settings, host: str) -> None:
     server.check_exposure(settings, host)
 
 
+def test_the_service_begins_with_addresses_to_click(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server._greet(settings, "http://0.0.0.0:8000")
+    lines = capsys.readouterr().out.splitlines()
+    places = [line.split()[-1] for line in lines]
+    base = "http://localhost:8000"
+    assert places == [base, f"{base}/", f"{base}/docs", str(settings.data_dir.resolve())]
+    server._greet(settings.model_copy(update={"log_format": "json"}), base)
+    assert not capsys.readouterr().out
+
+
 def test_a_taken_port_is_named(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
