@@ -291,5 +291,5 @@ class StorageBusy(StorageUnavailable):
     code = "busy"
     title = "Storage busy"
 
-    def __init__(self) -> None:
-        super().__init__(retry_after=1)
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail, retry_after=1)
