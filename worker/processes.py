@@ -58,7 +58,7 @@ def _space() -> str | None:
 
 
 def _start_time(pid: int) -> float | None:
-    """Seconds from the boot to the start of the process, whatever the wall clock has done since."""
+    """Seconds from boot to the start of the process; jumps of the wall clock do not change it."""
     try:
         process = psutil.Process(pid)
         if process.status() in _ENDED:

@@ -1,4 +1,4 @@
-"""The broker: a doorbell whose messages are job ids. The job itself is its database row."""
+"""The broker: its messages are job ids that notify workers. The job itself is its database row."""
 
 from __future__ import annotations
 
