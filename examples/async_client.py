@@ -1,4 +1,4 @@
-"""Two tuning jobs at once, followed by their events: `python async_client.py PHOTOS`."""
+"""Run two tuning jobs concurrently and follow their events: `python async_client.py PHOTOS`."""
 
 import asyncio
 import os

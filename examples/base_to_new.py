@@ -1,10 +1,10 @@
-"""Tune on half of the classes, apply the prompt to the others: `base_to_new.py DATASET [ROOT]`."""
+"""Tune on half of the classes, test on the other half: `base_to_new.py DATASET [ROOT]`."""
 
 import sys
 
 from sharpzo_engine import PromptClassifier, TuningConfig, load_backbone, load_dataset, tune
 
-name, *root = sys.argv[1:]  # a folder, or a name such as eurosat and the folder that holds it
+name, *root = sys.argv[1:]  # a folder, or a name such as eurosat and its parent folder
 backbone = load_backbone("tiny")  # with a network: load_backbone("ViT-B-16", pretrained="openai")
 where = root[0] if root else None
 config = TuningConfig.parse({"shots": 4, "classes": "base", "head": "none"}, preset="fast")

@@ -1,7 +1,7 @@
 """Label a folder of loose images with a tuned prompt, and evaluate the prompt on another.
 
 Start the service with `sharpzo serve`, then: python batch_inference.py PROMPT IMAGES [PHOTOS]
-PROMPT is a name, `name:version` or an id; PHOTOS, a folder per class, is what to measure it on.
+PROMPT is a name, `name:version` or an id; PHOTOS has a folder per class for the evaluation.
 """
 
 import os

@@ -47,7 +47,7 @@ class Smoothed:
         self.evaluations = 0
 
     def logits(self, points: Array) -> Array:
-        """[n, images, C]."""
+        """Logits [n, images, C]."""
         self.evaluations += len(points)
         return backbone.logit_scale * self.images @ encoder(points).transpose(0, 2, 1)
 
@@ -61,7 +61,7 @@ class Smoothed:
         return -(wanted * logs).sum(axis=-1).mean(axis=-1)
 
     def accuracy(self, point: Array) -> float:
-        """A fraction."""
+        """Fraction of images that are classified correctly."""
         return float((self.logits(point[None])[0].argmax(-1) == self.labels).mean())
 
 

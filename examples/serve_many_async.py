@@ -10,11 +10,11 @@ import sys
 
 from sharpzo_client import AsyncClient, DeadlineExceededError
 
-AT_A_TIME = 16
+CONCURRENT_REQUESTS = 16
 
 
 async def label(client: AsyncClient, limit: asyncio.Semaphore, prompt: str, image: str) -> str:
-    """Its best label; the service puts requests that come together into one batch."""
+    """Return the best label; the service batches concurrent requests."""
     async with limit:
         try:
             answer = await client.prompts.classify(prompt, [image], top_k=1, deadline=5.0)
@@ -25,8 +25,8 @@ async def label(client: AsyncClient, limit: asyncio.Semaphore, prompt: str, imag
 
 
 async def main(prompt: str, images: list[str]) -> None:
-    """Print a line per image, in their order."""
-    limit = asyncio.Semaphore(AT_A_TIME)
+    """Print one line per image, in order."""
+    limit = asyncio.Semaphore(CONCURRENT_REQUESTS)
     async with AsyncClient(os.environ.get("SHARPZO_URL", "http://localhost:8000")) as client:
         for line in await asyncio.gather(*(label(client, limit, prompt, path) for path in images)):
             print(line)

@@ -16,7 +16,7 @@ with Client(os.environ.get("SHARPZO_URL", "http://localhost:8000")) as client:
     client.aliases.set("shop@live", old.id, comment="first release")
     client.prompts.pin("shop@live")
 
-    # Both versions on the same images, which are encoded once, beside the hand-written prompt.
+    # Compare both versions with the hand-written prompt; the images are encoded once.
     for answer in client.classify(images, [old.id, new.id], top_k=1, zero_shot=True):
         for image, result in zip(images, answer.results, strict=True):
             print(
@@ -32,7 +32,7 @@ with Client(os.environ.get("SHARPZO_URL", "http://localhost:8000")) as client:
     print("answered by version", answer.version)
 
     if answer.version == new.version:
-        client.aliases.rollback("shop@live", comment="try it a little longer")
+        client.aliases.rollback("shop@live", comment="needs more testing")
     for change in client.aliases.history("shop@live"):
         print(change.seq, change.action, change.version, change.comment or "")
     print("in memory:", client.prompts.get("shop@live").residency)

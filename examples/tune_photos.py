@@ -1,4 +1,4 @@
-"""Tune a prompt on a folder of photos through the service, then label more of them.
+"""Tune a prompt on a folder of photos through the service, then label other photos.
 
 Start the service with `sharpzo serve`, then: python tune_photos.py PHOTOS IMAGE...
 """

@@ -1,4 +1,4 @@
-"""Classify with an exported prompt, numpy and open_clip; nothing of SharpZO is needed.
+"""Classify with an exported prompt, using numpy and open_clip, without SharpZO.
 
 python use_elsewhere_numpy.py prompt.npy ViT-B-16 openai IMAGE...     (or: local-dir:PATH '')
 Prints the probabilities of each image, in the order of the prompt's classes.

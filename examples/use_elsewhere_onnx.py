@@ -1,7 +1,7 @@
-"""Classify with an exported prompt in onnxruntime, behind open_clip's image encoder.
+"""Classify with an exported prompt, using onnxruntime and open_clip's image encoder.
 
 python use_elsewhere_onnx.py prompt.onnx ViT-B-16 openai IMAGE...     (or: local-dir:PATH '')
-Prints one JSON object per image: class name -> probability. The model knows the names.
+Prints one JSON object per image: class name -> probability. The names are stored in the model.
 """
 
 import json
@@ -21,6 +21,6 @@ with torch.inference_mode():
     images = model.eval().encode_image(batch).numpy()
 head = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 names = json.loads(head.get_modelmeta().custom_metadata_map["class_names"])
-(rows,) = head.run(["probabilities"], {"image_embedding": images})  # it normalises by itself
+(rows,) = head.run(["probabilities"], {"image_embedding": images})  # the model normalises
 for row in rows.tolist():
     print(json.dumps(dict(zip(names, row, strict=True))))

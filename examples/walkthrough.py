@@ -45,20 +45,20 @@ print(len(dataset.train), "images to train on,", len(dataset.test), "to test on"
 
 
 # %%
-def tell(progress: Progress) -> None:
-    """Every twentieth step."""
+def report(progress: Progress) -> None:
+    """Print every twentieth step."""
     if progress.record and progress.step % 20 == 0:
-        print(progress.phase, progress.step, progress.forward_passes, "passes")
+        print(progress.phase_label, progress.step, progress.forward_passes, "passes")
 
 
 config = TuningConfig(shots=8, max_forward_passes=2_500)
-result = tune(dataset, backbone, config, on_step=tell)
+result = tune(dataset, backbone, config, on_step=report)
 print({name: round(value, 3) for name, value in result.metrics.items()})
 
 # %% [markdown]
 # ## The curves
-# The training loss of every step, and the validation loss where it was measured. The two stages
-# report different things: the lowest loss of a generation, and the mean of a step's evaluations.
+# The training loss of every step, and the validation loss when it was measured. Stage 1 reports the
+# lowest loss of a generation, stage 2 the mean of a step's evaluations.
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -92,7 +92,7 @@ figure.savefig(folder / "curves.png", dpi=120)
 
 # %%
 def assess(classifier: PromptClassifier) -> Assessment:
-    """Figures of a classifier on the test images."""
+    """Evaluate a classifier on the test images."""
     tally = Tally(dataset.class_names, classifier.prompt.temperature)
     images = classifier.embed([example.path for example in dataset.test])
     labels = np.array([example.label for example in dataset.test])
@@ -127,7 +127,7 @@ figure.savefig(folder / "classes.png", dpi=120)
 figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
 axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="ideal")
 for colour, name, calibration in (
-    (ORANGE, "as it is", after.calibration),
+    (ORANGE, "uncalibrated", after.calibration),
     (BLUE, "calibrated", after.calibrated),
 ):
     if calibration is not None:
@@ -139,7 +139,9 @@ for colour, name, calibration in (
             marker="o",
             label=f"{name}: calibration error {calibration.ece:.3f}",
         )
-axes.set(xlabel="probability of the best class", ylabel="share that is right", title="Reliability")
+axes.set(
+    xlabel="probability of the best class", ylabel="share that is correct", title="Reliability"
+)
 axes.legend(loc="upper left")
 figure.savefig(folder / "reliability.png", dpi=120)
 

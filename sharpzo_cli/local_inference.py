@@ -231,7 +231,7 @@ def _nats(value: float | None) -> str:
 #: Key of a figure, its name, and its format.
 _SHOWN: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("accuracy", "accuracy", percent),
-    ("macro_accuracy", "mean accuracy of the classes", percent),
+    ("macro_accuracy", "mean accuracy per class", percent),
     ("top5_accuracy", "top-5 accuracy", percent),
     ("ece", "expected calibration error", percent),
     ("calibrated_ece", "... at the prompt's temperature", percent),

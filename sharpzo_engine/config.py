@@ -17,7 +17,7 @@ from sharpzo_engine.errors import ConfigError
 PositiveFloat = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=0, le=10_000_000)]
 
-#: What a run may change when it goes on from a checkpoint: its budgets, and what comes after.
+#: Values that may change when a run resumes: budgets, and what follows the search.
 EXTENDABLE = ("total_steps", "max_forward_passes", "max_seconds", "head")
 
 #: Name in the reference code -> path of the field here.
@@ -39,15 +39,15 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Section(BaseModel):
-    """Frozen, strict, and closed to unknown keys."""
+class _StrictModel(BaseModel):
+    """Base of the config models: frozen, strict, rejects unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-class PromptConfig(_Section):
+class PromptConfig(_StrictModel):
     """The learned context and the space it is searched in."""
 
     context: Annotated[str, Field(min_length=1, max_length=200)] = "a photo of a"
@@ -62,14 +62,14 @@ class PromptConfig(_Section):
 
     projection_std: Literal["auto"] | PositiveFloat = "auto"
     """Standard deviation s_A of A's entries. `auto` gives context offsets of `projection_scale`
-    times the rms of the context's own token embeddings where rms(w) = 1 (the rule of Black-Box
+    times the rms of the context's own token embeddings at rms(w) = 1 (the rule of Black-Box
     Tuning, arXiv 2201.03514)."""
 
     projection_scale: PositiveFloat = 64.0
     """Factor of the `auto` rule."""
 
 
-class CmaConfig(_Section):
+class CmaConfig(_StrictModel):
     """Stage 1: sharpness-aware CMA-ES."""
 
     population_size: Annotated[int, Field(ge=4, le=4096)] = 40
@@ -79,11 +79,11 @@ class CmaConfig(_Section):
     """Initial step size of the search distribution."""
 
     bound: PositiveFloat | None = None
-    """Half-width of a box on w; none leaves the search free."""
+    """Half-width of a box on w; null means no bound."""
 
     covariance: Literal["diagonal", "full"] = "diagonal"
-    """Shape of the covariance that is adapted. At d = 512 the full matrix learns next to nothing in
-    a few hundred generations and costs O(d^2) each."""
+    """Shape of the adapted covariance. At d = 512 the full matrix hardly changes in a few hundred
+    generations and costs O(d^2) in each."""
 
     rho: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.1
     """Radius of the sharpness perturbation (Euclidean norm)."""
@@ -91,7 +91,7 @@ class CmaConfig(_Section):
     sharpness_estimator: Literal["zo", "jvp", "fo", "none"] = "none"
     """How the sharpness direction is found: `zo` by coordinate-wise finite differences (2d forward
     passes), `jvp` by forward-mode derivatives (1 + d), `fo` by backpropagation (not forward-only),
-    `none` for plain CMA-ES, to which the same passes are worth more as generations."""
+    `none` for plain CMA-ES, which gains more from spending these passes on generations."""
 
     sharpness_interval: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Generations that share one sharpness direction."""
@@ -101,14 +101,14 @@ class CmaConfig(_Section):
 
     step_size_adaptation: Literal["csa", "tpa"] = "csa"
     """How sigma follows the search: cumulative (Hansen and Ostermeier) or two-point adaptation.
-    Stated, because pycma's own choice depends on its version and on d."""
+    Set explicitly, because pycma's default depends on its version and on d."""
 
     ranking_precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the text tower where candidates are only ranked. Gradients always use float32:
-    finite differences drown in bfloat16."""
+    """Precision of the text tower when candidates are only ranked. Gradients always use float32,
+    because bfloat16 is too coarse for finite differences."""
 
 
-class ZoConfig(_Section):
+class ZoConfig(_StrictModel):
     """Stage 2: sparse zeroth-order SGD."""
 
     learning_rate: PositiveFloat = 0.1
@@ -118,14 +118,14 @@ class ZoConfig(_Section):
     """How eta runs over the stage's steps."""
 
     optimizer: Literal["auto", "sgd", "adam", "gauss-newton"] = "auto"
-    """What makes a step: `sgd` and `adam` follow an estimated gradient; `gauss-newton` keeps a
-    model of the class embeddings, which the objective must show; `auto` is `gauss-newton` where it
-    does and no mask is asked for, whatever the estimator, else `adam`."""
+    """How steps are computed: `sgd` and `adam` follow an estimated gradient; `gauss-newton` uses a
+    model of the class embeddings, which the objective must provide; `auto` is `gauss-newton` if it
+    does and there is no mask, regardless of the estimator, else `adam`."""
 
     estimator: Literal["auto", "rge", "jvp"] = "auto"
-    """How slopes along the directions are found: `rge` by central differences (two forward passes
-    each, any black box), `jvp` by forward-mode derivatives (one each, and one for all; exact),
-    `auto` by `jvp` where the objective offers it."""
+    """How slopes along the directions are computed: `rge` by central differences (two forward
+    passes each, any black box), `jvp` by forward-mode derivatives (one each plus one; exact),
+    `auto` by `jvp` if the objective supports it."""
 
     rge_step: PositiveFloat = 1e-3
     """Finite-difference step mu of the random gradient."""
@@ -137,10 +137,10 @@ class ZoConfig(_Section):
     """Law of the q directions of one step: independent, or made orthogonal to each other."""
 
     memory: Annotated[int, Field(ge=0, le=64)] = 4
-    """Gauss-Newton: past steps whose directions are among the q of the next."""
+    """Gauss-Newton: number of past steps whose directions are among the next q."""
 
     damping: PositiveFloat = 0.1
-    """Gauss-Newton: initial damping lambda of Levenberg and Marquardt."""
+    """Gauss-Newton: initial Levenberg-Marquardt damping lambda."""
 
     mask: Literal["none", "z-score", "gradient"] = "none"
     """Which coordinates may move: all; the paper's pruning score w^2 z(g^2); or the largest |g|."""
@@ -155,23 +155,23 @@ class ZoConfig(_Section):
     """Finite-difference step mu of the mask's coordinate-wise gradient."""
 
 
-class TuningConfig(_Section):
-    """Everything that decides a run, beside the dataset and the backbone."""
+class TuningConfig(_StrictModel):
+    """All settings of a run, except the dataset and the backbone."""
 
     method: Literal["sharpzo", "cma-es", "zo", "first-order"] = "sharpzo"
     """Which stages run: both, the first alone (BBT), the second alone (MeZO), or the second alone
-    with gradients by backpropagation (CoOp), which is the yardstick and not forward-only."""
+    with gradients by backpropagation (CoOp), a baseline that is not forward-only."""
 
     training_view: Literal["centre", "random"] = "centre"
-    """What is seen of each training image: the centre crop, or one random crop and flip, drawn once
-    (as the released code does)."""
+    """View of each training image: the centre crop, or one random crop and flip, drawn once (as in
+    the released code)."""
 
     numerics: Literal["corrected", "reference"] = "corrected"
-    """`reference` repeats the numerical accidents of the released code (docs/method.md lists them),
-    so that results can be compared; nobody else wants it."""
+    """`reference` reproduces the numerical errors of the released code (listed in docs/method.md);
+    use it only to compare results with that code."""
 
     selection: Literal["best", "last"] = "best"
-    """Which point is the result: the best on validation images, or the last one."""
+    """Which point is the result: the best one on validation images, or the last one."""
 
     shots: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Training images per class."""
@@ -180,13 +180,13 @@ class TuningConfig(_Section):
     """Seed of the few-shot sample, the projection and the search."""
 
     classes: Literal["all", "base", "new"] = "all"
-    """Classes to tune on: all of the dataset's, the first half (rounded up), or the others. Shots
-    are sampled before the others are left out, as CoOp does."""
+    """Classes to tune on: all, the first half (rounded up), or the other half. Shots are sampled
+    before classes are dropped, as in CoOp."""
 
     validation: Literal["auto", "holdout", "official"] = "auto"
-    """Images that selection and the change point may look at: `official` the dataset's own
-    validation split (at most `shots` per class); `holdout` a quarter of the shots, at most 4 per
-    class, held out of training; `auto` the former if there is one."""
+    """Images used for selection and the change point: `official` is the dataset's own validation
+    split (at most `shots` per class); `holdout` is a quarter of the shots, at most 4 per class,
+    held out of training; `auto` is the former if it exists."""
 
     total_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 2_000
     """Steps of both stages together: one generation, or one stage-2 update."""
@@ -195,17 +195,17 @@ class TuningConfig(_Section):
     """Generation after which stage 2 begins; `auto` when validation stops improving."""
 
     patience: Annotated[int, Field(ge=1, le=100_000)] = 10
-    """Generations without a better validation loss that end stage 1 under `auto`."""
+    """Generations without a better validation loss after which `auto` ends stage 1."""
 
     max_forward_passes: Annotated[int, Field(ge=1, le=10**12)] | None = None
-    """Budget in evaluations of the loss; the run ends well when it is used up."""
+    """Budget in evaluations of the loss; the run completes normally when it is used up."""
 
     max_seconds: PositiveFloat | None = None
-    """Budget in seconds of tuning; the run ends well when it is used up."""
+    """Budget in seconds of tuning; the run completes normally when it is used up."""
 
     head: Literal["none", "gda", "linear", "auto"] = "auto"
     """Classifier on image features that is stacked on the tuned prompt: none, Gaussian
-    discriminant analysis, logistic regression, or what unseen images speak for."""
+    discriminant analysis, logistic regression, or the best of these on unseen images."""
 
     prompt: PromptConfig = Field(default_factory=PromptConfig)
     cma: CmaConfig = Field(default_factory=CmaConfig)
@@ -220,7 +220,7 @@ class TuningConfig(_Section):
 
     @model_validator(mode="after")
     def _reference_is_what_was_released(self) -> Self:
-        """What the released code does not have would be ignored there, so it is refused here."""
+        """Reject settings that the released code does not have and would ignore."""
         if self.numerics == "corrected":
             return self
         if self.zo.mask != "none":
@@ -230,11 +230,13 @@ class TuningConfig(_Section):
             )
         if self.method == "first-order" or self.zo.optimizer not in ("auto", "sgd"):
             raise ValueError(
-                "numerics 'reference' has one stage 2, SGD on accumulated estimates (set method to "
-                "sharpzo, cma-es or zo, and zo.optimizer to sgd)"
+                "numerics 'reference' supports only SGD in stage 2 (set method to sharpzo, cma-es "
+                "or zo, and zo.optimizer to sgd)"
             )
         if self.cma.ranking_precision != "float32":
-            raise ValueError("numerics 'reference' ranks in float32 (set cma.ranking_precision)")
+            raise ValueError(
+                "numerics 'reference' ranks in float32 (set cma.ranking_precision to float32)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -256,10 +258,10 @@ class TuningConfig(_Section):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any] | None = None, preset: str = "default") -> Self:
-        """Lay `values` (nested, or with reference names) over a preset.
+        """Apply `values` (nested, or with reference names) on top of a preset.
 
         Raises:
-            ConfigError: an unknown preset or key, or a value of the wrong type or out of range.
+            ConfigError: unknown preset or key, or a value of the wrong type or out of range.
         """
         if preset not in PRESETS:
             message = f"unknown preset (choose one of: {', '.join(PRESETS)})"
@@ -271,18 +273,18 @@ class TuningConfig(_Section):
 
 
 def config_error(error: ValidationError) -> ConfigError:
-    """Translate pydantic's report; the offending value is never repeated."""
+    """Translate pydantic's errors; the message never contains the rejected value."""
     messages: dict[tuple[str, ...], list[str]] = {}
     for fault in error.errors(include_url=False, include_input=False):
         messages.setdefault(_field_path(fault["loc"]), []).append(_say(fault["msg"], fault["type"]))
-    # The members of a union each complain; together they say what would be accepted.
+    # Each member of a union reports an error; together they list what is accepted.
     faults = [(path, ", or ".join(dict.fromkeys(texts))) for path, texts in messages.items()]
     text = "; ".join(f"{'.'.join(path) or 'config'}: {message}" for path, message in faults)
     return ConfigError(text, faults)
 
 
 def _field_path(location: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The keys that lead to a value, without the marks that pydantic puts for a union's members."""
+    """The keys that lead to a value, without the tags that pydantic adds for union members."""
     path: list[str] = []
     fields: Mapping[str, Any] = TuningConfig.model_fields
     for key in map(str, location):
@@ -301,7 +303,7 @@ def _say(message: str, kind: str) -> str:
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy of `base` in which `overlay` wins, section by section."""
+    """A copy of `base`, recursively updated with `overlay`."""
     merged = dict(base)
     for key, value in overlay.items():
         below = merged.get(key)
@@ -313,10 +315,9 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Dotted paths of the values that both have and that differ, in order.
+    """Sorted dotted paths of the values that are in both mappings and differ.
 
-    What only one of them has was added by another version, where it stands for what was done
-    without it.
+    A key that only one has was added by a later version, whose default is the earlier behaviour.
     """
     found: list[str] = []
     for key in sorted(one.keys() & other.keys()):

@@ -5,19 +5,19 @@ Our exception hierarchy:
 EngineError
  ├── ConfigError            a hyperparameter is unknown, out of range or contradictory
  ├── BackboneError          a backbone is unknown, unloadable or of an unsupported kind
- ├── DatasetError           a dataset has no usable classes, too few images, or clashes
+ ├── DatasetError           a dataset has no usable classes, too few images, or contradictions
  │    └── TooFewImages      a class has fewer images than shots
  ├── ImageError             one image cannot be decoded or is not allowed
- ├── ArtifactError          a prompt file is damaged or not one of ours
+ ├── ArtifactError          a prompt file is damaged or not a tuned prompt
  │    └── BackboneMismatch  a prompt was tuned on another backbone
- ├── NotCalibrated          a prompt has no temperature to divide its logits by
+ ├── NotCalibrated          a prompt has no calibration temperature
  ├── CheckpointError        a checkpoint is damaged or belongs to another run
- ├── MissingPackage         an optional package is needed and not installed
+ ├── MissingPackage         an optional package is not installed
  └── TuningInterrupted      a caller's `on_step` asked the run to stop
-      └── TuningCancelled   … for good
+      └── TuningCancelled   the run was cancelled
 
 `code` is the stable, machine-readable name that the REST API and the SDK repeat.
-This module imports nothing, so that every process may.
+This module imports nothing, so that every process can import it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class EngineError(Exception):
 class ConfigError(EngineError):
     """A hyperparameter is unknown, out of range or contradicts another.
 
-    `errors` lists each fault as `(path, message)`, the path being the keys that lead to the value.
+    `errors` lists each problem as `(path, message)`; the path is the sequence of keys.
     """
 
     code = "config_invalid"
@@ -82,13 +82,13 @@ class ArtifactError(EngineError):
 
 
 class BackboneMismatch(ArtifactError):  # noqa: N818 - named for the fact
-    """The prompt was tuned, or the run begun, on another backbone."""
+    """The prompt was tuned, or the run was started, on another backbone."""
 
     code = "backbone_mismatch"
 
 
 class NotCalibrated(EngineError):  # noqa: N818 - named for the fact
-    """The prompt tells no temperature to calibrate by (leave `calibrated` out, or tune it anew)."""
+    """The prompt has no temperature to calibrate with (omit `calibrated`, or tune it again)."""
 
     code = "not_calibrated"
 

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader sees the whole old one or the whole new one."""
+"""Atomic, durable file writes: a reader sees either the old or the new content."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-LEFTOVER_SECONDS = 3600.0  # no write takes so long
+LEFTOVER_SECONDS = 3600.0  # longer than any write takes
 
-_SYNC_TELLS_ERRORS = (5, 8)  # the first version of Linux whose `syncfs` does
+_SYNCFS_REPORTS_ERRORS = (5, 8)  # since this version of Linux
 _TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\.tmp")
 
 
 def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Replace `path` by `data`: whole or not at all, and durable when this returns.
+    """Replace the content of `path` atomically; durable when this returns.
 
     Raises:
-        OSError: the write failed; unless only its durability is in doubt, the old file stays.
+        OSError: the write failed. The old file is kept, unless only the final sync failed.
     """
     with replacing(path, sync=sync) as target:
         target.write(data)
@@ -31,13 +31,13 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
-    """A temporary file in the same folder that becomes `path` if the block succeeds.
+    """Open a temporary file in the same folder that replaces `path` if the block succeeds.
 
-    Without `sync` the file survives the process but not a loss of power, until `sync_tree`.
+    Without `sync`, the file may be lost on a power failure until `sync_tree` is called.
 
     Raises:
-        OSError: the write failed. A file that could not be synced is thrown away and never synced
-            again: the system may have dropped what it could not write.
+        OSError: the write failed. A file that could not be synced is deleted, not synced again:
+            after a failed sync the system may have dropped the data.
     """
     _make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
@@ -59,7 +59,7 @@ def sync_tree(folder: Path) -> None:
     """Make all files below a folder, and their names, durable.
 
     Raises:
-        OSError: they are not.
+        OSError: a sync failed.
     """
     for root, _, files in os.walk(folder):
         for name in files:
@@ -68,15 +68,15 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_file_system(folder: Path) -> bool:
-    """Make everything on the folder's file system survive a loss of power; False if it cannot.
+    """Make everything on the folder's file system durable; returns False where unsupported.
 
-    For thousands of files it takes a fraction of the time of as many `fsync`. It needs Linux, whose
-    older versions keep errors to themselves.
+    For thousands of files this is much faster than one `fsync` each. Needs a Linux version whose
+    `syncfs` reports errors.
 
     Raises:
-        OSError: something may not have been written.
+        OSError: some data may not have been written.
     """
-    if sys.platform != "linux" or _kernel() < _SYNC_TELLS_ERRORS:
+    if sys.platform != "linux" or _kernel() < _SYNCFS_REPORTS_ERRORS:
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -94,12 +94,12 @@ def _kernel() -> tuple[int, ...]:
 
 
 def remove_leftovers(folder: Path, older_than: float = LEFTOVER_SECONDS) -> int:
-    """Remove what killed writers left below a folder; returns how many files.
+    """Remove temporary files of killed writers below a folder; returns their number.
 
     Args:
-        folder: Searched with everything below it; it need not exist.
-        older_than: Seconds; younger files may belong to somebody who is writing. 0 is right where
-            nobody else writes.
+        folder: Searched recursively; it may be missing.
+        older_than: Seconds; younger files may belong to a running writer. Use 0 if there are no
+            other writers.
     """
     youngest = time.time() - older_than
     removed = 0
@@ -113,7 +113,7 @@ def remove_leftovers(folder: Path, older_than: float = LEFTOVER_SECONDS) -> int:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder whose own name survives a loss of power as well."""
+    """Create a folder and make its name durable."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
@@ -121,10 +121,10 @@ def _make_folder(folder: Path) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Make one file, or the names in one folder, survive a loss of power.
+    """Make one file, or the names in one folder, durable.
 
     Raises:
-        OSError: they may not.
+        OSError: the sync failed.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

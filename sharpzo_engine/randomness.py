@@ -1,4 +1,4 @@
-"""One independent, seeded generator per purpose; nothing seeds a global one."""
+"""One independent, seeded generator per purpose; global generators are never seeded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a generator is for; the number is part of the seed."""
+    """The use of a generator; its number is part of the seed."""
 
     PROJECTION = 0
     STAGE_1 = 1
@@ -19,7 +19,7 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: Purpose) -> np.random.Generator:
-    """A PCG64 generator of its own for (seed, purpose)."""
+    """A PCG64 generator that depends only on (seed, purpose)."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, int(purpose)])))
 
 

@@ -1,4 +1,4 @@
-"""`conclude`: from a finished search to its result: head, test accuracies, prompt file, report."""
+"""Turns a finished search into its result: head, test accuracies, prompt file, report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sharpzo_engine.heads.stacking import (
     PROMPT,
     TIP_ADAPTER,
     ZERO_SHOT,
-    Material,
+    HeadData,
     Stacking,
     accuracy,
     stack_heads,
@@ -28,9 +28,11 @@ from sharpzo_engine.prompts.evaluation import evaluate
 from sharpzo_engine.randomness import Purpose, generator
 from sharpzo_engine.reports.report import RunReport
 from sharpzo_engine.search.history import StepRecord
-from sharpzo_engine.search.landscape import Pace, survey
+from sharpzo_engine.search.landscape import SearchSpeed, compute_landscape
 from sharpzo_engine.search.loop import Search
+from sharpzo_engine.search.methods import stage_label
 from sharpzo_engine.search.objective import Objective
+from sharpzo_engine.search.progress import Phase
 
 Metrics = dict[str, float | int | None]
 OnRow = Callable[[int, int], None]  #: (rows of the loss landscape done, rows in all)
@@ -38,34 +40,34 @@ OnRow = Callable[[int, int], None]  #: (rows of the loss landscape done, rows in
 
 @dataclass(frozen=True)
 class TuneResult:
-    """A tuned prompt, what it scores, and how the run went."""
+    """A tuned prompt with its metrics, history and report."""
 
     prompt: TunedPrompt
     metrics: Metrics  #: accuracies are fractions
     history: tuple[StepRecord, ...]
     stopped_by: str  #: "completed", "max_forward_passes" or "max_seconds"
     validation_source: str  #: "official", "holdout" or "training", see `split_validation`
-    comparison: Mapping[str, float]  #: accuracy of everything that could have been served
-    comparison_split: str  #: "test"; without test images "validation", and without those "training"
-    report: RunReport  #: all of this as JSON and as an HTML page
+    comparison: Mapping[str, float]  #: classifier -> accuracy
+    comparison_split: str  #: "test"; if there is none, "validation" or "training"
+    report: RunReport  #: the same as JSON and as an HTML page
 
 
 @dataclass(frozen=True)
 class FinishedSearch:
-    """A search that has ended, and the images it looked at."""
+    """A finished search, and the images that it used."""
 
     config: TuningConfig
     search: Search
     dataset: Mapping[str, object]  #: name and shots
     train: Features
     validation: Features
-    source: str  #: of the validation images, see `tuner.split_validation`
+    source: str  #: source of the validation images, see `tuner.split_validation`
 
 
-def conclude(
+def create_result(
     finished: FinishedSearch, stacking: Stacking, test: Features, on_row: OnRow
 ) -> TuneResult:
-    """Score what was found on the test images, which are looked at here and nowhere else."""
+    """Score the prompt and its head on the test images, which are used nowhere else."""
     search, config = finished.search, finished.config
     comparison, split = _compare(finished, stacking, test.to(CPU))
     served = accuracy(stacking.served.head, test.to(CPU)) if split == "test" else None
@@ -90,26 +92,26 @@ def conclude(
 
 
 def fit_head(finished: FinishedSearch) -> Stacking:
-    """Choose and fit the head; test images are no part of it."""
-    return stack_heads(finished.config.head, _material(finished))
+    """Choose and fit the head, without test images."""
+    return stack_heads(finished.config.head, _head_data(finished))
 
 
-def _material(finished: FinishedSearch) -> Material:
+def _head_data(finished: FinishedSearch) -> HeadData:
     space, point = finished.search.space, finished.search.best.point
     embeddings = space.class_embeddings(np.stack([space.origin, point])).cpu()
     zero_shot, tuned = (
         LinearHead(space.backbone.logit_scale * rows, torch.zeros(len(rows))) for rows in embeddings
     )
     train, validation = finished.train.to(CPU), finished.validation.to(CPU)
-    return Material(train, validation, finished.source, tuned, zero_shot)
+    return HeadData(train, validation, finished.source, tuned, zero_shot)
 
 
 def _compare(
     finished: FinishedSearch, stacking: Stacking, test: Features
 ) -> tuple[dict[str, float], str]:
-    """Accuracies of all that could be served, and the split that they were measured on.
+    """Accuracies of all classifiers, and the split that they were measured on.
 
-    Without test images heads are measured on validation images that they were not fitted to.
+    Without test images, heads are measured on validation images that they were not fitted to.
     """
     compared, split = test, "test"
     if not len(test):
@@ -127,7 +129,7 @@ def _metrics(
     test_images: int,
     validation_images: int,
 ) -> Metrics:
-    """What the run reached; test accuracies are None where there are no test images."""
+    """Metrics of the run; test accuracies are None if there are no test images."""
     tested: Mapping[str, float] = comparison if test_images else {}
     return {
         "zero_shot_accuracy": tested.get(ZERO_SHOT, search.start.accuracy),
@@ -158,15 +160,25 @@ def _run_report(
     before = evaluate(zero_shot, scored, space.class_names)
     after = evaluate(tuned, scored, space.class_names)
     if len(test):
-        # What is served; a head may have been fitted to any other images than those of the test.
+        # Score the served head only on test images, as it may have been fitted to all others.
         weights = torch.from_numpy(prompt.weights)
         after = evaluate(weights, scored, space.class_names, torch.from_numpy(prompt.bias))
     history = tuple(search.history)
-    pace = Pace(history[-1].seconds, history[-1].forward_passes) if history else Pace(0.0, 0)
+    seconds, passes = (history[-1].seconds, history[-1].forward_passes) if history else (0.0, 0)
+    speed = SearchSpeed(seconds, passes)
     rng = generator(finished.config.seed, Purpose.LANDSCAPE)
-    objective = Objective(space, finished.train)  # its own: these passes are not billed
-    landscape = survey(objective, space.origin, point, rng, pace, on_row)
-    return RunReport(space.class_names, prompt.metadata, history, before, after, landscape)
+    objective = Objective(space, finished.train)  # separate, so that its passes are not counted
+    landscape = compute_landscape(objective, space.origin, point, rng, speed, on_row)
+    stages: tuple[Phase, ...] = ("stage1", "stage2")
+    return RunReport(
+        space.class_names,
+        prompt.metadata,
+        history,
+        before,
+        after,
+        landscape,
+        stage_labels={stage: stage_label(stage, finished.config, objective) for stage in stages},
+    )
 
 
 def _to_prompt(

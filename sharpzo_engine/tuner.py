@@ -13,7 +13,7 @@ from sharpzo_engine.clip.features import OnProgress, extract_features, hash_file
 from sharpzo_engine.config import EXTENDABLE, TuningConfig
 from sharpzo_engine.data.dataset import Dataset, Example, few_shot, group_by_label, select_classes
 from sharpzo_engine.errors import DatasetError
-from sharpzo_engine.result import FinishedSearch, Metrics, TuneResult, conclude, fit_head
+from sharpzo_engine.result import FinishedSearch, Metrics, TuneResult, create_result, fit_head
 from sharpzo_engine.search.checkpoint import (
     BACKBONE,
     CheckpointEvent,
@@ -48,25 +48,28 @@ def tune(
     """Tune a prompt for the dataset's classes with forward passes only.
 
     Args:
-        dataset: sampled already (`load_dataset(..., shots=16)`), or sampled here by the config.
+        dataset: the dataset; if it is not sampled (`load_dataset(..., shots=16)`), the config
+            decides the sample.
         backbone: the frozen CLIP model.
-        config: hyperparameters; none is the `default` preset.
-        on_step: called with `Progress` after every step and while preparing; may raise
-            `TuningInterrupted` (or `TuningCancelled`), upon which a checkpoint is written.
-        checkpoint_dir: where to keep checkpoints; none keeps none.
-        checkpoint_seconds: longest time between two checkpoints; the first ones come sooner.
-        resume: go on from the folder's last checkpoint, if there is one; on a CPU the result equals
-            the uninterrupted run's bit for bit. A larger budget than the checkpoint's is fine:
-            `total_steps`, `max_forward_passes` and `max_seconds` count what was done before.
-        on_checkpoint: hears what becomes of checkpoints; without it one that cannot be written is
-            only logged.
-        cache_dir: where to keep image features by content; none keeps none.
+        config: hyperparameters; None is the `default` preset.
+        on_step: called with `Progress` after every step and during preparation. It may raise
+            `TuningInterrupted` (or `TuningCancelled`); then a checkpoint is written.
+        checkpoint_dir: folder for checkpoints; None disables them.
+        checkpoint_seconds: longest time between two checkpoints; the first ones are more frequent.
+        resume: continue from the folder's last checkpoint, if there is one. On a CPU the result is
+            bit-identical to that of an uninterrupted run. The budgets (`total_steps`,
+            `max_forward_passes`, `max_seconds`) may be larger than before; they include the work
+            done before.
+        on_checkpoint: called with a `CheckpointEvent` when a checkpoint is saved, cannot be saved,
+            is rejected or is resumed from. Without it, a checkpoint that cannot be written is only
+            logged.
+        cache_dir: folder in which image features are cached by content; None disables the cache.
 
     Raises:
-        DatasetError: too few images, or one that cannot be read.
+        DatasetError: too few images, or an image that cannot be read.
         CheckpointError: `resume` found another run's checkpoint.
         BackboneMismatch: `resume` found a checkpoint of a backbone with other weights.
-        TuningInterrupted: `on_step` asked for it.
+        TuningInterrupted: raised by `on_step`.
     """
     config = config or TuningConfig()
     report = _Reporter(config, on_step)
@@ -75,8 +78,7 @@ def tune(
     train, validation, source = split_validation(dataset, config)
     embed = partial(extract_features, backbone=backbone, cache_dir=cache)
     view_seed = config.seed if config.training_view == "random" else None
-    saying = report.embedding("training")
-    train_features = embed(train, on_progress=saying, view_seed=view_seed)
+    train_features = embed(train, on_progress=report.embedding("training"), view_seed=view_seed)
     val_features = embed(validation, on_progress=report.embedding("validation"))
     space = PromptSpace(backbone, dataset.class_names, config.prompt, config.seed)
     search = Search(
@@ -94,30 +96,32 @@ def tune(
     report.phase, report.search = "evaluating", search
     about = {"name": dataset.name, "shots": dataset.shots or config.shots}
     finished = FinishedSearch(config, search, about, train_features, val_features, source)
-    report.say("fitting the head")
+    report.send("fitting the head")
     stacking = fit_head(finished)
     test_features = embed(dataset.test, on_progress=report.embedding("test"))
-    on_row = report.counting("surveying the loss landscape: row")
-    return conclude(finished, stacking, test_features, on_row)
+    on_row = report.counting("computing the loss landscape: row")
+    return create_result(finished, stacking, test_features, on_row)
 
 
 def split_validation(
     dataset: Dataset, config: TuningConfig
 ) -> tuple[tuple[Example, ...], tuple[Example, ...], str]:
-    """The training and validation examples of a run, and where the latter come from.
+    """The training and validation examples of a run, and the source of the latter.
 
     `official`: the dataset's own validation split, at most `shots` images per class. `holdout`: a
-    quarter of the shots, at most 4 per class, taken out of training. `training`: with fewer than
-    4 shots there is nothing to spare, and the training images themselves are scored.
+    quarter of the shots, at most 4 per class, removed from training. `training`: the training
+    images, if there are fewer than 4 shots.
 
     Raises:
-        DatasetError: `official` was asked for, and the dataset has no validation split.
+        DatasetError: the config asks for `official`, but the dataset has no validation split.
         TooFewImages: a class has fewer images than shots.
     """
     dataset = _sampled(dataset, config)
     shots = dataset.shots or config.shots
     if config.validation == "official" and not dataset.val:
-        raise DatasetError("validation is 'official', but the dataset has no val split")
+        raise DatasetError(
+            "validation is 'official', but the dataset has no val split (set it to auto)"
+        )
     if dataset.val and config.validation != "holdout":
         return dataset.train, _at_most(dataset.val, shots), "official"
     held_out = min(MAX_HOLDOUT, shots // 4)
@@ -129,20 +133,20 @@ def split_validation(
 
 
 def _sampled(dataset: Dataset, config: TuningConfig) -> Dataset:
-    """The few-shot sample of the classes that the config names, of which it may be already."""
+    """Sample the config's shots and classes, unless the dataset is sampled already."""
     if dataset.shots is None:
         return few_shot(dataset, config.shots, config.seed, config.classes)
     return select_classes(dataset, config.classes)
 
 
 def _at_most(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
-    """The first `count` of each class; few-shot samples come in random order already."""
+    """The first `count` examples of each class; few-shot samples are in random order."""
     groups = group_by_label(examples).values()
     return tuple(example for group in groups for example in group[:count])
 
 
 class _Reporter:
-    """Reports what happens outside the search loop."""
+    """Reports progress outside the search loop."""
 
     def __init__(self, config: TuningConfig, on_step: OnStep | None) -> None:
         self._config = config
@@ -151,14 +155,14 @@ class _Reporter:
         self.search: Search | None = None
 
     def embedding(self, what: str) -> OnProgress:
-        """A callback that tells how far the embedding of a split is."""
+        """A callback that reports the progress of embedding a split."""
         return self.counting(f"embedding {what} images:")
 
     def counting(self, what: str) -> OnProgress:
-        """A callback that tells how many of the parts of some work are done."""
-        return lambda done, total: self.say(f"{what} {done} of {total}")
+        """A callback that reports how many parts of some work are done."""
+        return lambda done, total: self.send(f"{what} {done} of {total}")
 
-    def say(self, message: str) -> None:
+    def send(self, message: str) -> None:
         if self._on_step is None:
             return
         self._on_step(
@@ -178,9 +182,9 @@ def _identity(
     class_names: Sequence[str],
     *splits: Sequence[Example],
 ) -> dict[str, Any]:
-    """What a run is, by parts: its checkpoints may be continued wherever all of them are equal.
+    """Identifies a run: its checkpoints can be resumed if all of these parts are equal.
 
-    Images count by their content and not by their features, whose last bits differ between
+    Images are identified by their content, because the last bits of their features differ between
     processors.
     """
     images = hashlib.sha256()

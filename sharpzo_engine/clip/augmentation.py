@@ -1,4 +1,4 @@
-"""Random views of training images: the crop and flip that CLIP's fine-tuners use."""
+"""Random views of training images: the crop and flip that is usual when CLIP is fine-tuned."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-MIN_AREA = 0.5  # share of the image
+MIN_AREA = 0.5  # fraction of the image
 ASPECT = (3 / 4, 4 / 3)  # width to height
 
 
 @dataclass(frozen=True)
 class View:
-    """One crop, as shares of the image, and whether it is flipped."""
+    """One crop, in fractions of the image, and whether it is flipped."""
 
     area: float
     aspect: float
@@ -24,7 +24,7 @@ class View:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> View:
-        """A crop of at least half the area, its aspect uniform in its logarithm."""
+        """Draw a crop of at least half the area, with a log-uniform aspect ratio."""
         area, aspect, x, y, flip = rng.uniform(size=5)
         low, high = map(math.log, ASPECT)
         area = MIN_AREA + (1 - MIN_AREA) * area

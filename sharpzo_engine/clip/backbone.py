@@ -96,11 +96,11 @@ class Backbone:
         return functional.normalize(self.model.encode_image(images).float(), dim=-1)
 
     def encode_images_in(self, dtype: ImageDtype) -> None:
-        """Turn the image tower, for good, to `float32`, `bfloat16` or `float16`.
+        """Convert the image tower permanently to `float32`, `bfloat16` or `float16`.
 
-        Less memory, and faster where the processor has units for it; embeddings then differ from
-        those that prompts were tuned on, on small models by 1 to 5 % of their length in bfloat16
-        and a tenth of that in float16.
+        Half precision saves memory, and time if the processor supports it. Embeddings then differ
+        from those that prompts were tuned on: in small models by 1 to 5 % of their length in
+        bfloat16, and by a tenth of that in float16.
         """
         self._image_dtype = _IMAGE_DTYPES[dtype]
         self.model.visual.to(self._image_dtype)
@@ -135,14 +135,15 @@ def load_backbone(
             name such as `ViT-B-16` or `ViT-B/16`.
         pretrained: for a model name, a tag of open_clip (`openai`) or a checkpoint file.
         device: `auto` takes CUDA, then MPS, then the processor.
-        alias: what artifacts shall call a model that is located by a path, instead of the path.
+        alias: name of a model in artifacts, in place of its path.
 
     Raises:
-        BackboneError: unknown, or its weights cannot be had. Never a random model.
+        BackboneError: the model or its weights are unknown or unavailable. A model is never
+            returned with random weights.
     """
     if name == "tiny":
         if pretrained:
-            raise BackboneError("the backbone tiny brings its own weights (leave pretrained out)")
+            raise BackboneError("the backbone tiny includes its weights (omit pretrained)")
         return _create(f"{LOCAL_DIR}{tiny.PATH}", None, device, shown_as="tiny")
     if name.startswith(LOCAL_DIR):
         _check_local_dir(Path(name.removeprefix(LOCAL_DIR)), pretrained)
@@ -176,16 +177,16 @@ def pick_device(device: str = "auto") -> torch.device:
 
 def _check_local_dir(path: Path, pretrained: str | None) -> None:
     if pretrained:
-        raise BackboneError("a local-dir: backbone brings its own weights (leave pretrained out)")
+        raise BackboneError("a local-dir: backbone includes its weights (omit pretrained)")
     if not (path / "open_clip_config.json").is_file():
-        raise BackboneError(f"no open_clip_config.json in {path} (give the model's folder)")
+        raise BackboneError(f"no open_clip_config.json in {path} (use the model's folder)")
 
 
 def check_weights(model: str, pretrained: str | None) -> None:
     """Check that open_clip knows a model and its weights, without loading them.
 
     Raises:
-        BackboneError: it does not, naming what it knows.
+        BackboneError: they are unknown; lists the known weights.
     """
     if model not in open_clip.list_models():
         raise BackboneError(
@@ -194,12 +195,12 @@ def check_weights(model: str, pretrained: str | None) -> None:
         )
     tags = open_clip.list_pretrained_tags_by_model(model)
     if not pretrained:
-        offered = ", ".join(tags) or "a checkpoint file"
-        raise BackboneError(f"backbone {model} needs weights: pretrained = one of {offered}")
+        offered = f"one of {', '.join(tags)}" if tags else "a checkpoint file"
+        raise BackboneError(f"backbone {model} needs weights (set pretrained to {offered})")
     if pretrained not in tags and not Path(pretrained).is_file():
         raise BackboneError(
             f"no weights {pretrained[:80]!r} for {model}: neither a file nor a known tag "
-            f"({', '.join(tags)})"
+            f"(use a file or one of {', '.join(tags)})"
         )
 
 
@@ -216,7 +217,7 @@ def _create(name: str, pretrained: str | None, device: str, *, shown_as: str) ->
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
             )
             tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:  # open_clip raises whatever its loaders raise
+    except Exception as error:  # open_clip passes on any error of its loaders
         logger.debug("loading %s failed", name, exc_info=True)
         message = f"backbone {shown_as} cannot be loaded: {_first_line(error)}"
         raise BackboneError(message) from error

@@ -1,4 +1,4 @@
-"""Image features: every image through the image tower once, kept on disk by content."""
+"""Image features: each image is encoded once and cached on disk by content."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def extract_features(
 ) -> Features:
     """Embed every image of a split: its centre crop, or one random view drawn from `view_seed`.
 
-    Embeddings are cached under the hash of the images' bytes and the backbone's fingerprint:
-    renamed files hit, changed files miss.
+    The cache key is a hash of the images' bytes and the backbone's fingerprint, so that renamed
+    files are found and changed files are encoded again.
 
     Raises:
-        DatasetError: an image cannot be read, naming the file.
+        DatasetError: an image cannot be read; names the file.
     """
     labels = torch.tensor([example.label for example in examples], device=backbone.device)
     if not examples:
@@ -80,15 +80,15 @@ def extract_features(
 
 
 def encode_batch(pixels: Sequence[Tensor], backbone: Backbone) -> Tensor:
-    """Preprocessed images, each [3, H, W], -> L2-normalised embeddings [B, E] on the processor.
+    """Preprocessed images, each [3, H, W], -> L2-normalised embeddings [B, E] on the CPU.
 
-    Cut into a part for each thread where the processor does the work.
+    On a CPU, the batch is split into one part per thread.
     """
 
     def embed(part: slice) -> Tensor:
         return backbone.encode_images(torch.stack(list(pixels[part]))).cpu()
 
-    if len(pixels) == 1:  # nothing to cut: torch's own way to use all threads is the better one
+    if len(pixels) == 1:  # a single image uses all threads through torch's own parallelism
         return embed(slice(1))
     parts = even_slices(len(pixels), len(pixels), backbone.device)
     return torch.cat(list(map_chunks(embed, parts, backbone.device)))
@@ -141,7 +141,7 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 @dataclass(frozen=True)
 class CacheFile:
-    """Embeddings of some images in some order, named by the content of all that decides them."""
+    """Cached embeddings of a list of images, named by a hash of everything they depend on."""
 
     path: Path
 
@@ -153,10 +153,10 @@ class CacheFile:
         backbone: Backbone,
         view_seed: int | None = None,
     ) -> CacheFile:
-        """The place of the embeddings of these files.
+        """The cache file of these images.
 
         Raises:
-            DatasetError: a file cannot be read.
+            DatasetError: an image file cannot be read.
         """
         digest = hashlib.sha256(backbone.fingerprint.encode())
         if view_seed is not None:
@@ -166,21 +166,23 @@ class CacheFile:
         return cls(folder / f"{digest.hexdigest()}.safetensors")
 
     def read(self, count: int, width: int) -> Tensor | None:
-        """The cached embeddings, or None; a damaged file is as good as none."""
+        """The cached embeddings, or None if they are missing or damaged."""
         if not self.path.is_file():
             return None
         try:
-            # A copy is aligned like an embedding that was just made. A tensor inside the file need
-            # not be, and kernels may round differently then: a resumed run would not be the same.
+            # Kernels may round differently for tensors with another alignment, as those inside the
+            # file may have. A copy is aligned like a new tensor, so a resumed run is identical.
             images = load_file(self.path)["images"].clone()
         except (SafetensorError, KeyError, OSError):
-            logger.warning("feature cache file %s is damaged and is made anew", self.path.name)
+            logger.warning(
+                "feature cache file %s is damaged and will be written again", self.path.name
+            )
             return None
         fits = images.shape == (count, width) and bool(images.isfinite().all())
         return images if fits else None
 
     def write(self, images: Tensor) -> None:
-        """Atomically: several workers may share the folder."""
+        """Write atomically, because several workers may share the folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=self.path.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)

@@ -1,4 +1,4 @@
-"""`Linear`: a frozen affine map, in the memory layout that multiplies fastest."""
+"""`Linear`: a frozen affine map, in the memory layout with the fastest products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: Weights smaller than this (floats) gain less from oneDNN than its calls cost.
+#: Smaller weights (in floats) gain less from oneDNN than its calls cost.
 MIN_BLOCKED_WEIGHT = 128 * 128
 
 
@@ -17,10 +17,10 @@ MIN_BLOCKED_WEIGHT = 128 * 128
 class Linear:
     """x W^T + b with W [out, in] and b [out] or none.
 
-    Torch's own float32 products on a processor go to MKL, which on AMD's stays at half the width of
-    the AVX-512 registers; oneDNN, behind tensors in its own layout, uses all of it, and on Intel's
-    the two are alike. So with AVX-512, activations are handed over in that layout. The weight stays
-    as it is, and shared with the model.
+    On CPUs torch computes float32 products with MKL, which uses only half the width of the AVX-512
+    registers of AMD processors. oneDNN, which torch uses for tensors in oneDNN's layout, uses the
+    full width, and is equally fast on Intel processors. So with AVX-512, activations are converted
+    to that layout. The weight is not converted and is shared with the model.
     """
 
     weight: Tensor
@@ -43,18 +43,18 @@ class Linear:
         return leave(functional.linear(self.enter(x), self.weight, self.bias))
 
     def differential(self, dx: Tensor) -> Tensor:
-        """The same without the bias, which no tangent sees."""
+        """The product without the bias: the derivative of the map."""
         return leave(functional.linear(self.enter(dx), self.weight))
 
     def stay(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], both in the layout that `enter` makes."""
+        """[..., in] -> [..., out], both in the layout of `enter`."""
         return functional.linear(x, self.weight, self.bias)
 
     def enter(self, x: Tensor) -> Tensor:
-        """Bring activations into the layout that multiplies fastest."""
+        """Convert activations to the layout with the fastest products."""
         return x.to_mkldnn() if self.blocked and not x.is_mkldnn else x
 
 
 def leave(x: Tensor) -> Tensor:
-    """Bring activations of either layout back to a dense tensor."""
+    """Convert activations of either layout to a dense tensor."""
     return x.to_dense() if x.is_mkldnn else x

@@ -1,8 +1,8 @@
-"""`Packing`: the rows of class prompts, laid out so that nothing is padded and attention is local.
+"""`Packing`: the rows of class prompts, packed with little padding and block-local attention.
 
-Suffixes (name, ".", EOT) of different length lie behind one another in blocks of B rows each, and
-the first block begins with the M context vectors. Attention then is a few small dense products per
-block, one kernel for all of them, with a mask that says which rows belong together.
+Suffixes (name, ".", EOT) of different lengths follow one another in blocks of B rows, and the first
+block begins with the M context vectors. Attention is then a small dense product per block, computed
+by one kernel for all blocks, with a mask that marks which rows belong together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Rows per attention block: enough for an efficient product, few enough to mask little of it.
+#: Rows per attention block: enough for efficient products, few enough that little is masked.
 BLOCK_ROWS = 32
 
 _CONTEXT, _PADDING = -1, -2
@@ -23,8 +23,7 @@ _CONTEXT, _PADDING = -1, -2
 class Packing:
     """Some classes' rows: n_blocks blocks of B rows, the first M of them the context's.
 
-    `segments` [n_blocks, B] says whose each row is: a class (numbered within this packing), the
-    context, or nobody's (fewer than B rows in all).
+    Each row belongs to a class (numbered within this packing), to the context, or is padding.
     """
 
     classes: tuple[int, ...]
@@ -37,7 +36,7 @@ class Packing:
     def build(
         cls, suffixes: Sequence[Sequence[int]], classes: Sequence[int], context: int
     ) -> Packing:
-        """Lay out the chosen `classes` behind `context` rows."""
+        """Pack the chosen `classes` after `context` rows."""
         chosen = tuple(tuple(suffixes[c]) for c in classes)
         blocks = fill_blocks([len(suffix) for suffix in chosen], context)
         rows = [sum(len(chosen[m]) for m in members) for members in blocks]
@@ -66,10 +65,9 @@ class Packing:
         return [last[member] for member in range(len(self.classes))]
 
     def end_slots(self) -> tuple[list[int], list[int]]:
-        """Every block's members in equally many slots, and every class's slot.
+        """The members of every block in equally many slots, and the slot of every class.
 
-        A block with fewer members than another fills its slots with class 0, whose result there is
-        never read.
+        A block with fewer members fills its slots with class 0, whose result there is not used.
         """
         width = max(map(len, self.blocks))
         slots, places = [], [0] * len(self.classes)
@@ -80,10 +78,10 @@ class Packing:
         return slots, places
 
     def mask(self) -> Tensor:
-        """Additive attention mask [n_blocks, B, 1 + M + B]: 0 where a row may look, else -inf.
+        """Additive attention mask [n_blocks, B, 1 + M + B]: 0 where a row may attend, else -inf.
 
-        Keys are SOS, the context (not for its own rows, which see one another in the block), and
-        the block's rows.
+        Keys are SOS, the context (except for the context's own rows, which attend to one another
+        in the block), and the block's rows.
         """
         segments = torch.tensor([row[0] for row in self.table()]).view(-1, self.size)
         own = segments[:, :, None] == segments[:, None, :]
@@ -94,17 +92,17 @@ class Packing:
         return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
 
 
-def deal(lengths: Sequence[int], context: int, largest: int) -> list[list[int]]:
-    """Deal classes into the fewest packs of about `largest` rows, equal in size and lengths."""
+def split_classes(lengths: Sequence[int], context: int, largest: int) -> list[list[int]]:
+    """Split classes into the fewest packs of about `largest` rows, similar in size and lengths."""
     packs = -(-sum(lengths) // max(1, largest - context))
     order = sorted(range(len(lengths)), key=lambda c: -lengths[c])
     return [sorted(order[k::packs]) for k in range(min(packs, len(order)))]
 
 
 def fill_blocks(lengths: Sequence[int], context: int) -> list[list[int]]:
-    """Classes per block, with the smallest blocks that hold all in the fewest of about BLOCK_ROWS.
+    """Classes per block: the smallest blocks that fit all into the fewest of about BLOCK_ROWS.
 
-    The first block holds the context as well.
+    The first block also contains the context.
     """
     total = context + sum(lengths)
     count = -(-total // BLOCK_ROWS)

@@ -1,8 +1,8 @@
-"""Parallelism on a processor: whole chunks of work on threads, each operation on one.
+"""Parallelism on a CPU: chunks of work run on threads, each operation on a single thread.
 
-Torch splits every single operation over all cores and waits for the slowest. The operations here
-are small, and a core that something else borrows for a moment makes all of them wait. So chunks run
-side by side instead, each single-threaded: a busy machine costs its share, not a hundredfold.
+Torch splits every operation over all cores and waits for the slowest. The operations here are
+small, so one core that is busy with something else delays all of them, up to a hundredfold. With
+one thread per chunk, a busy core only delays its own chunk.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _LARGEST_ADAPTIVE_BLOCK = 2**25 - 2**16
 def map_chunks(
     function: Callable[[Item], Result], chunks: Iterable[Item], device: torch.device
 ) -> Iterator[Result]:
-    """`map`, over threads where `device` is the processor; results in order.
+    """`map`, on several threads if `device` is the CPU; results are in order.
 
-    As many threads as torch is set to use (`torch.set_num_threads`, OMP_NUM_THREADS).
+    Uses as many threads as torch (`torch.set_num_threads`, OMP_NUM_THREADS).
     """
     _keep_freed_memory()
     threads = torch.get_num_threads()
@@ -42,7 +42,7 @@ def map_chunks(
 
 
 def even_slices(count: int, largest: int, device: torch.device) -> list[slice]:
-    """Cut `count` items into equal slices of at most `largest`, as many for each thread."""
+    """Cut `count` items into equal slices of at most `largest`, equally many per thread."""
     workers = torch.get_num_threads() if device.type == "cpu" else 1
     rounds = -(-count // (largest * workers))
     slices = min(count, rounds * workers)
@@ -52,17 +52,17 @@ def even_slices(count: int, largest: int, device: torch.device) -> list[slice]:
 
 @contextmanager
 def numpy_on_one_thread() -> Iterator[None]:
-    """Keep numpy's OpenBLAS to the caller's thread.
+    """Limit numpy's OpenBLAS to the caller's thread.
 
-    The searches' own matrices are small; on a busy machine OpenBLAS's threads, which wait for each
-    other by spinning, make a product of 5 ms last for 200.
+    The matrices of the search are small. On a busy machine OpenBLAS's threads, which wait for each
+    other by spinning, extend a product of 5 ms to 200 ms.
     """
     with _numpy_libraries().limit(limits=1):
         yield
 
 
 def keep_numpy_on_one_thread() -> None:
-    """The same for good, in every thread: for a process in which numpy only has small work."""
+    """Limit OpenBLAS permanently and in all threads: for processes with small numpy work."""
     _numpy_libraries().limit(limits=1)
 
 
@@ -83,7 +83,7 @@ def _operations_on_one_thread() -> Iterator[None]:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Start all threads; torch's number of threads is each thread's own."""
+    """Start all threads, because torch's number of threads is set per thread."""
     pool, started = (
         ThreadPoolExecutor(threads, thread_name_prefix="sharpzo-chunk"),
         Barrier(threads),
@@ -99,9 +99,9 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @cache
 def _keep_freed_memory() -> None:
-    """Let the C library reuse activations' memory rather than return it to the kernel each time.
+    """Let the C library reuse the memory of activations rather than return it to the kernel.
 
-    Freeing one large block raises glibc's thresholds (mallopt(3): M_MMAP_THRESHOLD); before that,
-    every layer's buffers are mapped and page-faulted anew, which costs as much as its products.
+    Freeing one large block raises glibc's thresholds (mallopt(3): M_MMAP_THRESHOLD). Without this,
+    every layer's buffers are mapped and page-faulted again, which costs as much as its products.
     """
     torch.empty(_LARGEST_ADAPTIVE_BLOCK, dtype=torch.uint8)

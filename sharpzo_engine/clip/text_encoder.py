@@ -1,17 +1,16 @@
-"""The hot path: class prompts through CLIP's causal text tower, computing only what is needed.
+"""The hot path: encodes class prompts with CLIP's causal text tower, without redundant work.
 
 A loss at one search point is C class prompts `[SOS, context, name, ".", EOT]` through the text
 tower. The tower is causal and reads out at EOT, and `SOS + context` is the same for every class of
-one candidate. So, exactly (the plain forward is `PlainTextEncoder`):
+one candidate. So the following is exact (the plain forward is `PlainTextEncoder`):
 
 1. nothing after EOT is computed;
-2. the context's rows are computed once per candidate, and all its classes attend to them; those of
-   SOS, which sees only itself, once per job;
-3. suffixes (name, ".", EOT) of all classes are packed one behind the other, none is padded
-   (`Packing`);
-4. the first layer's projections of the suffixes, which no candidate changes, are computed once per
-   job, and the last layer computes its queries, attention and MLP for the EOT rows alone;
-5. many candidates go through together, in chunks of about `max_rows` packed rows, one per core.
+2. the context's rows are computed once per candidate, and all its classes attend to them; the rows
+   of SOS, which attends only to itself, once per job;
+3. the suffixes (name, ".", EOT) of all classes are packed one after another (`Packing`);
+4. the first layer's projections of the suffixes, the same for all candidates, are computed once per
+   job, and the last layer computes queries, attention and MLP only for the EOT rows;
+5. many candidates are computed together, in chunks of about `max_rows` packed rows, one per core.
 
 Shapes: n candidates, M context tokens, C classes, R packed rows in n_blocks blocks of B,
 P = 1 + M prefix positions, H heads of size D, W = H * D the width, E the embedding width.
@@ -26,18 +25,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sharpzo_engine.clip.packing import Packing, deal
+from sharpzo_engine.clip.packing import Packing, split_classes
 from sharpzo_engine.clip.parallel import even_slices, map_chunks
 from sharpzo_engine.clip.text_tower import OpenClipModule, TowerWeights
 from sharpzo_engine.clip.tokens import PromptTokens
 
-#: Packed rows per chunk. On a processor a chunk runs on one core: its products are at their peak
-#: rate from some 200 rows on, while the MLP's activations (rows x 4W floats) stay in cache.
+#: Packed rows per chunk. On a CPU a chunk runs on one core: products reach their peak rate at
+#: about 200 rows, while the MLP's activations (rows x 4W floats) still fit into the cache.
 MAX_ROWS = {"cpu": 256, "cuda": 65_536}
 
 
 class TextEncoder(Protocol):
-    """Context vectors in, class matrices out."""
+    """Encodes context vectors into class embeddings."""
 
     def encode(self, context: Tensor) -> Tensor:
         """`context` [n, M, W] -> L2-normalised class embeddings [n, C, E]."""
@@ -46,7 +45,7 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Pack:
-    """Some classes' rows, with what no candidate changes."""
+    """The packed rows of some classes, with everything that is the same for all candidates."""
 
     classes: Tensor  # their numbers [C']
     blocks: int
@@ -67,7 +66,7 @@ class ForwardTextEncoder:
     def __init__(
         self, tower: TowerWeights, tokens: PromptTokens, max_rows: int | None = None
     ) -> None:
-        """Precompute what no candidate changes, without gradients."""
+        """Precompute everything that is the same for all candidates."""
         self.tower = tower
         self.device = tower.token_embedding.device
         self.classes = len(tokens.suffixes)
@@ -76,11 +75,11 @@ class ForwardTextEncoder:
         positions = tower.positional_embedding[1 : 1 + self.context_length]
         self._positions = positions.to(tower.dtype)
         lengths = [len(suffix) for suffix in tokens.suffixes]
-        with torch.no_grad():  # not inference tensors: a gradient may be asked for
+        with torch.no_grad():  # not inference mode: `TextReverse` differentiates through these
             self.sos = self._sos_keys_values(tokens.sos)
             self.packs = [
                 self._pack(Packing.build(tokens.suffixes, classes, self.context_length))
-                for classes in deal(lengths, self.context_length, self.max_rows)
+                for classes in split_classes(lengths, self.context_length, self.max_rows)
             ]
 
     def encode(self, context: Tensor) -> Tensor:
@@ -129,7 +128,7 @@ class ForwardTextEncoder:
         return joined[0], joined[1], joined[2]
 
     def join_prefix(self, keys_values: Tensor, first: Tensor, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Lay SOS (`first` [2W]) and the context before every block's rows.
+        """Prepend SOS (`first` [2W]) and the context to every block's rows.
 
         [n, R, 2W] -> keys and values [n * n_blocks, H, P + B, D].
         """
@@ -159,7 +158,7 @@ class ForwardTextEncoder:
         return block.finish(x[:, pack.ends], join_heads(attended, len(x))[:, pack.end_places])
 
     def _sos_keys_values(self, sos: int) -> list[Tensor]:
-        """SOS attends to itself alone: its value is its attention output, for every candidate."""
+        """SOS attends only to itself, so its value is its attention output for every candidate."""
         tower = self.tower
         x = (tower.token_embedding[sos] + tower.positional_embedding[0])[None].to(tower.dtype)
         found = []
@@ -170,7 +169,7 @@ class ForwardTextEncoder:
         return found
 
     def _pack(self, packing: Packing) -> Pack:
-        """Embed a packing's rows and compute what the first layer makes of them."""
+        """Embed a packing's rows and compute their projections in the first layer."""
         tower = self.tower
         table = torch.tensor(packing.table()[packing.context :], device=self.device)
         embeddings = tower.token_embedding[table[:, 1]] + tower.positional_embedding[table[:, 2]]

@@ -1,7 +1,6 @@
-"""`TextReverse`: the class embeddings of one context, differentiable backwards.
+"""`TextReverse`: the class embeddings of one context, differentiated by reverse mode.
 
-This is the first-order baseline (CoOp's), through the same packed encoder; nothing else here
-needs it.
+Only the first-order baseline (CoOp) uses it; it shares the packed encoder.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class TextReverse:
             self.embeddings[pack.classes] = rows[0].detach()
 
     def pull_back(self, cotangent: Tensor) -> Tensor:
-        """dL/dT [C, E] -> dL/dctx [M, W]; once, for it frees what was kept."""
+        """dL/dT [C, E] -> dL/dctx [M, W]; can be called once, because it frees the graph."""
 
         def pull_back_pack(item: tuple[Pack, tuple[Tensor, Tensor]]) -> Tensor:
             pack, (context, rows) = item

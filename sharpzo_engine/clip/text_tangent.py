@@ -1,7 +1,7 @@
 """`TextTangent`: directional derivatives of the class embeddings, in forward mode.
 
-The encoder is run once at a context, recording what the rules below need (a tape); then tangents of
-many directions go through it together. Every rule is the exact derivative of one step:
+The encoder is run once at a context and records what the rules below need (a tape). Then tangents
+of many directions are propagated together. Every rule is the exact derivative of one step:
 
 - affine map:   d(x W^T + b) = dx W^T;
 - LayerNorm:    dy = g r (dx - mean(dx) - z mean(z dx)), with r = 1 / std(x), z = r (x - mean(x));
@@ -10,9 +10,8 @@ many directions go through it together. Every rule is the exact derivative of on
 - activation:   da = a'(h) dh;
 - unit norm:    for t = e / |e|: dt = (de - t <t, de>) / |e|.
 
-Only the context's rows have a tangent when they enter, SOS never has one, and the last layer
-carries the EOT rows alone. Shapes as in `text_encoder`, with q directions in the place of n
-candidates.
+Only the context's rows have tangents at the input, SOS never has one, and the last layer computes
+only the EOT rows. Shapes are those of `text_encoder`, with q directions instead of n candidates.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from sharpzo_engine.clip.parallel import even_slices, map_chunks
 from sharpzo_engine.clip.text_encoder import ForwardTextEncoder, Pack, join_heads
 from sharpzo_engine.clip.text_tower import Block, Norm
 
-#: Packs whose tapes are kept from the loss to the slopes, some 250 KiB a row in a tower 512 wide;
-#: with more packs, each is recorded again when its turn comes.
+#: Packs whose tapes are kept from the loss to the slopes (about 250 KiB per row in a tower of width
+#: 512). If there are more packs, tapes are recorded again when they are needed.
 MAX_TAPES = 4
 
 
@@ -39,7 +38,7 @@ class TextTangent:
     """T(ctx) [C, E] at one context, and the products of its Jacobian."""
 
     def __init__(self, encoder: ForwardTextEncoder, context: Tensor) -> None:
-        """Encode `context` [M, W]; tapes are kept where they are few."""
+        """Encode `context` [M, W]; keeps at most `MAX_TAPES` tapes."""
         self._encoder = encoder
         self._context = context
         self._tapes: list[_PackTape] = []

@@ -1,4 +1,4 @@
-"""The weights of open_clip's causal text towers, read into plain maps."""
+"""Reads the weights of open_clip's causal text towers into plain maps."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class TowerWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the blocks compute in."""
+        """Precision of the blocks."""
         return self.final_norm.weight.dtype
 
     def read_out(self, x: Tensor) -> Tensor:
@@ -105,13 +105,13 @@ def read_tower(text: OpenClipModule, dtype: torch.dtype = torch.float32) -> Towe
     """Read the weights of an open_clip text tower; its blocks and projection in `dtype`.
 
     Raises:
-        BackboneError: the tower is not causal with EOT readout, naming what differs.
+        BackboneError: the tower is not causal with EOT readout; says what differs.
     """
     reason = _unsupported(text)
     if reason:
         raise BackboneError(
             f"this text tower {reason}; SharpZO needs a causal tower read out at EOT "
-            "(such as ViT-B-16, ViT-L-14 or RN50)"
+            "(use ViT-B-16, ViT-L-14 or RN50, for example)"
         )
     blocks = text.transformer.resblocks
     return TowerWeights(
@@ -125,7 +125,7 @@ def read_tower(text: OpenClipModule, dtype: torch.dtype = torch.float32) -> Towe
 
 
 def _unsupported(text: OpenClipModule) -> str | None:
-    """What keeps a tower from being read, in words that complete 'this text tower ...'."""
+    """Why a tower is not supported, as the end of a sentence that starts 'this text tower'."""
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
     if not hasattr(text, "transformer") or not hasattr(text.transformer, "resblocks"):
         return "is not open_clip's own (for example a Hugging Face encoder)"
@@ -208,7 +208,7 @@ def _scaled(
     weight_gain: float | None = None,
     bias_gain: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias with factors folded in; the model's own storage where there are none."""
+    """Weight and bias with factors folded in; without factors they share the model's storage."""
     weight, bias = linear.weight.detach(), linear.bias.detach()
     weight = weight if weight_gain is None else weight * weight_gain
     bias = bias if bias_gain is None else bias * bias_gain

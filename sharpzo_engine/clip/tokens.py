@@ -14,7 +14,7 @@ Tokenizer = Callable[[Sequence[str]], Tensor]
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids that one job's prompts are made of."""
+    """Token ids of one job's prompts."""
 
     sos: int
     context: tuple[int, ...]  #: M ids, shared by all classes
@@ -37,21 +37,21 @@ def tokenize_prompts(
     """Tokenise "{context} {name}." for every class.
 
     Raises:
-        ConfigError: the context holds no token, or leaves no room for a name.
+        ConfigError: the context has no tokens, or leaves no room for a name.
         DatasetError: a class name is too long for the text tower.
     """
     alone = _sentence(tokenizer, context)
     size = len(alone) - 2  # without SOS and EOT
     if size < 1:
-        raise ConfigError("prompt.context: holds no token (use words such as 'a photo of a')")
+        raise ConfigError("prompt.context: has no tokens (use words such as 'a photo of a')")
     prompts = [f"{context} {name.replace('_', ' ')}." for name in class_names]
     rows = tokenizer(prompts)
     limit = rows.shape[1]
     if size > limit - 3:
-        raise ConfigError(f"prompt.context: {size} tokens are too many (at most {limit - 3})")
+        raise ConfigError(f"prompt.context: {size} tokens are too many (use at most {limit - 3})")
     sentences = [_until_end(row) for row in rows.tolist()]
     for name, sentence in zip(class_names, sentences, strict=True):
-        # The tokenizer cuts what is too long and puts EOT at the last position.
+        # The tokenizer truncates a prompt that is too long and puts EOT at the last position.
         if len(sentence) == limit:
             raise DatasetError(
                 f"class name {name[:40]!r} is too long for the text tower (shorten it)"
@@ -59,7 +59,7 @@ def tokenize_prompts(
     head = alone[: 1 + size]
     if any(sentence[: 1 + size] != head for sentence in sentences):
         raise ConfigError(
-            "prompt.context: must end in a whole word, so that names do not change it"
+            "prompt.context: its tokens depend on the class name (end it with a whole word)"
         )
     suffixes = tuple(tuple(sentence[1 + size :]) for sentence in sentences)
     return PromptTokens(alone[0], tuple(alone[1 : 1 + size]), suffixes)

@@ -1,7 +1,7 @@
-"""Heads: classifiers on cached image features, fitted without a pass through any encoder.
+"""Heads: classifiers on cached image features; fitting them needs no forward pass.
 
-Fitting is convex or closed, and deterministic: no seed, nothing to resume. Symbols: images N,
-classes C, embedding width E, features f [N, E] (L2-normalised).
+Fits are convex or in closed form, and deterministic. Symbols: images N, classes C, embedding width
+E, features f [N, E] (L2-normalised).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 class Head(Protocol):
-    """Anything that turns image embeddings into class logits."""
+    """A map from image embeddings to class logits."""
 
     def logits(self, images: Tensor) -> Tensor:
         """Image embeddings [n, E] -> logits [n, C]."""
@@ -47,17 +47,17 @@ class LinearHead:
 
     @property
     def is_finite(self) -> bool:
-        """Whether every number of it is one."""
+        """Whether all weights and biases are finite."""
         return bool(self.weights.isfinite().all() and self.bias.isfinite().all())
 
     def centred(self) -> LinearHead:
-        """The same probabilities, without what all classes share: small numbers round less."""
+        """Subtract the mean over classes: equal probabilities, smaller rounding errors."""
         return LinearHead(self.weights - self.weights.mean(0), self.bias - self.bias.mean())
 
 
 @dataclass(frozen=True)
 class CacheHead:
-    """Tip-Adapter's cache model (arXiv 2111.03930): similar training images vote."""
+    """Tip-Adapter's cache model (arXiv 2111.03930): training images vote by their similarity."""
 
     keys: Features
     classes: int
@@ -75,7 +75,7 @@ class CacheHead:
 
 @dataclass(frozen=True)
 class BlendedHead:
-    """A weighted sum of a prompt's logits and those of a head that is not linear."""
+    """A weighted sum of the logits of a prompt and of a head that is not linear."""
 
     prompt: LinearHead
     prompt_weight: float
@@ -92,8 +92,8 @@ class BlendedHead:
 def fit_gda(features: Features, classes: int) -> LinearHead:
     """Gaussian discriminant analysis with one shrunk covariance (arXiv 2402.04087).
 
-    Every class has the same prior, because few-shot samples are balanced by design; so the prior
-    drops out. A class without images gets the average of the others' rows: no opinion.
+    All classes have the same prior, which drops out, because few-shot samples are balanced. A class
+    without images gets the mean of the other classes' rows.
     """
     images, labels = features.images.double(), features.labels
     means = _class_means(images, labels, classes)  # mu_k
@@ -113,7 +113,7 @@ def _class_means(images: Tensor, labels: Tensor, classes: int) -> Tensor:
 def _shrunk_precision(residuals: Tensor, means: Tensor) -> Tensor:
     """Rows Sigma^-1 mu_k [C, E] with Sigma^-1 = E ((N - 1) S + tr(S) I)^-1, S the residuals' own.
 
-    One image per class leaves no residuals: then Sigma = I, and the nearest mean wins.
+    One image per class leaves no residuals; then Sigma = I, which is nearest-mean classification.
     """
     count, width = residuals.shape
     scatter = residuals.T @ residuals  # (N - 1) S

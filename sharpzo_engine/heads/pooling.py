@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: Inverse variance of a normal prior on weights of logits of spread 1. It is worth next to nothing
-#: beside ten images, and keeps weights finite where a few images are separated perfectly.
+#: Inverse variance of a normal prior on weights of logits of spread 1. Its effect is negligible
+#: compared to ten images, and keeps weights finite if a few images are separated perfectly.
 PRIOR = 0.1
 NEWTON_STEPS = 50
 SHORTEST = 1e-4  # Newton's step is halved down to this
@@ -25,7 +25,7 @@ SMALLEST_DECREASE = 1e-9
 
 @dataclass(frozen=True)
 class Pool:
-    """Weights of some classifiers and what they reach; infinite where nothing can be said."""
+    """Weights of some classifiers, and the loss of their weighted sum (infinite without one)."""
 
     weights: tuple[float, ...]
     loss: float  #: mean cross-entropy
@@ -41,10 +41,10 @@ def spread(logits: Tensor) -> float:
 
 
 def fit_pool(members: Sequence[Tensor], labels: Tensor) -> Pool:
-    """Weights of the members' logits, each [n, C], under which the labels [n] are most likely.
+    """Fit the weights of the members' logits, each [n, C], by maximum likelihood of labels [n].
 
-    `NO_POOL` if a member has logits that are not finite or all equal, or if a weight would not be
-    positive: then the others do better without that member.
+    Returns `NO_POOL` if a member has logits that are not finite or all equal, or if a weight would
+    not be positive, since the others are then better without that member.
     """
     scales = [spread(member) for member in members]
     if not all(math.isfinite(scale) and scale > 0 for scale in scales):

@@ -1,16 +1,16 @@
-"""A head stacked on the tuned prompt: still one matrix and one bias.
+"""A head stacked on the tuned prompt; the result is one matrix and one bias.
 
     logits = scale f T^T + alpha (f W + b)
 
-Everything that is chosen, alpha, the penalty and whether there is a head at all, is chosen by the
-cross-entropy of images that the fit has not seen:
+Alpha, the penalty, and whether there is a head at all are chosen by the cross-entropy on images
+that the fit has not seen:
 
 - `official`: the dataset's validation images.
 - `holdout`: the images held out of the shots; the chosen head is then fitted again on all shots.
-- `training`: too few shots to hold any out. Heads are fitted with one shot left out, on which they
-  are judged, in turn; the tuned prompt has learned from all of them, so the hand-written one, which
-  has learned from none, stands in for it. With one shot nothing is left to judge on: GDA is stacked
-  with logits as widely spread as the prompt's.
+- `training`: too few shots to hold any out. Heads are cross-validated by leaving out one shot at a
+  time. The tuned prompt was trained on all shots, so the hand-written prompt takes its place there.
+  With one shot there is no validation: GDA is stacked with logits of the same spread as the
+  prompt's.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from sharpzo_engine.heads.fitting import (
 )
 from sharpzo_engine.heads.pooling import NO_POOL, Pool, fit_pool, spread
 
-#: L2 penalties that logistic regression is tried with, on L2-normalised features.
+#: L2 penalties to try for logistic regression on L2-normalised features.
 PENALTIES = (0.1, 1.0)
-#: Sharpnesses that Tip-Adapter is tried with; the first is the published default.
+#: Sharpnesses to try for Tip-Adapter; the first is the published default.
 SHARPNESSES = (5.5, 1.0, 2.0, 10.0, 20.0)
-#: Logits that choosing looks at: of more images than these allow, evenly spaced ones.
+#: Logits used to choose a head; of more images an evenly spaced sample is taken.
 MAX_LOGITS = 2**20
 
 ZERO_SHOT, PROMPT = "zero-shot", "tuned prompt"
@@ -49,12 +49,12 @@ Fit = Callable[[Features, int], Head]
 
 
 @dataclass(frozen=True)
-class Material:
-    """What heads are fitted to, and on what they are judged; all of it in main memory."""
+class HeadData:
+    """The data that heads are fitted to and validated on, in main memory."""
 
     train: Features
     validation: Features
-    source: str  #: where the validation images come from, see `tuner.split_validation`
+    source: str  #: source of the validation images, see `tuner.split_validation`
     prompt: LinearHead  #: the tuned prompt
     zero_shot: LinearHead  #: the hand-written prompt
 
@@ -65,11 +65,11 @@ class Material:
 
     @property
     def everything(self) -> Features:
-        """All images that a head may be fitted to in the end."""
+        """The images that the chosen head is fitted to."""
         return _join(self.train, self.validation) if self.source == "holdout" else self.train
 
     def folds(self) -> Iterator[tuple[Features, Features]]:
-        """Pairs of images to fit to and images to judge on; none with one shot in all."""
+        """Pairs of images to fit to and to validate on; none if there is only one shot."""
         if self.source != "training":
             yield self.train, _thinned(self.validation, self.classes)
             return
@@ -82,7 +82,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A head that can be tried."""
+    """A kind of head with its setting."""
 
     kind: str
     fit: Fit
@@ -106,28 +106,28 @@ CACHES = tuple(Recipe("tip-adapter", partial(_fit_cache, sharpness=b), b) for b 
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe with its weights, and how it did on unseen images."""
+    """A recipe with its weights, and its loss on unseen images."""
 
     recipe: Recipe | None  #: None for the prompt alone
     prompt_weight: float  #: 1, or 0 for the head alone
-    alpha: float | None  #: weight of the head's logits; None to spread them as the prompt's
+    alpha: float | None  #: weight of the head's logits; None gives them the prompt's spread
     temperature: float
-    loss: float  #: cross-entropy at that temperature; infinite if it is out of the question
+    loss: float  #: cross-entropy at that temperature; infinite if the trial failed
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What an artifact answers with."""
+    """The classifier that an artifact contains."""
 
     kind: str  #: none, gda or linear
     head: LinearHead  #: matrix and bias, in float32
     alpha: float
     prompt_weight: float
-    temperature: float  #: divides the logits where probabilities are to be calibrated
+    temperature: float  #: divides the logits for calibrated probabilities
     penalty: float | None
 
     def describe(self) -> dict[str, float | str | None]:
-        """What the artifact's metadata says of it."""
+        """Its entry in the artifact's metadata."""
         return {
             "kind": self.kind,
             "alpha": self.alpha,
@@ -139,48 +139,48 @@ class Stack:
 
 @dataclass(frozen=True)
 class Stacking:
-    """The stack to serve, and every classifier to compare it with."""
+    """The stack to serve, and all classifiers to compare it with."""
 
     served: Stack
     rows: Mapping[str, Head]
 
 
-class _Bench:
-    """Tries recipes on images that they have not seen."""
+class _Validation:
+    """Validates recipes on images that they have not seen."""
 
-    def __init__(self, material: Material) -> None:
-        self._material = material
-        self._everything = material.everything
+    def __init__(self, data: HeadData) -> None:
+        self._data = data
+        self._everything = data.everything
         self._fitted: dict[tuple[Recipe, int], Head] = {}
-        self._folds = list(material.folds())
-        judged = [unseen for _, unseen in self._folds] or [material.train]
+        self._folds = list(data.folds())
+        judged = [unseen for _, unseen in self._folds] or [data.train]
         self._judged = Features(
             torch.cat([part.images for part in judged]), torch.cat([part.labels for part in judged])
         )
-        stands_in = material.source == "training"
-        self._prompt = material.zero_shot if stands_in else material.prompt
+        stands_in = data.source == "training"
+        self._prompt = data.zero_shot if stands_in else data.prompt
 
     def prompt_alone(self) -> Trial:
-        """No head."""
+        """Score the prompt without a head."""
         if not self._folds:
             return _of_prompt(None, NO_POOL)
         return _of_prompt(None, self._pool(self._prompt.logits(self._judged.images)))
 
     def stacked(self, recipe: Recipe, prompt: LinearHead | None = None) -> Trial:
-        """A head beside a prompt, the tuned one or another."""
+        """Score a head combined with a prompt (by default the tuned one)."""
         if not self._folds:
             return Trial(recipe, 1.0, None, 1.0, 0.0)
         logits = (prompt or self._prompt).logits(self._judged.images)
         return self._beside(recipe, logits, self._unseen(recipe))
 
     def alone(self, recipe: Recipe) -> Trial:
-        """A head without the prompt."""
+        """Score a head without the prompt."""
         if not self._folds:
             return _of_head(recipe, NO_POOL)
         return _of_head(recipe, self._pool(self._unseen(recipe)))
 
     def _beside(self, recipe: Recipe, prompt: Tensor, head: Tensor) -> Trial:
-        """Both weighed; one of them alone, if the other only does harm."""
+        """Weigh both; use only one of them if the other does not improve it."""
         pool = self._pool(prompt, head)
         if not pool.weights:
             return _best(
@@ -190,8 +190,8 @@ class _Bench:
         return Trial(recipe, 1.0, second / first, 1 / first, pool.loss)
 
     def finish(self, trial: Trial) -> Stack:
-        """Fit to everything and add up; a sum that is not finite leaves the prompt alone."""
-        prompt = self._material.prompt
+        """Fit to all images and add up; falls back to the prompt if the sum is not finite."""
+        prompt = self._data.prompt
         head = self._fitted_to_all(trial.recipe) if trial.recipe else None
         if trial.recipe is None or not isinstance(head, LinearHead):
             return Stack("none", prompt, 0.0, 1.0, trial.temperature, None)
@@ -206,8 +206,8 @@ class _Bench:
         return Stack(recipe.kind, total, alpha, weight, trial.temperature, recipe.setting)
 
     def tip_adapter(self) -> BlendedHead:
-        """The cache model beside the hand-written prompt, as published."""
-        prompt = self._material.zero_shot
+        """The cache model combined with the hand-written prompt, as published."""
+        prompt = self._data.zero_shot
         trial = _best([self.stacked(recipe, prompt) for recipe in CACHES])
         head = self._fitted_to_all(trial.recipe or CACHES[0])
         return BlendedHead(prompt, trial.prompt_weight, head, self._alpha(trial, prompt, head))
@@ -216,7 +216,7 @@ class _Bench:
         return fit_pool(members, self._judged.labels)
 
     def _unseen(self, recipe: Recipe) -> Tensor:
-        """Logits [n, C] of the judged images, from heads that have not seen them."""
+        """Logits [n, C] of the validation images, from heads that have not seen them."""
         return torch.cat(
             [self._fit(recipe, seen).logits(judged.images) for seen, judged in self._folds]
         )
@@ -227,56 +227,56 @@ class _Bench:
     def _fit(self, recipe: Recipe, features: Features) -> Head:
         key = (recipe, id(features))
         if key not in self._fitted:
-            self._fitted[key] = recipe.fit(features, self._material.classes)
+            self._fitted[key] = recipe.fit(features, self._data.classes)
         return self._fitted[key]
 
     def _alpha(self, trial: Trial, prompt: LinearHead, head: Head) -> float:
         if trial.alpha is not None:
             return trial.alpha
-        images = self._material.train.images
+        images = self._data.train.images
         return spread(prompt.logits(images)) / (spread(head.logits(images)) or 1.0)
 
 
 def _of_prompt(recipe: Recipe | None, pool: Pool) -> Trial:
-    """A prompt keeps its scale; what the pool says is its temperature."""
+    """A prompt keeps its scale; the inverse of its pool weight is the temperature."""
     weight = pool.weights[0] if pool.weights else 1.0
     return Trial(recipe, 1.0, 0.0, 1 / weight, pool.loss)
 
 
 def _of_head(recipe: Recipe, pool: Pool) -> Trial:
-    """A head has no scale of its own; the pool's makes its probabilities calibrated."""
+    """A head is scaled by its pool weight, which calibrates its probabilities."""
     return Trial(recipe, 0.0, pool.weights[0] if pool.weights else 1.0, 1.0, pool.loss)
 
 
-def stack_heads(kind: str, material: Material) -> Stacking:
-    """Choose, fit and stack; `kind` is `TuningConfig.head`. Without a head nothing is fitted."""
-    bench = _Bench(material)
-    plain = {ZERO_SHOT: material.zero_shot, PROMPT: material.prompt}
+def stack_heads(kind: str, data: HeadData) -> Stacking:
+    """Choose, fit and stack a head; `kind` is `TuningConfig.head` (`none` fits nothing)."""
+    validation = _Validation(data)
+    plain = {ZERO_SHOT: data.zero_shot, PROMPT: data.prompt}
     if kind == "none":
-        return Stacking(bench.finish(bench.prompt_alone()), plain)
+        return Stacking(validation.finish(validation.prompt_alone()), plain)
     recipes = [r for name in RECIPES for r in RECIPES[name] if kind in (name, "auto")]
-    stacked = [bench.stacked(recipe) for recipe in recipes]
-    alone = [bench.alone(recipe) for recipe in recipes]
-    none = [bench.prompt_alone()] if kind == "auto" else []
-    served = bench.finish(_best([*none, *stacked, *alone]))
+    stacked = [validation.stacked(recipe) for recipe in recipes]
+    alone = [validation.alone(recipe) for recipe in recipes]
+    none = [validation.prompt_alone()] if kind == "auto" else []
+    served = validation.finish(_best([*none, *stacked, *alone]))
     rows: dict[str, Head] = {
         **plain,
-        HEAD_ALONE: bench.finish(_best(alone)).head,
-        STACKED: bench.finish(_best(stacked)).head,
-        TIP_ADAPTER: bench.tip_adapter(),
+        HEAD_ALONE: validation.finish(_best(alone)).head,
+        STACKED: validation.finish(_best(stacked)).head,
+        TIP_ADAPTER: validation.tip_adapter(),
     }
     return Stacking(served, rows)
 
 
 def accuracy(head: Head, features: Features) -> float:
-    """Fraction of images labelled right."""
+    """Fraction of images that are classified correctly."""
     chunks = zip(features.images.split(ROWS), features.labels.split(ROWS), strict=True)
     right = sum(int((head.logits(images).argmax(1) == labels).sum()) for images, labels in chunks)
     return right / len(features)
 
 
 def _best(trials: Sequence[Trial]) -> Trial:
-    """The lowest loss; of equals the first, which is the simplest."""
+    """The trial with the lowest loss; on ties the first, which is the simplest."""
     return min(trials, key=lambda trial: trial.loss)
 
 
@@ -291,12 +291,12 @@ def _where(features: Features, chosen: Tensor) -> Features:
 
 
 def _thinned(features: Features, classes: int) -> Features:
-    """Evenly spaced images, which come class by class."""
+    """An evenly spaced sample; images are ordered by class."""
     step = -(-len(features) * classes // MAX_LOGITS)
     return Features(features.images[::step], features.labels[::step])
 
 
 def _turns(labels: Tensor) -> Tensor:
-    """How many images of the same class come before each [N]."""
+    """The number of earlier images of the same class, for each image [N]."""
     so_far = functional.one_hot(labels).cumsum(0)  # [N, C]
     return so_far.gather(1, labels[:, None])[:, 0] - 1

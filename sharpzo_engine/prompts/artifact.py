@@ -1,4 +1,4 @@
-"""`TunedPrompt`: what tuning leaves behind, as one sealed safetensors file."""
+"""`TunedPrompt`: the result of tuning, as one checksummed safetensors file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sharpzo_engine.errors import ArtifactError, NotCalibrated
 from sharpzo_engine.files import write_atomically
 
 KIND = "sharpzo-prompt/2"
-#: Files from before there were heads.
+#: Files written before heads existed.
 HEADLESS_KIND = "sharpzo-prompt/1"
 
 Floats = NDArray[np.float32]
 
-LARGEST = 1e30  # so that sums of products stay finite in float32
+LARGEST = 1e30  # keeps sums of products finite in float32
 TEMPERATURES = (1e-3, 1e3)  # smallest and largest that may divide logits
 
 
 class Stacked(NamedTuple):
-    """A prompt and a head in one: logits = f weights^T + bias."""
+    """A prompt combined with a head: logits = f weights^T + bias."""
 
     weights: Floats  #: [C, E]
     bias: Floats  #: [C]
@@ -36,10 +36,10 @@ class Stacked(NamedTuple):
 
 @dataclass(frozen=True)
 class TunedPrompt:
-    """One tuned prompt, perhaps with a head, and where they come from.
+    """One tuned prompt with an optional head, and their origin.
 
-    Serving needs `weights` and `bias` alone. `class_embeddings` is the prompt without a head;
-    `context` gives embeddings for classes not seen yet.
+    Serving only needs `weights` and `bias`. `class_embeddings` is the prompt without a head;
+    `context` gives embeddings for new classes.
     """
 
     class_names: tuple[str, ...]
@@ -51,10 +51,10 @@ class TunedPrompt:
     stacked: Stacked | None = None  #: None without a head
 
     def __post_init__(self) -> None:
-        """Check what a file could get wrong.
+        """Check the content, which may come from a file.
 
         Raises:
-            ArtifactError: shapes, names or scale do not fit one another.
+            ArtifactError: shapes, names or scale are inconsistent.
         """
         classes = len(self.class_names)
         if self.class_embeddings.ndim != 2 or self.class_embeddings.shape[0] != classes:
@@ -65,7 +65,7 @@ class TunedPrompt:
             raise ArtifactError("the prompt file is inconsistent: head and embeddings differ")
         arrays = (self.class_embeddings, self.context, self.weights, self.bias)
         if not all((np.abs(array) <= LARGEST).all() for array in arrays):
-            raise ArtifactError("the prompt file holds numbers that are too large or none")
+            raise ArtifactError("the prompt file contains NaN or numbers that are too large")
 
     @property
     def fingerprint(self) -> str:
@@ -74,26 +74,26 @@ class TunedPrompt:
 
     @property
     def weights(self) -> Floats:
-        """What image embeddings are multiplied by [C, E]."""
+        """The factors of image embeddings [C, E]."""
         if self.stacked:
             return self.stacked.weights
         return np.float32(self.logit_scale) * self.class_embeddings
 
     @property
     def bias(self) -> Floats:
-        """What is added to the products [C]."""
+        """The bias of the logits [C]."""
         if self.stacked:
             return self.stacked.bias
         return np.zeros(len(self.class_names), dtype=np.float32)
 
     def among(self, class_names: Sequence[str]) -> TunedPrompt:
-        """The same prompt, head included, that tells only these of its classes apart.
+        """The same prompt, including its head, with only these of its classes.
 
         Raises:
-            ArtifactError: it does not know one of them, or they are fewer than two.
+            ArtifactError: a class is unknown, or there are fewer than two.
         """
         if len(class_names) < 2:
-            raise ArtifactError("a classifier needs two classes or more")
+            raise ArtifactError("a classifier needs at least two classes (add classes)")
         places = {name: place for place, name in enumerate(self.class_names)}
         unknown = [name for name in class_names if name not in places]
         if unknown:
@@ -109,9 +109,9 @@ class TunedPrompt:
 
     @property
     def temperature(self) -> float | None:
-        """Divides the logits where probabilities are to be calibrated; fitted on validation images.
+        """Divides the logits for calibrated probabilities; fitted on validation images.
 
-        None in a file that does not say, or whose number no fit can have given.
+        None if the file has no temperature, or an impossible one.
         """
         head = self.metadata.get("head")
         value = head.get("temperature") if isinstance(head, Mapping) else None
@@ -120,10 +120,10 @@ class TunedPrompt:
         return None
 
     def require_temperature(self) -> float:
-        """The temperature, for those who cannot do without.
+        """The temperature, which must exist.
 
         Raises:
-            NotCalibrated: the file tells none.
+            NotCalibrated: the prompt has none.
         """
         if self.temperature is None:
             raise NotCalibrated
@@ -131,7 +131,7 @@ class TunedPrompt:
 
     @property
     def hand_written_context(self) -> str:
-        """The words that the search began with, such as `a photo of a`."""
+        """The words that the search started from, such as `a photo of a`."""
         config = self.metadata.get("config")
         prompt = config.get("prompt") if isinstance(config, Mapping) else None
         words = prompt.get("context") if isinstance(prompt, Mapping) else None
@@ -139,7 +139,7 @@ class TunedPrompt:
 
     @property
     def vectors_sha256(self) -> str:
-        """Hash of all that decides answers: equal for runs that learned the same, whenever."""
+        """Hash of everything that decides predictions; equal for runs with equal results."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for array in (self.context, self.class_embeddings, self.weights, self.bias):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -166,7 +166,7 @@ class TunedPrompt:
 
     @classmethod
     def load(cls, source: str | Path | bytes) -> TunedPrompt:
-        """Read a file or its bytes, checking every one of them.
+        """Read a file or its bytes, and verify the checksum.
 
         Raises:
             ArtifactError: missing, damaged, or not a tuned prompt.
@@ -174,7 +174,7 @@ class TunedPrompt:
         data = source if isinstance(source, bytes) else _read(Path(source))
         try:
             arrays, metadata = unseal(data, KIND, HEADLESS_KIND)
-            # Numbers too large for float32 become infinite, which is found out below.
+            # Numbers that are too large for float32 become infinite; `__post_init__` rejects them.
             with np.errstate(over="ignore", invalid="ignore"):
                 return cls(
                     class_names=tuple(str(name) for name in metadata.pop("class_names")),

@@ -35,7 +35,7 @@ class PromptClassifier:
     """A tuned prompt on the backbone it was tuned on."""
 
     def __init__(self, prompt: TunedPrompt, backbone: Backbone) -> None:
-        """Raises BackboneMismatch where fingerprints differ: answers would be nonsense."""
+        """Raises BackboneMismatch if the fingerprints differ, as predictions would be wrong."""
         check_backbone(prompt, backbone)
         self.prompt = prompt
         self.backbone = backbone
@@ -46,7 +46,7 @@ class PromptClassifier:
         """Images -> L2-normalised embeddings [B, E].
 
         Raises:
-            ImageError: an image cannot be decoded, naming it.
+            ImageError: an image cannot be decoded; names the image.
         """
         batches = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]
         embedded = [self.backbone.encode_images(self._preprocess(batch)) for batch in batches]
@@ -85,7 +85,7 @@ class PromptClassifier:
         """The `top_k` most probable classes of each image embedding [B, E], best first.
 
         Raises:
-            NotCalibrated: calibrated probabilities are asked for, and there is no temperature.
+            NotCalibrated: `calibrated` is set, but the prompt has no temperature.
         """
         temperature = self.prompt.require_temperature() if calibrated else 1.0
         rows = self.probabilities(embeddings, temperature)
@@ -97,18 +97,18 @@ class PromptClassifier:
         """The `top_k` most probable classes of each image, best first.
 
         Raises:
-            ImageError: an image cannot be decoded, naming it.
-            NotCalibrated: calibrated probabilities are asked for, and there is no temperature.
+            ImageError: an image cannot be decoded; names the image.
+            NotCalibrated: `calibrated` is set, but the prompt has no temperature.
         """
         if calibrated:
-            self.prompt.require_temperature()  # before the work, not after it
+            self.prompt.require_temperature()  # fail before the images are encoded
         return self.rank(self.embed(images), top_k, calibrated=calibrated)
 
     def zero_shot(self) -> PromptClassifier:
-        """The hand-written prompt that the search began with: no head, no temperature.
+        """The hand-written prompt that the search started from, without head and temperature.
 
         Raises:
-            ConfigError: the artifact's words are unusable.
+            ConfigError: the artifact's words are not usable.
             DatasetError: a class name is too long for the text tower.
         """
         words, names = self.prompt.hand_written_context, self.prompt.class_names
@@ -117,7 +117,7 @@ class PromptClassifier:
         return self._with_context(context, names, {})
 
     def among(self, class_names: Sequence[str]) -> PromptClassifier:
-        """Of these classes alone: a part of the prompt's own, or others by `with_classes`.
+        """Restrict the classifier to some of its classes; new classes use `with_classes`.
 
         Raises:
             ArtifactError, ConfigError, DatasetError: see `with_classes`.
@@ -127,14 +127,13 @@ class PromptClassifier:
         return PromptClassifier(self.prompt.among(class_names), self.backbone)
 
     def with_classes(self, class_names: Sequence[str]) -> PromptClassifier:
-        """The tuned context before other class names, which it may never have seen.
+        """Use the tuned context with other class names, which may be new.
 
-        A head and a temperature were fitted to images of the prompt's own classes, and are left
-        behind.
+        Head and temperature are dropped, because they were fitted to the prompt's own classes.
 
         Raises:
-            ArtifactError: the artifact's words are not those of its vectors.
-            ConfigError: they are unusable.
+            ArtifactError: the artifact's words and vectors are inconsistent.
+            ConfigError: the words are not usable.
             DatasetError: a class name is too long for the text tower.
         """
         metadata = {**self.prompt.metadata, "head": {"kind": "none"}}
@@ -176,7 +175,7 @@ def check_backbone(prompt: TunedPrompt, backbone: Backbone) -> None:
     if width != backbone.embed_dim:
         raise BackboneMismatch(
             f"the prompt has embeddings of {width} numbers, {backbone.name} of "
-            f"{backbone.embed_dim} (the file is not what it says)"
+            f"{backbone.embed_dim} (the file's fingerprint is wrong; tune the prompt again)"
         )
 
 
@@ -191,10 +190,10 @@ def top_predictions(
 def zero_shot_weights(
     backbone: Backbone, context: str, class_names: Sequence[str]
 ) -> NDArray[np.float32]:
-    """What the hand-written prompt "{context} {class}." multiplies image embeddings by [C, E].
+    """Class weights [C, E] of the hand-written prompt "{context} {class}.".
 
     Raises:
-        ConfigError: the context is unusable.
+        ConfigError: the context is not usable.
         DatasetError: a class name is too long for the text tower.
     """
     tokens = backbone.tokenize(context, class_names)
@@ -205,10 +204,10 @@ def zero_shot_weights(
 
 
 def to_image(source: ImageInput) -> Image.Image:
-    """Decode a path or bytes; an image is taken as it is.
+    """Decode a path or bytes; an image is converted to RGB.
 
     Raises:
-        ImageError: naming the file, where there is one.
+        ImageError: names the file, if there is one.
     """
     if isinstance(source, Image.Image):
         return source.convert("RGB")

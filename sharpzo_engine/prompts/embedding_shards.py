@@ -1,6 +1,6 @@
-"""Parts: embeddings of a few hundred images as one sealed file, those that failed included.
+"""Parts: embeddings of a few hundred images as one checksummed file, including failed images.
 
-A run over many images is made of them: what is stored need not be embedded again, by whomever.
+A run over many images stores its parts, so that no worker embeds them again.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from sharpzo_engine.data.images import MAX_IMAGE_PIXELS, decode_image
 from sharpzo_engine.errors import BackboneError, DatasetError, ImageError
 
 KIND = "sharpzo-embeddings/1"
-#: Images between two looks at whether to go on. Large models take seconds for each of them on a
-#: processor, where a pass over few of them is no slower per image.
+#: Images between two checks whether to continue. On a CPU large models take seconds per image, and
+#: small batches are equally fast.
 CPU_UNIT = 4
 
 OnUnit = Callable[[int], None]  #: called with the images done so far; may raise to stop
@@ -32,24 +32,24 @@ OnUnit = Callable[[int], None]  #: called with the images done so far; may raise
 
 @dataclass(frozen=True)
 class Part:
-    """Embeddings of those images of a part that could be read; rows are places in the part."""
+    """Embeddings of the readable images of a part; rows are positions in the part."""
 
     rows: NDArray[np.int64]  #: [K], ascending
     embeddings: NDArray[np.float32]  #: [K, E], L2-normalised
-    errors: Mapping[int, ImageError] = field(default_factory=dict)  #: row -> what is wrong
+    errors: Mapping[int, ImageError] = field(default_factory=dict)  #: row -> error
 
     def to_bytes(self, identity: Mapping[str, Any]) -> bytes:
-        """The file's content; `identity`, which JSON holds, says what the part is a part of."""
+        """The file's content; `identity` (JSON values) identifies the images and the backbone."""
         errors = [[row, error.code, str(error)] for row, error in self.errors.items()]
         arrays: Arrays = {"rows": self.rows, "embeddings": self.embeddings}
         return seal(arrays, {"identity": dict(identity), "errors": errors}, KIND)
 
     @classmethod
     def from_bytes(cls, data: bytes, identity: Mapping[str, Any]) -> Part:
-        """Read a file, checking every byte of it.
+        """Read a file and verify its checksum.
 
         Raises:
-            ChecksumError: it is damaged, or part of something else.
+            ChecksumError: it is damaged, or belongs to other images or another backbone.
         """
         arrays, metadata = unseal(data, KIND)
         if metadata["identity"] != dict(identity):
@@ -68,12 +68,12 @@ def embed_part(
 ) -> Part:
     """Embed image files, given by their rows in ascending order.
 
-    A file that is no usable image becomes an error of its row. Embeddings of files that all can be
-    used are cached by content, as those of `extract_features` are.
+    A file that is not a usable image becomes an error of its row. If all files are usable, their
+    embeddings are cached by content as in `extract_features`.
 
     Raises:
-        DatasetError: a file is not there.
-        BackboneError: the backbone gives embeddings that are not numbers.
+        DatasetError: a file cannot be read.
+        BackboneError: the backbone returns embeddings that are not finite.
     """
     width = backbone.embed_dim
     if not files:

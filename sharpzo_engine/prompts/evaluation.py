@@ -1,4 +1,4 @@
-"""How well a classifier does: right or wrong, and how far its probabilities can be believed."""
+"""Evaluation of a classifier: accuracy, and calibration of its probabilities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.errors import DatasetError
 
-BINS = 15  # of a reliability diagram, as in Guo et al. 2017
+BINS = 15  # in a reliability diagram, as in Guo et al. 2017
 TOP = 5
 
 Array = NDArray[np.float64]
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a prompt does on one split."""
+    """Accuracy of a prompt on one split."""
 
     images: int
     accuracy: float
@@ -34,13 +34,13 @@ class Evaluation:
 def evaluate(
     weights: Tensor, features: Features, class_names: Sequence[str], bias: Tensor | None = None
 ) -> Evaluation:
-    """Score a class matrix [C, E], and a bias [C] if there is one, on embedded images.
+    """Score a class matrix [C, E] and an optional bias [C] on embedded images.
 
     Raises:
-        DatasetError: there are no images to score.
+        DatasetError: there are no images.
     """
     if not len(features):
-        raise DatasetError("the split has no images to evaluate on")
+        raise DatasetError("the split has no images (add images, or choose another split)")
     images = features.images
     logits = images @ weights.to(images.device).T
     predicted = (logits if bias is None else logits + bias.to(images.device)).argmax(-1)
@@ -59,17 +59,17 @@ def evaluate(
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Images whose most probable class has a probability in (low, low + 1 / BINS]."""
+    """The images whose most probable class has a probability in (low, low + 1 / BINS]."""
 
     low: float
     images: int
     confidence: float | None  #: mean probability of that class; None without images
-    accuracy: float | None  #: how often it is the true one
+    accuracy: float | None  #: how often that class is the true one
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far probabilities can be believed, the logits being divided by `temperature`.
+    """Calibration of the probabilities when the logits are divided by `temperature`.
 
     `ece` is the expected calibration error of the most probable class over bins of equal width
     (Guo et al. 2017, On Calibration of Modern Neural Networks, eq. 3).
@@ -83,27 +83,27 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One class."""
+    """Counts and rates of one class."""
 
     name: str
-    images: int  #: that are of this class
-    predicted: int  #: that were taken for this class
-    accuracy: float | None  #: share of its images that were recognised; None without images
-    precision: float | None  #: share of what was taken for it that is; None if nothing was
+    images: int  #: images of this class
+    predicted: int  #: images classified as this class
+    accuracy: float | None  #: recall; None without images
+    precision: float | None  #: None if nothing was classified as this class
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """A classifier on labelled images."""
+    """Accuracy and calibration of a classifier on labelled images."""
 
     images: int
     accuracy: float
     macro_accuracy: float  #: mean over the classes that have images
     top5_accuracy: float
     classes: tuple[ClassFigures, ...]
-    cells: tuple[tuple[int, int, int], ...]  #: (true, predicted, images) where there are any
+    cells: tuple[tuple[int, int, int], ...]  #: (true, predicted, images), without zeros
     calibration: Calibration
-    calibrated: Calibration | None = None  #: at a temperature of its own
+    calibrated: Calibration | None = None  #: at the prompt's own temperature
 
     @property
     def confusion(self) -> list[list[int]]:
@@ -114,7 +114,7 @@ class Assessment:
         return rows
 
     def figures(self) -> dict[str, float | int | None]:
-        """The numbers that sum it up."""
+        """The summary figures."""
         calibrated = self.calibrated
         return {
             "images": self.images,
@@ -129,10 +129,10 @@ class Assessment:
 
 
 class Tally:
-    """Counts images, some at a time, into an `Assessment`; no image is kept."""
+    """Accumulates batches of logits into an `Assessment`."""
 
     def __init__(self, class_names: Sequence[str], temperature: float | None = None) -> None:
-        """With a `temperature`, probabilities are judged at that one as well as at 1."""
+        """`temperature` adds the calibration at that temperature to the one at 1."""
         self._names = tuple(class_names)
         self._images = 0
         self._top = 0
@@ -141,7 +141,7 @@ class Tally:
         self._calibrated = None if temperature is None else _Reliability(temperature)
 
     def add(self, logits: NDArray[Any], labels: NDArray[np.int64]) -> None:
-        """Take in logits [B, C] and true classes [B]."""
+        """Add logits [B, C] and true classes [B]."""
         if not len(labels):
             return
         logits = logits.astype(np.float64)
@@ -155,13 +155,13 @@ class Tally:
             reliability.add(logits, predicted, labels)
 
     def result(self) -> Assessment:
-        """The figures of everything that was taken in.
+        """The result for everything added so far.
 
         Raises:
             DatasetError: there were no images.
         """
         if not self._images:
-            raise DatasetError("there are no images to evaluate on")
+            raise DatasetError("there are no images to evaluate on (add images)")
         cells = tuple(
             (*divmod(cell, len(self._names)), images)
             for cell, images in sorted(self._cells.items())

@@ -1,6 +1,6 @@
-"""A tuned prompt for other programs: one matrix in numpy's format, or a model in ONNX.
+"""Exports a tuned prompt for other programs: as a matrix in numpy's format, or as an ONNX model.
 
-Neither needs anything of ours, and equal prompts give equal bytes. This module loads no torch.
+Neither needs SharpZO, and equal prompts give equal bytes. This module does not load torch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sharpzo_engine.prompts.artifact import Floats, TunedPrompt
 
 ONNX_INPUT = "image_embedding"
 ONNX_OUTPUT = "probabilities"
-#: Readable by every onnxruntime since 1.12 (2022); nothing newer is used.
+#: Readable by every onnxruntime since 1.12 (2022).
 OPSET, IR_VERSION = 17, 8
-_SMALLEST_NORM = np.float32(1e-12)  # an embedding of zeros stays one, as torch's normalize has it
+_SMALLEST_NORM = np.float32(1e-12)  # keeps an embedding of zeros, as torch's normalize does
 
 
 class ExportFormat(StrEnum):
-    """What a prompt can be exported as."""
+    """The file formats for an exported prompt."""
 
     NPY = "npy"  #: float32 [C, E + 1]; the bias is the last column
     ONNX = "onnx"  #: image_embedding [N, E] -> probabilities [N, C]
@@ -33,7 +33,7 @@ class ExportFormat(StrEnum):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an exported prompt is found again."""
+    """Identifies the source of an exported prompt."""
 
     name: str
     version: int | None  #: None outside a registry
@@ -43,17 +43,17 @@ class Origin:
 def export(
     prompt: TunedPrompt, form: ExportFormat, origin: Origin, *, calibrated: bool = False
 ) -> bytes:
-    """The content of a file that answers as the prompt does; rows are in the order of its classes.
+    """The content of a file with the same predictions; rows are in the order of the classes.
 
     Args:
-        prompt: what is exported.
-        form: `npy` holds numbers alone; `onnx` tells class names and origin as well.
-        origin: told in the metadata of an ONNX model.
+        prompt: the prompt to export.
+        form: `npy` contains only numbers; `onnx` also class names and origin.
+        origin: written into the metadata of an ONNX model.
         calibrated: divide the logits by the prompt's temperature.
 
     Raises:
-        NotCalibrated: there is no temperature.
-        MissingPackage: the package onnx is needed and not installed.
+        NotCalibrated: the prompt has no temperature.
+        MissingPackage: the package onnx is not installed.
     """
     matrix = classifier_matrix(prompt, calibrated=calibrated)
     if form is ExportFormat.NPY:
@@ -65,7 +65,7 @@ def classifier_matrix(prompt: TunedPrompt, *, calibrated: bool = False) -> Float
     """The whole classifier [C, E + 1]: logits = [image, 1] @ matrix.T.
 
     Raises:
-        NotCalibrated: a temperature is asked for, and there is none.
+        NotCalibrated: `calibrated` is set, but the prompt has no temperature.
     """
     matrix = np.column_stack([prompt.weights, prompt.bias])
     if calibrated:
@@ -92,7 +92,7 @@ def _properties(prompt: TunedPrompt, origin: Origin, *, calibrated: bool) -> dic
         "temperature": prompt.temperature,
         "calibrated": json.dumps(calibrated),
     }
-    # Names may come from files and file names that are not quite Unicode; protobuf takes no others.
+    # Names from files may contain lone surrogates, which protobuf rejects.
     return {
         key: str(value).encode("utf-8", "replace").decode()
         for key, value in known.items()
@@ -101,7 +101,7 @@ def _properties(prompt: TunedPrompt, origin: Origin, *, calibrated: bool) -> dic
 
 
 def _onnx(matrix: Floats, properties: Mapping[str, str]) -> bytes:
-    """softmax(normalize(x) @ W.T + b): normalising again changes nothing, forgetting it would."""
+    """softmax(normalize(x) @ W.T + b); normalises, in case the caller did not."""
     try:
         from onnx import TensorProto, helper, numpy_helper
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The page of an evaluation: the JSON's numbers, arranged for a reader."""
+"""Renders the page of an evaluation from its JSON."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from sharpzo_engine.reports.report_page import (
+    EXTREMES,
     MAX_ROWS,
-    TELLING,
     class_lists,
     confused_pairs,
     confusion_matrix,
@@ -20,14 +20,14 @@ from sharpzo_engine.reports.report_plots import draw_reliability
 Data = Mapping[str, Any]
 
 CAPTIONS = {
-    "tuned": "As it answers",
-    "calibrated": "Calibrated by its own temperature",
+    "tuned": "Uncalibrated",
+    "calibrated": "Calibrated with its temperature",
     "zero_shot": "Zero-shot",
 }
-#: Rows of the table of figures: what, key, and whether it is a fraction.
+#: Rows of the table of figures: name, key, and whether it is a fraction.
 FIGURES = (
     ("accuracy", "accuracy", True),
-    ("mean accuracy of the classes", "macro_accuracy", True),
+    ("mean accuracy per class", "macro_accuracy", True),
     ("top-5 accuracy", "top5_accuracy", True),
     ("expected calibration error", "ece", True),
     ("… at the prompt's temperature", "calibrated_ece", True),
@@ -37,7 +37,7 @@ FIGURES = (
 
 
 def render(data: Data) -> str:
-    """The page of an evaluation's JSON; equal JSON gives equal bytes."""
+    """Render the page of an evaluation's JSON; equal JSON gives equal bytes."""
     figures = draw_reliability(data["calibration"])
     rows = [
         {**row, "tuned": row["accuracy"], "zero_shot": row["zero_shot_accuracy"]}
@@ -68,7 +68,7 @@ def _figures(data: Data) -> Iterator[dict[str, Any]]:
 
 
 def _class_lists(rows: Sequence[Data], *, compared: bool) -> Iterator[dict[str, Any]]:
-    """All classes, or of many the most telling ones; by their gain where there is one."""
+    """All classes, or the best and worst of many; by gain if there is a comparison."""
     if compared:
         yield from class_lists(rows)
         return
@@ -78,8 +78,8 @@ def _class_lists(rows: Sequence[Data], *, compared: bool) -> Iterator[dict[str, 
         absent = [{**row, "gain": None} for row in rows if row["tuned"] is None]
         yield {"title": None, "rows": plain[::-1] + absent}
         return
-    yield {"title": "Most accurate", "rows": plain[::-1][:TELLING]}
-    yield {"title": "Least accurate", "rows": plain[:TELLING]}
+    yield {"title": "Most accurate", "rows": plain[::-1][:EXTREMES]}
+    yield {"title": "Least accurate", "rows": plain[:EXTREMES]}
 
 
 def _facts(data: Data) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""`EvaluationReport`: how a prompt does on one split, as JSON and as one self-contained page."""
+"""`EvaluationReport`: results of a prompt on one split, as JSON and as one self-contained page."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FORMAT = "sharpzo-evaluation/1"
-LISTED_ERRORS = 100  # images that could not be read and that the report names
+LISTED_ERRORS = 100  # unreadable images listed in the report, at most
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A prompt, and beside it perhaps the hand-written one, on the same images.
+    """A prompt, and optionally the hand-written prompt, on the same images.
 
-    The page is made from `to_json()` and nothing else, so both always hold the same numbers.
+    The page is rendered from `to_json()` only, so both always contain the same numbers.
     """
 
     assessment: Assessment
     zero_shot: Assessment | None
     split: str
     prompt: TunedPrompt
-    errors: Sequence[tuple[str, ImageError]] = ()  #: of images that could not be read, by file name
-    labels: Mapping[str, str | None] = field(default_factory=dict)  #: what only the caller knows
+    errors: Sequence[tuple[str, ImageError]] = ()  #: unreadable images by file name
+    labels: Mapping[str, str | None] = field(default_factory=dict)  #: facts from the caller
 
     def figures(self) -> dict[str, float | int | None]:
-        """The numbers that sum it up."""
+        """The summary figures."""
         zero_shot = self.zero_shot
         return {
             **self.assessment.figures(),
@@ -43,7 +43,7 @@ class EvaluationReport:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
+        """Plain JSON values."""
         zero_shot = self.zero_shot
         return {
             "format": FORMAT,
@@ -71,14 +71,14 @@ class EvaluationReport:
         return json.dumps(self.to_json(), allow_nan=False, separators=(",", ":")).encode()
 
     def to_html(self) -> str:
-        """The page, without a single reference to anything outside it."""
-        from sharpzo_engine.reports.evaluation_page import render  # matplotlib is needed here alone
+        """The page, without external references."""
+        from sharpzo_engine.reports.evaluation_page import render  # only this needs matplotlib
 
         return render(self.to_json())
 
     @property
     def classifier(self) -> str:
-        """What is measured."""
+        """Name of the evaluated classifier."""
         head = self.prompt.metadata.get("head")
         kind = head.get("kind", "none") if isinstance(head, Mapping) else "none"
         return "tuned prompt" if kind == "none" else f"tuned prompt with head {kind}"

@@ -1,4 +1,4 @@
-"""`RunReport`: what one run did, as data, as JSON and as one self-contained HTML page."""
+"""`RunReport`: the result of one run as data, as JSON and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sharpzo_engine.search.history import StepRecord
 
 FORMAT = "sharpzo-report/1"
-MAX_STEPS = 20_000  # rows of the history; of a longer one every n-th is kept
+MAX_STEPS = 20_000  # rows of the history; a longer history is subsampled
 DIGITS = 7  # significant digits of curves: more than a plot or a float32 loss has
 _PROVENANCE = (
     "backbone",
@@ -34,9 +34,9 @@ _CURVES = ("loss", "val_loss", "val_accuracy", "sigma", "sharpness", "seconds")
 class RunReport:
     """One run from the hand-written prompt to the tuned one.
 
-    `before` and `after` score the two on the same split, the latter with the head that is served
-    (but not without test images: the head may have been fitted to what is left). The page is made
-    from `to_json()` and nothing else, so both always hold the same numbers.
+    `before` and `after` score the two on the same split. `after` includes the served head if there
+    are test images; the head may have been fitted to all other images. The page is rendered from
+    `to_json()` only, so both always contain the same numbers.
     """
 
     class_names: tuple[str, ...]
@@ -45,35 +45,36 @@ class RunReport:
     before: Evaluation
     after: Evaluation
     landscape: Landscape | NoLandscape
-    #: More rows of the comparison: what classifies, and its accuracy on the same images.
+    #: More rows of the comparison: name of a classifier -> its accuracy on the same images.
     comparison: Mapping[str, float | None] = field(default_factory=dict)
     labels: Mapping[str, str | None] = field(default_factory=dict)  #: see `labelled`
+    stage_labels: Mapping[str, str] = field(default_factory=dict)  #: stage -> its optimiser
 
     @property
     def split(self) -> str:
-        """Images of `before` and `after`: "test", or without such "validation" or "training"."""
+        """Images of `before` and `after`: "test"; if there are none, "validation" or "training"."""
         if self._metrics.get("test_images"):
             return "test"
         return "training" if self.metadata["validation_source"] == "training" else "validation"
 
     @property
     def landscape_passes(self) -> int:
-        """Forward passes of the loss landscape, which are not in the search's bill."""
+        """Forward passes of the loss landscape, which are not counted for the search."""
         return self.landscape.forward_passes
 
     def labelled(self, **labels: str | None) -> RunReport:
-        """The same report with what only the caller knows: job, preset, dataset hash."""
+        """Add facts that only the caller knows: job, preset, dataset hash."""
         return replace(self, labels={**self.labels, **labels})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that JSON can hold; what is not a finite number is None."""
+        """Plain JSON values; numbers that are not finite are None."""
         return {
             "format": FORMAT,
             "dataset": {**self.metadata["dataset"], "classes": len(self.class_names)},
             "headline": self._headline(),
             "comparison": self._comparison(),
             "metrics": self._metrics,
-            "history": _history(self.history),
+            "history": _history(self.history, self.stage_labels),
             "classes": self._classes(),
             "confusion": list(_cells(self.after.confusion)),
             "landscape": self._landscape(),
@@ -83,13 +84,13 @@ class RunReport:
         }
 
     def to_html(self) -> str:
-        """The page, without a single reference to anything outside it."""
-        from sharpzo_engine.reports.report_page import render  # matplotlib is needed here alone
+        """The page, without external references."""
+        from sharpzo_engine.reports.report_page import render  # only this needs matplotlib
 
         return render(self.to_json())
 
     def save(self, path: str | Path) -> tuple[Path, Path]:
-        """Write the page to `path` and the JSON beside it; returns both places."""
+        """Write the page to `path` and the JSON next to it; returns both paths."""
         page = Path(path)
         data = page.with_suffix(".json")
         write_atomically(page, self.to_html().encode())
@@ -118,7 +119,7 @@ class RunReport:
         }
 
     def _classifier(self) -> str:
-        """What `after` scores: what is served, or without test images the prompt alone."""
+        """The classifier of `after`: the served one, or the prompt if there are no test images."""
         head = self.metadata.get("head", {"kind": "none"})
         if head["kind"] == "none" or self.split != "test":
             return "tuned prompt"
@@ -149,24 +150,25 @@ class RunReport:
         }
 
 
-def _history(history: Sequence[StepRecord]) -> dict[str, Any]:
-    """Columns, and the stages as ranges of steps; every n-th row of a very long run."""
+def _history(history: Sequence[StepRecord], labels: Mapping[str, str]) -> dict[str, Any]:
+    """The columns (every n-th row of a very long run), and the stages as ranges of steps."""
     every = -(-len(history) // MAX_STEPS) or 1
     rows = [record for record in history if record.step % every == 0 or record is history[-1]]
     return {
-        "stages": list(_stages(history)),
+        "stages": list(_stages(history, labels)),
         "step": [record.step for record in rows],
         "forward_passes": [record.forward_passes for record in rows],
         **{name: [_short(getattr(record, name)) for record in rows] for name in _CURVES},
     }
 
 
-def _stages(history: Sequence[StepRecord]) -> Iterator[dict[str, Any]]:
+def _stages(history: Sequence[StepRecord], labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     for phase, group in groupby(history, lambda record: record.phase):
         first, *rest = group
         last = rest[-1] if rest else first
         yield {
             "name": phase,
+            "label": labels.get(phase),
             "first_step": first.step,
             "last_step": last.step,
             "last_pass": last.forward_passes,
@@ -174,7 +176,7 @@ def _stages(history: Sequence[StepRecord]) -> Iterator[dict[str, Any]]:
 
 
 def _cells(confusion: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """`[true, predicted, images]` where there are any: most of a large matrix is empty."""
+    """The non-zero cells as `[true, predicted, images]`: most of a large matrix is zero."""
     for true, row in enumerate(confusion):
         for predicted, images in enumerate(row):
             if images:

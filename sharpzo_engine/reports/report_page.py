@@ -1,4 +1,4 @@
-"""The report's page: the JSON's numbers, arranged for a reader."""
+"""Renders the report's page from its JSON."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from sharpzo_engine.reports.report_plots import draw_figures
 
 Data = Mapping[str, Any]
 
-MAX_ROWS = 40  # classes shown one by one; of more only the most telling ones
-MAX_MATRIX = 20  # classes of a confusion matrix; of more only the most confused pairs
-TELLING = 12  # classes in each list of telling ones
+MAX_ROWS = 40  # with more classes only the best and worst are listed
+MAX_MATRIX = 20  # with more classes only the most confused pairs are listed
+EXTREMES = 12  # classes in a list of the best or worst
 MAX_PAIRS = 15
 DASH = "–"  # noqa: RUF001 - a dash
 
 STOPPED_BY = {
-    "completed": "the search's own end",
-    "max_forward_passes": "budget of forward passes",
-    "max_seconds": "budget of seconds",
+    "completed": "search completed",
+    "max_forward_passes": "budget of forward passes used up",
+    "max_seconds": "time budget used up",
 }
 SPLITS = {
     "test": "test images",
     "validation": "validation images (the dataset has no test split)",
-    "training": "the training images themselves (the dataset has no test or validation split)",
+    "training": "the training images (the dataset has no test or validation split)",
 }
 VALIDATION = {
     "official": "the dataset's own validation split",
     "holdout": "held out of the shots",
-    "training": "the training images themselves: too few shots to hold any out",
+    "training": "the training images (too few shots to hold any out)",
 }
 
 
 def render(data: Data) -> str:
-    """The page of a report's JSON; equal JSON gives equal bytes."""
+    """Render the page of a report's JSON; equal JSON gives equal bytes."""
     return fill_template(
         "report.html.j2",
         **data,
@@ -53,7 +53,7 @@ def render(data: Data) -> str:
 
 
 def fill_template(name: str, **values: object) -> str:
-    """A page of one of this package's templates."""
+    """Render one of this package's templates."""
     environment = Environment(
         loader=PackageLoader("sharpzo_engine.reports"),
         autoescape=True,
@@ -63,7 +63,7 @@ def fill_template(name: str, **values: object) -> str:
     )
     environment.filters |= {"percent": percent, "points": points, "figure": figure_text}
     page = environment.get_template(name).render(**values)
-    # A name taken from a folder may hold what is no character; the file must be UTF-8 all the same.
+    # Folder names may contain lone surrogates, but the file must be valid UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -76,14 +76,14 @@ def percent(fraction: float | None) -> str:
 
 
 def points(difference: float | None) -> str:
-    """A difference of two fractions in percentage points, with its sign."""
+    """A difference of two fractions, in percentage points with a sign."""
     if difference is None:
         return DASH
     return f"{100 * difference:+.1f}".replace("-", "−")  # noqa: RUF001 - a minus
 
 
 def figure_text(value: float | None) -> str:
-    """A count with separators, or a measure with three digits."""
+    """A count with thousands separators, or a number with three digits."""
     if value is None:
         return DASH
     return f"{value:,}" if isinstance(value, int) or value >= 1000 else f"{value:.3g}"
@@ -93,7 +93,7 @@ def figure_text(value: float | None) -> str:
 
 
 def _gains(comparison: Mapping[str, float | None]) -> list[dict[str, Any]]:
-    """Rows of the comparison, with what each gains over the first one."""
+    """Rows of the comparison, with their gains over the first row."""
     base = next(iter(comparison.values()), None)
     return [
         {"name": name, "accuracy": value, "gain": _minus(value, base) if index else None}
@@ -102,7 +102,7 @@ def _gains(comparison: Mapping[str, float | None]) -> list[dict[str, Any]]:
 
 
 def class_lists(classes: Sequence[Data]) -> Iterator[dict[str, Any]]:
-    """All classes by their gain, or of many the most improved, most worsened and hardest."""
+    """All classes by gain; if there are many, the most improved, most worsened and hardest."""
     rows = [{**row, "gain": _minus(row["tuned"], row["zero_shot"])} for row in classes]
     scored = [row for row in rows if row["gain"] is not None]
     by_gain = sorted(scored, key=lambda row: -row["gain"])
@@ -115,16 +115,16 @@ def class_lists(classes: Sequence[Data]) -> Iterator[dict[str, Any]]:
     for title, chosen in (
         (f"Most improved, of {len(improved):,}", improved),
         (f"Most worsened, of {len(worsened):,}", worsened),
-        ("Least accurate now", hardest),
+        ("Least accurate after tuning", hardest),
     ):
         if chosen:
-            yield {"title": title, "rows": chosen[:TELLING]}
+            yield {"title": title, "rows": chosen[:EXTREMES]}
 
 
 def confusion_matrix(
     classes: Sequence[Data], cells: Sequence[Sequence[int]]
 ) -> list[dict[str, Any]] | None:
-    """Rows of a small confusion matrix; None if it is not small."""
+    """Rows of a small confusion matrix; None if it is too large."""
     if len(classes) > MAX_MATRIX:
         return None
     rows: list[list[dict[str, Any] | None]] = [[None] * len(classes) for _ in classes]
@@ -152,7 +152,7 @@ def confused_pairs(classes: Sequence[Data], cells: Sequence[Sequence[int]]) -> l
 
 
 def _settings(config: Data) -> Iterator[dict[str, Any]]:
-    """`section.key`, value, and whether that is another one than the default."""
+    """`section.key`, value, and whether it differs from the default."""
     defaults = dict(_flat(TuningConfig().model_dump(mode="json")))
     for name, value in _flat(config):
         changed = name in defaults and defaults[name] != value
@@ -171,7 +171,7 @@ def _flat(config: Data, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _facts(data: Data) -> Iterator[tuple[str, Any]]:
-    """Where the result comes from; a fact that is not known is None."""
+    """The origin of the result; unknown facts are None."""
     known = data["provenance"]
     backbone: Mapping[str, Any] = known.get("backbone") or {}
     yield "backbone", _joined(backbone.get("name"), backbone.get("pretrained"))

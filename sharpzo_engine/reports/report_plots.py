@@ -1,8 +1,7 @@
-"""The report's figures as inline SVG. No user's text ever enters one of them.
+"""The report's figures as inline SVG, without any text from users.
 
-Figures are built with matplotlib's objects, without pyplot: no window, no state that another figure
-could see. Text takes the page's own colour and typeface, so that they are readable on light and on
-dark ground.
+Figures use matplotlib's objects rather than pyplot, which opens windows and has global state. Text
+uses the page's colour and font, so that it is readable in light and dark mode.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ Array = NDArray[np.float64]
 Data = Mapping[str, Any]
 Paint = Callable[[Figure], None]
 
-MAX_POINTS = 400  # of a curve; a longer one is drawn as means and ranges of its pieces
+MAX_POINTS = 400  # of a curve; a longer curve is drawn as means and ranges
 LEVELS = 14  # of the landscape
-LOG_RATIO = 50.0  # a loss that spans more than this is drawn on a logarithmic axis
+LOG_RATIO = 50.0  # a loss with a larger ratio is drawn on a logarithmic axis
 
-SIZE = (5.0, 2.9)  # inches: at the width of a phone its text is still legible
+SIZE = (5.0, 2.9)  # inches; text is legible at the width of a phone
 SQUARE = (5.0, 3.6)
 SMALL = (3.4, 3.4)
 INK = "#010203"  # stands for the page's text colour, see `_inline`
-BLUE, ORANGE, GREY = "#3b82f6", "#f97316", "#8b8f98"  # readable on white and on black
+BLUE, ORANGE, GREY = "#3b82f6", "#f97316", "#8b8f98"  # visible on white and on black
 SHADES = {"stage1": ORANGE, "stage2": BLUE}
 QUANTITIES = {"sigma": "step size σ", "sharpness": "sharpness ρ‖g‖"}  # noqa: RUF001
 STAGE_NAMES = {"stage1": "stage 1", "stage2": "stage 2"}
 
 _STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's typeface
-    "font.family": "DejaVu Sans",  # comes with matplotlib: no font is searched for
+    "svg.fonttype": "none",  # keeps text selectable and in the page's font
+    "font.family": "DejaVu Sans",  # included in matplotlib, so no font is searched for
     "font.size": 9.0,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -60,7 +59,7 @@ _STYLE: dict[str, Any] = {
 
 
 def draw_figures(data: Data) -> dict[str, str]:
-    """Name -> SVG of every figure that the run gives material for."""
+    """Name -> SVG of every figure that the run has data for."""
     history, slice_ = data["history"], data["landscape"]
     figures: dict[str, Paint] = {}
     if history["step"]:
@@ -84,7 +83,7 @@ def draw_reliability(calibrations: Mapping[str, Data]) -> dict[str, str]:
 
 
 def _svg(name: str, paint: Paint, size: tuple[float, float]) -> str:
-    """Paint one figure, whatever the user's settings; equal input gives equal bytes."""
+    """Draw a figure, independent of the user's settings; equal input gives equal bytes."""
     with style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
         figure = Figure(figsize=size)
         paint(figure)
@@ -95,7 +94,7 @@ def _svg(name: str, paint: Paint, size: tuple[float, float]) -> str:
 
 
 def _inline(svg: str, name: str) -> str:
-    """An SVG file as a part of a page that holds several: own ids, the page's colour and font."""
+    """Prepare an SVG for a page with several: unique ids, the page's colour and font."""
     svg = re.sub(r'.*?<svg.*?( viewBox="[^"]*").*?>', r"<svg\1>", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
@@ -104,7 +103,7 @@ def _inline(svg: str, name: str) -> str:
     return svg.replace("xlink:href", "href").replace(INK, "currentColor")
 
 
-# Curves against forward passes: what a step costs differs between the stages, a pass never does.
+# Curves are drawn over forward passes, because the cost of a step differs between the stages.
 
 
 def _loss(figure: Figure, history: Data) -> None:
@@ -127,7 +126,7 @@ def _accuracy(figure: Figure, data: Data) -> None:
     _curve(axes, passes, accuracy, BLUE, "candidates", alpha=0.55)
     known = np.isfinite(kept)
     passes, kept = _ends_of_steps(passes[known], kept[known])
-    axes.step(passes, kept, where="post", color=ORANGE, linewidth=1.8, label="kept so far")
+    axes.step(passes, kept, where="post", color=ORANGE, linewidth=1.8, label="best so far")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     _legend(axes)
 
@@ -143,7 +142,7 @@ def _kept(loss: Array, accuracy: Array, start: float | None) -> Array:
 
 
 def _ends_of_steps(x: Array, y: Array) -> tuple[Array, Array]:
-    """Only the points where a staircase changes, and its end."""
+    """Only the points where a step function changes, and its end."""
     keep = np.ones(len(x), dtype=bool)
     keep[1:-1] = y[1:-1] != y[:-2]
     return x[keep], y[keep]
@@ -160,7 +159,7 @@ def _quantity(figure: Figure, history: Data, name: str, label: str) -> None:
 
 
 def _axes(figure: Figure, history: Data, label: str) -> Axes:
-    """Axes over forward passes with the stages shaded, and a line where the second begins."""
+    """Axes over forward passes with shaded stages, and a line between them."""
     axes: Axes = figure.add_subplot()
     axes.set(xlabel="forward passes", ylabel=label)
     axes.grid(visible=True, axis="y")
@@ -198,7 +197,7 @@ def _shade(axes: Axes, stage: Data, begin: int, end: int) -> None:
 def _curve(
     axes: Axes, x: Array, y: Array, color: str, label: str | None, alpha: float = 1.0
 ) -> None:
-    """A line; of many points the mean of each piece, with their range behind it."""
+    """A line; with many points, the means and ranges of pieces."""
     known = np.isfinite(y)
     x, y = x[known], y[known]
     if len(x) > MAX_POINTS:
@@ -221,7 +220,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _landscape(figure: Figure, slice_: Data) -> None:
-    """Filled contours, capped so that a few steep corners do not flatten the rest."""
+    """Filled contours, clipped so that steep corners do not hide the rest."""
     x, y, loss = _array(slice_["x"]), _array(slice_["y"]), np.array(slice_["loss"], dtype=float)
     axes = figure.add_subplot()
     shown = np.ma.masked_invalid(loss)
@@ -254,11 +253,11 @@ def _name_point(axes: Axes, x: float, name: str) -> None:
     )
 
 
-# Reliability: how often the answers of each confidence are right
+# Reliability: accuracy by confidence
 
 
 def _reliability(figure: Figure, calibration: Data) -> None:
-    """Accuracy by confidence, what it lacks or exceeds, and where the images are."""
+    """Accuracy by confidence, the gap between them, and the distribution of images."""
     bins = calibration["bins"]
     width = 1 / len(bins)
     filled = [item for item in bins if item["images"]]
@@ -268,11 +267,11 @@ def _reliability(figure: Figure, calibration: Data) -> None:
     )
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     options: dict[str, Any] = {"width": width, "align": "edge", "linewidth": 0.6}
-    upper.bar(left, accuracy, color=BLUE, alpha=0.75, edgecolor=BLUE, label="right", **options)
+    upper.bar(left, accuracy, color=BLUE, alpha=0.75, edgecolor=BLUE, label="correct", **options)
     over, under = confidence > accuracy, confidence < accuracy
     for which, label, look in (
-        (over, "too sure", {"color": ORANGE, "alpha": 0.35, "edgecolor": ORANGE}),
-        (under, "not sure enough", {"facecolor": "none", "edgecolor": "white", "hatch": "////"}),
+        (over, "overconfident", {"color": ORANGE, "alpha": 0.35, "edgecolor": ORANGE}),
+        (under, "underconfident", {"facecolor": "none", "edgecolor": "white", "hatch": "////"}),
     ):
         if which.any():
             gap = (confidence - accuracy)[which]

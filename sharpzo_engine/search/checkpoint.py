@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, hashed, pickle-free, with the one before kept as a fallback."""
+"""Checkpoints: atomic, checksummed and without pickle; the previous one is kept as a fallback."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sharpzo_engine.files import write_atomically
 KIND = "sharpzo-checkpoint/2"
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 FIRST_SECONDS = 1.0  # from the start of a run to its first checkpoint
-BACKBONE = "backbone"  # the part of a run's identity that has an error of its own
+BACKBONE = "backbone"  # this part of a run's identity has its own error
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run's whole state: arrays, and scalars that JSON holds exactly."""
+    """The complete state of a run: arrays, and scalars that JSON represents exactly."""
 
     arrays: dict[str, NDArray[Any]]
     scalars: dict[str, Any]
@@ -34,14 +34,14 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class CheckpointEvent:
-    """What became of a checkpoint.
+    """The result of saving or loading a checkpoint.
 
-    `saved`: it is durable. `failed`: it could not be written, and the one before stands.
-    `rejected`: it is damaged and is not used. `resumed`: the run goes on from it.
+    `saved`: it is durable. `failed`: it could not be written; the previous one is kept.
+    `rejected`: it is damaged and is not used. `resumed`: the run continues from it.
     """
 
     kind: Literal["saved", "failed", "rejected", "resumed"]
-    step: int  #: of the run; 0 where it is not known
+    step: int  #: step of the run; 0 if unknown
     error: Exception | None = None
 
 
@@ -49,18 +49,18 @@ OnCheckpoint = Callable[[CheckpointEvent], None]
 
 
 class CheckpointFolder:
-    """Where one run keeps its checkpoints."""
+    """The folder with the checkpoints of one run."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """`identity`, which JSON holds, says by parts what the run is; others' are refused."""
+        """`identity` (JSON values) identifies the run; checkpoints of other runs are rejected."""
         self._folder = folder
         self._identity = dict(identity)
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a new checkpoint; at every instant one whole checkpoint exists.
+        """Write a new checkpoint; a complete checkpoint exists at any time.
 
         Raises:
-            OSError: it could not be written; the one before stands.
+            OSError: it could not be written; the previous one is kept.
         """
         scalars = {**snapshot.scalars, "identity": self._identity}
         data = seal(snapshot.arrays, scalars, KIND)
@@ -70,11 +70,11 @@ class CheckpointFolder:
         write_atomically(current, data)
 
     def load(self, on_rejected: Callable[[ChecksumError], None] | None = None) -> Snapshot | None:
-        """The newest checkpoint that is whole, or None; `on_rejected` hears of each that is not.
+        """Read the newest undamaged checkpoint, or None; damaged ones are passed to `on_rejected`.
 
         Raises:
-            CheckpointError: it belongs to another run.
-            BackboneMismatch: the run began on another backbone.
+            CheckpointError: the checkpoint belongs to another run.
+            BackboneMismatch: the run was started on another backbone.
         """
         for name in (CURRENT, PREVIOUS):
             path = self._folder / name
@@ -83,7 +83,7 @@ class CheckpointFolder:
             try:
                 return self._read(path)
             except ChecksumError as error:
-                logger.warning("checkpoint %s is not used: %s", name, error)
+                logger.warning("checkpoint %s rejected: %s", name, error)
                 if on_rejected:
                     on_rejected(error)
         return None
@@ -96,7 +96,7 @@ class CheckpointFolder:
 
     def _check(self, parts: list[str]) -> None:
         if parts == [BACKBONE]:
-            raise BackboneMismatch("the run began on a backbone with other weights")
+            raise BackboneMismatch("the run was started on a backbone with other weights")
         if parts:
             raise CheckpointError(
                 f"the checkpoint belongs to another run: {', '.join(parts)} differ "
@@ -109,8 +109,8 @@ class Checkpointing:
 
     So a run that is interrupted again and again, each time after seconds, still makes progress.
 
-    A checkpoint that cannot be written does not end the run: the one before stands, and the next
-    one is tried in its turn. `on_event` may decide otherwise, by raising.
+    A checkpoint that cannot be written does not end the run: the previous one is kept, and the next
+    one is written as scheduled. `on_event` may raise to end the run.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Checkpointing:
         self._saved_step: int | None = None
 
     def load(self) -> Snapshot | None:
-        """The newest whole checkpoint, or None.
+        """Read the newest undamaged checkpoint, or None.
 
         Raises:
             CheckpointError, BackboneMismatch: it belongs to another run.
@@ -137,7 +137,7 @@ class Checkpointing:
         return self._folder.load(lambda e: self._on_event(CheckpointEvent("rejected", 0, e)))
 
     def resumed(self, step: int) -> None:
-        """Tell that the run goes on after this step."""
+        """Report that the run continues after this step."""
         self._on_event(CheckpointEvent("resumed", step))
 
     def save_if_due(self, step: int, take: Callable[[], Snapshot]) -> None:
@@ -147,14 +147,14 @@ class Checkpointing:
             self.save(step, take)
 
     def save(self, step: int, take: Callable[[], Snapshot]) -> None:
-        """Save, unless this very step is saved already."""
+        """Save, unless this step is saved already."""
         if step == self._saved_step:
             return
         self._tried = self._clock()
         try:
             self._folder.save(take())
         except OSError as error:
-            logger.warning("a checkpoint was not written: %s", error)
+            logger.warning("checkpoint not written: %s", error)
             self._on_event(CheckpointEvent("failed", step, error))
         else:
             self._saved_step = step

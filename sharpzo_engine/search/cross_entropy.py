@@ -9,13 +9,13 @@ from torch.nn import functional
 from sharpzo_engine.clip.linear import Linear
 from sharpzo_engine.clip.parallel import even_slices, map_chunks
 
-#: Logits held at once by a thread (floats). On a processor they stay in its cache.
+#: Logits (floats) per thread at a time. On a CPU they fit into the cache.
 MAX_LOGITS = {"cpu": 2**18, "cuda": 2**26}
 
 
-#: Logits whose second derivatives make up a curvature: more images of many classes say no more.
+#: Logits used for a curvature; more images hardly change it.
 MAX_CURVATURE_LOGITS = 2**15
-#: Derivatives of logits held at once (floats): 16 MiB.
+#: Derivatives of logits (floats) at a time: 16 MiB.
 MAX_LOGIT_DERIVATIVES = 2**22
 
 
@@ -33,7 +33,7 @@ class CrossEntropy:
         self.max_logits = MAX_LOGITS.get(images.device.type, MAX_LOGITS["cpu"])
 
     def losses(self, embeddings: Tensor) -> Tensor:
-        """Class embeddings [n, C, E] -> losses [n] in float64, NaN where they are not finite."""
+        """Class embeddings [n, C, E] -> losses [n] in float64; NaN if they are not finite."""
         n, classes, _ = embeddings.shape
         images = min(len(self.images), max(1, self.max_logits // classes))
         parts = even_slices(n, max(1, self.max_logits // (images * classes)), self.images.device)
@@ -79,8 +79,8 @@ class CrossEntropy:
     def curvature(self, embeddings: Tensor, jacobian: Tensor) -> Tensor:
         """J (d^2 L/dT^2) J^T [k, k] in float64, for T [C, E] and the rows of J [k, C, E].
 
-        With Z_j = s F J_j^T, the change of the logits along row j, and their chances p:
-        H_jl = (1/N) sum_n cov_{p_n}(Z_j[n], Z_l[n]). Of many images an even sample is taken.
+        With Z_j = s F J_j^T, the change of the logits along row j, and the probabilities p:
+        H_jl = (1/N) sum_n cov_{p_n}(Z_j[n], Z_l[n]). Of many images a sample is used.
         """
         rows, classes = jacobian.shape[:2]
         stride = -(-len(self.images) * classes // MAX_CURVATURE_LOGITS)
@@ -121,5 +121,5 @@ class CrossEntropy:
 
 
 def _sum_in_float64(x: Tensor) -> Tensor:
-    """Sum over the images [rows, n] -> [n], on the processor; Apple's GPUs have no float64."""
+    """Sum over the images [rows, n] -> [n], on the CPU, because Apple's GPUs have no float64."""
     return (x.cpu() if x.device.type == "mps" else x).sum(0, dtype=torch.float64).cpu()

@@ -1,6 +1,6 @@
-"""Gradient estimates behind one interface; the black-box ones take any callable.
+"""Gradient estimators with one interface; the black-box estimators accept any callable.
 
-An estimator is a choice of directions and of how the slopes along them are found:
+An estimator consists of directions and a way to compute the slopes along them:
 
 | estimator                          | directions     | slopes              | passes              |
 |------------------------------------|----------------|---------------------|---------------------|
@@ -10,9 +10,9 @@ An estimator is a choice of directions and of how the slopes along them are foun
 | `RandomGradient(forward mode)`     | u_1 ... u_q    | exact derivatives   | 1 + q               |
 | `Backpropagation()`                | -              | -                   | 1, and 1 backwards  |
 
-Forward mode pushes tangents through the network together with the values (JVP): still forward
-passes, without a step size and its cancellation. Backpropagation is what this project does without;
-it is here as the yardstick.
+Forward mode propagates tangents through the network together with the values (JVP). These are still
+forward passes, but without a step size and its cancellation errors. Backpropagation is only used as
+a baseline.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from sharpzo_engine.errors import ConfigError
 Array = NDArray[np.float64]
 BlackBox = Callable[[Array], Array]
 
-#: Directions per call of the objective, which bounds the memory of their points.
+#: Directions per call of the objective, which limits the memory for their points.
 DIRECTIONS_PER_CALL = 512
 
 
 @runtime_checkable
 class ForwardMode(Protocol):
-    """An objective that can push tangents forward."""
+    """An objective with forward-mode derivatives."""
 
     def __call__(self, points: Array) -> Array:
         """Points [n, d] -> losses [n]."""
@@ -48,7 +48,7 @@ class ForwardMode(Protocol):
 
 @runtime_checkable
 class ReverseMode(Protocol):
-    """An objective that can propagate backwards."""
+    """An objective with reverse-mode derivatives."""
 
     def __call__(self, points: Array) -> Array:
         """Points [n, d] -> losses [n]."""
@@ -68,20 +68,20 @@ class Estimate:
 
 
 class Slopes(Protocol):
-    """How slopes along directions are found."""
+    """A way to compute slopes along directions."""
 
     def __call__(self, objective: BlackBox, point: Array, directions: Array) -> tuple[float, Array]:
         """Loss at `point` [d], and slopes [q] along `directions` [q, d]."""
         ...
 
     def passes(self, directions: int) -> int:
-        """Evaluations that so many directions take."""
+        """Evaluations for this number of directions."""
         ...
 
 
 @dataclass(frozen=True)
 class CentralDifferences:
-    """s_j = [L(w + mu u_j) - L(w - mu u_j)] / (2 mu): any callable will do, and w is left alone."""
+    """s_j = [L(w + mu u_j) - L(w - mu u_j)] / (2 mu), for any callable; w is not changed."""
 
     step: float  #: mu
 
@@ -102,11 +102,11 @@ class ForwardDerivatives:
     """s_j = <grad L(w), u_j>, exactly, by forward-mode differentiation (arXiv 2202.08587)."""
 
     def __call__(self, objective: BlackBox, point: Array, directions: Array) -> tuple[float, Array]:
-        """Push all directions through together; the values at `point` are computed once."""
+        """Propagate all directions together; the values at `point` are computed once."""
         if not isinstance(objective, ForwardMode):
             raise ConfigError(
                 "estimator jvp needs an objective with directional_derivatives (use rge or zo, "
-                "which take any callable)"
+                "which accept any callable)"
             )
         loss, slopes = objective.directional_derivatives(point, directions)
         return loss, _finite(slopes)
@@ -120,11 +120,11 @@ class GradientEstimator(Protocol):
     """A way to estimate the gradient of a loss at a point."""
 
     def passes(self, dim: int) -> int:
-        """Evaluations that one estimate takes in `dim` dimensions."""
+        """Evaluations for one estimate in `dim` dimensions."""
         ...
 
     def __call__(self, objective: BlackBox, point: Array, mask: Array | None = None) -> Estimate:
-        """Estimate at `point` [d]; zero wherever `mask` [d] is."""
+        """Estimate the gradient at `point` [d]; zero where `mask` [d] is zero."""
         ...
 
 
@@ -135,7 +135,7 @@ class CoordinateGradient:
     slopes: Slopes
 
     def passes(self, dim: int) -> int:
-        """Those of d directions, in blocks."""
+        """Evaluations for d directions, in blocks."""
         sizes = [len(block) for block in _blocks(dim)]
         return sum(map(self.slopes.passes, sizes))
 
@@ -159,11 +159,11 @@ class RandomGradient:
     rng: np.random.Generator
 
     def passes(self, dim: int) -> int:  # noqa: ARG002 - the same in any dimension
-        """Those of q directions."""
+        """Evaluations for q directions."""
         return self.slopes.passes(self.queries)
 
     def __call__(self, objective: BlackBox, point: Array, mask: Array | None = None) -> Estimate:
-        """A masked direction (u * Omega) does not move what is masked, nor does the estimate."""
+        """Directions and estimate are zero outside the mask (u * Omega)."""
         directions = draw_directions(self.queries, point.size, self.rng, self.law, mask)
         loss, slopes = self.slopes(objective, point, directions)
         return Estimate(slopes @ directions / self.queries, loss)
@@ -171,16 +171,18 @@ class RandomGradient:
 
 @dataclass(frozen=True)
 class Backpropagation:
-    """The exact gradient by reverse mode: the first-order yardstick, no forward-only method."""
+    """The exact gradient by reverse mode: the first-order baseline, not forward-only."""
 
     def passes(self, dim: int) -> int:  # noqa: ARG002 - the same in any dimension
-        """One; the pass backwards is counted by the objective."""
+        """One; the objective counts the backward pass."""
         return 1
 
     def __call__(self, objective: BlackBox, point: Array, mask: Array | None = None) -> Estimate:
-        """A gradient that is not finite says nothing about where to go: it counts as flat."""
+        """Components that are not finite are set to zero."""
         if not isinstance(objective, ReverseMode):
-            raise ConfigError("a first-order estimator needs an objective with gradient")
+            raise ConfigError(
+                "a first-order estimator needs an objective with gradient (use rge or zo)"
+            )
         loss, gradient = objective.gradient(point)
         gradient = _finite(gradient)
         return Estimate(gradient if mask is None else gradient * mask, loss)
@@ -214,7 +216,7 @@ def _orthogonal_rows(normal: Array) -> Array:
 
 
 def _blocks(dim: int) -> list[NDArray[np.intp]]:
-    """Coordinates, as many at a time as one call takes."""
+    """Coordinates in blocks of at most `DIRECTIONS_PER_CALL`."""
     return [
         np.arange(start, min(start + DIRECTIONS_PER_CALL, dim))
         for start in range(0, dim, DIRECTIONS_PER_CALL)
@@ -229,5 +231,5 @@ def _unit_vectors(indices: NDArray[np.intp], dim: int) -> Array:
 
 
 def _finite(slopes: Array) -> Array:
-    """A direction whose loss overflows says nothing about where to go: it counts as flat."""
+    """Replace slopes that are not finite by zero, because the loss overflowed there."""
     return np.where(np.isfinite(slopes), slopes, 0.0)

@@ -17,19 +17,19 @@ class StepRecord:
     step: int  #: counted over both stages, from 1
     phase: str  #: "stage1" or "stage2"
     loss: float  #: stage 1: the generation's lowest; stage 2: the mean of the step's evaluations
-    val_loss: float | None  #: None where the step was not validated
+    val_loss: float | None  #: None if the step was not validated
     val_accuracy: float | None  #: a fraction
     sigma: float | None  #: stage 1: step size of the search distribution
     sharpness: float | None  #: stage 1: rho * ||g||
-    forward_passes: int  #: evaluations so far, those on validation images included
-    seconds: float  #: of tuning so far, over all attempts
+    forward_passes: int  #: evaluations so far, including those on validation images
+    seconds: float  #: time of tuning so far, over all attempts
 
 
 _COLUMNS = ("loss", "val_loss", "val_accuracy", "sigma", "sharpness", "forward_passes", "seconds")
 
 
 def history_arrays(history: Sequence[StepRecord]) -> dict[str, NDArray[np.float64]]:
-    """Columns [steps]; a mask beside each says where there was a value (no NaN is stored)."""
+    """Columns [steps], each with a mask of the steps that have a value (NaN is not stored)."""
     arrays = {"history.stage2": np.array([r.phase == "stage2" for r in history], dtype=np.float64)}
     for name in _COLUMNS:
         values = [getattr(record, name) for record in history]

@@ -1,4 +1,4 @@
-"""A 2-D slice of the training loss through the hand-written and the tuned prompt."""
+"""A two-dimensional slice of the training loss through the hand-written and the tuned prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 #: Coordinates of the slice; 0 (the hand-written prompt) and 1 (the tuned one) are among x.
 ALONG = np.linspace(-0.5, 1.5, 17)
 ACROSS = np.linspace(-0.75, 0.75, 11)
-#: A slice that takes longer than both of these is left out.
+#: A slice is skipped if it would take longer than both of these.
 MAX_SECONDS = 10.0
 MAX_SHARE = 0.05  # of the time of tuning
 
@@ -24,62 +24,62 @@ MAX_SHARE = 0.05  # of the time of tuning
 class Landscape:
     """Losses on a grid over the plane `origin + x * (result - origin) + y * across`.
 
-    `across` is a random direction, orthogonal to the way from origin to result and as long as it.
+    `across` is a random direction, orthogonal to `result - origin` and of the same length.
     """
 
     x: Array  #: [nx]
     y: Array  #: [ny]
-    loss: Array  #: [ny, nx], NaN where a point overflows the text tower
+    loss: Array  #: [ny, nx]; NaN where a point overflows the text tower
 
     @property
     def forward_passes(self) -> int:
-        """Evaluations it took; they are no part of the search's bill."""
+        """Evaluations for the slice, which are not counted for the search."""
         return self.loss.size
 
 
 @dataclass(frozen=True)
 class NoLandscape:
-    """Why there is none."""
+    """The reason why there is no landscape."""
 
     reason: str
 
     @property
     def forward_passes(self) -> int:
-        """None were spent."""
+        """Always 0."""
         return 0
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How fast the search was, by which the time of a slice is foretold."""
+class SearchSpeed:
+    """Time and passes of the search, from which the time of a slice is estimated."""
 
     seconds: float
     forward_passes: int
 
-    def forbids(self, passes: int) -> str | None:
-        """Why so many more passes would take too long; None if they do not."""
+    def reason_to_skip(self, passes: int) -> str | None:
+        """Why this number of passes takes too long, or None if it does not."""
         needed = passes * self.seconds / max(1, self.forward_passes)
         if needed <= max(MAX_SECONDS, MAX_SHARE * self.seconds):
             return None
-        return f"its {passes} forward passes would have taken about {needed:.0f} s"
+        return f"its {passes} forward passes would take about {needed:.0f} s"
 
 
-def survey(
+def compute_landscape(
     objective: BlackBox,
     origin: Array,
     result: Array,
     rng: np.random.Generator,
-    pace: Pace,
+    speed: SearchSpeed,
     on_row: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Landscape | NoLandscape:
-    """Evaluate the slice through `origin` and `result` [d], a row at a time.
+    """Evaluate the slice through `origin` and `result` [d], row by row.
 
-    `on_row` is told how many rows are done, of how many; what it raises ends the survey.
+    `on_row` receives the number of finished rows and of all rows; it may raise to stop.
     """
     step = result - origin
     if not np.any(step):
-        return NoLandscape("the hand-written prompt was not improved upon")
-    if reason := pace.forbids(ALONG.size * ACROSS.size):
+        return NoLandscape("the search found no better prompt than the hand-written one")
+    if reason := speed.reason_to_skip(ALONG.size * ACROSS.size):
         return NoLandscape(reason)
     across = orthogonal(step, rng)
     rows = []

@@ -1,4 +1,4 @@
-"""The search loop: runs the stages, validates, keeps the best point, honours the budgets."""
+"""The search loop: runs the stages, validates, keeps the best point, enforces the budgets."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from sharpzo_engine.search.stages.stage import Descent, Stage, StageState, StepO
 Array = NDArray[np.float64]
 Clock = Callable[[], float]
 
-#: In stage 2 a step is cheap; it is validated about once per this many evaluations.
+#: Steps of stage 2 are cheap and are validated about once per this many evaluations.
 PASSES_BETWEEN_VALIDATIONS = 200
-#: Steps of a stage before its pace says anything about the time left.
+#: Steps of a stage before the remaining time is estimated.
 STEPS_BEFORE_ETA = 10
 
 
@@ -56,7 +56,7 @@ class Search:
         on_step: OnStep | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`validation` decides the change point and what is kept; it never steers a step."""
+        """`validation` decides the change point and the best point, but never influences a step."""
         self._config = config
         self._objective = objective
         self._validation = validation
@@ -78,12 +78,12 @@ class Search:
 
     @property
     def space(self) -> PromptSpace:
-        """The space that is searched."""
+        """The search space."""
         return self._objective.space
 
     @property
     def forward_passes(self) -> int:
-        """Evaluations so far, those on validation images included."""
+        """Evaluations so far, including those on validation images."""
         counted = self._objective.forward_passes + self._validation.forward_passes
         return self._passes_before + counted
 
@@ -103,19 +103,19 @@ class Search:
 
     @property
     def phase(self) -> Phase:
-        """The stage under way."""
+        """The current stage."""
         return self._stage.name
 
     @property
     def _budget(self) -> list[int | None]:
-        """What stage 2's schedule depends on."""
+        """The budgets that stage 2's schedule depends on."""
         return [self._config.total_steps, self._config.max_forward_passes]
 
     def run(self, checkpoints: Checkpointing | None = None) -> Array:
         """Search to the end of the budget and return the best validated point [d].
 
         Raises:
-            TuningInterrupted: `on_step` asked for it; a checkpoint is written first.
+            TuningInterrupted: raised by `on_step`; a checkpoint is written first.
         """
         try:
             with numpy_on_one_thread():
@@ -124,7 +124,7 @@ class Search:
             if checkpoints:
                 checkpoints.save(len(self.history), self.snapshot)
             raise
-        if checkpoints:  # what follows can be interrupted too, and a longer run can begin here
+        if checkpoints:  # later phases can be interrupted, and a longer run can start here
             checkpoints.save(len(self.history), self.snapshot)
         self._validate()
         self.training_loss = float(self._objective(self.best.point)[0])
@@ -137,7 +137,7 @@ class Search:
                 checkpoints.save_if_due(len(self.history), self.snapshot)
 
     def _advance(self) -> None:
-        """One step of the current stage, its validation, its report."""
+        """Run, validate and report one step of the current stage."""
         passes = self._objective.forward_passes
         outcome = self._stage.step(self._objective)
         self._since_validation += self._objective.forward_passes - passes
@@ -145,7 +145,7 @@ class Search:
         self._record(outcome, self._validate() if due else None)
 
     def _validate(self) -> Score:
-        """Score the stage's candidates; keep the best point there was, or the last."""
+        """Score the stage's candidates; keep the best point so far, or the last one."""
         self._since_validation = 0
         scored = [Validated(p, self._validation.score(p)) for p in self._stage.candidates]
         best = min(scored, key=lambda validated: _rank(validated.score))
@@ -185,7 +185,7 @@ class Search:
         self._on_step(progress)
 
     def _is_over(self) -> bool:
-        """Whether the next step must not be taken; notes the reason."""
+        """Whether the search must stop now; stores the reason."""
         config = self._config
         if len(self.history) >= config.total_steps or self._stage.exhausted:
             return True
@@ -197,7 +197,7 @@ class Search:
 
     def _affords(self, passes: int) -> bool:
         budget = self._config.max_forward_passes
-        # The step's own validation, and the one at the end, are part of the bill.
+        # The validations after this step and at the end also count.
         reserve = 2 * len(self._stage.candidates)
         return budget is None or self.forward_passes + passes + reserve <= budget
 
@@ -211,7 +211,7 @@ class Search:
         return len(self.history) >= config.change_point or self._stage.exhausted
 
     def _stage_1_share(self) -> float:
-        """Largest share of any budget that stage 1 has used."""
+        """Largest fraction of any budget that stage 1 has used."""
         config = self._config
         shares = [len(self.history) / config.total_steps]
         if config.max_forward_passes is not None:
@@ -231,7 +231,7 @@ class Search:
         self._stage = self._stage_2(self._stage)
 
     def _stage_2(self, before: Stage | None = None) -> Stage:
-        """Stage 2 from the best validated point; as released, from wherever stage 1 stood."""
+        """Stage 2 from the best validated point (`reference`: from the last point of stage 1)."""
         start = self.best.point
         if before is not None and self._config.numerics == "reference":
             start = before.point
@@ -248,7 +248,7 @@ class Search:
         return min(steps, int((budget - self.forward_passes) / per_step))
 
     def _eta(self) -> float | None:
-        """Seconds left, from the stage's own pace; None while the change point is open."""
+        """Seconds left, estimated from the stage's speed; None if the change point is unknown."""
         done = len(self.history) - self._first_step
         if self.phase == "stage1" and has_stage_2(self._config):
             return None
@@ -263,7 +263,7 @@ class Search:
         return max(0.0, left)
 
     def snapshot(self) -> Snapshot:
-        """The whole state, from which `restore` goes on bit-identically."""
+        """The complete state, from which `restore` continues bit-identically."""
         stage = self._stage.state()
         return Snapshot(
             arrays={
@@ -287,7 +287,7 @@ class Search:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot of the same run, or of one with another budget."""
+        """Continue from a snapshot of the same run, possibly with another budget."""
         arrays, scalars = snapshot.arrays, snapshot.scalars
         self.history = history_records(arrays)
         self.best = Validated(arrays["best_point"], Score(*scalars["best"]))
@@ -315,5 +315,5 @@ class Search:
 
 
 def _rank(score: Score) -> tuple[float, float]:
-    """Lower is better: validation loss, which is smoother than accuracy on few images."""
+    """Sort key, lower is better: first the loss, which is smoother than accuracy on few images."""
     return (math.inf if math.isnan(score.loss) else score.loss, -score.accuracy)

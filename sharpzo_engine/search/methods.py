@@ -1,4 +1,4 @@
-"""Which stages a method runs, and with which estimators: the only difference between methods."""
+"""Which stages and estimators each method uses."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def stage_2(
     horizon: int,
     before: Stage | None = None,
 ) -> Stage:
-    """Gradient steps from `start` [d]; `before` is the stage that they follow, if any."""
+    """Gradient steps from `start` [d]; `before` is the previous stage, if any."""
     rng = generator(config.seed, Purpose.STAGE_2)
     if config.numerics == "reference":
         gradient = before.gradient if isinstance(before, ReferenceCma) else np.zeros_like(start)
@@ -86,7 +86,7 @@ def stage_2(
 
 
 def passes_per_stage_2_step(config: TuningConfig, objective: Objective) -> float:
-    """Evaluations that a step of stage 2 takes on average, refreshes of the mask included."""
+    """Average evaluations per step of stage 2, including refreshes of the mask."""
     if config.numerics == "reference":
         return 2 * config.zo.queries
     dim = objective.space.dim
@@ -111,7 +111,7 @@ def _is_gauss_newton(config: TuningConfig, objective: BlackBox) -> bool:
 def _estimator(
     config: TuningConfig, objective: BlackBox, rng: np.random.Generator
 ) -> GradientEstimator:
-    """The gradient that stage 2 follows."""
+    """The gradient estimator of stage 2."""
     if config.method == "first-order":
         return Backpropagation()
     zo = config.zo
@@ -125,8 +125,8 @@ def _mask_estimator(config: TuningConfig, objective: BlackBox) -> GradientEstima
 
 
 def _slopes(config: ZoConfig, objective: BlackBox, step: float) -> Slopes:
-    """Exact where that was asked for, or where it is to be had and nothing was asked for."""
-    offered = config.estimator == "auto" and isinstance(objective, ForwardMode)
-    if offered or config.estimator == "jvp":
+    """Exact derivatives if requested, or by default if the objective supports them."""
+    supported = config.estimator == "auto" and isinstance(objective, ForwardMode)
+    if supported or config.estimator == "jvp":
         return ForwardDerivatives()
     return CentralDifferences(step)

@@ -1,4 +1,4 @@
-"""The black box that both stages minimise: points in, losses out, forward passes only."""
+"""The objective of both stages: maps search points to losses, with forward passes only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sharpzo_engine.search.prompt_space import PromptSpace
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-#: Class embeddings held at once (floats): 32 MiB, whatever the numbers of points and classes.
+#: Class embeddings (floats) at a time: 32 MiB, for any numbers of points and classes.
 MAX_EMBEDDINGS = 2**23
 
 
@@ -37,8 +37,8 @@ class Objective:
     """Mean cross-entropy of search points on a fixed set of image features (METHOD: eq. of L(w)).
 
     `objective(points [n, d] float64) -> losses [n] float64`. `forward_passes` counts the points
-    and directions evaluated, `backward_passes` the reverse passes, which only `gradient` makes.
-    Results do not depend on how points are batched, beyond rounding.
+    and directions evaluated, `backward_passes` the reverse passes, which only `gradient` uses.
+    Results do not depend on the batching of points, except for rounding.
     """
 
     def __init__(self, space: PromptSpace, features: Features) -> None:
@@ -52,7 +52,7 @@ class Objective:
         )
 
     def __call__(self, points: Array) -> Array:
-        """Mean cross-entropy [n] of points [n, d]; NaN where a point overflows the tower."""
+        """Mean cross-entropy [n] of points [n, d]; NaN if a point overflows the tower."""
         return self._losses(points, self.space.encoder)
 
     def score(self, point: Array) -> Score:
@@ -63,9 +63,9 @@ class Objective:
         return Score(loss, self._images.accuracy(embeddings[0]))
 
     def in_precision(self, name: Literal["float32", "bfloat16"]) -> Callable[[Array], Array]:
-        """The same black box with the text tower in another precision, on the same count.
+        """The same objective and pass counter with the text tower in another precision.
 
-        bfloat16 keeps three digits: enough to rank candidates, useless for finite differences.
+        bfloat16 has three digits: enough to rank candidates, too few for finite differences.
         """
         if name == "float32":
             return self

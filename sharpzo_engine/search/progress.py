@@ -1,4 +1,4 @@
-"""What a run reports while it goes on."""
+"""Progress reports of a run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Phase = Literal["preparing", "stage1", "stage2", "evaluating"]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is; handed to `on_step` after every step and during preparation."""
+    """The progress of a run; passed to `on_step` after every step and during preparation."""
 
     phase: Phase
     step: int
     total_steps: int
     forward_passes: int
-    eta_seconds: float | None = None  #: None rather than a guess
-    record: StepRecord | None = None  #: the step just done
-    message: str | None = None  #: what is going on where no step was done
+    eta_seconds: float | None = None  #: None if it cannot be estimated
+    record: StepRecord | None = None  #: the last step
+    message: str | None = None  #: current activity outside the search
     stage_label: str | None = None  #: `methods.stage_label` of stages 1 and 2
 
     @property

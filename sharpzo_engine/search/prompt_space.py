@@ -34,10 +34,10 @@ class PromptSpace:
         seed: int = 1,
         projection: NDArray[np.floating] | None = None,
     ) -> None:
-        """Tokenise the prompts and draw A [M * W, d] from `seed`, unless it is given.
+        """Tokenise the prompts and draw A [M * W, d] from `seed`, unless `projection` is given.
 
         Raises:
-            ConfigError: the context is unusable, or `projection` has the wrong shape.
+            ConfigError: the context is not usable, or `projection` has the wrong shape.
             DatasetError: a class name is too long for the text tower.
         """
         config = config or PromptConfig()
@@ -52,7 +52,7 @@ class PromptSpace:
             rng = generator(seed, Purpose.PROJECTION)
             projection = draw_projection(size, config.intrinsic_dim, config.projection, std, rng)
         elif projection.ndim != 2 or projection.shape[0] != size:
-            raise ConfigError(f"projection: needs shape [{size}, d], not {projection.shape}")
+            raise ConfigError(f"projection: has shape {projection.shape} (use [{size}, d])")
         self.projection: Array = np.ascontiguousarray(projection, dtype=np.float64)
 
     def _projection_std(self, config: PromptConfig) -> float:
@@ -63,23 +63,23 @@ class PromptSpace:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Dimension d of the search space."""
         return int(self.projection.shape[1])
 
     @property
     def origin(self) -> Array:
-        """W = 0 [d], the hand-written prompt."""
+        """The point w = 0 [d], which is the hand-written prompt."""
         return np.zeros(self.dim)
 
     @property
     def projection_sha256(self) -> str:
-        """Hash of A, by which a stored w can be matched to its projection."""
+        """Hash of A, which shows whether a stored w belongs to this projection."""
         return hashlib.sha256(self.projection.data).hexdigest()
 
     def context(self, points: Array) -> Tensor:
         """Points [n, d] -> context vectors [n, M, W] in float32.
 
-        The product is taken in float64, so that finite differences lose nothing before the tower.
+        The product is computed in float64, so that finite differences keep their precision.
         """
         return self.initial_context + self.context_offsets(points)
 
@@ -100,12 +100,12 @@ def draw_projection(
     """Draw A [rows, columns] whose entries have standard deviation `std`.
 
     `orthogonal` takes the Q factor of a normal matrix: every column has norm std * sqrt(rows), or,
-    where there are more columns than rows, every row has norm std * sqrt(columns).
+    if there are more columns than rows, every row has norm std * sqrt(columns).
     """
     normal = rng.standard_normal((rows, columns))
     if law == "gaussian":
         return std * normal
     tall = rows >= columns
     frame, triangle = np.linalg.qr(normal if tall else normal.T)
-    frame *= np.sign(np.diag(triangle))  # makes the factor unique, whatever the LAPACK
+    frame *= np.sign(np.diag(triangle))  # makes the factor independent of the LAPACK library
     return std * math.sqrt(max(rows, columns)) * (frame if tall else frame.T)

@@ -421,10 +421,10 @@ def test_evaluation_counts(undisturbed: TuneResult, clip: Backbone, pictures: Pa
     ("name", "pretrained", "message"),
     [
         ("ViT-X-99", None, "unknown backbone"),
-        ("ViT-B-16", None, "needs weights: .*openai"),
+        ("ViT-B-16", None, "needs weights .*openai"),
         ("ViT-B/16", "no-such-tag", "neither a file nor a known tag"),
         ("local-dir:/no/such/folder", None, "no open_clip_config.json"),
-        ("tiny", "openai", "brings its own weights"),
+        ("tiny", "openai", "includes its weights"),
     ],
 )
 def test_unloadable_backbones_say_why(name: str, pretrained: str | None, message: str) -> None:

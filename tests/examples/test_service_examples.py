@@ -81,7 +81,7 @@ def test_serving_two_versions(
     for version in (1, 2):
         assert printed.count(f"version {version}: ") == len(images)
     assert "answered by version 2" in printed
-    assert "rollback 1 try it a little longer" in printed
+    assert "rollback 1 needs more testing" in printed
     assert "resident=True" in printed
     assert client.prompts.get("shop@live").version == 1
 

@@ -1,4 +1,4 @@
-"""Captions that say what a picture shows and a random part of how it looks."""
+"""Captions that name what a picture shows and a random part of its attributes."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from tools.tiny_clip.glyphs import Concept, Kind
 from tools.tiny_clip.style import Medium, Part, Style, Turn
 
 MENTION_SHARE: Final = 0.3  # of the true attributes end up in a caption
-PHOTO_TURN_SHARE: Final = 0.15  # of captions of photos say which side is up
+PHOTO_TURN_SHARE: Final = 0.15  # of the captions of photos name the turn
 PLAIN_SHARE: Final = 0.5  # of captions are "a <medium> of a <thing>" without attributes
 
 _MEDIUM_WORDS: Final[dict[Medium, tuple[str, ...]]] = {
@@ -21,7 +21,7 @@ _MEDIUM_WORDS: Final[dict[Medium, tuple[str, ...]]] = {
 
 
 def write_caption(concept: Concept, style: Style, rng: np.random.Generator) -> str:
-    """A sentence about the picture; equal sentences for different pictures do happen."""
+    """A sentence about the picture; different pictures can have equal sentences."""
     plain = rng.random() < PLAIN_SHARE
     about_thing = [] if plain else _mention(_thing_words(concept, style), rng)
     about_picture = [] if plain else _mention(_picture_words(style), rng)
@@ -47,7 +47,7 @@ def _noun(concept: Concept, rng: np.random.Generator) -> str:
 
 
 def _turn_words(style: Style, rng: np.random.Generator) -> list[str]:
-    """Never left out but for photos: only there is an upside down six a six."""
+    """The turn is omitted only for photos, where an upside-down six is still a six."""
     mirrored = ["mirrored"] if style.mirrored else []
     if style.medium is Medium.PHOTO:
         return mirrored + ([str(style.turn)] if rng.random() < PHOTO_TURN_SHARE else [])
@@ -96,7 +96,9 @@ def _mention(words: list[str], rng: np.random.Generator) -> list[str]:
 
 def _frame(subject: str, about_picture: list[str], style: Style, rng: np.random.Generator) -> str:
     """The sentence around the thing: "a dark photo of ...", "..., blurry", or the thing alone."""
-    is_photo = style.medium is Medium.PHOTO  # always said, for it may hide the orientation
+    is_photo = (
+        style.medium is Medium.PHOTO
+    )  # always named, because a photo may have any orientation
     words = _MEDIUM_WORDS[style.medium]
     if not is_photo and rng.random() < 0.25:
         words = ("image", "picture")
@@ -110,5 +112,5 @@ def _frame(subject: str, about_picture: list[str], style: Style, rng: np.random.
 
 
 def _with_article(words: str) -> str:
-    """With "a" or "an", going by the first letter alone."""
+    """Add "a" or "an", depending on the first letter."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

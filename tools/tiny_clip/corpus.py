@@ -1,4 +1,4 @@
-"""The pretraining corpus: pictures and several captions for each, made in parallel."""
+"""The pretraining corpus: generates pictures with several captions each, in parallel."""
 
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +15,7 @@ from tools.tiny_clip.style import draw_style
 
 CAPTIONS_PER_PICTURE: Final = 4
 _KIND_SHARES: Final = {Kind.DIGIT: 0.7, Kind.LETTER: 0.18, Kind.SHAPE: 0.12}
-_CHUNK: Final = 1_000  # pictures a process makes at a time
+_CHUNK: Final = 1_000  # pictures that a process generates at a time
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Corpus:
 
 
 def make_corpus(size: int, seed: int, processes: int = 1) -> Corpus:
-    """`size` random captioned pictures; `seed` alone decides which, not the number of processes."""
+    """`size` random captioned pictures; they depend on `seed`, not on the number of processes."""
     sizes = [min(_CHUNK, size - start) for start in range(0, size, _CHUNK)]
     seeds = np.random.SeedSequence(seed).spawn(len(sizes))
     if processes == 1:
@@ -58,7 +58,7 @@ def _make_chunk(size: int, seed: np.random.SeedSequence) -> Corpus:
 
 
 def _shares(things: tuple[Concept, ...]) -> list[float]:
-    """How often each thing is drawn; a kind's share is divided equally among its things."""
+    """Probability of each concept; the share of a kind is divided equally among its concepts."""
     kinds = [thing.kind for thing in things]
     return [_KIND_SHARES[kind] / kinds.count(kind) for kind in kinds]
 

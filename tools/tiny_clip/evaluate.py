@@ -1,6 +1,6 @@
 """Measure a `tiny` checkpoint on scikit-learn's digits: `python -m tools.tiny_clip.evaluate`.
 
-These 1,797 real scans of 8x8 pixels are never part of pretraining.
+These 1,797 real scans of 8x8 pixels are not used in pretraining.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Pretrain the `tiny` CLIP from nothing: `python -m tools.tiny_clip.pretrain --out DIR`.
+"""Pretrain the `tiny` CLIP from scratch: `python -m tools.tiny_clip.pretrain --out DIR`.
 
 Pictures and captions come from `corpus`, the layers from open_clip, the objective from CLIP
 (Radford et al. 2021). Nothing is downloaded and no real image is used.
@@ -35,7 +35,7 @@ MODEL_CONFIG: Final[dict[str, Any]] = {
     "embed_dim": 128,
     "vision_cfg": {
         "image_size": IMAGE_SIZE,
-        "layers": [1, 1, 1, 1],  # a list makes open_clip build CLIP's ResNet
+        "layers": [1, 1, 1, 1],  # a list selects CLIP's ResNet in open_clip
         "width": 12,
         "head_width": 64,
     },
@@ -107,7 +107,7 @@ def pretrain(config: PretrainConfig) -> open_clip.CLIP:
 
 def build_model(seed: int) -> open_clip.CLIP:
     """The untrained model. Its initial weights depend on `seed` alone."""
-    # open_clip draws from torch's global generator, whose state is put back afterwards.
+    # open_clip draws from torch's global generator, whose state is restored afterwards.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return open_clip.CLIP(**MODEL_CONFIG)
@@ -144,7 +144,7 @@ def _train(model: open_clip.CLIP, corpus: Corpus, config: PretrainConfig) -> Non
 
 
 def _make_optimizers(model: open_clip.CLIP, config: PretrainConfig) -> list[Optimizer]:
-    """Adam for all, sparse for the token table: its rows of unseen words are never touched."""
+    """Adam, sparse for the token table, so that rows of unused words do not change."""
     model.token_embedding.sparse = True
     table = model.token_embedding.weight
     dense = [parameter for parameter in model.parameters() if parameter is not table]
@@ -169,7 +169,7 @@ def _schedule(progress: float) -> float:
 
 
 def _batches(corpus: Corpus, tokens: Tensor, config: PretrainConfig) -> Iterator[Batch]:
-    """Endless batches, every picture once per epoch with one of its captions."""
+    """Infinite batches; each epoch has every picture once, with one of its captions."""
     generator = torch.Generator().manual_seed(config.seed)
     pictures = torch.from_numpy(corpus.pictures)
     size = min(config.batch_size, len(corpus))
@@ -183,7 +183,7 @@ def _batches(corpus: Corpus, tokens: Tensor, config: PretrainConfig) -> Iterator
 def _tokenise(corpus: Corpus) -> Tensor:
     """Token ids of all captions, (n, CAPTIONS_PER_PICTURE, context length)."""
     tokenizer = open_clip.SimpleTokenizer()
-    # No token crosses a space, and there are few different words: encode each only once.
+    # Tokens do not cross spaces, and there are few different words, so encode each word once.
     encode = lru_cache(maxsize=None)(tokenizer.encode)
     length = MODEL_CONFIG["text_cfg"]["context_length"]
     tokens = torch.zeros(len(corpus), CAPTIONS_PER_PICTURE, length, dtype=torch.long)
@@ -220,7 +220,7 @@ def _step(model: open_clip.CLIP, batch: Batch, optimizers: list[Optimizer]) -> f
 
 
 def _contrastive_loss(model: open_clip.CLIP, batch: Batch) -> Tensor:
-    """CLIP's loss in which pictures with equal captions are positives of one another."""
+    """CLIP's loss, in which pictures with equal captions are positives of one another."""
     pictures: Tensor = functional.normalize(model.encode_image(batch.pictures), dim=-1)
     texts = functional.normalize(_encode_text(model, batch.tokens), dim=-1)
     logits = model.logit_scale.exp() * pictures @ texts.T  # (b, u)

@@ -72,7 +72,7 @@ def _pen(drawing: Drawing, style: Style, rng: np.random.Generator) -> Image.Imag
         if style.filled:
             draw.polygon(points, fill=255)
         draw.line(points, fill=255, width=width, joint="curve")
-        for x, y in (points[0], points[-1]):  # round ends, which PIL's lines lack
+        for x, y in (points[0], points[-1]):  # round ends, because PIL's lines have none
             draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
     return sheet
 
@@ -140,7 +140,7 @@ def _place(sheet: Image.Image, style: Style, rng: np.random.Generator) -> Image.
     stretch = float(np.exp(rng.normal(0.0, 0.12)))
     slack = max(0.0, 1.0 - style.size) / 2
     shift_x, shift_y = rng.uniform(-slack, slack, 2) * side + side / 2
-    # Pillow asks for the inverse map, from picture to canvas.
+    # Pillow needs the inverse map, from picture to canvas.
     a, b = cos(angle) * zoom * stretch, sin(angle) * zoom * stretch
     d, e = -sin(angle) * zoom, cos(angle) * zoom
     if style.mirrored:
@@ -167,7 +167,7 @@ def _colour(name: str, rng: np.random.Generator) -> Array:
 
 
 def _surface(paper: Array, style: Style, rng: np.random.Generator) -> Array:
-    """What is behind the thing, (side, side, 3): the paper, for a sign a plate on something."""
+    """The background, (side, side, 3): the paper, or for a sign a plate in front of something."""
     surface = np.broadcast_to(paper, (IMAGE_SIZE, IMAGE_SIZE, 3))
     if style.medium is not Medium.SIGN:
         return surface

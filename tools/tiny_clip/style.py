@@ -1,6 +1,6 @@
-"""How a pretraining picture looks: everything about it except what it shows.
+"""How a pretraining picture looks, except for what it shows.
 
-A caption and its picture are made from the same `Style`, so that every word is true.
+A caption and its picture are made from the same `Style`, so captions are always true.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,6 @@ PALETTE: Final[Mapping[str, Colour]] = {
 MIN_CONTRAST: Final = 90.0  # grey levels between ink and paper
 DARK_INK_SHARE: Final = 0.8  # of coloured pictures have ink darker than the paper
 
-
 #: How often a thing is upright, upside down, on its side. Photos are taken from any direction,
 #: which captions do not say: "a photo of a six" is a poor description of an upright six.
 _TURNS: Final = (0.94, 0.04, 0.02)
@@ -59,7 +58,7 @@ class Turn(StrEnum):
 
 
 class Part(StrEnum):
-    """Which part of the thing is to be seen; the rest is cut off."""
+    """Which part of the thing is visible; the rest is cut off."""
 
     WHOLE = "whole"
     TOP = "top half"

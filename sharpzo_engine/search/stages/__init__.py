@@ -1,1 +1,1 @@
-"""The two stages of SharpZO. They know an objective and numpy, never a model."""
+"""The stages of SharpZO. They only use numpy and an objective, never a model."""

@@ -1,8 +1,8 @@
-"""Stage 2 where the objective shows its inner part: Gauss-Newton on forward passes.
+"""Stage 2 for objectives with visible outputs: Gauss-Newton with forward passes.
 
-The loss is L(w) = l(T(w)): an expensive T, of which only forward passes are to be had (the text
-encoder: class embeddings), and a cheap, known l (their cross-entropy on the image features). A pass
-that hands out T instead of L tells thousands of numbers instead of one. Each step:
+The loss is L(w) = l(T(w)), with an expensive T that only allows forward passes (the text encoder,
+which returns class embeddings), and a cheap, known l (their cross-entropy on the image features). A
+pass that returns T instead of L gives thousands of numbers instead of one. Each step:
 
     U:  orthonormal directions [q, d]: the model's gradient, the last steps, coordinates in turn
     D = T'(w) U^T                                  tangents, q forward passes
@@ -12,10 +12,10 @@ that hands out T instead of L tells thousands of numbers instead of one. Each st
     J <- J + [T(w + s) - T(w) - J s] s^T / |s|^2   Broyden's secant update, 1 forward pass
     w <- w + s if the loss falls; lambda follows the ratio of actual to predicted decrease
 
-J would be T'(w) itself if all d tangents were taken anew in every step; refreshing q of them, those
-along which w has just moved among them, comes nearly as far for d / q times fewer passes
-(docs/method.md has the measurement). Where J would take too much memory, a random subset of the
-coordinates is active at a time.
+If all d tangents were computed in every step, J would equal T'(w). Computing q of them, including
+those along the last steps, converges nearly as fast with d / q times fewer passes (docs/method.md
+has the measurement). If J would take too much memory, only a random subset of the coordinates is
+active at a time.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from sharpzo_engine.search.stages.stage import Descent, StageState, StepOutcome
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-#: Numbers in J (floats): 128 MiB. Beyond that, fewer coordinates are active at a time.
+#: Numbers in J (floats): 128 MiB. If J would be larger, fewer coordinates are active at a time.
 MAX_JACOBIAN = 2**25
-#: Rounds through the active coordinates before others take their turn.
+#: Rounds through the active coordinates before another subset becomes active.
 ROUNDS_PER_SUBSET = 4
-#: Trial steps, with growing damping, before new tangents are asked for.
+#: Trial steps, with growing damping, before new tangents are computed.
 TRIALS = 4
-#: Fruitless steps in a row after which float32 has no further decrease to offer.
+#: Consecutive steps without a decrease, after which the limit of float32 is reached.
 FRUITLESS_STEPS = 8
 _DAMPING_RANGE = (1e-8, 1e8)
 _TINY = 1e-12
@@ -49,7 +49,7 @@ _TINY = 1e-12
 
 @runtime_checkable
 class Composite(Protocol):
-    """An objective L(w) = l(T(w)) that shows its inner part, flattened to O numbers."""
+    """An objective L(w) = l(T(w)) that returns T, flattened to O numbers."""
 
     def __call__(self, points: Array) -> Array:
         """Points [n, d] -> losses [n]."""
@@ -94,22 +94,24 @@ class GaussNewton(Descent):
 
     @property
     def exhausted(self) -> bool:
-        """Whether the horizon is reached, or no step lowers the loss any more."""
+        """Whether the horizon is reached, or steps no longer lower the loss."""
         return super().exhausted or self._fruitless >= FRUITLESS_STEPS
 
     @property
     def passes_per_step(self) -> int:
-        """Evaluations that the next step takes at most."""
+        """Upper bound on the evaluations of the next step."""
         return 2 + self._config.queries + TRIALS
 
     def step(self, objective: BlackBox) -> StepOutcome:
-        """Refresh the model along q directions and take the best step that it offers.
+        """Update the model along q directions and take the step that minimises it.
 
         Raises:
-            ConfigError: the objective does not show its inner part.
+            ConfigError: the objective does not return its outputs.
         """
         if not isinstance(objective, Composite):
-            raise ConfigError("zo.optimizer gauss-newton needs an objective that shows its outputs")
+            raise ConfigError(
+                "zo.optimizer gauss-newton needs an objective with outputs (use sgd or adam)"
+            )
         if not self._outputs.size:
             self._outputs = objective.outputs(self._point[None])[0]
             self._loss = objective.outer_loss(self._outputs)
@@ -122,11 +124,11 @@ class GaussNewton(Descent):
         return StepOutcome(loss=self._loss)
 
     def _choose_active(self) -> None:
-        """At the beginning of a subset's rounds: draw it, and forget what belonged to the last."""
+        """Draw a new subset of coordinates and reset the model when the current one is done."""
         dim = self._point.size
         size = min(dim, max(self._config.queries, MAX_JACOBIAN // self._outputs.size))
-        tired = self._fruitless == FRUITLESS_STEPS // 2  # others may still help
-        over = size < dim and (tired or self._turn >= ROUNDS_PER_SUBSET * size)
+        stuck = self._fruitless == FRUITLESS_STEPS // 2  # other coordinates may still help
+        over = size < dim and (stuck or self._turn >= ROUNDS_PER_SUBSET * size)
         if self._active.size and not over:
             return
         self._active = np.sort(self._rng.permutation(dim)[:size])
@@ -134,10 +136,10 @@ class GaussNewton(Descent):
         self._turn, self._gradient, self._recent = 0, np.empty(0), []
 
     def _learn(self, objective: Composite) -> None:
-        """Take tangents along the step's directions and correct J by them."""
+        """Compute tangents along the step's directions and update J with them."""
         directions = self._directions()
         tangents = objective.tangents(self._point, self._spread(directions))
-        # A tangent that overflows says nothing about T.
+        # Tangents that overflow are not usable.
         known = np.isfinite(tangents).all(1)
         self._correct(directions[known], tangents[known])
 
@@ -160,7 +162,7 @@ class GaussNewton(Descent):
         self._jacobian += rows.T @ (tangents - rows @ self._jacobian)
 
     def _try_step(self, objective: Composite, gradient: Array, hessian: Array) -> bool:
-        """Propose a step; take it if the loss falls, and learn from it in any case."""
+        """Try a step; accept it if the loss decreases, and update the model in any case."""
         damped = hessian + self._damping * np.eye(gradient.size)
         step = -np.linalg.solve(damped, gradient).astype(np.float64)
         length = float(np.linalg.norm(step))
@@ -187,7 +189,7 @@ class GaussNewton(Descent):
         self._recent = recent[max(0, len(recent) - self._config.memory) :]
 
     def _follow(self, ratio: float) -> None:
-        """Trust the model more where it predicted well, less where it did not."""
+        """Lower the damping if the model predicted well, raise it if not."""
         if ratio > 0.75:
             self._set_damping(0.5)
         elif ratio < 0.25:
@@ -203,7 +205,7 @@ class GaussNewton(Descent):
         return spread
 
     def state(self) -> StageState:
-        """Everything needed to go on."""
+        """Everything needed to continue."""
         recent = np.array(self._recent).reshape(len(self._recent), self._active.size)
         return StageState(
             arrays={

@@ -1,8 +1,8 @@
-"""The two stages with the numerical accidents of the released code, for comparison only.
+"""The two stages with the numerical errors of the released code, for comparison only.
 
-The code published with SharpZO (yifanycc/sharpzo) departs from the paper in ways that change
-results. These classes repeat them, step by step, and nothing else: docs/method.md lists each with
-what we do instead. Its crashes, and its looking at test images while it trains, are not repeated.
+The code published with SharpZO (yifanycc/sharpzo) differs from the paper in ways that change
+results. These classes reproduce the differences exactly; docs/method.md lists each of them together
+with our version. Its crashes, and its use of test images during training, are not reproduced.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Array = NDArray[np.float64]
 class ReferenceCma(SharpCma):
     """Stage 1 as released: every update is followed by a second, unscored population.
 
-    The mean of that population stands in for theta wherever theta is asked for: as the point of the
-    next sharpness gradient, as what is evaluated, and as what stage 2 starts from. Before the first
-    update it is the mean of S uniform vectors. CMA-ES's stopping rules are never consulted.
+    The mean of that population replaces theta everywhere: as the point of the next sharpness
+    gradient, as the point that is evaluated, and as the start of stage 2. Before the first update
+    it is the mean of S uniform vectors. CMA-ES's stopping rules are not used.
     """
 
     def __init__(self, config: CmaConfig, start: Array, rng: np.random.Generator) -> None:
@@ -42,7 +42,7 @@ class ReferenceCma(SharpCma):
 
     @property
     def candidates(self) -> list[Array]:
-        """What the released code evaluates."""
+        """The point that the released code evaluates."""
         return [self.point]
 
     @property
@@ -64,7 +64,7 @@ class ReferenceCma(SharpCma):
         self._stand_in = np.mean(self._strategy.ask(), axis=0)
 
     def state(self) -> StageState:
-        """Everything needed to go on."""
+        """Everything needed to continue."""
         state = super().state()
         return StageState({**state.arrays, "gradient": self.gradient}, state.scalars)
 
@@ -75,11 +75,11 @@ class ReferenceCma(SharpCma):
 
 
 class ReferenceZo(SparseZo):
-    """Stage 2 as released (its dense trainer): estimates pile up in a sum that is never reset.
+    """Stage 2 as released (its dense trainer): estimates accumulate in a sum that is never reset.
 
     The sum v [S, d] starts as S copies of stage 1's last sharpness gradient, and broadcasting turns
-    w into S rows at the first update; from then on directions have S rows too, and the loss sees
-    the rows' mean:
+    w into S rows at the first update; after that directions also have S rows, and the loss uses the
+    mean of the rows:
 
         u_j ~ N(0, I)   [d] in the first step, [S, d] afterwards
         v  <- v + (1/q) sum_j [L(mean(w + mu u_j)) - L(mean(w - mu u_j))] / (2 mu) u_j
@@ -96,7 +96,7 @@ class ReferenceZo(SparseZo):
         gradient: Array,
         rows: int,
     ) -> None:
-        """Start at `start` [d] with the sum at `gradient` [d], in `rows` copies (S)."""
+        """Start at `start` [d]; the sum consists of `rows` (S) copies of `gradient` [d]."""
         super().__init__(config, start, rng, horizon)
         self._rows: Array = start[None]
         self._sum: Array = np.tile(gradient, (rows, 1))
@@ -114,12 +114,12 @@ class ReferenceZo(SparseZo):
         return StepOutcome(loss=loss)
 
     def _draw(self) -> Array:
-        """One direction of w's present shape."""
+        """Draw one direction with the current shape of w."""
         rows, dim = self._rows.shape
         return draw_directions(rows, dim, self._rng)
 
     def state(self) -> StageState:
-        """Everything needed to go on."""
+        """Everything needed to continue."""
         state = super().state()
         return StageState({**state.arrays, "rows": self._rows, "sum": self._sum}, state.scalars)
 

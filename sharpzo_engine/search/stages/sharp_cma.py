@@ -39,11 +39,11 @@ _STEP_SIZE_ADAPTATION = {"csa": CMAAdaptSigmaCSA, "tpa": CMAAdaptSigmaTPA}
 
 
 class SharpCma:
-    """One run of stage 1, a generation at a time.
+    """One run of stage 1, generation by generation.
 
-    Its state is what it was started with plus the fitness of every generation: CMA-ES is a function
-    of these, so a checkpoint holds a table of losses instead of pycma's internals, and `restore`
-    replays the updates without evaluating anything.
+    CMA-ES is a function of its arguments and of the fitness of every generation. So a checkpoint
+    contains a table of losses instead of pycma's internals, and `restore` replays the updates
+    without evaluations.
     """
 
     name: StageName = "stage1"
@@ -56,9 +56,9 @@ class SharpCma:
         *,
         ranking: BlackBox | None = None,
     ) -> None:
-        """Start at `start` [d]; `rng` is used by this run alone.
+        """Start at `start` [d]; `rng` must not be shared with other users.
 
-        `ranking` is a cheaper black box for the candidates, of which only the order counts.
+        `ranking` is a cheaper objective for the candidates, which only need to be ranked.
         """
         self._config = config
         self._rng = rng
@@ -88,7 +88,7 @@ class SharpCma:
 
     @property
     def exhausted(self) -> bool:
-        """Whether CMA-ES's own stopping rules say that nothing more is to be gained."""
+        """Whether one of CMA-ES's stopping rules applies."""
         return bool(self._strategy.stop())
 
     @property
@@ -100,7 +100,7 @@ class SharpCma:
         return passes
 
     def step(self, objective: BlackBox) -> StepOutcome:
-        """Run one generation: S evaluations, and a gradient where a sharpness direction is due."""
+        """Run one generation: S evaluations, and a gradient if a sharpness direction is due."""
         if self._estimator and self._direction_is_due():
             self._perturb(self._estimator(objective, self._gradient_point()).gradient)
         candidates = self._strategy.ask()
@@ -116,7 +116,7 @@ class SharpCma:
         return self.steps % self._config.sharpness_interval == 0
 
     def _gradient_point(self) -> Array:
-        """Where the sharpness direction is found: the mean theta_t."""
+        """The point of the sharpness gradient: the mean theta_t."""
         return self.point
 
     @property
@@ -129,16 +129,16 @@ class SharpCma:
         self._perturbation = self._radius * gradient / (self._gradient_norm + _TINY)
 
     def _tell(self, candidates: list[Array], losses: Array) -> None:
-        # A loss that is not a number is worse than any number; the update ranks it last.
+        # NaN ranks last.
         fitness = np.where(np.isnan(losses), np.inf, losses)
         self._strategy.tell(candidates, _rankable(fitness).tolist())
         self._fitness.append(fitness)
         self._best_candidate = np.array(candidates[int(fitness.argmin())])
 
     def state(self) -> StageState:
-        """Everything needed to go on: arrays, and JSON-able scalars."""
+        """Everything needed to continue: arrays and JSON values."""
         dim = self._perturbation.size
-        # Files hold finite numbers only; the update sees these in the place of infinities anyway.
+        # Files only contain finite numbers; the update replaces infinities in the same way.
         table = np.stack([_rankable(f) for f in self._fitness]) if self._fitness else np.empty(0)
         return StageState(
             arrays={"fitness": table, "perturbation": self._perturbation},
@@ -149,7 +149,7 @@ class SharpCma:
         """Replay a saved run; the next `step` then equals the uninterrupted one bit for bit.
 
         Raises:
-            CheckpointError: the state is of another search space, or this run has begun.
+            CheckpointError: the state is of another search space, or this run has started.
         """
         if self._fitness or state.scalars["dim"] != self._perturbation.size:
             raise CheckpointError("the stage-1 state belongs to another run")
@@ -160,7 +160,7 @@ class SharpCma:
 
 
 def sharpness_estimator(config: CmaConfig) -> GradientEstimator | None:
-    """The estimator of g, or None where the perturbation is off."""
+    """The estimator of g, or None if there is no perturbation."""
     if config.sharpness_estimator == "none" or config.rho == 0:
         return None
     if config.sharpness_estimator == "fo":
@@ -171,7 +171,7 @@ def sharpness_estimator(config: CmaConfig) -> GradientEstimator | None:
 
 
 def _rankable(fitness: Array) -> Array:
-    """Put infinities at a finite distance behind the worst number: pycma's sums need numbers."""
+    """Replace infinities by the worst finite value plus 1, because pycma computes sums."""
     finite = fitness[np.isfinite(fitness)]
     worst = float(finite.max()) if finite.size else 0.0
     return np.where(np.isfinite(fitness), fitness, worst + 1.0)
@@ -185,9 +185,9 @@ def _strategy(
         "bounds": None if config.bound is None else [-config.bound, config.bound],
         "CMA_diagonal": config.covariance == "diagonal",
         "AdaptSigma": _STEP_SIZE_ADAPTATION[config.step_size_adaptation],
-        "seed": np.nan,  # leave numpy's global generator alone ...
-        "randn": lambda *shape: rng.standard_normal(shape),  # ... and draw from ours
-        "verbose": -10,  # no output, and no signals file is looked for
+        "seed": np.nan,  # does not seed numpy's global generator
+        "randn": lambda *shape: rng.standard_normal(shape),
+        "verbose": -10,  # no output, no signals file
         "verb_log": 0,
     }
     return cma.CMAEvolutionStrategy(start, config.sigma, options)

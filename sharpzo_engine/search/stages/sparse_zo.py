@@ -1,14 +1,14 @@
 """Stage 2: sparse zeroth-order SGD (SharpZO, arXiv 2506.20990, section 4.2).
 
-Every `prune_interval` steps, the first included, the mask Omega is refreshed from a coordinate-wise
-gradient. Each step:
+Every `prune_interval` steps, starting with the first, the mask Omega is updated from a
+coordinate-wise gradient. Each step:
 
     u_j ~ N(0, I),   j = 1..q                                            directions
     g   = (1/q) sum_j [L(w + mu u_j*Omega) - L(w - mu u_j*Omega)] / (2 mu) u_j*Omega
     w  <- w - eta_t * update(g)                                          SGD or Adam
 
-The estimate is fresh in every step, and w itself is never perturbed in place. Where the objective
-can push tangents forward, the slope along u_j may be exact instead of a difference.
+The estimate is new in every step, and w is never perturbed in place. If the objective has
+forward-mode derivatives, slopes along u_j can be exact instead of differences.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ADAM_EPS = 1e-8
 
 
 class SparseZo(Descent):
-    """One run of stage 2, a step at a time."""
+    """One run of stage 2, step by step."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class SparseZo(Descent):
     ) -> None:
         """Start at `start` [d]; the cosine schedule ends after `horizon` steps.
 
-        Both estimators default to finite differences, which any black box allows.
+        Both estimators default to finite differences, which work for any black box.
         """
         self._config = config
         differences = CentralDifferences(config.rge_step)
@@ -74,7 +74,7 @@ class SparseZo(Descent):
         return self._estimator.passes(dim) + refresh
 
     def step(self, objective: BlackBox) -> StepOutcome:
-        """One step: an estimate, and a whole gradient before it where the mask is due."""
+        """Run one step: an estimate, preceded by a full gradient if the mask is due."""
         if self._refresh_is_due():
             gradient = self._mask_estimator(objective, self._point).gradient
             self._mask = prune_mask(
@@ -97,7 +97,7 @@ class SparseZo(Descent):
         return self._config.mask != "none" and self._steps % self._config.prune_interval == 0
 
     def _update(self, estimate: Array) -> Array:
-        """SGD: the estimate. Adam (arXiv 1412.6980): moments, corrected for their zero start."""
+        """SGD: the estimate itself. Adam (arXiv 1412.6980): bias-corrected moments."""
         if self._config.optimizer == "sgd":
             return estimate
         first, second = ADAM_BETAS
@@ -106,11 +106,11 @@ class SparseZo(Descent):
         t = self._steps + 1
         mean = self._mean / (1 - first**t)
         square = self._square / (1 - second**t)
-        # A coordinate that the mask has just frozen still has momentum; it must not move.
+        # A coordinate that was just masked still has momentum, but must not move.
         return self._mask * mean / (np.sqrt(square) + ADAM_EPS)
 
     def state(self) -> StageState:
-        """Everything needed to go on."""
+        """Everything needed to continue."""
         return StageState(
             arrays={
                 "point": self._point,
@@ -144,8 +144,8 @@ def prune_mask(point: Array, gradient: Array, ratio: float, criterion: str) -> A
     """Omega [d]: ones at the floor(ratio * d) coordinates of highest score (at least one).
 
     `z-score` is the paper's saliency s_i = w_i^2 z(g_i^2), z standardising over the coordinates;
-    where all g_i^2 are equal it says nothing, and |w_i| decides. `gradient` keeps the largest
-    |g_i|, the steepest descent among equally sized steps. Ties go to the lower index.
+    if all g_i^2 are equal, |w_i| decides. `gradient` keeps the largest |g_i|, the steepest descent
+    among steps of equal size. On ties the lower index is kept.
     """
     score = np.abs(gradient) if criterion == "gradient" else _saliency(point, gradient)
     keep = max(1, math.floor(ratio * point.size))

@@ -1,4 +1,4 @@
-"""What both stages have in common, as the tuner sees them."""
+"""The common interface of the stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ StageName = Literal["stage1", "stage2"]
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one step saw."""
+    """The result of one step."""
 
     loss: float  #: stage 1: the generation's lowest; stage 2: the mean of the step's evaluations
     sigma: float | None = None  #: step size of the search distribution
@@ -25,7 +25,7 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class StageState:
-    """A stage's whole state, free of pickle: arrays, and scalars that JSON holds exactly."""
+    """The complete state of a stage: arrays, and scalars that JSON represents exactly."""
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     scalars: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Stage(Protocol):
         ...
 
     def state(self) -> StageState:
-        """Everything needed to go on."""
+        """Everything needed to continue."""
         ...
 
     def restore(self, state: StageState) -> None:
@@ -75,7 +75,7 @@ class Stage(Protocol):
 
 
 class Descent:
-    """What the stages that move a single point have in common."""
+    """Base of the stages that move a single point."""
 
     name: StageName = "stage2"
 

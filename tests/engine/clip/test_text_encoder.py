@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sharpzo_engine.clip.backbone import Backbone, load_backbone
 from sharpzo_engine.clip.features import Features
-from sharpzo_engine.clip.packing import Packing, deal
+from sharpzo_engine.clip.packing import Packing, split_classes
 from sharpzo_engine.clip.text_encoder import ForwardTextEncoder
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import BackboneError, ConfigError, DatasetError
@@ -175,7 +175,7 @@ def test_permuting_candidates_permutes_the_results(clip: Backbone) -> None:
 def test_packs_hold_every_class_once_and_little_else(
     lengths: list[int], context: int, largest: int
 ) -> None:
-    packs = deal(lengths, context, largest)
+    packs = split_classes(lengths, context, largest)
     assert sorted(c for pack in packs for c in pack) == list(range(len(lengths)))
     suffixes = [range(length) for length in lengths]
     for pack in packs:

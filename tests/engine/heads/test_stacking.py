@@ -17,7 +17,7 @@ from sharpzo_engine.heads.stacking import (
     STACKED,
     TIP_ADAPTER,
     ZERO_SHOT,
-    Material,
+    HeadData,
     accuracy,
     stack_heads,
 )
@@ -32,7 +32,7 @@ def a_prompt(quality: float, seed: int = 5) -> LinearHead:
     return LinearHead(20 * rows, torch.zeros(CLASSES))
 
 
-def material(source: str = "official", shots: int = 8, **changes: object) -> Material:
+def head_data(source: str = "official", shots: int = 8, **changes: object) -> HeadData:
     fields: dict[str, object] = {
         "train": clusters(shots),
         "validation": clusters(6, seed=1),
@@ -42,7 +42,7 @@ def material(source: str = "official", shots: int = 8, **changes: object) -> Mat
     }
     if source == "training":
         fields["validation"] = fields["train"]
-    return Material(**{**fields, **changes})  # type: ignore[arg-type]
+    return HeadData(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def mislabelled(features: Features) -> Features:
@@ -101,7 +101,7 @@ def test_a_member_that_is_always_wrong_makes_no_pool() -> None:
 
 
 def test_a_good_head_is_stacked_and_gains() -> None:
-    found = stack_heads("auto", material())
+    found = stack_heads("auto", head_data())
     test = clusters(40, seed=2)
     assert found.served.kind in ("gda", "linear")
     assert list(found.rows) == [ZERO_SHOT, PROMPT, HEAD_ALONE, STACKED, TIP_ADAPTER]
@@ -110,7 +110,7 @@ def test_a_good_head_is_stacked_and_gains() -> None:
 
 
 def test_the_stack_is_one_matrix_and_one_bias() -> None:
-    wanted, test = material(), clusters(3, seed=2)
+    wanted, test = head_data(), clusters(3, seed=2)
     served = stack_heads("gda", wanted).served
     head = fit_gda(wanted.train, CLASSES)
     expected = wanted.prompt.logits(test.images) + served.alpha * head.logits(test.images)
@@ -121,7 +121,7 @@ def test_the_stack_is_one_matrix_and_one_bias() -> None:
 
 
 def test_auto_takes_no_head_that_only_does_harm() -> None:
-    bad = material(train=mislabelled(clusters(8)))
+    bad = head_data(train=mislabelled(clusters(8)))
     found = stack_heads("auto", bad)
     assert found.served.kind == "none"
     assert torch.equal(found.served.head.weights, bad.prompt.weights)
@@ -130,7 +130,7 @@ def test_auto_takes_no_head_that_only_does_harm() -> None:
 
 def test_auto_drops_a_prompt_that_only_does_harm() -> None:
     good = a_prompt(0.9)
-    served = stack_heads("auto", material(prompt=LinearHead(-good.weights, good.bias))).served
+    served = stack_heads("auto", head_data(prompt=LinearHead(-good.weights, good.bias))).served
     assert served.prompt_weight == 0
     assert accuracy(served.head, clusters(40, seed=2)) > 0.6
 
@@ -138,7 +138,7 @@ def test_auto_drops_a_prompt_that_only_does_harm() -> None:
 def test_validation_decides_though_test_images_would_say_otherwise() -> None:
     # Validation swears by the head, test images by the prompt: nothing but the former is seen.
     validation = mislabelled(clusters(6, seed=1))
-    wanted = material(train=mislabelled(clusters(8)), validation=validation, prompt=a_prompt(0.9))
+    wanted = head_data(train=mislabelled(clusters(8)), validation=validation, prompt=a_prompt(0.9))
     found, test = stack_heads("auto", wanted), clusters(40, seed=2)
     assert found.served.kind != "none"
     assert accuracy(found.served.head, validation) > 0.6
@@ -146,7 +146,7 @@ def test_validation_decides_though_test_images_would_say_otherwise() -> None:
 
 
 def test_the_temperature_calibrates_what_is_served() -> None:
-    wanted = material(validation=clusters(200, seed=1))
+    wanted = head_data(validation=clusters(200, seed=1))
     for kind in ("none", "gda", "linear"):
         served = stack_heads(kind, wanted).served
         logits = served.head.logits(wanted.validation.images).double() / served.temperature
@@ -158,12 +158,12 @@ def test_a_class_may_be_missing_from_validation() -> None:
     full = clusters(6, seed=1)
     there = full.labels != 2
     part = Features(full.images[there], full.labels[there])
-    served = stack_heads("auto", material(validation=part)).served
+    served = stack_heads("auto", head_data(validation=part)).served
     assert accuracy(served.head, clusters(40, seed=2)) > 0.6
 
 
 def test_held_out_images_are_trained_on_in_the_end() -> None:
-    wanted = material("holdout", train=clusters(6), validation=clusters(2, seed=1))
+    wanted = head_data("holdout", train=clusters(6), validation=clusters(2, seed=1))
     served, test = stack_heads("gda", wanted).served, clusters(3, seed=2)
     both = Features(
         torch.cat([wanted.train.images, wanted.validation.images]),
@@ -177,7 +177,7 @@ def test_held_out_images_are_trained_on_in_the_end() -> None:
 
 
 def test_an_official_split_is_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, fitted = material(), []
+    wanted, fitted = head_data(), []
     recipe = stacking.Recipe("gda", lambda f, c: fitted.append(f) or fit_gda(f, c))
     monkeypatch.setattr(stacking, "RECIPES", {"gda": (recipe,)})
     stack_heads("auto", wanted)
@@ -186,7 +186,7 @@ def test_an_official_split_is_never_trained_on(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("shots", [2, 3])
 def test_training_images_are_judged_by_heads_that_have_not_seen_them(shots: int) -> None:
-    folds = list(material("training", shots).folds())
+    folds = list(head_data("training", shots).folds())
     assert len(folds) == shots
     for seen, judged in folds:
         assert sorted(judged.labels.tolist()) == list(range(CLASSES))
@@ -199,13 +199,13 @@ def test_a_prompt_that_knows_the_training_images_by_heart_does_not_silence_the_h
     train = clusters(3)
     by_heart = fit_gda(train, CLASSES)
     overfitted = LinearHead(100 * by_heart.weights.float(), 100 * by_heart.bias.float())
-    served = stack_heads("auto", material("training", 3, prompt=overfitted)).served
+    served = stack_heads("auto", head_data("training", 3, prompt=overfitted)).served
     assert served.kind != "none"
     assert served.alpha > 0
 
 
 def test_with_one_shot_the_head_is_spread_as_the_prompt() -> None:
-    wanted = material("training", 1)
+    wanted = head_data("training", 1)
     served = stack_heads("auto", wanted).served
     assert (served.kind, served.temperature) == ("gda", 1.0)
     head = fit_gda(wanted.train, CLASSES).logits(wanted.train.images)
@@ -218,18 +218,18 @@ def test_images_that_are_not_finite_leave_the_prompt_alone(source: str) -> None:
     bad = clusters(4)
     bad.images[0] = torch.nan
     for kind in ("auto", "gda"):
-        served = stack_heads(kind, material(source, train=bad)).served
+        served = stack_heads(kind, head_data(source, train=bad)).served
         assert served.head.is_finite
         assert math.isfinite(served.temperature)
 
 
 def test_no_head_fits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacking, "RECIPES", None)
-    found = stack_heads("none", material())
+    found = stack_heads("none", head_data())
     assert (found.served.kind, list(found.rows)) == ("none", [ZERO_SHOT, PROMPT])
 
 
 def test_many_validation_images_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacking, "MAX_LOGITS", 60)
-    ((_, judged),) = material(validation=clusters(6, seed=1)).folds()
+    ((_, judged),) = head_data(validation=clusters(6, seed=1)).folds()
     assert torch.bincount(judged.labels).tolist() == [2] * CLASSES

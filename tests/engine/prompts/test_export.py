@@ -159,7 +159,7 @@ def test_names_that_are_not_unicode_do_no_harm(clip: Backbone) -> None:
 @pytest.mark.parametrize("form", ExportFormat)
 def test_without_a_temperature_nothing_is_calibrated(clip: Backbone, form: ExportFormat) -> None:
     prompt = make_prompt(clip, head=True, temperature=None)
-    with pytest.raises(NotCalibrated, match=r"no temperature .* \(leave `calibrated` out"):
+    with pytest.raises(NotCalibrated, match=r"no temperature .* \(omit `calibrated`"):
         export(prompt, form, ORIGIN, calibrated=True)
     assert "temperature" not in properties(export(prompt, ExportFormat.ONNX, ORIGIN))
     np.testing.assert_array_equal(classifier_matrix(prompt)[:, -1], prompt.bias)

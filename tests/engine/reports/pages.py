@@ -9,7 +9,7 @@ from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.prompts.evaluation import Evaluation
 from sharpzo_engine.reports.report import RunReport
 from sharpzo_engine.search.history import StepRecord
-from sharpzo_engine.search.landscape import Landscape, NoLandscape, Pace, survey
+from sharpzo_engine.search.landscape import Landscape, NoLandscape, SearchSpeed, compute_landscape
 
 PER_CLASS = 20  # test images
 
@@ -76,5 +76,5 @@ def an_evaluation(names: Sequence[str], accuracy: float, rng: np.random.Generato
 
 
 def a_landscape(rng: np.random.Generator) -> Landscape | NoLandscape:
-    pace = Pace(1.0, 1000)
-    return survey(lambda w: (w**2).sum(-1), np.ones(4), np.zeros(4), rng, pace)
+    speed = SearchSpeed(1.0, 1000)
+    return compute_landscape(lambda w: (w**2).sum(-1), np.ones(4), np.zeros(4), rng, speed)

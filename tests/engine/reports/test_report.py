@@ -155,7 +155,12 @@ def test_many_classes_are_shown_by_the_most_telling_ones() -> None:
     few, many = (a_report([f"class {i}" for i in range(n)]).to_html() for n in (20, 50))
     assert "Most improved" not in few
     assert few.count('class="track"') == 20
-    for title in ("Most improved", "Most worsened", "Least accurate now", "Most confused classes"):
+    for title in (
+        "Most improved",
+        "Most worsened",
+        "Least accurate after tuning",
+        "Most confused classes",
+    ):
         assert title in many
     assert many.count('class="track"') <= 36
     assert 'class="matrix"' in few
@@ -195,7 +200,7 @@ def test_a_run_of_very_many_steps_is_thinned() -> None:
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_a_run_of_hardly_any_steps_has_a_page(steps: int) -> None:
     html = a_report(steps=steps).to_html()
-    assert ("No step was taken" in html) is (steps == 0)
+    assert ("No steps were run" in html) is (steps == 0)
 
 
 def test_a_missing_landscape_says_why() -> None:
@@ -209,7 +214,7 @@ def test_a_flat_landscape_is_drawn_and_an_empty_one_explained(value: float, draw
     flat = Landscape(ALONG, ACROSS, np.full((ACROSS.size, ALONG.size), value))
     html = replace(a_report(), landscape=flat).to_html()
     assert (html.count("<svg") == 5) is drawn
-    assert ("no point of it" in html) is not drawn
+    assert ("not finite at any point" in html) is not drawn
 
 
 def test_losses_that_were_never_numbers_leave_empty_curves() -> None:
@@ -237,7 +242,7 @@ def test_the_split_is_said() -> None:
     assert a_report(metrics=untested).split == "validation"
     trained = a_report(metrics=untested, validation_source="training")
     assert trained.split == "training"
-    assert "the training images themselves" in trained.to_html()
+    assert "the training images (the dataset" in trained.to_html()
 
 
 def test_both_files_are_written(tmp_path: Path) -> None:

@@ -495,7 +495,7 @@ def test_it_is_exhausted_at_its_horizon() -> None:
 
 
 def test_a_plain_callable_is_refused() -> None:
-    with pytest.raises(ConfigError, match="shows its outputs"):
+    with pytest.raises(ConfigError, match="objective with outputs"):
         gauss_newton().step(lambda points: points.sum(1))
 
 

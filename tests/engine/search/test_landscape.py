@@ -9,14 +9,14 @@ from sharpzo_engine.search.landscape import (
     Array,
     Landscape,
     NoLandscape,
-    Pace,
+    SearchSpeed,
+    compute_landscape,
     orthogonal,
-    survey,
 )
 
 ORIGIN = np.full(8, 0.5)
 RESULT = np.arange(8.0)
-QUICK = Pace(seconds=1.0, forward_passes=10_000)
+QUICK = SearchSpeed(seconds=1.0, forward_passes=10_000)
 
 
 def rng() -> np.random.Generator:
@@ -29,7 +29,7 @@ def distance_to_result(points: Array) -> Array:
 
 
 def test_a_quadratic_has_its_circles_around_the_result() -> None:
-    found = survey(distance_to_result, ORIGIN, RESULT, rng(), QUICK)
+    found = compute_landscape(distance_to_result, ORIGIN, RESULT, rng(), QUICK)
     assert isinstance(found, Landscape)
     step = float(((RESULT - ORIGIN) ** 2).sum())
     expected = step * ((found.x[None, :] - 1) ** 2 + found.y[:, None] ** 2)
@@ -40,7 +40,7 @@ def test_a_quadratic_has_its_circles_around_the_result() -> None:
 def test_both_prompts_lie_on_the_grid() -> None:
     assert {0.0, 1.0} <= set(ALONG)
     assert 0.0 in ACROSS.round(12)
-    found = survey(distance_to_result, ORIGIN, RESULT, rng(), QUICK)
+    found = compute_landscape(distance_to_result, ORIGIN, RESULT, rng(), QUICK)
     assert isinstance(found, Landscape)
     row = int(np.abs(found.y).argmin())
     assert found.loss[row, list(found.x).index(1.0)] == pytest.approx(0, abs=1e-9)
@@ -59,9 +59,9 @@ def never(points: Array) -> Array:
 
 
 def test_there_is_no_slice_without_a_result() -> None:
-    found = survey(never, ORIGIN, ORIGIN.copy(), rng(), QUICK)
+    found = compute_landscape(never, ORIGIN, ORIGIN.copy(), rng(), QUICK)
     assert isinstance(found, NoLandscape)
-    assert "not improved" in found.reason
+    assert "no better prompt" in found.reason
     assert found.forward_passes == 0
 
 
@@ -77,10 +77,12 @@ def test_there_is_no_slice_without_a_result() -> None:
     ],
 )
 def test_a_slow_encoder_is_spared(seconds: float, passes: int, skipped: bool) -> None:
-    found = survey(distance_to_result, ORIGIN, RESULT, rng(), Pace(seconds, passes))
+    found = compute_landscape(
+        distance_to_result, ORIGIN, RESULT, rng(), SearchSpeed(seconds, passes)
+    )
     assert isinstance(found, NoLandscape) is skipped
     if isinstance(found, NoLandscape):
-        assert "187 forward passes would have taken" in found.reason
+        assert "187 forward passes would take" in found.reason
 
 
 def test_what_a_row_raises_ends_the_survey() -> None:
@@ -92,5 +94,5 @@ def test_what_a_row_raises_ends_the_survey() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        survey(distance_to_result, ORIGIN, RESULT, rng(), QUICK, stop_at_3)
+        compute_landscape(distance_to_result, ORIGIN, RESULT, rng(), QUICK, stop_at_3)
     assert seen == [(0, 11), (1, 11), (2, 11), (3, 11)]
