@@ -9,7 +9,7 @@ serving. Without a dataset it is the photos and the model in the folder that SHA
 names, else scikit-learn's handwritten digits on the bundled backbone.
 
 One JSON file holds all measurements and what machine they are of; `--markdown` renders the tables
-for docs/benchmarks.md. `--resume` goes on with a `--full` run that was broken off.
+for docs/benchmarks.md. `--resume` continues an interrupted `--full` run.
 """
 
 from __future__ import annotations

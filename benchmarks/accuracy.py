@@ -83,7 +83,7 @@ def run_first_order(setting: Setting, seed: int) -> list[Row]:
 
 
 def run_default(setting: Setting, seed: int) -> list[Row]:
-    """One run, from which the prompt, its head and both heads without it can be told."""
+    """One run, which provides the prompt, its head, and both heads without the prompt."""
     result = setting.tune(setting.config(seed, {"head": "auto"}))
     metrics = result.metrics
     free = {"forward_passes": 0, "seconds": None}

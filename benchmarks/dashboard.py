@@ -42,7 +42,7 @@ from sharpzo_core.settings import Settings
 from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.job_leases import JobLeases, lease_of
 from sharpzo_core.stores.job_store import JobStore
-from sharpzo_engine.config import TuningConfig
+from sharpzo_engine import TuningConfig
 
 RUNS = 7
 JOBS = 500

@@ -31,13 +31,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
-from sharpzo_engine.clip.backbone import Backbone
-from sharpzo_engine.clip.features import Features
+from sharpzo_engine import Backbone, Features, Objective, PromptSpace
 from sharpzo_engine.clip.linear import Linear
 from sharpzo_engine.clip.parallel import map_chunks
 from sharpzo_engine.search.gradients import CentralDifferences
-from sharpzo_engine.search.objective import Objective
-from sharpzo_engine.search.prompt_space import PromptSpace
 
 Row = dict[str, Any]
 Clock = Callable[[], float]

@@ -81,7 +81,7 @@ def sample(pid: int, seconds: float) -> Sample | None:
             descriptors=sum(1 for _ in (folder / "fd").iterdir()),
             threads=int(status["Threads"]),
         )
-    except (OSError, KeyError):  # a process that nobody has waited for yet has no memory
+    except (OSError, KeyError):  # a zombie process has no memory
         return None
 
 
@@ -90,7 +90,7 @@ async def soak(running: Running, plan: Plan, backbone: str) -> Observed:
     from sharpzo_engine import load_backbone
 
     model = load_backbone(backbone, device="cpu")
-    # Without `trust_env` a proxy of the environment stays out of the way.
+    # Without `trust_env`, proxies set in the environment are ignored.
     async with httpx.AsyncClient(base_url=running.url, timeout=TIMEOUT, trust_env=False) as http:
         registry = Registry(http, model, Pictures.draw(model))
         await registry.fill(plan.prompts)
@@ -113,7 +113,7 @@ async def soak(running: Running, plan: Plan, backbone: str) -> Observed:
         async def watch() -> None:
             while (now := loop.time() - began) < plan.seconds:
                 if (found := sample(running.pid, now)) is None:
-                    return  # the visitors will tell
+                    return  # the visitors will report the failure
                 samples.append(found)
                 await asyncio.sleep(plan.interval)
 
@@ -174,7 +174,7 @@ def visits_table(tally: Tally) -> Table:
         )
         for kind, seconds in sorted(tally.seconds.items())
     ]
-    header = ("visits", "number", "told to come again", "median, ms", "99 %, ms")
+    header = ("visits", "number", "asked to retry", "median, ms", "99 %, ms")
     return Table("The load", header, rows)
 
 

@@ -29,10 +29,8 @@ import torch
 from benchmarks.support.output import RESULTS, Comparison, Row, Table, comparison_table
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
-from sharpzo_engine import TuningConfig, TuningInterrupted
+from sharpzo_engine import Objective, Progress, TuningConfig, TuningInterrupted
 from sharpzo_engine.search.loop import Search
-from sharpzo_engine.search.objective import Objective
-from sharpzo_engine.search.progress import Progress
 from sharpzo_engine.search.prompt_space import Array
 
 SEEDS = (1, 2, 3)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sharpzo_engine.search.objective import Objective
+    from sharpzo_engine import Objective
 
 RANDOM = "ViT-B-32 (random weights)"  # the backbone where none is named
 RANDOM_MODEL = "ViT-B-32"
@@ -67,11 +67,7 @@ def make_objective(model: tuple[Any, Any, Any], classes: int, pictures: list[Pat
     import torch
     from torch.nn import functional
 
-    from sharpzo_engine.clip.backbone import Backbone
-    from sharpzo_engine.clip.features import Features, extract_features
-    from sharpzo_engine.data.dataset import Example
-    from sharpzo_engine.search.objective import Objective
-    from sharpzo_engine.search.prompt_space import PromptSpace
+    from sharpzo_engine import Backbone, Example, Features, Objective, PromptSpace, extract_features
 
     clip, preprocess, tokenizer = model
     backbone = Backbone(clip, preprocess, tokenizer, name="measured", pretrained=None)
@@ -84,9 +80,8 @@ def make_objective(model: tuple[Any, Any, Any], classes: int, pictures: list[Pat
 
 def search(objective: Objective, **values: Any) -> None:  # noqa: ANN401 - hyperparameters
     """Some steps, validated on the training images."""
-    from sharpzo_engine import TuningConfig
+    from sharpzo_engine import Objective, TuningConfig
     from sharpzo_engine.search.loop import Search
-    from sharpzo_engine.search.objective import Objective
 
     config = TuningConfig.parse({"total_steps": STEPS, **values})
     Search(config, objective, Objective(objective.space, objective.features)).run()

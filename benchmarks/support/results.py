@@ -28,7 +28,7 @@ class Results:
 
     @classmethod
     def open(cls, path: Path | None, setting: Row, *, resume: bool) -> Results:
-        """Begin anew, or go on from what the file holds.
+        """Start a new file, or continue with the results in the file.
 
         Raises:
             SystemExit: the file is of another setting.

@@ -13,20 +13,21 @@ from typing import Any
 
 from benchmarks.support.output import RESULTS, Row
 from sharpzo_engine import (
+    Backbone,
     Dataset,
+    Features,
+    Objective,
+    PromptSpace,
     TuneResult,
     TuningConfig,
+    extract_features,
     load_backbone,
     load_dataset,
     tune,
 )
-from sharpzo_engine.clip.backbone import Backbone
-from sharpzo_engine.clip.features import Features, extract_features
 from sharpzo_engine.config import PRESETS
 from sharpzo_engine.search.loop import Search
-from sharpzo_engine.search.objective import Objective
 from sharpzo_engine.search.progress import OnStep
-from sharpzo_engine.search.prompt_space import PromptSpace
 from sharpzo_engine.tuner import split_validation
 
 #: The budget is in forward passes; steps shall never end a run before it does.

@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sharpzo_engine import TunedPrompt
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine import Backbone, TunedPrompt
 from sharpzo_engine.data.images import decode_image
 
 SIDES = (32, 64, 160, 224, 300, 512)  # pixels of the pictures, one of each
@@ -208,7 +207,7 @@ def check(response: httpx.Response, expected: int) -> None:
 
 
 class Visitor:
-    """Somebody who asks for one thing after another, by chance."""
+    """A client that sends one random request after another."""
 
     def __init__(
         self,
@@ -322,7 +321,7 @@ class Visitor:
         await ask(self._http, "GET", "/metrics")
 
     async def _listen(self) -> None:
-        """Wait for the first event of a stream that would go on, and hang up."""
+        """Wait for the first event of an open stream, and disconnect."""
         url, headers = f"/v1/jobs/{self._job_id}/events", {"accept": "text/event-stream"}
         try:
             async with self._http.stream("GET", url, headers=headers) as response:
@@ -341,7 +340,7 @@ class Visitor:
         ref = f"{entry.name}@{ALIAS}"
         await ask(self._http, "PUT", f"/v1/aliases/{ref}", json={"prompt_id": entry.id})
         versions = [other for other in self._registry.entries if other.name == entry.name]
-        await self._classify_with(ref, versions)  # somebody else may have moved it meanwhile
+        await self._classify_with(ref, versions)  # another visitor may have moved it
 
 
 def check_labels(
