@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Severity = Literal["error", "warning"]
@@ -83,15 +83,8 @@ class Finding:
         return f"{self.message}{listed} ({self.fix})"
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
-        return {
-            "severity": self.severity,
-            "code": self.code,
-            "message": self.message,
-            "fix": self.fix,
-            "count": self.count,
-            "examples": list(self.examples),
-        }
+        """Plain JSON values."""
+        return {**asdict(self), "examples": list(self.examples)}
 
 
 def finding(

@@ -10,7 +10,7 @@ import hashlib
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -77,10 +77,6 @@ class Spread:
         """Summarise a list of at least one number."""
         return cls(min(numbers), statistics.median(numbers), max(numbers))
 
-    def as_json(self) -> dict[str, float]:
-        """Plain values that JSON can hold."""
-        return {"min": self.min, "median": self.median, "max": self.max}
-
 
 @dataclass(frozen=True)
 class ImageSizes:
@@ -107,14 +103,8 @@ class ImageSizes:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
-        return {
-            "images": self.images,
-            "width": self.width.as_json(),
-            "height": self.height.as_json(),
-            "bytes": self.bytes.as_json(),
-            "formats": dict(self.formats),
-        }
+        """Plain JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

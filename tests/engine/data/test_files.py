@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         loaded = folder.load()
     assert loaded is not None
     assert loaded.scalars["step"] == 1
-    assert "checkpoint.safetensors is not used" in caplog.text
+    assert "checkpoint.safetensors rejected" in caplog.text
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
