@@ -203,7 +203,7 @@ def test_any_number_of_event_streams_ask_the_database_no_more_often(
         stopping.set()
         await asyncio.gather(*streams)
 
-    monkeypatch.setattr(job_events, "_look", look)
+    monkeypatch.setattr(job_events, "_read", look)
     asyncio.run(follow_many())
     assert len(looks) <= 20 + 20
     assert not job_events._open
