@@ -533,9 +533,9 @@ def test_what_is_lost_is_told(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(MAX_BUFFERED + 7):
         log.add(one)
     assert len(log._waiting) == MAX_BUFFERED
-    log._tell_lost(log._lost)
+    log._log_lost(log._lost)
     (record,) = (r for r in caplog.records if getattr(r, "action", "") == "audit_lost")
-    assert record.getMessage() == "7 audit entries are lost"
+    assert record.getMessage() == "7 audit entries were lost"
 
 
 def test_nobody_waits_for_the_log(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
