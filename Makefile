@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 PAGES  := $(shell find dashboard/src -type f -not -name schema.d.ts) dashboard/build.mjs
 BUILT  := service/static/.built
 # Two processes; a file of tests, or a folder that shares a service, stays in one of them.
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
 	--durations=25 --junitxml=build/tests.xml
 NPM    := cd dashboard && PATH="$(abspath $(BIN)):$$PATH" npm
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -29,12 +29,8 @@ from service.routes import (
     prompts,
 )
 from service.services import open_services
+from sharpzo_core.settings import Settings
 from sharpzo_engine import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from sharpzo_core.settings import Settings
 
 
 def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:

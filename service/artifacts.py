@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from service.errors import Unavailable
+from sharpzo_core.records.prompts import PromptRecord
+from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.storage.prompt_files import describe_file, read_prompt_file
 from sharpzo_engine.errors import ArtifactError
-
-if TYPE_CHECKING:
-    from sharpzo_core.records.prompts import PromptRecord
-    from sharpzo_core.storage.artifact_store import ArtifactStore
 
 _CODE = "artifact_corrupt"
 
@@ -29,5 +25,4 @@ def fetch_artifact(artifacts: ArtifactStore, prompt: PromptRecord) -> bytes:
 
 
 def corrupt(prompt: PromptRecord, what: str) -> Unavailable:
-    """The error for an unusable artifact."""
     return Unavailable(_CODE, f"{describe_file(prompt)} {what}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Match
 
 from service.errors import RateLimited, RequestTimeout, TooManyBytesAtOnce
@@ -15,18 +18,12 @@ from sharpzo_core.errors import AuthInvalid, AuthRequired, CoreError, Validation
 from sharpzo_core.json_safety import json_pointer
 from sharpzo_engine.errors import ConfigError, EngineError
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-    from starlette.requests import Request
-    from starlette.responses import Response
-
 _INVALID = 422
 _METHOD_NOT_ALLOWED = 405
 _MAX_FAULTS = 50  # listed in one response
 
 
 def install(app: FastAPI) -> None:
-    """Register the handlers."""
     app.add_exception_handler(CoreError, problem_response)
     app.add_exception_handler(EngineError, _engine_error)
     app.add_exception_handler(RequestValidationError, _request_invalid)
@@ -35,7 +32,6 @@ def install(app: FastAPI) -> None:
 
 
 def problem_response(request: Request, error: Exception) -> Response:
-    """The response to one of our own errors."""
     assert isinstance(error, CoreError)  # noqa: S101 - how the handler is registered
     return problem(
         request.scope,
@@ -83,7 +79,6 @@ def _request_invalid(request: Request, error: Exception) -> Response:
 
 
 def _fault(item: dict[str, Any]) -> tuple[str, str]:
-    """One of pydantic's faults, without the rejected input."""
     # The first part (body, query, path) is left out; names are unique across them.
     return json_pointer(item["loc"][1:]), item["msg"]
 

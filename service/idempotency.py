@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Generic, Self, TypeVar
+from typing import Annotated, Generic, Self, TypeVar
 
 import anyio
+import sqlalchemy as sa
 from fastapi import Header, Response
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from sharpzo_core.errors import CoreError, IdempotencyMismatch
@@ -25,10 +27,6 @@ from sharpzo_core.stores.idempotency import (
     Reservation,
     StoredAnswer,
 )
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-    from pydantic import BaseModel
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +64,6 @@ class Attempt:
 
     @property
     def is_new(self) -> bool:
-        """Whether no response is stored for this key."""
         return self._answered is None
 
     def replay(self, fingerprint: str) -> Response | None:
@@ -84,7 +81,6 @@ class Attempt:
     def completion(
         self, fingerprint: str, status: int, public: Callable[[T], BaseModel]
     ) -> Completion[T]:
-        """The callback that saves the response in the creating transaction."""
         answer = StoredAnswer(fingerprint, status, "")
         return Completion(self._store, self._reservation, answer, public, self._on_created)
 

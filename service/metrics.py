@@ -6,16 +6,17 @@ Workers open no port: their work is in the database, and each API process report
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Histogram,
+    Metric,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
@@ -27,21 +28,14 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from service.streams.job_events import open_streams
 from sharpzo_core.database.tenants import DEFAULT_TENANT
 from sharpzo_core.logging import dropped_records
-from sharpzo_core.stores.job_totals import DURATIONS
+from sharpzo_core.records.jobs import JobStatus
+from sharpzo_core.stores.job_totals import DURATIONS, Figures
 from sharpzo_engine import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from prometheus_client import Metric
-    from prometheus_client.samples import Sample
-
-    from sharpzo_core.records.jobs import JobStatus
-    from sharpzo_core.stores.job_totals import Figures
 
 __all__ = ["CONTENT_TYPE_LATEST", "Fleet", "Metrics"]
 
@@ -253,5 +247,4 @@ class _View(CollectorRegistry):
 
 
 def prompt_series(tenant: str, label: str) -> str:
-    """A prompt's label: `name:version`, prefixed by any tenant but the default one."""
     return label if tenant == DEFAULT_TENANT else f"{tenant}/{label}"

@@ -7,10 +7,10 @@ import logging
 import re
 import time
 import uuid
-from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth.authorization import METHODS
 from service.http.body_limits import Body, BodyMemory
@@ -21,14 +21,9 @@ from service.http.problems import (
     problem,
     problem_code,
 )
+from service.metrics import Metrics
 from sharpzo_core.logging import log_context
-from sharpzo_core.settings import MIB
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from service.metrics import Metrics
-    from sharpzo_core.settings import Settings
+from sharpzo_core.settings import MIB, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +104,6 @@ class RequestLayer:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's id if it is well-formed, or a new one."""
     given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
     return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from fastapi import FastAPI
 
 from service.auth.authorization import PUBLIC, declared
 from service.route_docs import REF, problems
 from sharpzo_core.schemas.problems import Problem
 from sharpzo_engine.config import TuningConfig
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 _SCHEME = "key"
 _BEARER = {
@@ -25,7 +24,6 @@ _UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own form of a 
 
 
 def install(app: FastAPI) -> None:
-    """Add the problem schema and the API key to the document, and drop FastAPI's own errors."""
     derive = app.openapi
 
     def document() -> dict[str, Any]:
@@ -70,7 +68,6 @@ def _without_keys(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _declare_keys(paths: dict[str, Any], app: FastAPI) -> None:
-    """Add each route's scopes, and its responses without a valid key."""
     for method, path, scopes in declared(app):
         operation = paths.get(path, {}).get(method.lower())
         if operation is None:

@@ -11,7 +11,6 @@ REF = "#/components/schemas/{model}"
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route that may answer with these statuses."""
     schema = {"$ref": REF.format(model="Problem")}
     return {
         status: {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from email.message import Message
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -12,14 +13,10 @@ from starlette.concurrency import run_in_threadpool
 
 from service.auth.authorization import authorize
 from service.http.strict_json import loads
+from sharpzo_core.database.pagination import Listing
 from sharpzo_core.errors import PayloadTooLarge, UnsupportedMedia, ValidationFailed
 from sharpzo_core.json_safety import json_pointer
 from sharpzo_core.schemas.base import Page
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from sharpzo_core.database.pagination import Listing
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -44,7 +41,6 @@ class StrictRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap the framework's handler: scopes first, then the body if there is one."""
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:

@@ -12,9 +12,11 @@ import signal
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import create_app
 from service.http.connection import bounded_protocol
@@ -23,17 +25,10 @@ from sharpzo_core.database.sqlite import report_version
 from sharpzo_core.errors import SettingsError
 from sharpzo_core.logging import configure_logging
 from sharpzo_core.migrations import migrate
+from sharpzo_core.settings import Settings
 from sharpzo_core.stores.key_store import keys_exist
 from sharpzo_core.supervisor import Supervisor
 from sharpzo_engine import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
-
-    from fastapi import FastAPI
-
-    from sharpzo_core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +111,6 @@ def _greet(settings: Settings, url: str) -> None:
 
 
 def _allow_descriptors(connections: int) -> None:
-    """Raise the process's limit of open files to fit the connections."""
     if sys.platform == "win32":
         return
     import resource

@@ -6,24 +6,27 @@ import logging
 import socket
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from service.auth.audit import AuditLog
 from service.auth.key_cache import KeyCache
+from service.auth.principal import Caller
 from service.auth.rate_limits import RateLimits
 from service.broker_probe import BrokerProbe
 from service.idempotency import Idempotency
 from service.inference.host import InferenceHost
 from service.ingest.processor import Ingest
 from service.ingest.uploads import Uploads
+from service.metrics import Metrics
 from sharpzo_core.broker.queue import JobQueue, make_celery
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.logging import job_context
 from sharpzo_core.migrations import migrate
-from sharpzo_core.records.jobs import Origin
+from sharpzo_core.records.jobs import Job, Origin
+from sharpzo_core.settings import Settings
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.alias_store import AliasStore
 from sharpzo_core.stores.audit import AuditStore
@@ -37,14 +40,6 @@ from sharpzo_core.stores.key_store import KeyStore
 from sharpzo_core.stores.prompt_store import PromptStore
 from sharpzo_core.stores.quotas import Quotas, UsageStore
 from sharpzo_core.stores.worker_store import WorkerStore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from service.auth.principal import Caller
-    from service.metrics import Metrics
-    from sharpzo_core.records.jobs import Job
-    from sharpzo_core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +99,6 @@ class Services:
         self.notifier.submit(copy_context().run, self.queue.notify, job_id)
 
     def close(self) -> None:
-        """Stop every thread and close every connection."""
         self.stopping.set()
         self.notifier.shutdown(wait=True, cancel_futures=True)
         self.ingest.close()
@@ -176,7 +170,6 @@ class TenantServices:
         return self._process.idempotency.for_tenant(self.caller.tenant, self._note_created)
 
     async def is_still_admitted(self) -> bool:
-        """Whether the caller's key is still valid."""
         return await self._process.key_cache.still_admits(self.caller)
 
     def announce(self, job: Job) -> None:

@@ -31,8 +31,6 @@ _QUEUED = 4  # files waiting to be examined, per thread
 
 @dataclass(frozen=True)
 class DatasetInput:
-    """A dataset in a folder or an archive."""
-
     name: str
     layout: Layout
     images: Callable[[Collection[str]], Iterator[tuple[str, Load]]]
@@ -41,8 +39,6 @@ class DatasetInput:
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found in the images."""
-
     facts: dict[str, ImageFacts]
     thumbnails: dict[str, Image.Image]
 

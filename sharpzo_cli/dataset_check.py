@@ -35,8 +35,6 @@ SIGNS = {"error": ("✗", "red"), "warning": ("!", "yellow")}
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """The command line of `sharpzo datasets check`."""
-
     dataset: str  #: a path, or a name of the catalogue
     root: Path | None
     shots: int | None
@@ -150,7 +148,6 @@ def _draw(sheet: Path, shown: Mapping[str, Sequence[str]], examined: Examined) -
 
 
 def print_report(name: str, found: Preflight) -> None:
-    """Print the contents of a dataset and every problem."""
     console = Console()
     contents = (
         f"{_counted(found.images, 'image')} in {_counted(len(found.classes), 'class', 'classes')}"

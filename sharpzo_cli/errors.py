@@ -90,7 +90,6 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def one_line(text: str) -> str:
-    """Replace every run of white space by one space."""
     return " ".join(text.split())
 
 

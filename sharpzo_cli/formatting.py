@@ -157,14 +157,12 @@ def event_line(event: JobEvent) -> str:
 
 
 def show_outcome(job: Job) -> None:
-    """Print how a job ended."""
     passes = f"{job.progress.forward_passes:,}" if job.kind == "tuning" else ""
     facts = [("job", job.id), ("status", job.status), *measured(job.metrics)]
     print_facts([*facts, ("forward passes", passes), ("prompt", job.prompt_id or "")])
 
 
 def measured(metrics: Metrics) -> list[tuple[str, str]]:
-    """Pair the metrics with their names."""
     found = []
     for field, name in METRICS.items():
         value = getattr(metrics, field)
@@ -175,7 +173,6 @@ def measured(metrics: Metrics) -> list[tuple[str, str]]:
 
 
 def when(moment: datetime | None, *, seconds: bool = False) -> str:
-    """Format a time in the local time zone."""
     if moment is None:
         return ""
     local = moment.astimezone()
@@ -183,7 +180,6 @@ def when(moment: datetime | None, *, seconds: bool = False) -> str:
 
 
 def age(moment: datetime | None) -> str:
-    """Format how long ago a time was, as 5m or 3d."""
     if moment is None:
         return _NOTHING
     seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
@@ -238,7 +234,6 @@ def _job_row(job: Job) -> Row:
 
 
 def _state(job: Job) -> str:
-    """The status; for a running job, the phase and the fraction done."""
     if job.status != "running" or not job.phase:
         return job.status
     total = job.progress.total_steps
@@ -273,7 +268,6 @@ def _names(prompt: Prompt) -> tuple[str, str | None]:
 
 
 def _sizes(dataset: Dataset) -> dict[str, int]:
-    """Split -> number of images."""
     return {
         name: sum(size.values()) if isinstance(size, dict) else int(size)
         for name, size in (dataset.splits or {}).items()

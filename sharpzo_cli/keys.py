@@ -124,13 +124,10 @@ def rotate(
 
 @dataclass(frozen=True)
 class _Stores:
-    """The keys of all tenants, and the audit log."""
-
     keys: KeyStore
     audit: AuditStore
 
     def note(self, action: str, key: ApiKey) -> None:
-        """Record a change by this command in the audit log of the key's tenant."""
         from sharpzo_core.ids import Prefix, new_id
         from sharpzo_core.stores.audit import AuditEntry
 
@@ -152,7 +149,6 @@ class _Stores:
 
 @contextmanager
 def _store(data_dir: Path | None) -> Iterator[_Stores]:
-    """Open the database that `serve` would use."""
     from sharpzo_cli.processes import load_settings, run_migrations
     from sharpzo_core.database.engine import make_engine
     from sharpzo_core.errors import NotFound
@@ -204,7 +200,6 @@ def _scopes(text: str) -> list[Scope]:
 
 
 def _duration(text: str | None) -> timedelta | None:
-    """Parse a time such as 45s, 30m, 12h or 90d."""
     if text is None:
         return None
     match = _DURATION.fullmatch(text)

@@ -32,8 +32,6 @@ HEADINGS = {"predictions": "label", "zero_shot": "zero-shot"}
 
 @dataclass(frozen=True)
 class Model:
-    """A prompt file, and the backbone to use instead of its own, if any."""
-
     artifact: Path
     backbone: str | None
     pretrained: str | None
@@ -132,7 +130,6 @@ def evaluate_dataset(model: Model, chosen: EvaluationData, *, as_json: bool) -> 
 
 
 def _measure(classifier: PromptClassifier, data: Dataset, split: str) -> EvaluationReport:
-    """Evaluate the classifier and the hand-written prompt on one split."""
     from sharpzo_engine.clip.features import extract_features
     from sharpzo_engine.prompts.evaluation import Tally
     from sharpzo_engine.reports.evaluation_report import EvaluationReport
@@ -166,7 +163,6 @@ def _for_classes(classifier: PromptClassifier, data: Dataset, *, narrow: bool) -
 
 
 def _results(images: Sequence[Path], answers: Answers) -> list[dict[str, object]]:
-    """For each image, the predictions of every classifier under its key."""
     return [
         {
             "image": str(image),

@@ -41,7 +41,6 @@ def print_model(model: M, show: Callable[[M], None], *, as_json: bool) -> None:
 def print_items(
     key: str, items: Sequence[M], show: Callable[[Sequence[M]], None], *, as_json: bool
 ) -> None:
-    """Print a list; as JSON it is an object with the one field `key`."""
     if as_json:
         print_json({key: [item.model_dump(mode="json") for item in items]})
     else:
@@ -51,7 +50,6 @@ def print_items(
 def print_table(
     title: str, header: Row, rows: Sequence[Row], *, err: bool = False, compact: bool = False
 ) -> None:
-    """Print a table of text (first column) and figures; a compact one has no lines."""
     from rich.console import Console
     from rich.table import Table
 
@@ -105,7 +103,6 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def _draw(console: Console, table: Table) -> None:
-    """Print a table without trailing blanks."""
     with console.capture() as drawn:
         console.print(table)
     typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))

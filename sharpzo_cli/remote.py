@@ -66,7 +66,6 @@ def service(url: str) -> Iterator[Client]:
 
 
 def translated(error: errors.SharpzoError, url: str) -> CliError:
-    """Turn an error of the SDK into one of the command line."""
     code = error.code if isinstance(error, errors.APIStatusError) else None
     fix = FIXES_BY_CODE.get(code or "") or next(f for kind, f in FIXES if isinstance(error, kind))
     fix = fix.replace("{url}", url)

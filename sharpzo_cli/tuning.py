@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """The command line of `sharpzo tune`."""
-
     dataset: str  #: a path, or a name of the catalogue
     root: Path | None
     preset: str
@@ -48,8 +46,6 @@ class TuneRequest:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A successful run."""
-
     artifact: Path
     sha256: str
     seconds: float
@@ -166,8 +162,6 @@ def _how_to_resume(request: TuneRequest) -> str:
 
 
 class TuningView:
-    """Shows a run of the engine."""
-
     def __init__(self, shown: Display, budget: int | None) -> None:
         self._shown = shown
         self._budget = budget  # forward passes
@@ -177,11 +171,9 @@ class TuningView:
         self._last = RunState("starting")
 
     def say(self, message: str) -> None:
-        """Show what is happening before the first step."""
         self._shown.show(RunState("preparing", note=message))
 
     def show(self, step: EngineProgress) -> None:
-        """Show a step; the engine's `on_step`."""
         if step.record is not None:
             self._loss = step.record.loss
             if step.record.val_accuracy is not None:  # not every step is validated
@@ -205,7 +197,6 @@ class TuningView:
         self._shown.show(self._last)
 
     def done(self) -> None:
-        """Show that the run has succeeded."""
         self._shown.show(replace(self._last, title="done", rate=None, note="", ended=True))
 
 

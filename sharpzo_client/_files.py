@@ -6,18 +6,16 @@ import hashlib
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias, runtime_checkable
+from typing import BinaryIO, Protocol, TypeAlias, runtime_checkable
 
 from sharpzo_client._constants import IMAGE_SUFFIXES
 from sharpzo_client._operation import Part
 from sharpzo_client.errors import DownloadError, InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 BINARY = "application/octet-stream"
 #: Files that describe the images.

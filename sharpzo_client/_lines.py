@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from pydantic import ValidationError
 
 from sharpzo_client.errors import APIResponseError
 from sharpzo_client.models import ImageRecord
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class Lines:

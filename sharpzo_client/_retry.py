@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 from tenacity import RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity.retry import retry_base
+from tenacity.stop import stop_base
 from tenacity.wait import wait_exponential, wait_random
 
 from sharpzo_client._constants import INITIAL_BACKOFF, MAX_BACKOFF, MAX_RETRY_AFTER
 from sharpzo_client._operation import Operation, Retry
 from sharpzo_client.errors import APIConnectionError, APIStatusError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tenacity.retry import retry_base
-    from tenacity.stop import stop_base
 
 #: Statuses to retry, besides most 5xx. A 409 is retried only with Retry-After: then an earlier
 #: attempt of the same call is still running.

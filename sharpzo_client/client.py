@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TYPE_CHECKING, Self
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Self
 
 import httpx
 
@@ -17,10 +19,12 @@ from sharpzo_client._constants import (
     DEFAULT_TIMEOUT,
     DEFAULT_TOP_K,
 )
+from sharpzo_client._files import ImageInput
 from sharpzo_client._operations.classify import ClassifyOptions, classify_with_prompts
 from sharpzo_client._operations.service import get_usage
 from sharpzo_client._transport import AsyncTransport, SyncTransport, translate_errors
 from sharpzo_client.errors import InputError
+from sharpzo_client.models import PromptAnswer, Usage
 from sharpzo_client.resources.aliases import Aliases, AsyncAliases
 from sharpzo_client.resources.datasets import AsyncDatasets, Datasets
 from sharpzo_client.resources.jobs import AsyncJobs, Jobs
@@ -32,13 +36,6 @@ from sharpzo_client.resources.service import (
     Backbones,
     HealthChecks,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from types import TracebackType
-
-    from sharpzo_client._files import ImageInput
-    from sharpzo_client.models import PromptAnswer, Usage
 
 
 class Client:

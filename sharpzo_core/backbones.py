@@ -9,11 +9,8 @@ paths; requests can only give names.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: Admits every pretrained open_clip model by its `MODEL:TAG`.
 ANY_PRETRAINED = "*"

@@ -37,10 +37,7 @@ The REST API answers with `status`, `code` and `title`; `detail` is the message.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
 
 
 class CoreError(Exception):
@@ -50,23 +47,25 @@ class CoreError(Exception):
     code = "internal_error"
     title = "Internal error"
 
+    def __init_subclass__(
+        cls, *, status: int | None = None, code: str | None = None, title: str | None = None
+    ) -> None:
+        """What is not given is the base class's."""
+        cls.status = cls.status if status is None else status
+        cls.code = code or cls.code
+        cls.title = title or cls.title
+
     def __init__(self, detail: str | None = None) -> None:
         self.detail = detail or (self.__doc__ or "").strip()
         super().__init__(self.detail)
 
 
-class SettingsError(CoreError):
+class SettingsError(CoreError, code="settings_invalid", title="Wrong setting"):
     """A setting is wrong."""
 
-    code = "settings_invalid"
-    title = "Wrong setting"
 
-
-class SchemaTooNew(CoreError):
+class SchemaTooNew(CoreError, code="schema_too_new", title="Database too new"):
     """The database was changed by a newer version of this program."""
-
-    code = "schema_too_new"
-    title = "Database too new"
 
     def __init__(self, found: str, newest: str) -> None:
         super().__init__(
@@ -75,27 +74,21 @@ class SchemaTooNew(CoreError):
         )
 
 
-class ValidationFailed(CoreError):
+class ValidationFailed(
+    CoreError, status=422, code="validation_error", title="The request is not valid"
+):
     """The request is not valid.
 
     `errors` lists each fault as `(JSON pointer, message)`.
     """
-
-    status = 422
-    code = "validation_error"
-    title = "The request is not valid"
 
     def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
         self.errors = list(errors)
         super().__init__("; ".join(f"{pointer}: {message}" for pointer, message in self.errors))
 
 
-class NotFound(CoreError):
+class NotFound(CoreError, status=404, code="not_found", title="Not found"):
     """There is no such object."""
-
-    status = 404
-    code = "not_found"
-    title = "Not found"
 
     def __init__(self, kind: str, ref: str) -> None:
         self.kind = kind
@@ -103,104 +96,72 @@ class NotFound(CoreError):
         super().__init__(f"there is no such {kind}")
 
 
-class StateConflict(CoreError):
+class StateConflict(
+    CoreError, status=409, code="state_conflict", title="Not possible in this state"
+):
     """The object's state does not allow this."""
 
-    status = 409
-    code = "state_conflict"
-    title = "Not possible in this state"
 
-
-class BackboneNotServed(StateConflict):
+class BackboneNotServed(StateConflict, code="backbone_mismatch", title="Backbone mismatch"):
     """The prompt was tuned on a backbone that is not offered here."""
 
-    code = "backbone_mismatch"
-    title = "Backbone mismatch"
 
-
-class LeaseLost(StateConflict):
+class LeaseLost(StateConflict, code="lease_lost"):
     """Another process owns the work now."""
 
-    code = "lease_lost"
 
-
-class ConfigMismatch(StateConflict):
+class ConfigMismatch(
+    StateConflict, code="config_mismatch", title="Not the checkpoint's configuration"
+):
     """The checkpoint belongs to a run with another configuration."""
 
-    code = "config_mismatch"
-    title = "Not the checkpoint's configuration"
 
-
-class AliasMoved(StateConflict):
+class AliasMoved(StateConflict, code="alias_moved", title="Alias moved"):
     """The alias does not point where the request expects."""
 
-    code = "alias_moved"
-    title = "Alias moved"
 
-
-class AliasAmbiguous(StateConflict):
+class AliasAmbiguous(StateConflict, code="alias_ambiguous", title="Alias ambiguous"):
     """Several names have this alias."""
 
-    code = "alias_ambiguous"
-    title = "Alias ambiguous"
 
-
-class GateFailed(StateConflict):
+class GateFailed(StateConflict, code="gate_failed", title="Gate failed"):
     """The prompt does not reach the score that its gate requires."""
 
-    code = "gate_failed"
-    title = "Gate failed"
 
-
-class NothingToRollBack(StateConflict):
+class NothingToRollBack(
+    StateConflict, code="nothing_to_roll_back", title="Nothing to roll back to"
+):
     """The alias pointed to no other prompt before that is still there."""
 
-    code = "nothing_to_roll_back"
-    title = "Nothing to roll back to"
 
-
-class PromptInUse(StateConflict):
+class PromptInUse(StateConflict, code="prompt_in_use", title="Prompt in use"):
     """Something that has not ended needs the prompt."""
 
-    code = "prompt_in_use"
-    title = "Prompt in use"
 
-
-class IdempotencyInProgress(CoreError):
+class IdempotencyInProgress(
+    CoreError, status=409, code="idempotency_in_progress", title="In progress"
+):
     """An earlier request with this Idempotency-Key is still in progress (try again)."""
 
-    status = 409
-    code = "idempotency_in_progress"
-    title = "In progress"
     retry_after = 1  # seconds
 
 
-class IdempotencyMismatch(CoreError):
+class IdempotencyMismatch(
+    CoreError, status=422, code="idempotency_mismatch", title="Idempotency key reused"
+):
     """This Idempotency-Key was used for another request (use a new key for a new request)."""
 
-    status = 422
-    code = "idempotency_mismatch"
-    title = "Idempotency key reused"
 
-
-class PayloadTooLarge(CoreError):
+class PayloadTooLarge(CoreError, status=413, code="payload_too_large", title="Too large"):
     """The request carries more bytes than allowed."""
 
-    status = 413
-    code = "payload_too_large"
-    title = "Too large"
 
-
-class ArchiveError(CoreError):
+class ArchiveError(CoreError, status=422, code="archive_corrupt", title="Archive not accepted"):
     """The archive is damaged, unsafe or too large.
 
     `code` is one of `archive_corrupt`, `archive_encrypted`, `archive_unsupported`,
     `archive_unsafe_path`, `archive_unsafe_entry`, `archive_bomb` and `too_many_files`.
     """
-
-    status = 422
-    code = "archive_corrupt"
-    title = "Archive not accepted"
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -209,87 +170,58 @@ class ArchiveError(CoreError):
             self.status = PayloadTooLarge.status
 
 
-class UnsupportedMedia(CoreError):
+class UnsupportedMedia(
+    CoreError, status=415, code="unsupported_media_type", title="Unsupported media type"
+):
     """This kind of content is not accepted."""
 
-    status = 415
-    code = "unsupported_media_type"
-    title = "Unsupported media type"
 
-
-class TooManyJobs(CoreError):
+class TooManyJobs(CoreError, status=429, code="too_many_jobs", title="Too many queued jobs"):
     """The queue is full."""
-
-    status = 429
-    code = "too_many_jobs"
-    title = "Too many queued jobs"
 
     def __init__(self, detail: str | None = None, retry_after: int = 60) -> None:
         self.retry_after = retry_after  # seconds
         super().__init__(detail)
 
 
-class AuthRequired(CoreError):
+class AuthRequired(CoreError, status=401, code="auth_required", title="API key required"):
     """An API key is required (send it as `Authorization: Bearer KEY`)."""
 
-    status = 401
-    code = "auth_required"
-    title = "API key required"
 
-
-class AuthInvalid(CoreError):
+class AuthInvalid(CoreError, status=401, code="auth_invalid", title="API key not valid"):
     """The API key is not valid (ask the operator for a new one)."""
 
-    status = 401
-    code = "auth_invalid"
-    title = "API key not valid"
 
-
-class ScopeForbidden(CoreError):
+class ScopeForbidden(
+    CoreError, status=403, code="scope_forbidden", title="Not allowed with this API key"
+):
     """The API key may not do this."""
 
-    status = 403
-    code = "scope_forbidden"
-    title = "Not allowed with this API key"
 
-
-class QuotaExceeded(CoreError):
+class QuotaExceeded(CoreError, status=429, code="quota_exceeded", title="Quota exceeded"):
     """The tenant may not use more."""
-
-    status = 429
-    code = "quota_exceeded"
-    title = "Quota exceeded"
 
     def __init__(self, detail: str, retry_after: int | None = None) -> None:
         self.retry_after = retry_after  # seconds; None where waiting does not help
         super().__init__(detail)
 
 
-class StorageFull(CoreError):
+class StorageFull(CoreError, status=507, code="storage_full", title="Storage full"):
     """No space is left on the storage."""
 
-    status = 507
-    code = "storage_full"
-    title = "Storage full"
 
-
-class StorageUnavailable(CoreError):
+class StorageUnavailable(
+    CoreError, status=503, code="storage_unavailable", title="Storage unavailable"
+):
     """The storage does not answer."""
-
-    status = 503
-    code = "storage_unavailable"
-    title = "Storage unavailable"
 
     def __init__(self, detail: str | None = None, retry_after: int = 5) -> None:
         self.retry_after = retry_after  # seconds
         super().__init__(detail)
 
 
-class StorageBusy(StorageUnavailable):
+class StorageBusy(StorageUnavailable, code="busy", title="Storage busy"):
     """Other processes are writing to the database (try again soon)."""
-
-    code = "busy"
-    title = "Storage busy"
 
     def __init__(self, detail: str | None = None) -> None:
         super().__init__(detail, retry_after=1)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from sharpzo_core.json_safety import MAX_LABEL, unsafe_paths
-
-if TYPE_CHECKING:
-    from sharpzo_core.records.datasets import DatasetRecord
-    from sharpzo_core.records.jobs import Job
+from sharpzo_core.records.datasets import DatasetRecord
+from sharpzo_core.records.jobs import Job
 
 MAX_CONFIG_BYTES = 16 << 10  # of an imported configuration as JSON; ours has about 1 KiB
 

@@ -14,19 +14,16 @@ import os
 import queue
 import sys
 import threading
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from contextlib import AbstractContextManager
-
-    from sharpzo_core.records.jobs import Job
-    from sharpzo_core.settings import Settings
+from sharpzo_core.records.jobs import Job
+from sharpzo_core.settings import Settings
 
 MAX_QUEUED = 10_000  # lines in the queue
 FLUSH_SECONDS = 1.0  # how long the process waits for them when it ends
@@ -138,13 +135,11 @@ class QueuedHandler(logging.Handler):
             self.handleError(record)
 
     def flush(self) -> None:
-        """Wait until everything queued is written, at most `FLUSH_SECONDS`."""
         written = threading.Event()
         self._queue.put(written)
         written.wait(FLUSH_SECONDS)
 
     def close(self) -> None:
-        """End the thread once it has written what is queued."""
         self._queue.put(None)
         super().close()
 
@@ -158,7 +153,6 @@ class QueuedHandler(logging.Handler):
         self._at_end()
 
     def _report_dropped(self) -> None:
-        """Report how many lines were dropped, once there is room again."""
         missing = self._dropped - self._reported
         if missing and self._queue.qsize() <= self._limit // 2:
             self._reported += missing
@@ -235,7 +229,6 @@ def _has_logger(record: logging.LogRecord) -> bool:
 
 
 def _add_context(record: logging.LogRecord) -> bool:
-    """Add the context's fields to the record, on the thread that logs it."""
     for name, value in _context.get().items():
         vars(record).setdefault(name, value)
     return True

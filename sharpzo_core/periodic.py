@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextvars import copy_context
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 STOP_SECONDS = 5.0  # how long `stop` waits for a running action
 
@@ -41,7 +38,6 @@ class Periodic:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop, after waiting for an action that is running."""
         self._stopping.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(STOP_SECONDS)

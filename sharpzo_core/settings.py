@@ -248,7 +248,6 @@ class Settings(BaseSettings):
         return self
 
     def environment(self) -> dict[str, str]:
-        """The variables that make a child process read these settings again."""
         given = {name: getattr(self, name) for name in self.model_fields_set | {"data_dir"}}
         return {
             f"{PREFIX}{name.upper()}": str(value)
@@ -266,7 +265,6 @@ class Settings(BaseSettings):
 
     @property
     def embedded_broker(self) -> bool:
-        """Whether messages are files in the data folder."""
         return not self.broker_url
 
     @property
@@ -284,7 +282,6 @@ class Settings(BaseSettings):
 
     @property
     def cache_dir(self) -> Path:
-        """Folder of files that can be computed or fetched again."""
         return self.data_dir / "cache"
 
     @cached_property

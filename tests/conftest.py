@@ -60,10 +60,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = path_of(item)
         if path.startswith(SLOW) and not item.get_closest_marker("fast"):
             item.add_marker("slow")
-        folder = path.partition("/")[0]
-        item.add_marker(pytest.mark.xdist_group(folder if folder in ONE_SERVICE else path))
     # Long ones first, so that both processes end at about the same time.
     items.sort(key=lambda item: order(path_of(item)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Schedule by file, or by folder where files share a service.
+
+    Groups by marker (`--dist loadgroup`) have no effect in xdist 3.8 with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByService(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((f for f in ONE_SERVICE if file.startswith(f"tests/{f}/")), file)
+
+    return ByService(config, log)
 
 
 def path_of(item: pytest.Item) -> str:

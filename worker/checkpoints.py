@@ -6,22 +6,17 @@ import errno
 import logging
 import shutil
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import Self
 
 from sharpzo_core.errors import NotFound, StorageFull, StorageUnavailable
 from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
-from sharpzo_core.records.jobs import CheckpointRef, EventType
+from sharpzo_core.records.jobs import CheckpointRef, EventType, Job, Lease
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.job_leases import JobLeases
 from sharpzo_core.stores.job_rows import NewEvent
 from sharpzo_engine.files import write_atomically
-from sharpzo_engine.search.checkpoint import CURRENT
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sharpzo_core.records.jobs import Job, Lease
-    from sharpzo_core.storage.artifact_store import ArtifactStore
-    from sharpzo_core.stores.job_leases import JobLeases
-    from sharpzo_engine.search.checkpoint import CheckpointEvent
+from sharpzo_engine.search.checkpoint import CURRENT, CheckpointEvent
 
 MAX_FAILURES = 10  # checkpoints in a row that may fail before the job does
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from sharpzo_core.records.datasets import (
     SPLITS,
@@ -17,22 +19,15 @@ from sharpzo_core.records.datasets import (
 )
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_engine.data.dataset import Dataset, Example, few_shot
+from sharpzo_engine.data.layout import Part
 from sharpzo_engine.errors import ImageError
 from sharpzo_engine.files import write_atomically
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
-    from sharpzo_engine.data.layout import Part
 
 DOWNLOADS = 8  # at a time
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One image of a dataset, as listed in the manifest."""
-
     name: str  #: Its path in the archive that was uploaded
     path: Path | None  #: Of its file, after `fetch`; None if it was never stored
     split: str | None = None  #: None in a dataset without labels

@@ -13,7 +13,6 @@ OUT_OF_MEMORY = "out_of_memory"
 
 
 def describe(error: Exception) -> tuple[str, str]:
-    """The code and message for the job; details go to the log."""
     if isinstance(error, EngineError):
         return error.code, str(error)
     if isinstance(error, NotFound):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from sharpzo_core.errors import LeaseLost
 from sharpzo_core.periodic import Periodic
 from sharpzo_core.records.jobs import JobStatus, Lease
+from sharpzo_core.stores.job_leases import JobLeases
 from sharpzo_engine.errors import TuningInterrupted
-
-if TYPE_CHECKING:
-    from sharpzo_core.stores.job_leases import JobLeases
 
 
 class Heartbeat:
@@ -41,7 +39,6 @@ class Heartbeat:
             self._lost = True
 
     def set_status(self, status: JobStatus) -> None:
-        """Remember the job's status, which another write has just read."""
         self._status = status
 
     def check(self) -> None:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
+
+import sqlalchemy as sa
 
 from sharpzo_core.errors import NotFound
 from sharpzo_core.records.checkpoints import checkpoint_prefix
 from sharpzo_core.records.datasets import TENANTS, images_prefix
 from sharpzo_core.records.jobs import JobStatus
 from sharpzo_core.records.results import parts_prefix, results_prefix
+from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.image_store import ImageStore
 from sharpzo_core.stores.job_store import JobStore
 from sharpzo_core.stores.prompt_store import PromptStore
+from sharpzo_core.stores.quotas import MeteredStore
 from sharpzo_engine.files import remove_leftovers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    import sqlalchemy as sa
-
-    from sharpzo_core.storage.artifact_store import ArtifactStore
-    from sharpzo_core.stores.quotas import MeteredStore
 
 #: Files are older than the row that names them, and are deleted after it; never by so much.
 STRAY_SECONDS = 24 * 3600.0
@@ -90,7 +86,6 @@ class Housekeeper:
         self._images.suspect(tenant, strays)
 
     def _strays(self, home: str, store: MeteredStore) -> list[str]:
-        """Keys of entries without a row."""
         ids = {name: name.partition(".")[0] for name in self._artifacts.names(home)}
         known = store.known(set(ids.values()))
         return [f"{home}/{name}" for name, row_id in ids.items() if row_id not in known]

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from sharpzo_core.broker.queue import JobQueue, make_celery
 from sharpzo_core.database.engine import make_engine
@@ -19,6 +19,7 @@ from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.logging import configure_logging, log_context
 from sharpzo_core.migrations import migrate
 from sharpzo_core.periodic import Periodic
+from sharpzo_core.settings import Settings
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.job_leases import JobLeases
 from sharpzo_core.stores.job_store import JobStore
@@ -27,9 +28,6 @@ from sharpzo_core.supervisor import Supervisor
 from worker.housekeeping import Housekeeper
 from worker.processes import parent_watch
 from worker.sweeper import Sweeper
-
-if TYPE_CHECKING:
-    from sharpzo_core.settings import Settings
 
 NICENESS = 10  # of an embedded worker: the API beside it comes first
 HOUSEKEEPING_SECONDS = 3600.0

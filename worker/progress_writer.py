@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.records.jobs import EventType, JobProgress, JobStep, Lease, Phase
+from sharpzo_core.stores.job_leases import JobLeases
 from sharpzo_core.stores.job_rows import NewEvent
 from sharpzo_engine.errors import TuningInterrupted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from sharpzo_core.stores.job_leases import JobLeases
-    from sharpzo_engine.search.history import StepRecord
-    from sharpzo_engine.search.progress import Progress
-    from worker.heartbeat import Heartbeat
+from sharpzo_engine.search.history import StepRecord
+from sharpzo_engine.search.progress import Progress
+from worker.heartbeat import Heartbeat
 
 WRITE_SECONDS = 1.0  # between two writes of progress; also how soon a request is noticed
 MESSAGE_SECONDS = 5.0  # between two events about preparation
@@ -128,12 +124,10 @@ class Reporter:
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None where it is not a number that JSON can hold."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
 def finite_numbers(metrics: Mapping[str, object]) -> dict[str, float | None]:
-    """The numbers among an engine's metrics."""
     return {
         name: finite(value)
         for name, value in metrics.items()

@@ -48,8 +48,6 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Application:
-    """A prompt ready to be applied to embedded images."""
-
     job: Job
     folder: str  #: of this claim's results
     dataset: DatasetRecord
@@ -107,7 +105,6 @@ def _prompt_record(job: Job, deps: RunnerDeps) -> PromptRecord:
 
 
 def _backbone(prompt: TunedPrompt, deps: RunnerDeps) -> Backbone:
-    """The backbone that the prompt was tuned on; names are hints, its fingerprint decides."""
     described = prompt.metadata["backbone"]
     for spec in serving(deps.settings.backbone_specs, described):
         backbone = deps.load_backbone(spec)
@@ -191,7 +188,6 @@ def _store_report(report: EvaluationReport, application: Application) -> None:
 
 
 def _classify(application: Application) -> Metrics:
-    """Label every image, and store the lines in both forms."""
     job, cache = application.job, application.deps.settings.cache_dir
     count = min(job.config["top_k"], len(application.classifier.prompt.class_names))
     errors = 0
@@ -212,7 +208,6 @@ def _classify(application: Application) -> Metrics:
 def _answers(
     application: Application, images: Sequence[ListedImage], part: Part
 ) -> Iterator[Answer]:
-    """The answers for the images of one part, in their order."""
     classifier, config = application.classifier, application.job.config
     names, count = classifier.prompt.class_names, config["top_k"]
     temperature = (classifier.prompt.temperature if config["calibrated"] else None) or 1.0

@@ -30,8 +30,6 @@ class Answer:
 
 
 class ResultWriter:
-    """Writes the same lines in both forms."""
-
     def __init__(self, lines: IO[str], table: IO[str], top_k: int, *, zero_shot: bool) -> None:
         """`top_k` is the number of predictions of each image that was read."""
         self._lines = lines
@@ -81,7 +79,6 @@ class ResultWriter:
 
 
 def as_cell(text: str) -> str:
-    """The text, escaped where a spreadsheet would read a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 

@@ -135,7 +135,6 @@ def _claim(job_id: str, deps: RunnerDeps) -> Job | None:
 
 
 def _run(job: Job, lease: Lease, heartbeat: Heartbeat, deps: RunnerDeps) -> Job:
-    """Do the job's work, and end the job according to the outcome."""
     report = Reporter(lease, deps.leases, heartbeat, deps.draining, deps.ticks)
     try:
         if job.kind is not JobKind.TUNING:

@@ -152,7 +152,6 @@ class JobParts:
         self._report_progress()
 
     def _report_progress(self) -> None:
-        """Report the progress; raises if the job is not to continue."""
         total = len(self.images)
         eta = self._pace.seconds_for(total - self._done)
         self._report(Progress(self._phase, self._done, total, 0, eta))
@@ -182,5 +181,4 @@ class _Pace:
         self._since, self._counted = now, done
 
     def seconds_for(self, images: int) -> float | None:
-        """How long so many images will take; None before any was done."""
         return images * self._seconds / self._images if self._images else None

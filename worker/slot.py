@@ -126,7 +126,6 @@ def _add_task(app: Celery, deps: RunnerDeps) -> None:
 def make_deps(
     settings: Settings, app: Celery, worker: str, draining: Callable[[], bool]
 ) -> RunnerDeps:
-    """What `run_job` needs in this process."""
     engine = make_engine(settings)
     artifacts = ArtifactStore.from_url(settings.artifacts)
     return RunnerDeps(

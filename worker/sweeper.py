@@ -76,8 +76,6 @@ class MessageBackoff:
 
 
 class Sweeper:
-    """Checks all leases and waiting jobs."""
-
     def __init__(
         self,
         *,

@@ -11,11 +11,13 @@ import re
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
-from fastapi.routing import iter_route_contexts
+from fastapi import FastAPI
+from fastapi.routing import RouteContext, iter_route_contexts
 from starlette._utils import get_route_path
+from starlette.types import Scope
 
 from service.auth.authorization import METHODS, READING, changes_state
 from service.auth.principal import known_caller
@@ -26,16 +28,7 @@ from sharpzo_core.database.tenants import DEFAULT_TENANT
 from sharpzo_core.errors import AuthRequired, CoreError
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.records.keys import holds_key
-from sharpzo_core.stores.audit import AuditEntry
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fastapi import FastAPI
-    from fastapi.routing import RouteContext
-    from starlette.types import Scope
-
-    from sharpzo_core.stores.audit import AuditStore
+from sharpzo_core.stores.audit import AuditEntry, AuditStore
 
 MAX_BUFFERED = 10_000  # entries
 BATCH = 500  # entries in one transaction
@@ -150,7 +143,6 @@ class Auditor:
     def entry(
         self, scope: Scope, status: int, address: str | None, *, replayed: bool
     ) -> AuditEntry | None:
-        """The entry of an answered request, or None if it is not logged."""
         if not (status in REJECTED or _may_have_changed(scope, status, replayed=replayed)):
             return None
         route = self._route(scope)
@@ -190,7 +182,6 @@ class Auditor:
         return False
 
     def _route(self, scope: Scope) -> RouteContext | None:
-        """The route that handled the request, or would have with another method."""
         path, partial = get_route_path(scope), None
         for context in self._routes:
             if context.path_regex.match(path):
@@ -217,7 +208,6 @@ def note_object(scope: Scope, object_id: str) -> None:
 
 
 def _object_of(scope: Scope) -> str | None:
-    """The id of the object that was created or named; None if the text is not a valid id."""
     named = [scope.get(_OBJECT), *scope.get("path_params", {}).values()]
     found: str | None = next((text for text in named if text is not None), None)
     if found is None or not _OBJECT_ID.fullmatch(found) or holds_key(found):

@@ -9,30 +9,23 @@ from __future__ import annotations
 
 import re
 import time
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
 
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth.authorization import is_public_path
-from service.auth.principal import ANYBODY, known_caller, set_caller
+from service.auth.key_cache import KeyCache
+from service.auth.principal import ANYBODY, Caller, known_caller, set_caller
+from service.auth.rate_limits import RateLimits
 from service.error_handlers import problem_response
 from service.errors import HostNotAllowed, OriginNotAllowed
 from service.idempotency import REPLAYED_HEADER
 from sharpzo_core.errors import AuthInvalid, CoreError
 from sharpzo_core.logging import log_context
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from service.auth.key_cache import KeyCache
-    from service.auth.principal import Caller
-    from service.auth.rate_limits import RateLimits
-    from sharpzo_core.settings import Settings
+from sharpzo_core.settings import Settings
 
 RECHECK_SECONDS = 0.25  # the key is checked again after a body that took longer
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -110,7 +103,6 @@ class Authentication:
 
 
 def _caller_context(caller: Caller | None) -> AbstractContextManager[None]:
-    """Add the caller to the log context."""
     return (
         nullcontext() if caller is None else log_context(tenant=caller.tenant, key_id=caller.key_id)
     )

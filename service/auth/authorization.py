@@ -7,20 +7,16 @@ route that declares nothing rejects every caller, so that a forgotten declaratio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from fastapi import Request, params
+from fastapi import FastAPI, Request, params
 from fastapi.routing import iter_route_contexts
+from starlette.routing import BaseRoute
 
 from service.auth.principal import known_caller
 from sharpzo_core.errors import AuthRequired, ScopeForbidden
 from sharpzo_core.records.keys import Scope
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from fastapi import FastAPI
-    from starlette.routing import BaseRoute
 
 ASSETS = "/assets/"  #: Scripts, styles and pictures of the pages.
 #: Routes that need no key. Once a key exists, every other route needs one.

@@ -11,7 +11,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from datetime import datetime
+from typing import Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
@@ -20,11 +21,7 @@ from sharpzo_core.clock import Clock, utc_now
 from sharpzo_core.errors import AuthInvalid, AuthRequired, CoreError, StorageUnavailable
 from sharpzo_core.periodic import Periodic
 from sharpzo_core.records.keys import MAX_KEY, ApiKey, digest_of, is_key, prefix_of
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from sharpzo_core.stores.key_store import KeyStore
+from sharpzo_core.stores.key_store import KeyStore
 
 T = TypeVar("T")
 

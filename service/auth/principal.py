@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from starlette.types import Scope as Connection
 
 from sharpzo_core.database.tenants import DEFAULT_TENANT
-from sharpzo_core.records.keys import Scope
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from starlette.types import Scope as Connection
-
-    from sharpzo_core.records.keys import ApiKey
+from sharpzo_core.records.keys import ApiKey, Scope
 
 _CALLER = "sharpzo.caller"  # in the ASGI scope
 
@@ -49,7 +44,6 @@ ANYBODY = Caller(DEFAULT_TENANT, frozenset(Scope), None)
 
 
 def set_caller(connection: Connection, caller: Caller) -> None:
-    """Record the caller; for `authentication` only."""
     connection[_CALLER] = caller
 
 
@@ -60,5 +54,4 @@ def caller_of(connection: Connection) -> Caller:
 
 
 def known_caller(connection: Connection) -> Caller | None:
-    """The caller, or None if the request was not authenticated."""
     return connection.get(_CALLER)

@@ -9,24 +9,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import redis
+from limits import RateLimitItem
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.concurrency import run_in_threadpool
 
+from service.auth.principal import Caller
 from service.errors import Allowance, RateLimited
 from sharpzo_core.rates import NO_LIMIT, parse_rate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from limits import RateLimitItem
-
-    from service.auth.principal import Caller
-    from sharpzo_core.settings import Settings
+from sharpzo_core.settings import Settings
 
 ANSWER_SECONDS = 0.25  # how long a request waits for Redis
 RETRY_SECONDS = 5.0  # until Redis is tried again after a failure

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+
+from starlette.types import Message, Receive, Scope
 
 from service.errors import RequestTimeout, TooManyBytesAtOnce
-
-if TYPE_CHECKING:
-    from starlette.types import Message, Receive, Scope
 
 #: Set in the scope by a route that writes its body to a file as it arrives.
 SPOOLED = "sharpzo.spooled"
@@ -35,7 +33,6 @@ class BodyMemory:
         self._held += size
 
     def release(self, size: int) -> None:
-        """Discount bytes whose request was answered."""
         self._held -= size
 
 

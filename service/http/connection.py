@@ -16,19 +16,18 @@ import sys
 import uuid
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.http.problems import MEDIA_TYPE, REQUEST_ID_HEADER, problem_content
+from sharpzo_core.settings import Settings
 
 if sys.platform == "linux":
     import fcntl
     import termios
 
-if TYPE_CHECKING:
-    from sharpzo_core.settings import Settings
 
 #: Seconds within which a connection must send the complete head of its first request, or of its
 #: next one once that has started.
@@ -44,8 +43,6 @@ _FULL = "too many connections are open (try again in a second)"
 
 
 def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
-    """The protocol class with the limits of these settings."""
-
     class Protocol(BoundedProtocol):
         max_connections = settings.max_connections
 
@@ -89,7 +86,6 @@ class BoundedProtocol(H11Protocol):
         self._watch()
 
     def _watch(self) -> None:
-        """Set the deadline of what the client must send; a further byte does not extend it."""
         theirs = self.conn.their_state
         answered = getattr(self.cycle, "response_complete", False)
         if self.transport.is_closing():
@@ -119,7 +115,6 @@ class BoundedProtocol(H11Protocol):
         self._check = self.loop.call_later(self.read_seconds, self._check_reading)
 
     def _check_reading(self) -> None:
-        """Reset a connection whose client does not read; closing would wait for it to read."""
         waiting = self.transport.get_write_buffer_size()
         left = waiting + _unsent(self.transport) if waiting else 0
         least = self.read_seconds * MIN_READ_PER_SECOND
@@ -130,7 +125,6 @@ class BoundedProtocol(H11Protocol):
         self._schedule_check()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - every fault gets the same text
-        """Answer a malformed request."""
         # Called while the exception is handled, whose hint is 431 for heads that are too long.
         status = getattr(sys.exc_info()[1], "error_status_hint", 400)
         self._answer(status, _MALFORMED, code="malformed_request")
@@ -138,7 +132,6 @@ class BoundedProtocol(H11Protocol):
     def _answer(
         self, status: int, detail: str, *, code: str | None = None, retry_after: int | None = None
     ) -> None:
-        """Respond without calling the application, and close."""
         request_id = f"req_{uuid.uuid4().hex}"
         body = json.dumps(problem_content(status, request_id, code=code, detail=detail)).encode()
         headers = [

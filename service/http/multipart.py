@@ -28,8 +28,6 @@ _INLINE_BYTES = 256 << 10  # parsed on the event loop: a thread would cost more
 
 
 class Sink(Protocol):
-    """Receives the bytes of a file."""
-
     def write(self, data: bytes, /) -> object: ...
 
 
@@ -38,8 +36,6 @@ S = TypeVar("S", bound=Sink)
 
 @dataclass(frozen=True)
 class FormRules(Generic[S]):
-    """What a form may contain."""
-
     file_field: str
     open_file: Callable[[], S]  #: receives the next file; closed by the caller
     max_files: int = 1

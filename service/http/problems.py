@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.responses import Response
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from starlette.types import Scope
+from starlette.types import Scope
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID_HEADER = "X-Request-ID"
@@ -72,7 +69,6 @@ def problem_content(
     detail: str | None = None,
     errors: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
-    """Build the members of a problem document."""
     code = code or CODES.get(status, f"http_{status}")
     title = title or HTTPStatus(status).phrase
     content: dict[str, Any] = {
@@ -89,5 +85,4 @@ def problem_content(
 
 
 def problem_code(scope: Scope) -> str | None:
-    """The code of the problem response that was sent, if any."""
     return scope.get(_CODE_KEY)

@@ -76,7 +76,6 @@ class ImageEncoder:
         self._models.close()
 
     def seconds_for(self, images: int) -> int:
-        """Estimate how many seconds this many images take."""
         return max(1, min(_MAX_RETRY_SECONDS, math.ceil(images * self._pace)))
 
     async def embed(
@@ -134,7 +133,6 @@ class ImageEncoder:
             return backbone.preprocess(decode_image(image, self._max_pixels, admit))
 
     def _encode(self, batch: _Batch) -> None:
-        """Encode a batch; runs on the model thread."""
         from sharpzo_engine.clip.features import encode_batch
 
         started = time.monotonic()

@@ -80,8 +80,6 @@ Outcome = Scores | ImageError
 
 @dataclass(frozen=True)
 class ImportedPrompt:
-    """What an imported artifact declares."""
-
     classes: tuple[str, ...]
     backbone: dict[str, str | None]
     metrics: dict[str, float | None]

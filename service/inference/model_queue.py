@@ -8,15 +8,13 @@ never waits, and under load a batch fills up while the previous one is encoded.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
 L = TypeVar("L", bound="Hashable")
 T = TypeVar("T")
@@ -36,8 +34,6 @@ class BatchRules(Generic[L]):
 
 @dataclass(eq=False, slots=True)
 class Entry(Generic[L, T, R]):
-    """One image of a request, and the future of its result."""
-
     lane: L  #: the backbone; a batch has entries of one lane
     item: T
     future: asyncio.Future[R]  #: set on the event loop only
@@ -78,7 +74,6 @@ class ModelQueue(Generic[L, T, R]):
         return len(self._entries)
 
     def call(self, call: Callable[[], object]) -> None:
-        """Queue a call; calls and batches alternate."""
         with self._changed:
             self._calls.append(call)
             self._changed.notify()
@@ -96,13 +91,11 @@ class ModelQueue(Generic[L, T, R]):
             self._changed.notify()
 
     def cancel_expected(self, lane: L, images: int = 1) -> None:
-        """Give up announced images."""
         with self._changed:
             self._expected[lane] -= images
             self._changed.notify()
 
     def close(self) -> None:
-        """End `take`; queued work is dropped."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -146,7 +139,6 @@ class ModelQueue(Generic[L, T, R]):
         return sum(entry.lane == lane for entry in self._entries)
 
     def _next_batch(self) -> Batch[L, T, R]:
-        """Take the oldest entry and others of its lane."""
         lane = self._entries[0].lane
         most = self.rules.images(lane)
         taken: list[Entry[L, T, R]] = []

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from service.inference.model_queue import Batch, ModelQueue
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
 
 L = TypeVar("L", bound="Hashable")
 T = TypeVar("T")

@@ -37,7 +37,6 @@ class PromptKey(NamedTuple):
 
     @classmethod
     def from_record(cls, prompt: PromptRecord) -> PromptKey:
-        """The key of a published prompt."""
         return cls(prompt.tenant, prompt.id, prompt.sha256, prompt.backbone.get("fingerprint"))
 
 
@@ -99,7 +98,6 @@ class ReadyPrompt:
             raise NoZeroShot(f"{self.label}: {error}") from error
 
     def set_zero_shot(self, weights: Floats) -> None:
-        """Store the weights of all classes."""
         self.__dict__["zero_shot"] = LinearClassifier(weights, np.zeros(len(weights), np.float32))
 
     @property
@@ -160,7 +158,6 @@ class PromptCache:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, key: PromptKey) -> ReadyPrompt | None:
-        """The prompt, which becomes the most recently used, or None."""
         with self._lock:
             item = self._items.get(key)
             if item is None:
@@ -172,7 +169,6 @@ class PromptCache:
             return item.ready
 
     def put(self, key: PromptKey, ready: ReadyPrompt) -> None:
-        """Add a prompt; the least recently used ones may be evicted."""
         with self._lock:
             self._drop(key)
             self._items[key] = _Entry(ready, self.ticks())
@@ -186,7 +182,6 @@ class PromptCache:
             self._make_room()
 
     def discard(self, prompt_id: str) -> None:
-        """Remove a deleted prompt."""
         with self._lock:
             for key in [key for key in self._items if key.prompt_id == prompt_id]:
                 self._drop(key)

@@ -13,23 +13,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from PIL import Image
+
+from service.ingest.decoding.decoders import Decoders
+from service.ingest.image_writer import ImageWriter
 from sharpzo_core.errors import CoreError
 from sharpzo_core.records.datasets import SPLITS, UNLABELLED
 from sharpzo_core.storage.archives import Member
+from sharpzo_core.storage.artifact_store import Draft
 from sharpzo_engine.data.contact_sheet import MAX_CLASSES, PER_CLASS, THUMBNAIL, contact_sheet
+from sharpzo_engine.data.images import Inspection
 from sharpzo_engine.data.layout_detection import Layout, detect_layout, list_images
 from sharpzo_engine.data.preflight import ImageFacts, ImageSizes, Preflight, inspect
 from sharpzo_engine.errors import DatasetError, ImageError
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from service.ingest.decoding.decoders import Decoders
-    from service.ingest.image_writer import ImageWriter
-    from sharpzo_core.storage.artifact_store import Draft
-    from sharpzo_engine.data.images import Inspection
 
 MAX_JSON_BYTES = 16 << 20  # of classnames.json and split files together
 MAX_JSON_ITEMS = 600_000  # brackets and commas of one file: about 100,000 rows of a split file
@@ -188,7 +186,6 @@ class ArchiveReader:
 
 
 def _shown(layout: Layout) -> dict[str, list[str]]:
-    """Class name -> its images on the contact sheet; every class is included."""
     shown: dict[str, list[str]] = {name: [] for name in layout.class_names}
     visible = set(layout.class_names[:MAX_CLASSES])
     for entry in layout.splits["train"]:
@@ -224,7 +221,6 @@ def _stored_name(facts: ImageFacts) -> str:
 
 
 def _listed(facts: ImageFacts) -> dict[str, Any]:
-    """The manifest entry of an image without a label."""
     if facts.error is None:
         return {"image": _stored_name(facts), "path": facts.path}
     error = {"code": facts.error.code, "message": str(facts.error)}

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from sharpzo_core.errors import CoreError
-from sharpzo_core.records.datasets import blob_key, images_prefix
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sharpzo_core.records.datasets import DatasetRecord
-    from sharpzo_core.storage.artifact_store import ArtifactStore, Draft
-    from sharpzo_core.stores.image_store import ImageStore
+from sharpzo_core.records.datasets import DatasetRecord, blob_key, images_prefix
+from sharpzo_core.storage.artifact_store import ArtifactStore, Draft
+from sharpzo_core.stores.image_store import ImageStore
 
 BATCH_FILES = 256  # per transaction
 BATCH_BYTES = 32 << 20  # of drafts on disk per transaction
@@ -87,7 +82,6 @@ class ImageWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Store the collected images; raises like `add`."""
         sizes = {sha256: draft.size for sha256, draft in self._drafts.items()}
         if not sizes:
             return
@@ -99,7 +93,6 @@ class ImageWriter:
         self._bytes = 0
 
     def finish(self) -> None:
-        """Store the rest, and sync everything to disk; raises like `add`."""
         self.flush()
         # Synced at the end, because a sync delays all other writes to the disk.
         self._artifacts.sync_files(blob_key(self._dataset.tenant, name) for name in self._stored)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from service.ingest.archive_reader import ArchiveReader, Unusable
+from service.ingest.archive_reader import ArchiveReader, Content, Unusable, Walk
 from service.ingest.decoding.decoders import Decoders, DecodeRules, default_processes
 from service.ingest.image_writer import ImageWriter
+from service.ingest.uploads import Uploads
 from sharpzo_core.errors import (
     CoreError,
     LeaseLost,
@@ -28,19 +30,13 @@ from sharpzo_core.errors import (
 from sharpzo_core.logging import log_context
 from sharpzo_core.periodic import Periodic
 from sharpzo_core.records.datasets import dataset_prefix, manifest_key, sheet_key
+from sharpzo_core.settings import Settings
 from sharpzo_core.storage.archives import sniff, walk
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.dataset_leases import DatasetLeases
+from sharpzo_core.stores.dataset_store import DatasetStore
+from sharpzo_core.stores.image_store import ImageStore
 from sharpzo_engine.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from service.ingest.archive_reader import Content, Walk
-    from service.ingest.uploads import Uploads
-    from sharpzo_core.settings import Settings
-    from sharpzo_core.storage.artifact_store import ArtifactStore
-    from sharpzo_core.stores.dataset_leases import DatasetLeases
-    from sharpzo_core.stores.dataset_store import DatasetStore
-    from sharpzo_core.stores.image_store import ImageStore
 
 logger = logging.getLogger(__name__)
 

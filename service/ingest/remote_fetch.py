@@ -6,19 +6,15 @@ import errno
 import os
 import re
 import stat
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO
 
 import fsspec
 
 from service.errors import ForbiddenLocation
+from service.ingest.uploads import CappedFile
 from sharpzo_core.errors import StorageUnavailable, ValidationFailed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
-
-    from service.ingest.uploads import CappedFile
 
 _CHUNK = 1 << 20
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
@@ -81,7 +77,6 @@ def _open(uri: str, prefixes: Sequence[str]) -> IO[bytes]:
 
 
 def _local_path(uri: str) -> str | None:
-    """The path of a file on this machine; None if it is remote."""
     for scheme in _LOCAL:
         if uri.startswith(scheme):
             return uri.removeprefix(scheme)

@@ -11,14 +11,12 @@ import hashlib
 import os
 import time
 import uuid
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path
+from typing import BinaryIO
 
 from sharpzo_core.errors import PayloadTooLarge, StorageFull
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-    from pathlib import Path
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -127,7 +125,6 @@ class CappedFile:
             return self._file.write(data)
 
     def sync(self) -> None:
-        """Sync to disk."""
         with disk_errors():
             self._file.flush()
             os.fsync(self._file.fileno())

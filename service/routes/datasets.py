@@ -62,8 +62,6 @@ _FLAG: dict[str, Any] = {"type": "string", "enum": list(_FLAGS), "default": "fal
 
 @dataclass(frozen=True)
 class _Received:
-    """An archive that is complete in its upload file."""
-
     name: str
     unlabelled: bool
     meaning: str  #: The fingerprint of the request
@@ -122,7 +120,6 @@ async def _receive_archive(
 
 
 async def _receive_upload(request: Request, services: TenantServices, dataset_id: str) -> _Received:
-    """Stream an upload to its file."""
     if media_type(request) != "multipart/form-data":
         raise UnsupportedMedia(
             "the body is not multipart/form-data (send it with `file` and `name`)"
@@ -158,7 +155,6 @@ def _check_name(name: str | None) -> str:
 async def _receive_import(
     request: Request, services: TenantServices, dataset_id: str, attempt: Attempt
 ) -> _Received:
-    """Copy the archive from the given URI, unless this request was already answered."""
     wanted = parse(DatasetImport, await read_json(request, MAX_JSON_BYTES))
     # Without defaults, so that stored keys stay valid when a version adds a field.
     asked = wanted.model_dump(mode="json", exclude_defaults=True)
@@ -179,8 +175,6 @@ def _store(
     received: _Received,
     completion: Completion[DatasetRecord],
 ) -> None:
-    """Create the dataset's row and lease it to this process, in one transaction."""
-
     def lock_dataset(connection: sa.Connection, dataset: DatasetRecord) -> None:
         services.dataset_leases.lock(connection, dataset.id)
         completion(connection, dataset)

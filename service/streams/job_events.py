@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
@@ -14,12 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from sharpzo_core.errors import CoreError
 from sharpzo_core.records.jobs import TERMINAL_EVENTS, JobEvent, is_terminal
 from sharpzo_core.schemas.jobs import EventPublic
-
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-
-    from sharpzo_core.stores.job_store import JobStore
+from sharpzo_core.stores.job_store import JobStore
 
 logger = logging.getLogger(__name__)
 

@@ -7,24 +7,19 @@ them. A stream starts with `job` and `series`, so a client that lost it just rec
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from service.streams.job_events import KEEPALIVE_SECONDS, open_stream
-from sharpzo_core.records.jobs import Job, is_terminal
+from sharpzo_core.records.jobs import Job, JobStep, is_terminal
 from sharpzo_core.schemas.jobs import JobPublic, StepPublic
-
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-
-    from sharpzo_core.records.jobs import JobStep
-    from sharpzo_core.stores.job_store import JobStore
+from sharpzo_core.stores.job_store import JobStore
 
 _steps: TypeAdapter[list[StepPublic]] = TypeAdapter(list[StepPublic])
 
@@ -60,16 +55,12 @@ async def stream_steps(
 
 @dataclass(frozen=True)
 class _Sent:
-    """What the client has received."""
-
     job: Job
     last_step: int
     following: int  #: steps since the last `series`
 
 
 class _Curve:
-    """Finds what the client has not received yet."""
-
     def __init__(self, jobs: JobStore, job_id: str, resolution: int) -> None:
         self._jobs = jobs
         self._job_id = job_id
@@ -78,7 +69,6 @@ class _Curve:
         self.ended = False
 
     def advance(self) -> list[bytes]:
-        """The messages since the last call."""
         job = self._jobs.get(self._job_id)
         sent, self.ended = self._sent, is_terminal(job.status)
         if sent is not None and job == sent.job:

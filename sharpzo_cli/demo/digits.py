@@ -23,8 +23,6 @@ SIDE = 64  # pixels of the written images
 
 @dataclass(frozen=True)
 class HeldOut:
-    """An image that is in no split, and its label."""
-
     path: Path
     label: str
 
@@ -61,7 +59,6 @@ def to_image(scan: NDArray[np.float64]) -> Image.Image:
 
 
 def _split(rank: int) -> str:
-    """The split of image number `rank` of its digit."""
     for name, count in PER_DIGIT.items():
         if rank < count:
             return name

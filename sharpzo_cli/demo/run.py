@@ -38,8 +38,6 @@ REMOVALS = 5  # attempts to remove the temporary folder
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of the demo."""
-
     job: Job
     correct: int  #: of the held-out images
     held_out: int
@@ -74,7 +72,6 @@ def _run(temporary: Path, out: Path) -> Outcome:
 
 
 def _use(client: Client, dataset_folder: Path, held_out: Sequence[HeldOut], out: Path) -> Outcome:
-    """Do what a user of the SDK does."""
     began = time.monotonic()
     _say("uploading")
     dataset = client.datasets.upload(dataset_folder, name="digits", poll=POLL_SECONDS)
@@ -90,7 +87,6 @@ def _use(client: Client, dataset_folder: Path, held_out: Sequence[HeldOut], out:
 
 
 def count_correct(client: Client, ref: str, images: Sequence[HeldOut]) -> int:
-    """Count the images that the prompt labels correctly."""
     correct = 0
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
@@ -131,7 +127,6 @@ def _print(outcome: Outcome, out: Path) -> None:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Create a temporary folder, and delete it after the block."""
     path = Path(tempfile.mkdtemp(prefix="sharpzo-demo-"))
     try:
         yield path

@@ -33,8 +33,6 @@ SAFE = ("SHARPZO_DEVICE", "SHARPZO_LOG_LEVEL")  # settings that do not point to 
 
 @dataclass(frozen=True)
 class Running:
-    """A running service."""
-
     client: Client
     url: str
     pid: int
@@ -108,7 +106,6 @@ def uninterrupted() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens at the moment."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from sharpzo_client._files import write_verified
 from sharpzo_client._operation import Blocking, Flow, Operation
 from sharpzo_client._response import File, reads, reads_file, reads_nothing, reads_page
 from sharpzo_client.models import Model, Page
-
-if TYPE_CHECKING:
-    import os
 
 M = TypeVar("M", bound=Model)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharpzo_client._constants import PAGE_SIZE, UNSET, Unset
 from sharpzo_client._operation import Operation
@@ -11,9 +12,6 @@ from sharpzo_client._operations import _build as api
 from sharpzo_client._response import reads
 from sharpzo_client.errors import InputError
 from sharpzo_client.models import Alias, AliasChange, Page
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def set_alias(

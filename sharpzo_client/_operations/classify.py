@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sharpzo_client._constants import MAX_BATCH_BYTES, MAX_BATCH_IMAGES
 from sharpzo_client._files import BINARY, ImageInput, read_image
@@ -12,9 +12,6 @@ from sharpzo_client._operations import _build as api
 from sharpzo_client._response import reads
 from sharpzo_client.errors import InputError
 from sharpzo_client.models import Classification, PromptAnswer, PromptAnswers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from sharpzo_client._files import BINARY, archive_name, open_archive
 from sharpzo_client._operation import Blocking, Flow, Operation, Part, Sleep
@@ -12,9 +13,6 @@ from sharpzo_client._operations import _build as api
 from sharpzo_client._response import reads
 from sharpzo_client.errors import DatasetFailed, WaitTimeoutError
 from sharpzo_client.models import Dataset, Page
-
-if TYPE_CHECKING:
-    import os
 
 
 def create_dataset(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from sharpzo_client._operation import Operation
 from sharpzo_client._operations import _build as api
 from sharpzo_client.models import ApiKey, AuditEntry, NewApiKey, Page
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sharpzo_client._operation import Operation
 
 
 def create_key(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import os
+from pathlib import Path
+from typing import Literal
 
 from sharpzo_client._files import artifact_part
 from sharpzo_client._operation import Blocking, Flow, Operation
 from sharpzo_client._operations import _build as api
 from sharpzo_client._response import reads
 from sharpzo_client.models import Job, Page, Prompt
-
-if TYPE_CHECKING:
-    import os
-    from pathlib import Path
 
 ExportFormat = Literal["npy", "onnx"]
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator, Mapping
+from datetime import datetime
+from typing import Any
 
 from sharpzo_client._constants import PAGE_SIZE, UNSET, Unset
 from sharpzo_client._operations import aliases as ops
+from sharpzo_client.models import Alias, AliasChange
 from sharpzo_client.resources._base import AsyncResource, Resource
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
-    from datetime import datetime
-
-    from sharpzo_client.models import Alias, AliasChange
 
 
 class Aliases(Resource):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 from sharpzo_client._constants import DEFAULT_DATASET_TIMEOUT, DEFAULT_POLL, PAGE_SIZE
 from sharpzo_client._operations import datasets as ops
+from sharpzo_client.models import Dataset
 from sharpzo_client.resources._base import AsyncResource, Resource
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
-
-    from sharpzo_client.models import Dataset
 
 
 class Datasets(Resource):

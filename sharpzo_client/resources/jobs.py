@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharpzo_client._constants import DEFAULT_POLL, PAGE_SIZE
 from sharpzo_client._files import replacing
 from sharpzo_client._lines import Lines
 from sharpzo_client._operations import jobs as ops
+from sharpzo_client._operations.jobs import OnEvent, ResultForm
 from sharpzo_client._sse import EventLog
 from sharpzo_client.errors import SharpzoError
+from sharpzo_client.models import ImageRecord, Job, JobEvent, StepRecord
 from sharpzo_client.progress import ProgressView, live_progress
 from sharpzo_client.resources._base import AsyncResource, Resource
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
-
-    from sharpzo_client._operations.jobs import OnEvent, ResultForm
-    from sharpzo_client.models import ImageRecord, Job, JobEvent, StepRecord
 
 
 class Jobs(Resource):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from sharpzo_client._constants import PAGE_SIZE
 from sharpzo_client._operations import keys as ops
+from sharpzo_client.models import ApiKey, AuditEntry, NewApiKey
 from sharpzo_client.resources._base import AsyncResource, Resource
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
-
-    from sharpzo_client.models import ApiKey, AuditEntry, NewApiKey
 
 
 class Keys(Resource):

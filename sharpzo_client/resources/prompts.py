@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from sharpzo_client._constants import DEFAULT_TOP_K, PAGE_SIZE
+from sharpzo_client._files import ImageInput
 from sharpzo_client._operations import prompts as ops
 from sharpzo_client._operations.classify import ClassifyOptions, classify
+from sharpzo_client._operations.prompts import ExportFormat
+from sharpzo_client.models import Classification, Job, Prompt
 from sharpzo_client.resources._base import AsyncResource, Resource
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from sharpzo_client._files import ImageInput
-    from sharpzo_client._operations.prompts import ExportFormat
-    from sharpzo_client.models import Classification, Job, Prompt
 
 
 class Prompts(Resource):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from sharpzo_client._operations import service as ops
+from sharpzo_client.models import Backbone, Health
 from sharpzo_client.resources._base import AsyncResource, Resource
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sharpzo_client.models import Backbone, Health
 
 
 class Backbones(Resource):

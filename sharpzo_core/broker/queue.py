@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 from celery import Celery
 
 from sharpzo_core.broker.transports import CarefulAMQP
 from sharpzo_core.logging import log_context
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sharpzo_core.settings import Settings
+from sharpzo_core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +23,6 @@ ANSWER_SECONDS = 2.0  # how long it waits for the answer of one that it reached
 
 
 class QueueName(StrEnum):
-    """Queues that workers listen to."""
-
     TUNING = "sharpzo.tuning"  #: Ids of queued tuning jobs
 
 

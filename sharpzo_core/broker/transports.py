@@ -81,6 +81,4 @@ class _RedisChannel(redis.Channel):
 
 
 class RedisTransport(redis.Transport):
-    """Messages in a list of Redis."""
-
     Channel = _RedisChannel

@@ -164,7 +164,6 @@ def ping(engine: sa.Engine) -> None:
 
 
 def record(row: sa.Row[Any], **changes: object) -> dict[str, Any]:
-    """The columns of a row by name, with some replaced."""
     return {**row._asdict(), **changes}
 
 

@@ -14,16 +14,14 @@ To see what is new, read the list again from its start.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 
 from sharpzo_core.errors import ValidationFailed
 from sharpzo_core.ids import Prefix, is_id
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
@@ -32,8 +30,6 @@ MAX_PAGE = 1000
 
 @dataclass(frozen=True)
 class Listing(Generic[T]):
-    """One page; `next` is the cursor of the following one, or None at the end."""
-
     items: list[T]
     next: str | None
 

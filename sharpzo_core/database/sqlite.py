@@ -22,14 +22,11 @@ import random
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sharpzo_core.errors import StorageBusy
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 WRITE_SECONDS = 10.0  # how long a writer waits for all others
 SHORTEST_PAUSE, LONGEST_PAUSE = (

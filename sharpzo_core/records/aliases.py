@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sharpzo_core.database.pagination import Listing
 from sharpzo_core.errors import AliasMoved, GateFailed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
-    from sharpzo_core.database.pagination import Listing
-    from sharpzo_core.records.prompts import PromptRecord
+from sharpzo_core.records.prompts import PromptRecord
 
 #: Like a prompt's name, but never only digits, which could be mistaken for a version.
 ALIAS_PATTERN = r"^([A-Za-z]|[0-9]+[A-Za-z._-])[A-Za-z0-9._-]*$"
@@ -86,8 +83,6 @@ class AliasChange:
 
 @dataclass(frozen=True)
 class AliasHistory:
-    """An alias, and its history up to that point."""
-
     alias: AliasRecord
     changes: Listing[AliasChange]  #: Newest first
 

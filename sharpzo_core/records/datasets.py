@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharpzo_core.database.tenants import DEFAULT_TENANT
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
 
 TENANTS = "tenants"  # prefix of the keys of shared files
 SPLITS = ("train", "val", "test")
@@ -28,8 +26,6 @@ class DatasetStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """One row of the table `datasets`."""
-
     id: str
     tenant: str = DEFAULT_TENANT
     name: str
@@ -57,7 +53,6 @@ class DatasetRecord:
 
     @property
     def images(self) -> int:
-        """Number of images, including those that cannot be read."""
         return sum(sum(images.values()) for images in self.counts.values())
 
     @property
@@ -66,7 +61,6 @@ class DatasetRecord:
 
 
 def tenant_prefix(tenant: str) -> str:
-    """Key prefix of everything that a tenant's datasets share."""
     return f"{TENANTS}/{hashlib.sha256(tenant.encode()).hexdigest()[:32]}"
 
 
@@ -75,7 +69,6 @@ def images_prefix(tenant: str) -> str:
 
 
 def blob_key(tenant: str, sha256: str) -> str:
-    """Key of a tenant's image, stored once for all datasets that contain it."""
     return f"{images_prefix(tenant)}/{sha256[:2]}/{sha256}"
 
 

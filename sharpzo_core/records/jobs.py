@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharpzo_core.database.tenants import DEFAULT_TENANT
 from sharpzo_core.ids import Prefix, new_id
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
 
 
 class JobKind(StrEnum):
@@ -42,8 +40,6 @@ class JobStatus(StrEnum):
 
 
 class Request(StrEnum):
-    """A request that changes the state of a job."""
-
     PAUSE = "pause"
     RESUME = "resume"
     CANCEL = "cancel"
@@ -167,8 +163,6 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job that is about to be accepted."""
-
     id: str = field(default_factory=lambda: new_id(Prefix.JOB))
     kind: JobKind = JobKind.TUNING
     name: str | None = None
@@ -184,8 +178,6 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(NewJob):
-    """One row of the table `jobs`."""
-
     tenant: str = DEFAULT_TENANT
     key_id: str | None = None  #: The API key that submitted it
     request_id: str | None = None  #: The request that created it
@@ -218,8 +210,6 @@ class Job(NewJob):
 
 @dataclass(frozen=True)
 class Lease:
-    """A worker's right to update a job; every update checks all three fields."""
-
     job_id: str
     attempt: int
     token: str
@@ -254,8 +244,6 @@ class JobStep:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a running job is; `eta_seconds` is None where it would be a guess."""
-
     phase: Phase
     step: int
     total_steps: int

@@ -12,13 +12,10 @@ import re
 import secrets
 import zlib
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from sharpzo_core.ids import ALPHABET
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 BRAND = "szo"
 ID_LENGTH = 8
@@ -83,14 +80,12 @@ def make_key() -> str:
 
 
 def is_key(text: str) -> bool:
-    """Whether the text has the format and the checksum of a key."""
     if len(text) != MAX_KEY or _KEY.fullmatch(text) is None:
         return False
     return text[-CHECKSUM_LENGTH:] == _checksum(text[:-CHECKSUM_LENGTH])
 
 
 def holds_key(text: str) -> bool:
-    """Whether the text contains something that looks like a key."""
     return _KEY.search(text) is not None
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import datetime
+from typing import Any, Literal
 
 from sharpzo_core.database.tenants import DEFAULT_TENANT
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
 
 #: Names of prompts and jobs: they appear in URLs, before `:version` or `@alias`.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -33,8 +31,6 @@ class NewPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRecord(NewPrompt):
-    """One row of the table `prompts`: an immutable version."""
-
     tenant: str = DEFAULT_TENANT
     version: int
     created_at: datetime
@@ -47,5 +43,4 @@ def prompt_key(prompt_id: str) -> str:
 
 
 def report_key(job_id: str, form: Literal["html", "json"]) -> str:
-    """Key of the job's report: the page, or the same as JSON."""
     return f"jobs/{job_id}/report.{form}"

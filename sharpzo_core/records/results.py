@@ -22,12 +22,10 @@ def parts_prefix(job_id: str) -> str:
 
 
 def part_key(job_id: str, number: int) -> str:
-    """Key of part `number`; the first is 0."""
     return f"{parts_prefix(job_id)}/{number:06d}.safetensors"
 
 
 def results_prefix(job_id: str, folder: str | None = None) -> str:
-    """Key prefix of the results of one claim, or of all claims."""
     return f"jobs/{job_id}/results" + (f"/{folder}" if folder else "")
 
 

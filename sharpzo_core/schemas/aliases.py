@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from sharpzo_core.ids import Prefix, id_pattern, is_id
-from sharpzo_core.records.aliases import AliasAction, AliasHistory, AliasRecord, Expected, Gate
+from sharpzo_core.records.aliases import (
+    AliasAction,
+    AliasChange,
+    AliasHistory,
+    AliasRecord,
+    Expected,
+    Gate,
+)
 from sharpzo_core.schemas.base import PublicModel, RequestModel, SafeText
-
-if TYPE_CHECKING:
-    from sharpzo_core.records.aliases import AliasChange
 
 
 def _check_prompt_id(text: str) -> str:

@@ -71,5 +71,4 @@ class ErrorPublic(PublicModel):
 
     @classmethod
     def from_columns(cls, code: str | None, message: str | None) -> Self | None:
-        """The error of a record, None where it has none."""
         return None if code is None else cls(code=code, message=message or "")

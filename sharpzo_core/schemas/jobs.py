@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -27,9 +28,6 @@ from sharpzo_core.schemas.base import (
     Slug,
 )
 from sharpzo_core.schemas.classification import TopK
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Split = Literal["train", "val", "test"]
 
@@ -74,7 +72,6 @@ class ApplyRequest(RequestModel):
     """Free labels, stored and returned."""
 
     def parameters(self) -> dict[str, Any]:
-        """What the job's `config` holds."""
         return self.model_dump(mode="json", exclude=set(ApplyRequest.model_fields))
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field
 
 from sharpzo_core.rates import RATE_PATTERN, write_rate
-from sharpzo_core.records.keys import Scope
+from sharpzo_core.records.keys import ApiKey, NewKey, Scope
 from sharpzo_core.schemas.base import Label, PublicModel, RequestModel
-
-if TYPE_CHECKING:
-    from sharpzo_core.records.keys import ApiKey, NewKey
-    from sharpzo_core.stores.audit import AuditEntry
-    from sharpzo_core.stores.quotas import Quotas, Usage
+from sharpzo_core.stores.audit import AuditEntry
+from sharpzo_core.stores.quotas import Quotas, Usage
 
 MAX_KEY_SECONDS = 10 * 366 * 86_400
 MAX_GRACE_SECONDS = 30 * 86_400
@@ -76,12 +73,10 @@ class KeyCreated(KeyPublic):
 
     @classmethod
     def with_secret(cls, made: NewKey) -> Self:
-        """The answer to the request that created it."""
         return cls.from_fields(made.record, scopes=sorted(made.record.scopes), key=made.text)
 
     @classmethod
     def without_secret(cls, made: NewKey) -> Self:
-        """The answer as it may be stored."""
         return cls.from_fields(made.record, scopes=sorted(made.record.scopes), key=None)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
+from sharpzo_core.records.prompts import PromptRecord
 from sharpzo_core.schemas.base import PublicModel
-
-if TYPE_CHECKING:
-    from sharpzo_core.records.prompts import PromptRecord
 
 
 class BackbonePublic(PublicModel):

@@ -9,12 +9,14 @@ import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, ClassVar, TypeVar, cast
+from typing import IO, ClassVar, TypeVar, cast
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from sharpzo_core.errors import NotFound, SettingsError, StorageFull, StorageUnavailable
@@ -27,11 +29,6 @@ from sharpzo_engine.files import (
     sync_tree,
     write_atomically,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from fsspec import AbstractFileSystem
 
 T = TypeVar("T")
 
@@ -173,7 +170,6 @@ class ArtifactStore(ABC):
             return bool(self._files.exists(path))
 
     def delete(self, key: str) -> None:
-        """Remove what is stored under this key, if anything is."""
         with self._at(key) as path, suppress(FileNotFoundError):
             self._files.rm_file(path)
 
@@ -183,7 +179,6 @@ class ArtifactStore(ABC):
             self._files.rm(path, recursive=True)
 
     def names(self, prefix: str) -> list[str]:
-        """Names directly below `prefix`, without files that are being written."""
         with self._at(prefix) as path:
             try:
                 entries = [Path(entry).name for entry in self._files.ls(path, detail=False)]

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 from sharpzo_core.errors import NotFound
-from sharpzo_core.records.prompts import prompt_key
+from sharpzo_core.records.prompts import PromptRecord, prompt_key
+from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_engine.errors import ArtifactError
-
-if TYPE_CHECKING:
-    from sharpzo_core.records.prompts import PromptRecord
-    from sharpzo_core.storage.artifact_store import ArtifactStore
 
 
 def read_prompt_file(artifacts: ArtifactStore, prompt: PromptRecord) -> bytes:
@@ -31,5 +27,4 @@ def read_prompt_file(artifacts: ArtifactStore, prompt: PromptRecord) -> bytes:
 
 
 def describe_file(prompt: PromptRecord) -> str:
-    """Its name in messages."""
     return f"the artifact of {prompt.name}:{prompt.version} ({prompt.id})"

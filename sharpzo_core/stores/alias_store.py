@@ -10,8 +10,10 @@ entry is ever removed.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -29,13 +31,8 @@ from sharpzo_core.records.aliases import (
     Expected,
     Gate,
 )
+from sharpzo_core.records.prompts import PromptRecord
 from sharpzo_core.stores.prompt_store import get_prompt, lock_prompt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
-
-    from sharpzo_core.records.prompts import PromptRecord
 
 _NAMED = 10  # names that the error of an ambiguous alias lists
 _MAX_DIGITS = 18  # of a cursor; what a database column holds
@@ -291,7 +288,6 @@ def _find_beneath(connection: sa.Connection, place: sa.Row[Any]) -> tuple[Prompt
 
 
 def _below(place: sa.Row[Any]) -> sa.Select[Any]:
-    """The top entry below the current one whose prompt exists and differs."""
     change = alias_changes.c
     of_alias = (change.name == place.name) & (change.alias == place.alias)
     of_alias &= owned(alias_changes, place.tenant)
@@ -333,7 +329,6 @@ def _next(
 
 
 def _append(connection: sa.Connection, change: AliasChange) -> sa.Row[Any]:
-    """Write the entry and move the alias; returns its row, which the caller has locked."""
     update = (
         sa.update(aliases)
         .where(

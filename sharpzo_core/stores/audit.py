@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -13,15 +15,9 @@ from sharpzo_core.database.tables import audit_log
 from sharpzo_core.database.tenants import DEFAULT_TENANT, TenantStore
 from sharpzo_core.ids import Prefix
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-
 
 @dataclass(frozen=True, kw_only=True)
 class AuditEntry:
-    """One request that was refused or changed something."""
-
     id: str
     tenant: str = DEFAULT_TENANT  #: The default tenant if the caller is unknown
     at: datetime
@@ -37,7 +33,6 @@ class AuditEntry:
 
 class AuditStore(TenantStore):
     def append(self, entries: Sequence[AuditEntry]) -> None:
-        """Store entries of any tenants; entries that are already stored stay as they are."""
         rows = [vars(entry) for entry in entries]
         with writing(self._engine) as connection:
             stored = sa.select(audit_log.c.id).where(audit_log.c.id.in_([e.id for e in entries]))
@@ -61,7 +56,6 @@ class AuditStore(TenantStore):
             return newest_first(connection, audit_log, Prefix.AUDIT, limit, after, _read, wanted)
 
     def delete_before(self, moment: datetime) -> int:
-        """Delete older entries of all tenants; returns how many."""
         with writing(self._engine) as connection:
             old = sa.delete(audit_log).where(audit_log.c.at < moment)
             return connection.execute(old).rowcount

@@ -6,8 +6,8 @@ write of a result names the owner, so the previous owner cannot damage the work 
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -16,14 +16,8 @@ from sharpzo_core.database.engine import reading, writing
 from sharpzo_core.database.tables import datasets
 from sharpzo_core.records.datasets import DatasetStatus
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from datetime import datetime
-
 
 class DatasetLeases:
-    """The leases of one process, its `owner`."""
-
     def __init__(
         self, engine: sa.Engine, owner: str, lease_seconds: float, clock: Clock = utc_now
     ) -> None:
@@ -37,12 +31,10 @@ class DatasetLeases:
         return self._owner
 
     def lock(self, connection: sa.Connection, dataset_id: str) -> None:
-        """Lease a dataset that the caller's transaction creates."""
         update = sa.update(datasets).where(datasets.c.id == dataset_id)
         connection.execute(update.values(self._values(self._clock())))
 
     def renew(self, dataset_ids: Collection[str]) -> set[str]:
-        """Extend leases; returns the datasets that this process still holds."""
         if not dataset_ids:
             return set()
         update = sa.update(datasets).where(self._held(dataset_ids)).returning(datasets.c.id)

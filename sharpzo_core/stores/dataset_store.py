@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -15,9 +16,6 @@ from sharpzo_core.records.datasets import DatasetRecord, DatasetStatus
 from sharpzo_core.records.jobs import TERMINAL
 from sharpzo_core.stores.image_store import release
 from sharpzo_core.stores.quotas import MeteredStore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
 
 
 class DatasetStore(MeteredStore):

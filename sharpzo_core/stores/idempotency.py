@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -21,10 +21,6 @@ from sharpzo_core.database.engine import writing
 from sharpzo_core.database.tables import idempotency_keys
 from sharpzo_core.database.tenants import DEFAULT_TENANT, TenantStore, owned
 from sharpzo_core.errors import IdempotencyInProgress
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from datetime import datetime
 
 RESERVED_SECONDS = 15.0  # how long a request keeps its key without a renewal
 _RESERVED = timedelta(seconds=RESERVED_SECONDS)
@@ -41,8 +37,6 @@ class Reservation:
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """The answer to the first request with a key."""
-
     fingerprint: str
     status: int
     body: str
@@ -86,7 +80,6 @@ class IdempotencyStore(TenantStore):
         return StoredAnswer(row.fingerprint, row.status, row.body)
 
     def renew(self, reservations: Collection[Reservation]) -> None:
-        """Extend the reservations of requests in progress, of any tenants."""
         if not reservations:
             return
         tokens = [reservation.token for reservation in reservations]
@@ -123,7 +116,6 @@ class IdempotencyStore(TenantStore):
             connection.execute(sa.delete(idempotency_keys).where(_held(reservation)))
 
     def delete_expired(self) -> None:
-        """Delete expired keys of all tenants."""
         with writing(self._engine) as connection:
             connection.execute(sa.delete(idempotency_keys).where(_expired(self._clock())))
 
@@ -147,7 +139,6 @@ def _held(reservation: Reservation) -> sa.ColumnElement[bool]:
 
 
 def _insert(connection: sa.Connection, reservation: Reservation, now: datetime) -> bool:
-    """Whether the key was free."""
     values = {
         "tenant": reservation.tenant,
         "key": reservation.key,

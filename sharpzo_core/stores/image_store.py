@@ -16,7 +16,8 @@ A file's row is written before the file, and deleted after it:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -26,11 +27,7 @@ from sharpzo_core.database.engine import reading, writing
 from sharpzo_core.database.tables import blobs, dataset_images, datasets
 from sharpzo_core.errors import LeaseLost
 from sharpzo_core.records.datasets import DatasetRecord, DatasetStatus, blob_key
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-
-    from sharpzo_core.storage.artifact_store import ArtifactStore, Draft
+from sharpzo_core.storage.artifact_store import ArtifactStore, Draft
 
 LOCAL_BATCH = 256  # files that are deleted under one lock
 REMOTE_BATCH = 16  # because each takes a round trip
@@ -38,8 +35,6 @@ _CHUNK = 500  # rows of one statement
 
 
 class ImageStore:
-    """Images, the datasets that hold them, and their files."""
-
     def __init__(self, engine: sa.Engine, artifacts: ArtifactStore, clock: Clock = utc_now) -> None:
         self._engine = engine
         self._artifacts = artifacts
@@ -96,7 +91,6 @@ class ImageStore:
             return set(connection.execute(query).scalars())
 
     def unknown(self, tenant: str, hashes: Collection[str]) -> set[str]:
-        """The hashes that have no row."""
         wanted = (blobs.c.tenant == tenant) & blobs.c.sha256.in_(hashes)
         with reading(self._engine) as connection:
             known = connection.execute(sa.select(blobs.c.sha256).where(wanted)).scalars()

@@ -7,9 +7,10 @@ the lease, so a worker that was wrongly considered dead cannot write once anothe
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from datetime import datetime, timedelta
+from typing import Any, Self
 
 import sqlalchemy as sa
 
@@ -30,17 +31,12 @@ from sharpzo_core.records.jobs import (
     Phase,
     is_terminal,
 )
+from sharpzo_core.records.prompts import NewPrompt
+from sharpzo_core.settings import Settings
 from sharpzo_core.stores.job_rows import NO_LEASE, NewEvent, change, checkpoint_values, read_job
 from sharpzo_core.stores.job_totals import count_end
 from sharpzo_core.stores.prompt_store import insert_prompt
 from sharpzo_core.stores.quotas import charge
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
-
-    from sharpzo_core.records.prompts import NewPrompt
-    from sharpzo_core.settings import Settings
 
 WORKER_LOST = "worker_lost"
 MAX_LOSSES = 100  # workers that may be lost without a new checkpoint, whatever they died of
@@ -65,8 +61,6 @@ class HeldLease:
 
 
 class JobLeases:
-    """Claims, heartbeats, results and recoveries."""
-
     def __init__(
         self,
         engine: sa.Engine,
@@ -314,7 +308,6 @@ class JobLeases:
             return self._change(connection, lease, _REQUEUED, status=JobStatus.QUEUED, **values)
 
     def _too_many(self, job: Job) -> str | None:
-        """Why the job is not tried again, or None."""
         if job.crashes >= self._max_attempts:
             return (
                 f"the process that ran the job ended {job.crashes} times without a new checkpoint "
@@ -433,7 +426,6 @@ def _turn(row: sa.Row[Any]) -> tuple[int, bool, float, str]:
 
 
 def new_token() -> str:
-    """A new fencing token."""
     return secrets.token_hex(16)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -22,10 +24,6 @@ from sharpzo_core.records.jobs import (
     sources,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
 #: What a job that no worker holds has in its lease columns.
 NO_LEASE: Mapping[str, None] = {
     "lease_owner": None,
@@ -40,8 +38,6 @@ _CHECKPOINT = ("checkpoint_folder", "checkpoint_step", "checkpoint_saved_at")
 
 @dataclass(frozen=True)
 class NewEvent:
-    """An event before it has its number and time."""
-
     type: EventType
     message: str
     level: str = "info"
@@ -158,7 +154,6 @@ def get_job(
 
 
 def read_job(row: sa.Row[Any]) -> Job:
-    """The record of a row."""
     values = record(row, status=JobStatus(row.status), kind=JobKind(row.kind))
     values["phase"] = None if row.phase is None else Phase(row.phase)
     folder, step, saved_at = (values.pop(name) for name in _CHECKPOINT)
@@ -167,13 +162,11 @@ def read_job(row: sa.Row[Any]) -> Job:
 
 
 def job_values(job: Job) -> dict[str, Any]:
-    """The row of a record."""
     plain = {c.name: getattr(job, c.name) for c in jobs.columns if c.name not in _CHECKPOINT}
     return plain | checkpoint_values(job.checkpoint)
 
 
 def checkpoint_values(checkpoint: CheckpointRef | None) -> dict[str, Any]:
-    """The columns of a checkpoint."""
     if checkpoint is None:
         return dict.fromkeys(_CHECKPOINT)
     return dict(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -34,9 +35,6 @@ from sharpzo_core.records.jobs import (
 from sharpzo_core.stores.job_rows import NewEvent, get_job, insert_event, job_values, move, read_job
 from sharpzo_core.stores.prompt_store import lock_prompt
 from sharpzo_core.stores.quotas import MeteredStore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 UNKNOWN = Origin()
 MAX_STEPS = 10_000  # records in one answer
@@ -109,7 +107,6 @@ class JobStore(MeteredStore):
             return newest_first(connection, jobs, Prefix.JOB, limit, after, read_job, wanted)
 
     def ended(self) -> Sequence[tuple[str, JobStatus, str | None, str | None]]:
-        """Id, status, result folder and checkpoint folder of every job that has ended."""
         columns = (jobs.c.id, jobs.c.status, jobs.c.result_folder, jobs.c.checkpoint_folder)
         query = sa.select(*columns).where(jobs.c.status.in_(TERMINAL), self._own(jobs))
         with reading(self._engine) as connection:
@@ -117,7 +114,6 @@ class JobStore(MeteredStore):
         return [(row.id, JobStatus(row.status), row[2], row[3]) for row in rows]
 
     def count_by_status(self) -> dict[JobStatus, int]:
-        """How many jobs are in each status; every status is present."""
         query = sa.select(jobs.c.status, sa.func.count()).where(self._own(jobs))
         query = query.group_by(jobs.c.status)
         with reading(self._engine) as connection:
@@ -196,7 +192,6 @@ class JobStore(MeteredStore):
             raise AuthInvalid
 
     def _require_ready(self, connection: sa.Connection, dataset_id: str) -> None:
-        """Check that the dataset is ready, and keep it so until this transaction ends."""
         mine = (datasets.c.id == dataset_id) & self._own(datasets)
         query = sa.select(datasets.c.status).where(mine)
         status = connection.execute(query.with_for_update(read=True)).scalar_one_or_none()
@@ -279,7 +274,6 @@ class JobStore(MeteredStore):
 
 
 def _asked_with(origin: Origin) -> dict[str, str]:
-    """The request in the data of the event that it caused."""
     return {} if origin.request_id is None else {"request_id": origin.request_id}
 
 

@@ -6,8 +6,8 @@ Workers write them in transactions that they need anyway, so all API processes r
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -16,9 +16,6 @@ from sharpzo_core.database.tables import job_events, job_totals, jobs, tenant_us
 from sharpzo_core.database.tenants import TenantStore
 from sharpzo_core.records.jobs import TERMINAL, Job, JobKind, JobStatus
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 #: Upper bounds of the histogram's buckets, in seconds; one more bucket is for longer jobs.
 #: Never change them: rows refer to buckets by index.
 DURATIONS = (10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 10_800.0, 43_200.0, 86_400.0)
@@ -26,16 +23,12 @@ DURATIONS = (10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 10_800.0, 43_200.0,
 
 @dataclass(frozen=True)
 class Durations:
-    """How long ended jobs took, from their first start to their end."""
-
     counts: Sequence[int]  #: Jobs by bucket, see `DURATIONS`; not cumulative
     seconds: float  #: Of all of them
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The totals of one tenant, or of all."""
-
     queued_seconds: float  #: How long the oldest waiting job has waited; 0 if none waits
     forward_passes: int  #: Charged since the beginning
     durations: Mapping[tuple[JobKind, JobStatus], Durations]  #: Every kind and outcome

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hmac
-from datetime import timedelta
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -26,13 +27,8 @@ from sharpzo_core.records.keys import (
     make_key,
     prefix_of,
 )
+from sharpzo_core.settings import Settings
 from sharpzo_core.stores.job_rows import move, read_job
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
-    from datetime import datetime
-
-    from sharpzo_core.settings import Settings
 
 #: Compared with if there is no such key, so that the check takes the same time.
 _NO_DIGEST = "0" * 64

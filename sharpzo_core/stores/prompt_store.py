@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -17,10 +19,6 @@ from sharpzo_core.records.aliases import is_alias
 from sharpzo_core.records.jobs import TERMINAL
 from sharpzo_core.records.prompts import NewPrompt, PromptRecord
 from sharpzo_core.stores.quotas import MeteredStore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
 
 _REF = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})"
@@ -99,7 +97,6 @@ class PromptStore(MeteredStore):
             return get_prompt(connection, prompt.id, self._tenant)
 
     def pinned(self) -> Sequence[PromptRecord]:
-        """The prompts to keep in memory, in the order of their ids."""
         query = sa.select(prompts, _ALIASES).where(prompts.c.pinned, self._own(prompts))
         query = query.order_by(prompts.c.id)
         with reading(self._engine) as connection:
@@ -189,7 +186,6 @@ def _with_parent(
 
 
 def _next_version(connection: sa.Connection, name: str, tenant: str) -> int:
-    """Increment the name's last version; the row stays locked until the transaction ends."""
     increment = (
         sa.update(prompt_names)
         .where(prompt_names.c.name == name, owned(prompt_names, tenant))

@@ -6,8 +6,10 @@ month is locked, so that concurrent requests cannot exceed a quota together.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from datetime import datetime
+from typing import ClassVar, Self
 
 import sqlalchemy as sa
 
@@ -18,12 +20,7 @@ from sharpzo_core.database.tables import datasets, jobs, prompts, tenant_usage
 from sharpzo_core.database.tenants import DEFAULT_TENANT, TenantStore, owned
 from sharpzo_core.errors import QuotaExceeded
 from sharpzo_core.records.jobs import TERMINAL
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from datetime import datetime
-
-    from sharpzo_core.settings import Settings
+from sharpzo_core.settings import Settings
 
 ACTIVE_RETRY_SECONDS = 60  # until a job may have ended
 
@@ -182,7 +179,6 @@ class UsageStore(TenantStore):
 
 
 def month_of(moment: datetime) -> str:
-    """The month in UTC, such as 2026-01."""
     return f"{moment:%Y-%m}"
 
 
@@ -211,7 +207,6 @@ def passes_of(connection: sa.Connection, tenant: str, now: datetime) -> int:
 
 
 def charge(connection: sa.Connection, tenant: str, passes: int, now: datetime) -> int:
-    """Count forward passes; returns the sum of this month."""
     _lock(connection, tenant, now)
     update = (
         sa.update(tenant_usage)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
 
 from sharpzo_core.backbones import serving
 from sharpzo_core.errors import BackboneNotServed, StateConflict, ValidationFailed
 from sharpzo_core.records.datasets import SPLITS, DatasetRecord, DatasetStatus
 from sharpzo_core.records.jobs import Job, JobKind, NewJob, Origin
+from sharpzo_core.records.prompts import PromptRecord
 from sharpzo_core.schemas.jobs import BatchCreate, EvaluationCreate
+from sharpzo_core.settings import Settings
+from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.job_store import UNKNOWN, JobStore
 from sharpzo_core.submission.tuning import check_queue
 from sharpzo_engine.data.layout import Part, labels_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import sqlalchemy as sa
-
-    from sharpzo_core.records.prompts import PromptRecord
-    from sharpzo_core.settings import Settings
-    from sharpzo_core.stores.dataset_store import DatasetStore
 
 LISTED = 5  # classes that an error message names
 

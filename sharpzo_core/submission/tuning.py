@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import sqlalchemy as sa
 
 from sharpzo_core.errors import (
     ConfigMismatch,
@@ -21,17 +23,13 @@ from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.records.datasets import DatasetRecord, DatasetStatus
 from sharpzo_core.records.jobs import Job, JobKind, JobStatus, NewJob, Origin
 from sharpzo_core.schemas.jobs import JobCreate
+from sharpzo_core.settings import Settings
+from sharpzo_core.storage.artifact_store import ArtifactStore
+from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.job_store import UNKNOWN, JobStore
 from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, differing, merge
 from sharpzo_engine.data.layout import Part, labels_of
 from sharpzo_engine.errors import ConfigError
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from sharpzo_core.settings import Settings
-    from sharpzo_core.storage.artifact_store import ArtifactStore
-    from sharpzo_core.stores.dataset_store import DatasetStore
 
 DEFAULT_PRESET = "default"
 RETRY_SECONDS = 60  # before a request to a full queue is worth a retry

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharpzo_engine.errors import ImageError
 from sharpzo_engine.prompts.artifact import TunedPrompt
 from sharpzo_engine.prompts.evaluation import Assessment, Calibration
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 FORMAT = "sharpzo-evaluation/1"
 LISTED_ERRORS = 100  # unreadable images listed in the report, at most

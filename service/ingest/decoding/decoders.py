@@ -48,8 +48,6 @@ class DecodingLost(CoreError):  # noqa: N818 - named after what happened
 
 @dataclass(frozen=True)
 class DecodeRules:
-    """Limits of the decoding processes."""
-
     processes: int
     seconds: float  #: Per image, of CPU time and of elapsed time
     max_pixels: int
@@ -144,8 +142,6 @@ class Decoders:
 
 
 class _Child:
-    """One child process, and its current image if any."""
-
     def __init__(self, rules: DecodeRules) -> None:
         self._rules = rules
         arguments = (rules.max_pixels, rules.max_bytes, round(rules.seconds + 0.5), rules.memory)

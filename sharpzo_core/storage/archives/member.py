@@ -24,7 +24,6 @@ class Member:
     """
 
     def read(self) -> bytes:
-        """All bytes; for files that must be small."""
         return b"".join(self.chunks())
 
     @property
