@@ -1,7 +1,5 @@
 """Builds the application; nothing is opened before it starts."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 

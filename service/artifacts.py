@@ -1,7 +1,5 @@
 """Reading prompt files for requests: a damaged file is a 503 for its prompt only."""
 
-from __future__ import annotations
-
 from service.errors import Unavailable
 from sharpzo_core.records.prompts import PromptRecord
 from sharpzo_core.storage.artifact_store import ArtifactStore

@@ -1,7 +1,5 @@
 """Maps errors to problem responses; routes raise and never format."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi import FastAPI

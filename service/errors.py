@@ -1,8 +1,6 @@
 # ruff: noqa: N818 - errors are named after what happened
 """Errors of the API process, in addition to those of the core, sorted by status."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sharpzo_core.errors import CoreError

@@ -3,8 +3,6 @@
 Workers open no port: their work is in the database, and each API process reports it from there.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

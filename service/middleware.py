@@ -1,7 +1,5 @@
 """The outermost middleware: request ids, metrics, and a problem document for every error."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import re

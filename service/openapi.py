@@ -1,7 +1,5 @@
 """The OpenAPI document: what FastAPI derives, with our problem documents and API keys."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi import FastAPI

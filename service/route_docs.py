@@ -1,7 +1,5 @@
 """What a route adds to its own entry in the OpenAPI document."""
 
-from __future__ import annotations
-
 from http import HTTPStatus
 from typing import Any
 

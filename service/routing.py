@@ -1,7 +1,5 @@
 """A route class whose JSON bodies are strict."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """Runs the service: the API, and in embedded mode a worker beside it."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc

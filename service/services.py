@@ -1,7 +1,5 @@
 """Everything a running application holds open."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import threading

@@ -6,8 +6,6 @@ Comma-separated items: `name=SPEC`, or a name that is its own spec, or `*`. A SP
 paths; requests can only give names.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The clock as an argument, so that tests can set the time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import UTC, datetime
 

@@ -35,8 +35,6 @@ The REST API answers with `status`, `code` and `title`; `detail` is the message.
 
 # ruff: noqa: N818 - errors are named for the fact
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

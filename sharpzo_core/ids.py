@@ -4,8 +4,6 @@ The 26 characters are Crockford's base 32 of 48 bits of milliseconds and 80 rand
 of a ULID).
 """
 
-from __future__ import annotations
-
 import re
 import secrets
 import time

@@ -1,7 +1,5 @@
 """Which JSON values are safe: those that every store, log and answer can hold."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Where a prompt comes from: what its row stores besides its job, backbone and metrics."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any

@@ -6,8 +6,6 @@ may be a pipe that nobody reads; when the queue is full, lines are dropped and c
 Every line carries the fields that `log_context` holds where it is logged.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

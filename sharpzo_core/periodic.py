@@ -1,7 +1,5 @@
 """A small thread that repeats one action."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable

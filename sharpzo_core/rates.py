@@ -1,7 +1,5 @@
 """Rates of requests as operators write them: `600/minute`, `5/second`; a number is per minute."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """`Settings`: everything that an operator can set, read from SHARPZO_ environment variables."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from functools import cached_property

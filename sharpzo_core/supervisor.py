@@ -1,7 +1,5 @@
 """Child processes that are restarted when they end: workers, and their slots."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """`python -m worker`: run one worker until SIGTERM."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

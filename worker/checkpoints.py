@@ -1,7 +1,5 @@
 """Checkpoints of one claim: from the engine's folder into the artifact store and the job's row."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """A stored dataset as files on this machine."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor

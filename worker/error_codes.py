@@ -1,7 +1,5 @@
 """Errors of a job as a stable code and a short message for its owner."""
 
-from __future__ import annotations
-
 import errno
 
 from sharpzo_core.errors import CoreError, NotFound, StorageFull

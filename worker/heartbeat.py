@@ -1,7 +1,5 @@
 """Extending a lease while a step takes long."""
 
-from __future__ import annotations
-
 from typing import Self
 
 from sharpzo_core.errors import LeaseLost

@@ -1,7 +1,5 @@
 """Removing unreferenced files: those that killed writers and deletions left."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Starting a worker: a supervisor of one process per slot, with its sweeper. Never loads torch."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -3,8 +3,6 @@
 For leases this only makes recovery faster: where it cannot be known, they expire all the same.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """From the engine's `on_step` to the job's row, about once a second."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence

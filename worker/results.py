@@ -1,7 +1,5 @@
 """The results of a classification as JSON lines and as a table, one line per image."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Retrying while the storage is unavailable, for actions that are worth a long wait."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from typing import TypeVar

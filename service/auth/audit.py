@@ -4,8 +4,6 @@ Entries are buffered in memory for a fraction of a second, longer while the data
 buffer drops new entries, and their number is logged. An orderly shutdown writes everything.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import threading

@@ -5,8 +5,6 @@ the key's rate limit; and after a slow body, the key again. What a key may do is
 `authorization`, route by route.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from contextlib import AbstractContextManager, nullcontext

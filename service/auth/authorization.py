@@ -5,8 +5,6 @@ route that declares nothing rejects every caller, so that a forgotten declaratio
 `authentication` has checked before that the caller has a key, except on public paths.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ A cached key is at most `FRESH_SECONDS` old, so every process soon rejects a rev
 database is down nothing can be revoked, and cached keys stay valid for `STALE_SECONDS`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

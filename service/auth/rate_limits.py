@@ -4,8 +4,6 @@ Counted in the broker's Redis if there is one, so that all API processes share t
 otherwise, and while Redis does not answer, in this process.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -1,7 +1,5 @@
 """Limits on arriving request bodies: their speed, and the memory of all of them together."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 

@@ -1,7 +1,5 @@
 """File responses with their hash as ETag."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from fastapi import Header, Response

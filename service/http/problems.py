@@ -1,7 +1,5 @@
 """`application/problem+json` (RFC 9457): the format of every error response."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus

@@ -5,8 +5,6 @@ then fail far from the request, in the database or while an error report is enco
 two bytes into a hundred bytes of objects, and validation into a thousand bytes of error messages.
 """
 
-from __future__ import annotations
-
 import json
 from itertools import islice
 from typing import Any

@@ -6,8 +6,6 @@ that could join it is being decoded, or its oldest image has waited long enough.
 never waits, and under load a batch fills up while the previous one is encoded.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time

@@ -1,7 +1,5 @@
 """The one thread that touches models."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Callable, Hashable

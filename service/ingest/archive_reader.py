@@ -5,8 +5,6 @@ read, and usable images are stored under their hash. The result is a manifest, a
 contact sheet.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

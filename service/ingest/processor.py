@@ -4,8 +4,6 @@
 the outcome. A failed dataset leaves no files behind.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import threading

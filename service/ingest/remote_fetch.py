@@ -1,7 +1,5 @@
 """Fetches an archive from a location that the operator allows."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -4,8 +4,6 @@ They are built from `dashboard/` into `service/static/` and contain no data: the
 API like any client.
 """
 
-from __future__ import annotations
-
 import hashlib
 import mimetypes
 import re

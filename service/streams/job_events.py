@@ -1,7 +1,5 @@
 """Streams a job's events as server-sent events, read from the store."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import threading

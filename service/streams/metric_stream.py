@@ -4,8 +4,6 @@
 them. A stream starts with `job` and `series`, so a client that lost it just reconnects.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time

@@ -1,7 +1,5 @@
 """The broker: its messages are job ids that notify workers. The job itself is its database row."""
 
-from __future__ import annotations
-
 import logging
 from enum import StrEnum
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The broker's client, made to survive a writer that is killed and a Redis that is away."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

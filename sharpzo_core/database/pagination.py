@@ -12,8 +12,6 @@ list changes as it is read page by page:
 To see what is new, read the list again from its start.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar

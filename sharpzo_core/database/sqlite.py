@@ -15,8 +15,6 @@ Delete the checkpoints here (`shorten_log`, `restarts_log_safely`, `wal_autochec
 the oldest supported Python bundles SQLite 3.51.3.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 import sqlite3

@@ -1,7 +1,5 @@
 """The tables. Stores turn rows into frozen records and never return the rows themselves."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

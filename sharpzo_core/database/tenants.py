@@ -4,8 +4,6 @@ A tenant is a name. Every row that a user creates has one, and every statement o
 bound to a tenant filters by it. Rows of other tenants cannot be read, listed, counted or named.
 """
 
-from __future__ import annotations
-
 import re
 from copy import copy
 from typing import Self

@@ -1,7 +1,5 @@
 """`python -m sharpzo_core.migrations REVISION` downgrades the database to an earlier schema."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

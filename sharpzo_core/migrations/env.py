@@ -1,7 +1,5 @@
 """Alembic's entry: runs the revisions on the connection of `upgrade`."""
 
-from __future__ import annotations
-
 from alembic import context
 
 from sharpzo_core.database.tables import metadata

@@ -4,8 +4,6 @@ A worker writes to the folder that is named after its lease, and then writes the
 the job's row. A worker that lost its lease but still runs does no damage: its row is refused.
 """
 
-from __future__ import annotations
-
 from sharpzo_engine.search.checkpoint import CURRENT, PREVIOUS
 
 #: Names that the engine gives.

@@ -1,7 +1,5 @@
 """The record of a dataset; its images are in the artifact store."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field

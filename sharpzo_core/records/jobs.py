@@ -1,7 +1,5 @@
 """What a job is: its states, the legal moves between them, and the record itself."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime

@@ -5,8 +5,6 @@ and finds its row. The secret ends with a checksum, so that mistyped keys and te
 like keys are recognised without a database; it proves nothing else.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import secrets

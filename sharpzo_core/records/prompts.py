@@ -1,7 +1,5 @@
 """The record of a published prompt; its file is in the artifact store."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime

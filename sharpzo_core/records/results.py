@@ -5,8 +5,6 @@ continues where another stopped. Results go to a folder of the claim that wrote 
 row names that folder once the job has ended. So a worker that lost its lease overwrites no results.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 #: The checkpoint folder of such a job in its row.

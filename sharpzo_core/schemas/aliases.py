@@ -1,7 +1,5 @@
 """Aliases on the wire: moves, gates and history."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Self
 

@@ -1,7 +1,5 @@
 """What the wire models have in common: their base classes, text types and limits."""
 
-from __future__ import annotations
-
 from typing import Annotated, Generic, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field

@@ -1,7 +1,5 @@
 """Answers of prompts to images."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

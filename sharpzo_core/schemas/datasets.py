@@ -1,7 +1,5 @@
 """Datasets on the wire."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Any, Self
 

@@ -1,7 +1,5 @@
 """Jobs on the wire: requests of each kind, the job itself, its events and its steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self

@@ -1,7 +1,5 @@
 """API keys, the audit log and quotas on the wire."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Self
 

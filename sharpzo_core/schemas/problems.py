@@ -1,7 +1,5 @@
 """Error answers."""
 
-from __future__ import annotations
-
 from sharpzo_core.schemas.base import PublicModel
 
 

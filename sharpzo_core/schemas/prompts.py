@@ -1,7 +1,5 @@
 """Prompts and backbones on the wire."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any, Literal, Self
 

@@ -1,7 +1,5 @@
 """Reading prompt files, with a check that they are as published."""
 
-from __future__ import annotations
-
 import hashlib
 
 from sharpzo_core.errors import NotFound

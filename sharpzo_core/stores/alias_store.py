@@ -8,8 +8,6 @@ returned to: its `beneath` is that entry's `beneath`. So a second rollback goes 
 entry is ever removed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime

@@ -1,7 +1,5 @@
 """The audit log: who requested what, with which result. Entries are never changed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime

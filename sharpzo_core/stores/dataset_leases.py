@@ -4,8 +4,6 @@ A lease is short and renewed. Any process may take over a dataset whose lease ha
 write of a result names the owner, so the previous owner cannot damage the work of the new one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from datetime import datetime, timedelta
 

@@ -1,7 +1,5 @@
 """`DatasetStore`: datasets and their states. `dataset_leases.py` leases those in processing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ request creates, so there is never one without the other. A reservation is a sho
 that died does not block its key for long, and one that lost its reservation cannot complete it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import uuid

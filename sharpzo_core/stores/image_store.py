@@ -14,8 +14,6 @@ A file's row is written before the file, and deleted after it:
   without a row, nor a held row without a file that is not being written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ A worker claims a queued job by one conditional UPDATE and gets a `Lease`. Every
 the lease, so a worker that was wrongly considered dead cannot write once another has the job.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

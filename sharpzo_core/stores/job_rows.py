@@ -1,7 +1,5 @@
 """How a job's row changes: one conditional UPDATE, and its event in the same transaction."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime

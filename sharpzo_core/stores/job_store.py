@@ -1,7 +1,5 @@
 """`JobStore`: jobs for the API. What a worker may do is in `job_leases.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby

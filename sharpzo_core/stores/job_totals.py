@@ -3,8 +3,6 @@
 Workers write them in transactions that they need anyway, so all API processes report the same.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

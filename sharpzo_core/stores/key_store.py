@@ -1,7 +1,5 @@
 """`KeyStore`: API keys, and the jobs that end with them."""
 
-from __future__ import annotations
-
 import hmac
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta

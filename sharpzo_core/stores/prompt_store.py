@@ -1,7 +1,5 @@
 """`PromptStore`: the versions of prompts. Aliases are in `alias_store.py`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime

@@ -4,8 +4,6 @@ Quotas are checked inside the transaction that would exceed them, while the tena
 month is locked, so that concurrent requests cannot exceed a quota together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime

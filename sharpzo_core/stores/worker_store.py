@@ -1,7 +1,5 @@
 """`WorkerStore`: heartbeats of worker processes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 

@@ -1,7 +1,5 @@
 """Accepting a job that applies a prompt to a dataset: every check, without HTTP."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

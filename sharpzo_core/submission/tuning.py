@@ -1,7 +1,5 @@
 """Accepting a tuning job: every check that a request must pass, without HTTP."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress

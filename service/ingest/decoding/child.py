@@ -3,8 +3,6 @@
 Arguments: maximum pixels of an image, maximum bytes of its file, seconds, bytes of memory.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import sys

@@ -4,8 +4,6 @@ Where the system has no such limits (Windows), it is an ordinary process that is
 takes too long.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

@@ -7,8 +7,6 @@ Nothing is unpickled, and lengths are checked before anything is read: neither s
 other.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Callable

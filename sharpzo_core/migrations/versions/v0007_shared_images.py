@@ -5,8 +5,6 @@ Datasets that were there before keep their images below themselves.
 Revision ID: 0007
 """
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

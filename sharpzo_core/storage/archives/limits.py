@@ -1,7 +1,5 @@
 """What an archive may unpack to, and the account of what it has unpacked to."""
 
-from __future__ import annotations
-
 import hashlib
 import unicodedata
 from collections.abc import Callable

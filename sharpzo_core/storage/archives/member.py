@@ -1,7 +1,5 @@
 """One file of an archive."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

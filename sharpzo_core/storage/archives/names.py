@@ -1,7 +1,5 @@
 """Checks of member names, although they are never used as paths here."""
 
-from __future__ import annotations
-
 import unicodedata
 
 from sharpzo_core.errors import ArchiveError

@@ -4,8 +4,6 @@ The standard library parses single headers. Everything else is done here, becaus
 seeks to wherever headers point, and reads extensions of any size into memory.
 """
 
-from __future__ import annotations
-
 import stat
 import tarfile
 import zlib

@@ -5,8 +5,6 @@ entries and a misplaced ZIP64 record. Here every part must lie exactly where the
 and anything ambiguous is refused.
 """
 
-from __future__ import annotations
-
 import stat
 import struct
 import zlib
