@@ -26,7 +26,7 @@ from tests.docs.warm import ask
 ROOT = Path(__file__).parents[2]
 NAMES = ("sharpzo", "make", "docker", "python")
 #: What a process says once it works; the API begins to when it has told its address.
-READY = {"serve": "listening on ", "worker": "ready."}
+READY = {"serve": "listening on ", "worker": "a slot waits for jobs"}
 #: Commands that load much and end soon: they run in a process that has loaded it.
 SLOW = {"classify", "datasets", "evaluate", "export", "jobs", "keys", "migrate", "prompts", "tune"}
 BUDGET = ("--passes", "300", "--shots", "4")
