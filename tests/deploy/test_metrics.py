@@ -95,7 +95,7 @@ def test_without_its_database_the_process_still_tells_of_itself(
     def away(*_: object) -> None:
         raise StorageUnavailable
 
-    monkeypatch.setattr(services.workers, "alive", away)
+    monkeypatch.setattr(services.workers, "active", away)
     assert value(client, "sharpzo_database_up") == 0
     missing = everything - sample_names(text_of(client))
     assert missing == {
