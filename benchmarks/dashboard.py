@@ -37,7 +37,7 @@ from benchmarks.support.output import (
 from sharpzo_cli.demo.server import running_process
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.migrations import migrate
-from sharpzo_core.records.jobs import JobProgress, JobStep, Lease, Phase
+from sharpzo_core.records.jobs import JobProgress, JobStep, Lease, NewJob, Phase
 from sharpzo_core.settings import Settings
 from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.job_leases import JobLeases, lease_of
@@ -100,7 +100,9 @@ def _service(folder: Path) -> Iterator[tuple[str, JobLeases, Lease]]:
     jobs, leases = JobStore(engine), JobLeases.from_settings(engine, settings)
     config = TuningConfig(total_steps=2 * STEPS).model_dump(mode="json")
     made = [
-        jobs.create(dataset_id=dataset.id, backbone="tiny", config=config, name=f"prompt-{i}")
+        jobs.create(
+            NewJob(dataset_id=dataset.id, backbone="tiny", config=config, name=f"prompt-{i}")
+        )
         for i in range(JOBS)
     ]
     claimed = leases.claim(made[-1].id, "a benchmark's")

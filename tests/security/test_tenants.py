@@ -519,9 +519,8 @@ def test_a_thousand_jobs_of_one_tenant_do_not_starve_anothers_first(
             dataset.id, classes=[], counts={}, sha256="0" * 64
         )
         store = services.jobs.for_tenant(tenant)
-        jobs[tenant] = [
-            store.create(dataset_id=dataset.id, backbone="toy", config={}).id for _ in range(count)
-        ]
+        new = partial(NewJob, dataset_id=dataset.id, backbone="toy", config={})
+        jobs[tenant] = [store.create(new()).id for _ in range(count)]
     began = []
 
     def next_of(job_id: str) -> Job:

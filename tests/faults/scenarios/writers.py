@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.errors import CoreError
+from sharpzo_core.records.jobs import NewJob
 from sharpzo_core.settings import Settings
 from sharpzo_core.stores.job_store import JobStore
 from tests.helpers import Workplace
@@ -36,7 +37,7 @@ def write(data_dir: Path, dataset_id: str, transactions: int, together: Barrier)
     for _ in range(transactions):
         started = time.monotonic()
         try:
-            store.create(dataset_id=dataset_id, backbone="tiny", config={})
+            store.create(NewJob(dataset_id=dataset_id, backbone="tiny", config={}))
         except CoreError as error:
             errors.append(f"{type(error).__name__}: {error.__cause__}")
         seconds.append(time.monotonic() - started)
