@@ -43,6 +43,7 @@ SLOW = (
     "worker/test_shutdown.py",
     "service/test_replicas.py",
 )
+SLOW_SECONDS = 600  # until a slow test is ended; it starts several processes that load torch
 #: Folders whose files share a service for the whole session.
 ONE_SERVICE = ("faults", "dashboard", "cli")
 
@@ -60,6 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = path_of(item)
         if path.startswith(SLOW) and not item.get_closest_marker("fast"):
             item.add_marker("slow")
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
     # Long ones first, so that both processes end at about the same time.
     items.sort(key=lambda item: order(path_of(item)))
 
