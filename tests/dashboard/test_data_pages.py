@@ -281,7 +281,7 @@ def test_hostile_names_are_text_and_break_no_layout(
             picture(page, f"hostile-dataset-{width}-{scheme}")
             page.goto("/#/prompts/hostile%40live")
             page.get_by_text("History of live").click()
-            expect(page.get_by_role("cell", name=HOSTILE_NAMES[0])).to_be_visible()
+            expect(page.get_by_role("cell", name=HOSTILE_NAMES[0], exact=True)).to_be_visible()
             expect(page.get_by_role("region", name="Confusion matrix")).to_be_visible()
             expect(
                 page.get_by_role("combobox", name="Evaluate on").locator("option")
