@@ -55,6 +55,7 @@ def test_processes_that_start_together_migrate_once(settings: Settings) -> None:
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_a_migration_that_is_killed_at_any_statement_is_finished_by_the_next_start(
     settings: Settings,
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_migration_that_is_killed_at_any_statement_is_finished_by_the_next_sta
     assert difference_from_the_declared(settings) == []
 
 
+@pytest.mark.slow
 def test_rows_survive_killed_migrations(settings: Settings) -> None:
     engine = make_engine(settings)
     with writing(engine) as connection:
