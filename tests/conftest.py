@@ -21,12 +21,18 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads only get into each other's way on models as small as those of the tests.
 os.environ["OMP_NUM_THREADS"] = "1"
 pytest_plugins = ("tests.helpers",)
+# How long an example takes says something of the machine, not of the code.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 TESTS = Path(__file__).parent
 #: Folders and files of services, browsers and kills, the longest first: slow but for their tests
