@@ -48,7 +48,7 @@ class CoreError(Exception):
     def __init_subclass__(
         cls, *, status: int | None = None, code: str | None = None, title: str | None = None
     ) -> None:
-        """What is not given is the base class's."""
+        """Inherit what is not given from the base class."""
         cls.status = cls.status if status is None else status
         cls.code = code or cls.code
         cls.title = title or cls.title
