@@ -16,7 +16,7 @@ R = TypeVar("R")
 V = TypeVar("V")
 
 MODELS = "models"  #: Name of the thread
-_JOIN_SECONDS = 10
+_JOIN_SECONDS = 2  # by then requests have ended; a model that still loads is not waited for
 
 
 class ModelThread(Generic[L, T, R]):

@@ -119,6 +119,7 @@ def look_at_every_page(open_page: OpenPage, job_id: str, dataset_id: str) -> Non
             page = open_page("/jobs", width=width, scheme=scheme)
             for name, (path, text) in pages.items():
                 page.goto(f"/#{path}")
-                expect(page.locator("main").get_by_text(text).first).to_be_visible()
+                shown = page.locator("main").get_by_text(text).filter(visible=True)
+                expect(shown.first).to_be_visible()
                 expect(page.get_by_text("Loading…")).to_have_count(0)
                 picture(page, f"{name}-{width}-{scheme}")

@@ -97,7 +97,8 @@ def test_workers_that_vanish_before_the_first_checkpoint_do_not_fail_the_job(
     assert kill_repeatedly(cluster, job.id, kills, seconds=0) == kills
     ended = ended_as(cluster, job.id)
 
-    assert (ended.job.attempt, ended.sha256, ended.faults) == (kills + 1, sha256, [])
+    assert ended.job.attempt > kills  # a worker that starves loses its lease as well
+    assert (ended.sha256, ended.faults) == (sha256, [])
 
 
 @pytest.mark.parametrize("shared_cluster", MODES[1:], indirect=True)

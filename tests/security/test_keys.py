@@ -518,6 +518,7 @@ def test_a_service_with_keys_listens_elsewhere(
     open_door: OpenDoor, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to the socket, which is not opened for the sake of this test's machine."""
+    settings = changed(settings, data_dir=settings.data_dir / "new")
     listened: list[str] = []
 
     def listen(host: str, port: int) -> None:

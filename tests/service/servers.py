@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import uvicorn
 
@@ -62,6 +63,7 @@ class ServerProcess:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
+    @cache  # noqa: B019 - it lives as long as its test
     def url(self) -> str:
         """Its address, as soon as it listens."""
         return self._urls.get(timeout=120)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -91,6 +93,13 @@ def crowd(
             yield list(zip(visitors, ends, strict=True))
 
 
+def listens(server: ServerProcess) -> bool:
+    """Whether it accepts connections."""
+    address = urlsplit(server.url())
+    with socket.socket() as probe:
+        return probe.connect_ex((address.hostname, address.port)) == 0
+
+
 def assert_clean(end: httpx.TransportError) -> None:
     """No request was broken off while its answer was on the way."""
     assert "incomplete" not in str(end)
@@ -103,7 +112,7 @@ def test_every_request_that_was_read_is_answered(
     with server_process(settings, before=before) as server:
         with crowd(server, artifact_of(backbone), gate) as visitors:
             server.process.send_signal(signal.SIGTERM)
-            eventually(lambda: "shutting down" in "".join(server.log))
+            eventually(lambda: not listens(server))  # and it has told its connections
             gate.unlink()
             assert server.process.wait(30) == 0
         for visitor, end in visitors:

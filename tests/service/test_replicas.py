@@ -111,7 +111,7 @@ def test_a_process_that_was_overtaken_spoils_nothing(
     assert ready["status"] == "ready"
     gate.touch()
     os.kill(other.process.pid, signal.SIGCONT)
-    eventually(lambda: any(f"{dataset_id}: " in line for line in other.log))
+    eventually(lambda: any("no longer processed here" in line for line in other.log))
     assert client.get(f"/v1/datasets/{dataset_id}").json() == ready
     assert_complete(services, dataset_id)
 

@@ -152,10 +152,10 @@ def test_a_long_request_keeps_its_key(
     working, go_on = threading.Event(), threading.Event()
     create = services.jobs.create
 
-    def slow(**values: Any) -> Any:
+    def slow(*values: Any) -> Any:
         working.set()
         assert go_on.wait(20)
-        return create(**values)
+        return create(*values)
 
     with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
         patch.setattr(services.jobs, "create", slow)
@@ -210,8 +210,8 @@ def test_a_process_that_dies_after_the_commit_has_answered(
 import os, signal
 from sharpzo_core.stores.job_store import JobStore
 create = JobStore.create
-def create_and_die(self, **values):
-    create(self, **values)
+def create_and_die(self, *values):
+    create(self, *values)
     os.kill(os.getpid(), signal.SIGKILL)
 JobStore.create = create_and_die
 """
