@@ -46,7 +46,7 @@ LONG: dict[str, Any] = {
     "zo": {"optimizer": "adam", "queries": 128},
 }
 #: About a minute, half of it in each stage.
-MINUTE = LONG | {"total_steps": 7_200, "change_point": 2_400}
+MINUTE = LONG | {"total_steps": 13_000, "change_point": 4_300}
 #: Long enough on any machine; to be cancelled.
 ENDLESS: dict[str, Any] = {
     "total_steps": 200_000,
