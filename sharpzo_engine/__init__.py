@@ -19,7 +19,9 @@ from sharpzo_engine._version import __version__
 
 if TYPE_CHECKING:
     from sharpzo_engine.clip.backbone import Backbone, load_backbone
+    from sharpzo_engine.clip.encoder import Encoder
     from sharpzo_engine.clip.features import Features, extract_features
+    from sharpzo_engine.clip.level import Level
     from sharpzo_engine.config import CmaConfig, PromptConfig, TuningConfig, ZoConfig
     from sharpzo_engine.data.dataset import Dataset, Example, few_shot, load_dataset
     from sharpzo_engine.errors import EngineError, TuningCancelled, TuningInterrupted
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 #: Where each public name lives.
 _HOME = {
     "Backbone": "clip.backbone",
+    "Encoder": "clip.encoder",
+    "Level": "clip.level",
     "CmaConfig": "config",
     "Dataset": "data.dataset",
     "EngineError": "errors",
@@ -75,11 +79,13 @@ __all__ = [
     "Backbone",
     "CmaConfig",
     "Dataset",
+    "Encoder",
     "EngineError",
     "Evaluation",
     "Example",
     "Features",
     "GaussNewton",
+    "Level",
     "Objective",
     "Prediction",
     "Progress",

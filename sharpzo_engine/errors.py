@@ -5,6 +5,7 @@ Our exception hierarchy:
 EngineError
  ├── ConfigError            a hyperparameter is unknown, out of range or contradictory
  ├── BackboneError          a backbone is unknown, unloadable or of an unsupported kind
+ ├── LevelMissing           an encoder does not give what a job needs
  ├── DatasetError           a dataset has no usable classes, too few images, or contradictions
  │    └── TooFewImages      a class has fewer images than shots
  ├── ImageError             one image cannot be decoded or is not allowed
@@ -51,6 +52,12 @@ class BackboneError(EngineError):
     """The backbone is unknown or cannot be loaded."""
 
     code = "backbone_unavailable"
+
+
+class LevelMissing(EngineError):  # noqa: N818 - named for the fact
+    """The encoder does not give what this needs."""
+
+    code = "level_missing"
 
 
 class DatasetError(EngineError):

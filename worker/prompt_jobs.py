@@ -23,7 +23,7 @@ from sharpzo_core.records.results import (
 )
 from sharpzo_core.storage.prompt_files import read_prompt_file
 from sharpzo_core.submission.prompt_jobs import classes_of
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.encoder import Encoder
 from sharpzo_engine.errors import ArtifactError, BackboneMismatch, ImageError
 from sharpzo_engine.prompts.artifact import TunedPrompt
 from sharpzo_engine.prompts.classifier import PromptClassifier, top_predictions
@@ -104,7 +104,7 @@ def _prompt_record(job: Job, deps: RunnerDeps) -> PromptRecord:
         raise ArtifactError("the prompt was deleted (apply another one)") from None
 
 
-def _backbone(prompt: TunedPrompt, deps: RunnerDeps) -> Backbone:
+def _backbone(prompt: TunedPrompt, deps: RunnerDeps) -> Encoder:
     described = prompt.metadata["backbone"]
     for spec in serving(deps.settings.backbone_specs, described):
         backbone = deps.load_backbone(spec)

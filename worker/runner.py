@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sharpzo_core.storage.artifact_store import ArtifactStore
     from sharpzo_core.stores.dataset_store import DatasetStore
     from sharpzo_core.stores.prompt_store import PromptStore
-    from sharpzo_engine import Backbone, TuneResult
+    from sharpzo_engine import Encoder, TuneResult
     from sharpzo_engine.data.dataset import Dataset
     from worker.dataset_files import Materials
 
@@ -50,7 +50,7 @@ class Tune(Protocol):
     def __call__(
         self,
         dataset: Dataset,
-        backbone: Backbone,
+        backbone: Encoder,
         config: TuningConfig,
         *,
         on_step: Reporter,
@@ -80,7 +80,7 @@ class RunnerDeps:
     artifacts: ArtifactStore
     materials: Materials
     queue: JobQueue
-    load_backbone: Callable[[BackboneSpec], Backbone]
+    load_backbone: Callable[[BackboneSpec], Encoder]
     tune: Tune
     apply: Apply
     draining: Callable[[], bool]  #: Whether the worker shuts down

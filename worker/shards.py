@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sharpzo_core.records.datasets import DatasetRecord
     from sharpzo_core.records.jobs import Job, Lease
-    from sharpzo_engine import Backbone
+    from sharpzo_engine import Encoder
     from worker.dataset_files import ListedImage
     from worker.progress_writer import Reporter
     from worker.runner import RunnerDeps
@@ -40,7 +40,7 @@ class JobParts:
         self,
         job: Job,
         dataset: DatasetRecord,
-        backbone: Backbone,
+        backbone: Encoder,
         *,
         lease: Lease,
         report: Reporter,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from sharpzo_core.backbones import BackboneSpec
     from sharpzo_core.records.jobs import Job, Lease
-    from sharpzo_engine import Backbone, TuneResult
+    from sharpzo_engine import Encoder, TuneResult
     from worker.progress_writer import Reporter
 
 KEPT_BACKBONES = 2
@@ -151,7 +151,7 @@ def _warm_up() -> None:
     importlib.import_module("sharpzo_engine.tuner")
 
 
-def load_backbone(device: str, spec: BackboneSpec) -> Backbone:
+def load_backbone(device: str, spec: BackboneSpec) -> Encoder:
     import sharpzo_engine
 
     return sharpzo_engine.load_backbone(spec.model, spec.pretrained, device, alias=spec.name)

@@ -14,7 +14,7 @@ from sharpzo_engine.errors import BackboneError
 
 if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
-    from sharpzo_engine import Backbone
+    from sharpzo_engine import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -29,31 +29,32 @@ class Backbones:
         self._specs = settings.backbone_specs
         self._device = settings.device
         self._dtype = settings.inference_dtype
-        self._loaded: dict[str, Backbone] = {}
+        self._loaded: dict[str, Encoder] = {}
 
     @property
     def loaded(self) -> list[str]:
         names = list(self._loaded)  # one atomic copy: the model thread may be adding one
         return sorted(names)
 
-    def find(self, fingerprint: str | None) -> Backbone | None:
+    def find(self, fingerprint: str | None) -> Encoder | None:
         """The loaded backbone with this fingerprint, or None; callable from any thread."""
         found = (b for b in list(self._loaded.values()) if b.fingerprint == fingerprint)
         return next(found, None)
 
-    def load(self, spec: BackboneSpec) -> Backbone:
+    def load(self, spec: BackboneSpec) -> Encoder:
         """Get the backbone of a spec, loading it if needed.
 
         Raises:
             Unavailable: it cannot be loaded.
         """
         if spec.name not in self._loaded:
-            from sharpzo_engine import load_backbone
+            from sharpzo_engine import Backbone, load_backbone
             from sharpzo_engine.clip.parallel import keep_numpy_on_one_thread
 
             try:
                 backbone = load_backbone(spec.model, spec.pretrained, self._device, alias=spec.name)
-                backbone.encode_images_in(self._dtype)
+                if isinstance(backbone, Backbone):
+                    backbone.encode_images_in(self._dtype)
             except BackboneError as error:
                 logger.warning(
                     "backbone %s cannot be loaded: %s",
@@ -68,7 +69,7 @@ class Backbones:
             _exclude_from_gc()
         return self._loaded[spec.name]
 
-    def for_prompt(self, described: Described) -> Backbone:
+    def for_prompt(self, described: Described) -> Encoder:
         """Get the backbone with the fingerprint that a prompt records.
 
         Raises:

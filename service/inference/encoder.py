@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from service.metrics import Metrics
     from sharpzo_core.settings import Settings
-    from sharpzo_engine import Backbone
+    from sharpzo_engine import Encoder
 
 V = TypeVar("V")
 
@@ -53,7 +53,7 @@ class ImageEncoder:
         self._large = threading.Lock()
         self._metrics = metrics
         rules = BatchRules(partial(_batch_size, settings), settings.inference_delay_ms / 1e3)
-        self._queue: ModelQueue[Backbone, Tensor | None, Embedded] = ModelQueue(
+        self._queue: ModelQueue[Encoder, Tensor | None, Embedded] = ModelQueue(
             rules, metrics.count_dropped
         )
         self._models = ModelThread(self._queue, self._encode, MODELS)
@@ -79,7 +79,7 @@ class ImageEncoder:
         return max(1, min(_MAX_RETRY_SECONDS, math.ceil(images * self._pace)))
 
     async def embed(
-        self, backbone: Backbone, images: Sequence[bytes], deadline: float | None
+        self, backbone: Encoder, images: Sequence[bytes], deadline: float | None
     ) -> list[Embedded]:
         """Return each image's embedding, or the error of one that cannot be decoded.
 
@@ -120,7 +120,7 @@ class ImageEncoder:
             self._metrics.observe_decode(time.perf_counter() - started)
             self._queue.put(entry)
 
-    def _prepare(self, backbone: Backbone, image: bytes) -> Tensor:
+    def _prepare(self, backbone: Encoder, image: bytes) -> Tensor:
         """Decode and preprocess; large images one at a time, to bound memory."""
         from sharpzo_engine.data.images import decode_image
 
@@ -164,11 +164,11 @@ class ImageEncoder:
 
 
 if TYPE_CHECKING:
-    _Entry = Entry[Backbone, Tensor | None, Embedded]
-    _Batch = Batch[Backbone, Tensor | None, Embedded]
+    _Entry = Entry[Encoder, Tensor | None, Embedded]
+    _Batch = Batch[Encoder, Tensor | None, Embedded]
 
 
-def _batch_size(settings: Settings, backbone: Backbone) -> int:
+def _batch_size(settings: Settings, backbone: Encoder) -> int:
     return settings.inference_batch or _BATCH.get(backbone.device.type, _OTHER_BATCH)
 
 

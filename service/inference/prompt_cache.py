@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from sharpzo_core.records.prompts import PromptRecord
-    from sharpzo_engine import Backbone, TunedPrompt
+    from sharpzo_engine import Encoder, TunedPrompt
 
     Floats = NDArray[np.float32]
 
@@ -63,7 +63,7 @@ class LinearClassifier:
 class ReadyPrompt:
     """A loaded prompt and its backbone, without the parts of the file that scoring does not use."""
 
-    backbone: Backbone
+    backbone: Encoder
     class_names: tuple[str, ...]
     tuned: LinearClassifier
     own_temperature: float | None
@@ -72,7 +72,7 @@ class ReadyPrompt:
     tenant: str
 
     @classmethod
-    def build(cls, record: PromptRecord, prompt: TunedPrompt, backbone: Backbone) -> ReadyPrompt:
+    def build(cls, record: PromptRecord, prompt: TunedPrompt, backbone: Encoder) -> ReadyPrompt:
         return cls(
             backbone=backbone,
             class_names=prompt.class_names,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from service.inference.encoder import ImageEncoder
     from sharpzo_core.records.prompts import PromptRecord
     from sharpzo_core.storage.artifact_store import ArtifactStore
-    from sharpzo_engine import Backbone
+    from sharpzo_engine import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class PromptLoader:
             task.exception()  # marks it as seen: all who waited may have been cancelled
 
 
-def _make_ready(prompt: PromptRecord, data: bytes, backbone: Backbone) -> ReadyPrompt:
+def _make_ready(prompt: PromptRecord, data: bytes, backbone: Encoder) -> ReadyPrompt:
     from sharpzo_engine import TunedPrompt
     from sharpzo_engine.prompts.classifier import check_backbone
 

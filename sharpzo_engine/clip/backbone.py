@@ -7,24 +7,25 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from sharpzo_engine import tiny
+from sharpzo_engine.clip.encoder import Encoder, Preprocess
+from sharpzo_engine.clip.level import Level
 from sharpzo_engine.clip.text_encoder import ForwardTextEncoder, PlainTextEncoder
 from sharpzo_engine.clip.text_tower import OpenClipModule, TowerWeights, read_tower
 from sharpzo_engine.clip.tokens import PromptTokens, Tokenizer, tokenize_prompts
-from sharpzo_engine.errors import BackboneError
+from sharpzo_engine.errors import BackboneError, MissingPackage
 
 LOCAL_DIR = "local-dir:"
-Preprocess = Callable[[Image.Image], Tensor]
+ONNX_DIR = "onnx-dir:"
 ImageDtype = Literal["float32", "bfloat16", "float16"]
 
 _IMAGE_DTYPES: dict[ImageDtype, torch.dtype] = {
@@ -37,7 +38,10 @@ logger = logging.getLogger(__name__)
 
 
 class Backbone:
-    """Both towers of a CLIP model in float32, frozen, on one device."""
+    """Both towers of a CLIP model in float32, frozen, on one device: the encoder in torch."""
+
+    level = Level.TANGENTS
+    runtime = "torch"
 
     def __init__(
         self,
@@ -63,7 +67,12 @@ class Backbone:
         self.device = self.tower.token_embedding.device
         self.logit_scale = math.exp(float(model.logit_scale))
         self.fingerprint = _fingerprint(model, preprocess)
-        self._image_dtype = torch.float32
+        self.precision: ImageDtype = "float32"
+
+    @property
+    def variant(self) -> str:
+        """Names what changes the last bits of embeddings: the image tower's precision."""
+        return "" if self.precision == "float32" else f"{self.runtime} {self.precision}"
 
     @property
     def embed_dim(self) -> int:
@@ -82,17 +91,19 @@ class Backbone:
         return self.tower.width
 
     def describe(self) -> dict[str, str | None]:
-        """Name, weights and fingerprint, as artifacts record them."""
+        """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
         return {
             "name": self.name,
             "pretrained": self.pretrained,
             "fingerprint": self.fingerprint,
+            "runtime": self.runtime,
+            "precision": self.precision,
         }
 
     @torch.inference_mode()
     def encode_images(self, batch: Tensor) -> Tensor:
         """Preprocessed images [B, 3, H, W] -> L2-normalised embeddings [B, E]."""
-        images = batch.to(self.device, self._image_dtype, non_blocking=True)
+        images = batch.to(self.device, _IMAGE_DTYPES[self.precision], non_blocking=True)
         return functional.normalize(self.model.encode_image(images).float(), dim=-1)
 
     def encode_images_in(self, dtype: ImageDtype) -> None:
@@ -102,8 +113,8 @@ class Backbone:
         from those that prompts were tuned on: in small models by 1 to 5 % of their length in
         bfloat16, and by a tenth of that in float16.
         """
-        self._image_dtype = _IMAGE_DTYPES[dtype]
-        self.model.visual.to(self._image_dtype)
+        self.precision = dtype
+        self.model.visual.to(_IMAGE_DTYPES[dtype])
 
     def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
         """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
@@ -127,12 +138,13 @@ class Backbone:
 
 def load_backbone(
     name: str, pretrained: str | None = None, device: str = "auto", *, alias: str | None = None
-) -> Backbone:
+) -> Encoder:
     """Load a CLIP model with its weights.
 
     Args:
-        name: `tiny` (bundled), `local-dir:PATH` (open_clip's folder layout), or an open_clip model
-            name such as `ViT-B-16` or `ViT-B/16`.
+        name: `tiny` (bundled), `local-dir:PATH` (open_clip's folder layout), `onnx-dir:PATH` (a
+            folder of `sharpzo encoders export`), or an open_clip model name such as `ViT-B-16` or
+            `ViT-B/16`.
         pretrained: for a model name, a tag of open_clip (`openai`) or a checkpoint file.
         device: `auto` takes CUDA, then MPS, then the processor.
         alias: name of a model in artifacts, in place of its path.
@@ -148,6 +160,8 @@ def load_backbone(
     if name.startswith(LOCAL_DIR):
         _check_local_dir(Path(name.removeprefix(LOCAL_DIR)), pretrained)
         return _create(name, None, device, shown_as=alias or name)
+    if name.startswith(ONNX_DIR):
+        return _load_onnx(Path(name.removeprefix(ONNX_DIR)), pretrained, alias)
     model = name.replace("/", "-")
     check_weights(model, pretrained)
     backbone = _create(model, pretrained, device, shown_as=model)
@@ -180,6 +194,18 @@ def _check_local_dir(path: Path, pretrained: str | None) -> None:
         raise BackboneError("a local-dir: backbone includes its weights (omit pretrained)")
     if not (path / "open_clip_config.json").is_file():
         raise BackboneError(f"no open_clip_config.json in {path} (use the model's folder)")
+
+
+def _load_onnx(path: Path, pretrained: str | None, alias: str | None) -> Encoder:
+    if pretrained:
+        raise BackboneError("an onnx-dir: backbone includes its weights (omit pretrained)")
+    try:
+        from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            f"onnx-dir: needs the package {error.name} (pip install 'sharpzo[onnx]')"
+        ) from error
+    return OnnxEncoder(path, name=alias)
 
 
 def check_weights(model: str, pretrained: str | None) -> None:

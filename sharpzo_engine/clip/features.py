@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sharpzo_engine.clip.augmentation import View
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.encoder import Encoder
 from sharpzo_engine.clip.parallel import even_slices, map_chunks
 from sharpzo_engine.data.dataset import Example
 from sharpzo_engine.data.images import decode_image
@@ -50,7 +50,7 @@ class Features:
 
 def extract_features(
     examples: Sequence[Example],
-    backbone: Backbone,
+    backbone: Encoder,
     *,
     cache_dir: Path | None = None,
     on_progress: OnProgress | None = None,
@@ -79,7 +79,7 @@ def extract_features(
     return Features(images.to(backbone.device), labels)
 
 
-def encode_batch(pixels: Sequence[Tensor], backbone: Backbone) -> Tensor:
+def encode_batch(pixels: Sequence[Tensor], backbone: Encoder) -> Tensor:
     """Preprocessed images, each [3, H, W], -> L2-normalised embeddings [B, E] on the CPU.
 
     On a CPU, the batch is split into one part per thread.
@@ -103,7 +103,7 @@ def _views(count: int, seed: int | None) -> list[View | None]:
 
 def _embed(
     examples: Sequence[Example],
-    backbone: Backbone,
+    backbone: Encoder,
     on_progress: OnProgress | None,
     views: Sequence[View | None],
 ) -> Tensor:
@@ -150,7 +150,7 @@ class CacheFile:
         cls,
         folder: Path,
         images: Iterable[Path],
-        backbone: Backbone,
+        backbone: Encoder,
         view_seed: int | None = None,
     ) -> CacheFile:
         """The cache file of these images.
@@ -158,7 +158,7 @@ class CacheFile:
         Raises:
             DatasetError: an image file cannot be read.
         """
-        digest = hashlib.sha256(backbone.fingerprint.encode())
+        digest = hashlib.sha256(f"{backbone.fingerprint}{backbone.variant}".encode())
         if view_seed is not None:
             digest.update(f"random view {view_seed}".encode())
         for image in images:

@@ -19,7 +19,6 @@ P = 1 + M prefix positions, H heads of size D, W = H * D the width, E the embedd
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +32,6 @@ from sharpzo_engine.clip.tokens import PromptTokens
 #: Packed rows per chunk. On a CPU a chunk runs on one core: products reach their peak rate at
 #: about 200 rows, while the MLP's activations (rows x 4W floats) still fit into the cache.
 MAX_ROWS = {"cpu": 256, "cuda": 65_536}
-
-
-class TextEncoder(Protocol):
-    """Encodes context vectors into class embeddings."""
-
-    def encode(self, context: Tensor) -> Tensor:
-        """`context` [n, M, W] -> L2-normalised class embeddings [n, C, E]."""
-        ...
 
 
 @dataclass(frozen=True)

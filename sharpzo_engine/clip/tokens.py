@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sharpzo_engine.errors import ConfigError, DatasetError
 
-Tokenizer = Callable[[Sequence[str]], Tensor]
+#: Texts -> ids [n, positions], zero-padded.
+Tokenizer = Callable[[Sequence[str]], Tensor | NDArray[np.int64]]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.encoder import Encoder
 from sharpzo_engine.clip.features import BATCH_SIZE
 from sharpzo_engine.data.images import decode_image
 from sharpzo_engine.errors import ArtifactError, BackboneMismatch, ImageError
@@ -34,7 +34,7 @@ class Prediction:
 class PromptClassifier:
     """A tuned prompt on the backbone it was tuned on."""
 
-    def __init__(self, prompt: TunedPrompt, backbone: Backbone) -> None:
+    def __init__(self, prompt: TunedPrompt, backbone: Encoder) -> None:
         """Raises BackboneMismatch if the fingerprints differ, as predictions would be wrong."""
         check_backbone(prompt, backbone)
         self.prompt = prompt
@@ -158,7 +158,7 @@ class PromptClassifier:
         return PromptClassifier(prompt, backbone)
 
 
-def check_backbone(prompt: TunedPrompt, backbone: Backbone) -> None:
+def check_backbone(prompt: TunedPrompt, backbone: Encoder) -> None:
     """Return if the prompt was tuned on this backbone.
 
     Raises:
@@ -179,6 +179,19 @@ def check_backbone(prompt: TunedPrompt, backbone: Backbone) -> None:
         )
 
 
+def other_precision(prompt: TunedPrompt, backbone: Encoder) -> str | None:
+    """What differs from the encoder that the prompt was tuned on, in words; None if nothing.
+
+    Both have the same weights, but round differently, so accuracies may differ a little.
+    """
+    tuned = prompt.metadata["backbone"]
+    its = (tuned.get("runtime") or "torch", tuned.get("precision") or "float32")
+    own = (backbone.runtime, backbone.precision)
+    if its == own:
+        return None
+    return f"tuned with {its[0]} in {its[1]}, answered by {own[0]} in {own[1]}"
+
+
 def top_predictions(
     probabilities: NDArray[np.float32], class_names: Sequence[str], top_k: int
 ) -> list[Prediction]:
@@ -188,7 +201,7 @@ def top_predictions(
 
 
 def zero_shot_weights(
-    backbone: Backbone, context: str, class_names: Sequence[str]
+    backbone: Encoder, context: str, class_names: Sequence[str]
 ) -> NDArray[np.float32]:
     """Class weights [C, E] of the hand-written prompt "{context} {class}.".
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from sharpzo_engine.checksummed import Arrays, ChecksumError, seal, unseal
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.encoder import Encoder
 from sharpzo_engine.clip.features import BATCH_SIZE, CacheFile
 from sharpzo_engine.clip.parallel import map_chunks
 from sharpzo_engine.data.images import MAX_IMAGE_PIXELS, decode_image
@@ -60,7 +60,7 @@ class Part:
 
 def embed_part(
     files: Mapping[int, Path],
-    backbone: Backbone,
+    backbone: Encoder,
     *,
     cache_dir: Path | None = None,
     max_pixels: int = MAX_IMAGE_PIXELS,
@@ -91,7 +91,7 @@ def embed_part(
     return part
 
 
-def _embed(files: Mapping[int, Path], backbone: Backbone, max_pixels: int, on_unit: OnUnit) -> Part:
+def _embed(files: Mapping[int, Path], backbone: Encoder, max_pixels: int, on_unit: OnUnit) -> Part:
     def embed(unit: Sequence[tuple[int, Path]]) -> Part:
         errors: dict[int, ImageError] = {}
         pixels: dict[int, torch.Tensor] = {}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.encoder import Encoder
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import ConfigError
 from sharpzo_engine.randomness import Purpose, generator
@@ -28,7 +28,7 @@ class PromptSpace:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Encoder,
         class_names: Sequence[str],
         config: PromptConfig | None = None,
         seed: int = 1,

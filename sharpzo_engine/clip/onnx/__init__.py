@@ -1,0 +1,1 @@
+"""The encoder in ONNX Runtime, and how it is made from the one in torch."""

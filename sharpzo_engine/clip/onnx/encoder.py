@@ -1,0 +1,173 @@
+"""An encoder in ONNX Runtime: a folder that `export` wrote, without the original's weights.
+
+    encoder.json                    `Manifest`
+    image.onnx                      images [B, 3, H, W] -> embeddings [B, E]
+    text.onnx                       contexts, suffixes, ends -> class embeddings [n, C, E]
+    token_embeddings.safetensors    [vocabulary, W]
+    tokenizer.json                  CLIP's byte-pair tokenizer
+
+It gives no derivatives. Embeddings are normalised within the graphs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sharpzo_engine.clip.encoder import Preprocess
+from sharpzo_engine.clip.onnx.bpe import BpeTokenizer
+from sharpzo_engine.clip.onnx.manifest import IMAGE, TEXT, TOKENIZER, TOKENS, Manifest, check_files
+from sharpzo_engine.clip.tokens import PromptTokens, tokenize_prompts
+from sharpzo_engine.errors import BackboneError
+
+#: Suffix rows per call of the text graph; more need more memory and save no time.
+MAX_ROWS = 4096
+
+Floats = NDArray[np.float32]
+
+
+class OnnxEncoder:
+    """Both towers of a CLIP model in ONNX Runtime on the processor."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, folder: Path, *, name: str | None = None) -> None:
+        """Load the folder; `name` takes the place of the one that it records.
+
+        Raises:
+            BackboneError: a file is missing, or differs from what was exported.
+        """
+        manifest = Manifest.read(folder)
+        check_files(folder, manifest)
+        self.manifest = manifest
+        self.name, self.pretrained = name or manifest.name, manifest.pretrained
+        self.fingerprint = manifest.fingerprint
+        self.level = manifest.level
+        self.precision = manifest.precision
+        self.logit_scale = float(manifest.logit_scale)
+        self.device = torch.device("cpu")
+        self._images = _session(folder / IMAGE, round_activations=True)
+        self._text = _session(folder / TEXT, round_activations=False)
+        self._tokens = safetensors.numpy.load_file(folder / TOKENS)["tokens"]
+        self._tokenizer = BpeTokenizer.load(folder / TOKENIZER, manifest.positions)
+
+    @property
+    def variant(self) -> str:
+        """Runtime, precision and a hash of the files."""
+        digest = hashlib.sha256(json.dumps(self.manifest.files, sort_keys=True).encode())
+        return f"{self.runtime} {self.precision} {digest.hexdigest()[:12]}"
+
+    @property
+    def embed_dim(self) -> int:
+        """Width E of the joint embedding."""
+        return self.manifest.embed_dim
+
+    @property
+    def image_size(self) -> int:
+        """Pixels along a side of what the image tower takes."""
+        return self.manifest.preprocessing.size
+
+    @property
+    def text_width(self) -> int:
+        """Width W of the text tower."""
+        return self.manifest.text_width
+
+    def describe(self) -> dict[str, str | None]:
+        """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
+        return {
+            "name": self.name,
+            "pretrained": self.pretrained,
+            "fingerprint": self.fingerprint,
+            "runtime": self.runtime,
+            "precision": self.precision,
+        }
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The map from an image to pixels [3, H, W]."""
+        return lambda image: torch.from_numpy(self.manifest.preprocessing(image))
+
+    def encode_images(self, batch: Tensor) -> Tensor:
+        """Preprocessed images [B, 3, H, W] -> L2-normalised embeddings [B, E]."""
+        pixels = np.ascontiguousarray(batch.numpy(), np.float32)
+        (found,) = self._images.run(None, {"images": pixels})
+        return torch.from_numpy(found)
+
+    def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
+        """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
+        return tokenize_prompts(self._tokenizer, context, class_names)
+
+    def token_embeddings(self, ids: Sequence[int]) -> Tensor:
+        """Embeddings [M, W] of token ids, without positions."""
+        return torch.from_numpy(self._tokens[np.asarray(ids, np.intp)].astype(np.float32))
+
+    def text_encoder(self, tokens: PromptTokens) -> OnnxTextEncoder:
+        """An encoder of these prompts."""
+        rows = [self.token_embeddings(suffix).numpy() for suffix in tokens.suffixes]
+        return OnnxTextEncoder(self._text, rows)
+
+
+class OnnxTextEncoder:
+    """Encodes one job's class prompts in ONNX Runtime."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, suffixes: Sequence[Floats]) -> None:
+        """`suffixes` are the embedded tokens of each class, name to EOT, each [S_c, W]."""
+        self._session = session
+        longest = max(map(len, suffixes))
+        self._per_call = max(1, MAX_ROWS // longest)
+        self._ends = np.array([len(rows) - 1 for rows in suffixes], np.int64)
+        self._suffixes = np.stack(
+            [np.pad(rows, ((0, longest - len(rows)), (0, 0))) for rows in suffixes]
+        )
+
+    def encode(self, context: Tensor) -> Tensor:
+        """`context` [n, M, W] (without positions) -> L2-normalised class embeddings [n, C, E]."""
+        contexts = np.ascontiguousarray(context.numpy(), np.float32)
+        classes = len(self._suffixes)
+        if classes >= self._per_call:
+            one_by_one = [self._encode_one(contexts[i : i + 1]) for i in range(len(contexts))]
+            return torch.from_numpy(np.concatenate(one_by_one))
+        step = self._per_call // classes
+        parts = [
+            self._run(contexts[i : i + step], slice(None)) for i in range(0, len(contexts), step)
+        ]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _encode_one(self, context: Floats) -> Floats:
+        starts = range(0, len(self._suffixes), self._per_call)
+        return np.concatenate(
+            [self._run(context, slice(start, start + self._per_call)) for start in starts], axis=1
+        )
+
+    def _run(self, contexts: Floats, classes: slice) -> Floats:
+        inputs = {
+            "context": contexts,
+            "suffixes": self._suffixes[classes],
+            "ends": self._ends[classes],
+        }
+        found: Floats = self._session.run(None, inputs)[0]
+        return found
+
+
+def _session(path: Path, *, round_activations: bool) -> onnxruntime.InferenceSession:
+    """Load a graph. Rounded activations are faster where weights are int8, but not smooth."""
+    options = onnxruntime.SessionOptions()
+    if not round_activations:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own, undocumented kinds
+        message = f"{path.name} cannot be loaded: {str(error).splitlines()[0][:200]}"
+        raise BackboneError(message) from error

@@ -1,0 +1,272 @@
+"""Writes a CLIP model as a folder that ONNX Runtime can run, and measures how well they agree."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.encoder import Encoder
+from sharpzo_engine.clip.level import Level
+from sharpzo_engine.clip.onnx.bpe import BpeTokenizer
+from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
+from sharpzo_engine.clip.onnx.graphs import write_image_graph, write_text_graph
+from sharpzo_engine.clip.onnx.manifest import (
+    IMAGE,
+    MANIFEST,
+    TEXT,
+    TOKENIZER,
+    TOKENS,
+    Manifest,
+    Precision,
+    hash_files,
+)
+from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
+from sharpzo_engine.clip.onnx.quantize import to_int8, weights_to_half, weights_to_int8
+from sharpzo_engine.errors import BackboneError
+
+MIN_AGREEMENT = 0.98
+BATCH = 16
+#: Largest difference of a pixel, in units of the model's own scale.
+PIXEL_TOLERANCE = 1e-3
+#: Compared by zero-shot where the photos have no classes.
+COMMON_THINGS = (
+    "person", "dog", "cat", "bird", "horse", "cow", "car", "bicycle", "bus", "train", "boat",
+    "airplane", "tree", "flower", "house", "street", "mountain", "beach", "food", "fruit", "cup",
+    "bottle", "chair", "table", "bed", "computer", "phone", "book", "clock", "shoe",
+)  # fmt: skip
+_TEXTS = (
+    "a photo of a cat.", "Crème brûlée, 12 €", "it's a T-shirt &amp; jeans", "日本語", "x " * 100,
+)  # fmt: skip
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Images to calibrate and compare on, with the names of their classes."""
+
+    images: Sequence[Image.Image]
+    class_names: Sequence[str] = COMMON_THINGS
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close an encoder's answers are to the original's."""
+
+    photos: int
+    top1: float | None  #: share of photos with the same zero-shot label; None without photos
+    image_cosine: float | None  #: smallest cosine of an image's two embeddings
+    text_cosine: float  #: smallest cosine of a class's two embeddings
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+class Disagreement(BackboneError):  # noqa: N818 - named for the fact
+    """The exported encoder's answers differ too much from the original's."""
+
+
+def export_encoder(
+    backbone: Backbone,
+    folder: Path,
+    precision: Precision,
+    photos: Photos | None = None,
+    min_agreement: float = MIN_AGREEMENT,
+) -> Agreement:
+    """Write a new folder for `OnnxEncoder`; an existing one is replaced when all has succeeded.
+
+    Without photos, int8 scales activations by what each call brings; with them, half of the photos
+    also calibrate fixed scales, and the better of both is written. Agreement is measured on the
+    other half, through the written files.
+
+    Raises:
+        BackboneError: the model's preprocessing or tokenizer is not supported.
+        Disagreement: fewer than `min_agreement` of the photos get the original's label.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        parts = Path(temporary) / "encoder"
+        parts.mkdir()
+        with _quiet():
+            agreement = _write(backbone, parts, precision, photos)
+        if agreement.top1 is not None and agreement.top1 < min_agreement:
+            raise Disagreement(
+                f"only {agreement.top1:.1%} of {agreement.photos} photos get the original's label, "
+                f"less than {min_agreement:.1%}"
+            )
+        if folder.exists():
+            shutil.rmtree(folder)
+        parts.rename(folder)
+    return agreement
+
+
+def compare(encoder: Encoder, original: Encoder, photos: Photos | None) -> Agreement:
+    """Measure an encoder against the original."""
+    names = photos.class_names if photos else COMMON_THINGS
+    own, its = (_class_embeddings(one, names) for one in (encoder, original))
+    text_cosine = float((own * its).sum(-1).min())
+    if photos is None or not photos.images:
+        return Agreement(0, None, None, text_cosine)
+    found, expected = _embed(encoder, photos.images), _embed(original, photos.images)
+    same = (found @ own.T).argmax(-1) == (expected @ its.T).argmax(-1)
+    return Agreement(
+        photos=len(photos.images),
+        top1=float(same.float().mean()),
+        image_cosine=float((found * expected).sum(-1).min()),
+        text_cosine=text_cosine,
+    )
+
+
+def _write(
+    backbone: Backbone, folder: Path, precision: Precision, photos: Photos | None
+) -> Agreement:
+    tokenizer = _tokenizer(backbone)
+    tokenizer.save(folder / TOKENIZER)
+    preprocessing = _preprocessing(backbone)
+    _check_preprocessing(backbone, preprocessing)
+    tokens = backbone.tower.token_embedding.cpu().numpy()
+    kept = tokens if precision == "fp32" else tokens.astype(np.float16)
+    safetensors.numpy.save_file({"tokens": kept}, folder / TOKENS)
+    text, image = folder / "text.fp32.onnx", folder / "image.fp32.onnx"
+    write_text_graph(backbone, tokenizer.start, text)
+    write_image_graph(backbone, image)
+    if precision == "fp32":
+        shutil.copy(text, folder / TEXT)
+    else:
+        (weights_to_half if precision == "fp16" else weights_to_int8)(text, folder / TEXT)
+    manifest = Manifest(
+        name=backbone.name,
+        pretrained=backbone.pretrained,
+        fingerprint=backbone.fingerprint,
+        precision=precision,
+        level=Level.CONTEXTS,
+        logit_scale=backbone.logit_scale,
+        embed_dim=backbone.embed_dim,
+        text_width=backbone.text_width,
+        positions=len(backbone.tower.positional_embedding),
+        preprocessing=preprocessing,
+        files={},
+    )
+    calibration, held_out = _halves(photos)
+    measured: list[tuple[Agreement, bytes]] = []
+    for write in _image_writers(precision, backbone, calibration):
+        write(image, folder / IMAGE)
+        agreement = _measure(folder, manifest, backbone, held_out)
+        measured.append((agreement, (folder / IMAGE).read_bytes()))
+    agreement, graph = max(measured, key=lambda one: one[0].top1 or 0)  # the first of equals
+    (folder / IMAGE).write_bytes(graph)
+    text.unlink()
+    image.unlink()
+    _write_manifest(folder, replace(manifest, agreement=agreement.to_dict()))
+    return agreement
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the remarks of the exporters on every constant that they fold."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _image_writers(
+    precision: Precision, backbone: Backbone, calibration: Sequence[Image.Image]
+) -> list[Callable[[Path, Path], object]]:
+    if precision != "int8":
+        return [shutil.copy if precision == "fp32" else weights_to_half]
+    if not calibration:
+        return [to_int8]
+    batches = [_pixels(backbone, part).numpy() for part in _batches(calibration)]
+    return [lambda source, target: to_int8(source, target, batches), to_int8]
+
+
+def _measure(
+    folder: Path, manifest: Manifest, backbone: Backbone, photos: Photos | None
+) -> Agreement:
+    _write_manifest(folder, manifest)
+    return compare(OnnxEncoder(folder), backbone, photos)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(replace(manifest, files=hash_files(folder)).to_json())
+
+
+def _halves(photos: Photos | None) -> tuple[Sequence[Image.Image], Photos | None]:
+    """Photos to calibrate on, and others to measure on."""
+    if photos is None:
+        return (), None
+    return photos.images[::2], replace(photos, images=photos.images[1::2])
+
+
+def _tokenizer(backbone: Backbone) -> BpeTokenizer:
+    tokenizer = backbone.tokenizer
+    if not isinstance(tokenizer, open_clip.tokenizer.SimpleTokenizer):
+        name = type(tokenizer).__name__
+        raise BackboneError(f"the tokenizer {name} cannot be exported (use a model with CLIP's)")
+    length = len(backbone.tower.positional_embedding)
+    written = BpeTokenizer.build(tokenizer.encoder, list(tokenizer.bpe_ranks), length)
+    expected = tokenizer(list(_TEXTS), context_length=length).numpy()
+    if not np.array_equal(written(_TEXTS), expected):
+        raise BackboneError("this model's tokenizer is not CLIP's own and cannot be exported")
+    return written
+
+
+def _preprocessing(backbone: Backbone) -> Preprocessing:
+    found = dict(getattr(backbone.model.visual, "preprocess_cfg", {}))
+    return Preprocessing(
+        size=backbone.image_size,
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+        interpolation=found["interpolation"],
+        resize_mode=found["resize_mode"],
+    )
+
+
+def _check_preprocessing(backbone: Backbone, preprocessing: Preprocessing) -> None:
+    rng = np.random.default_rng(0)
+    size = backbone.image_size
+    for height, width in ((2 * size + 3, 3 * size), (size, size + 7), (size // 2 + 1, size)):
+        noise = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
+        image = Image.fromarray(noise).resize((width, height))
+        difference = backbone.preprocess(image) - torch.from_numpy(preprocessing(image))
+        if float(difference.abs().max()) > PIXEL_TOLERANCE:
+            raise BackboneError("this model's preprocessing is not supported by the exporter")
+
+
+def _class_embeddings(encoder: Encoder, names: Sequence[str]) -> Tensor:
+    tokens = encoder.tokenize("a photo of a", names)
+    context = encoder.token_embeddings(tokens.context)
+    return encoder.text_encoder(tokens).encode(context[None])[0].cpu()
+
+
+def _embed(encoder: Encoder, images: Sequence[Image.Image]) -> Tensor:
+    return torch.cat(
+        [encoder.encode_images(_pixels(encoder, part)).cpu() for part in _batches(images)]
+    )
+
+
+def _pixels(encoder: Encoder, images: Sequence[Image.Image]) -> Tensor:
+    return torch.stack([encoder.preprocess(image) for image in images])
+
+
+def _batches(images: Sequence[Image.Image]) -> list[Sequence[Image.Image]]:
+    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
