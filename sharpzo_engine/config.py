@@ -256,6 +256,17 @@ class TuningConfig(_StrictModel):
             raise ValueError("zo.optimizer gauss-newton has no mask (set zo.mask to none)")
         return self
 
+    @property
+    def needs_derivatives(self) -> str | None:
+        """The value that needs exact derivatives of the encoder; None if there is none."""
+        if self.method == "first-order":
+            return "method first-order"
+        if self.zo.estimator == "jvp":
+            return "zo.estimator jvp"
+        if self.cma.sharpness_estimator in ("jvp", "fo"):
+            return f"cma.sharpness_estimator {self.cma.sharpness_estimator}"
+        return None
+
     @classmethod
     def parse(cls, values: Mapping[str, Any] | None = None, preset: str = "default") -> Self:
         """Apply `values` (nested, or with reference names) on top of a preset.

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.encoder import Encoder, require
 from sharpzo_engine.clip.features import OnProgress, extract_features, hash_file
+from sharpzo_engine.clip.level import Level
 from sharpzo_engine.config import EXTENDABLE, TuningConfig
 from sharpzo_engine.data.dataset import Dataset, Example, few_shot, group_by_label, select_classes
 from sharpzo_engine.errors import DatasetError
@@ -35,7 +36,7 @@ MAX_HOLDOUT = 4  # images per class held out of the shots for validation
 
 def tune(
     dataset: Dataset,
-    backbone: Backbone,
+    backbone: Encoder,
     config: TuningConfig | None = None,
     *,
     on_step: OnStep | None = None,
@@ -66,12 +67,16 @@ def tune(
         cache_dir: folder in which image features are cached by content; None disables the cache.
 
     Raises:
+        LevelMissing: the backbone does not give what the method needs.
         DatasetError: too few images, or an image that cannot be read.
         CheckpointError: `resume` found another run's checkpoint.
         BackboneMismatch: `resume` found a checkpoint of a backbone with other weights.
         TuningInterrupted: raised by `on_step`.
     """
     config = config or TuningConfig()
+    require(backbone, Level.CONTEXTS, "prompt tuning")
+    if config.needs_derivatives:
+        require(backbone, Level.TANGENTS, config.needs_derivatives)
     report = _Reporter(config, on_step)
     cache = Path(cache_dir) if cache_dir else None
     dataset = _sampled(dataset, config)
@@ -178,7 +183,7 @@ class _Reporter:
 
 def _identity(
     config: TuningConfig,
-    backbone: Backbone,
+    backbone: Encoder,
     class_names: Sequence[str],
     *splits: Sequence[Example],
 ) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def _identity(
             images.update(hash_file(example.path) + example.label.to_bytes(8, "little"))
     return {
         "hyperparameters": config.model_dump(mode="json", exclude=set(EXTENDABLE)),
-        BACKBONE: backbone.fingerprint,
+        BACKBONE: f"{backbone.fingerprint} {backbone.variant}".strip(),
         "classes": list(class_names),
         "images": images.hexdigest(),
     }

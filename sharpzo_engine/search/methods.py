@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sharpzo_engine.clip.level import Level
 from sharpzo_engine.config import TuningConfig, ZoConfig
 from sharpzo_engine.randomness import Purpose, generator
 from sharpzo_engine.search.gradients import (
@@ -21,6 +22,7 @@ from sharpzo_engine.search.gradients import (
 from sharpzo_engine.search.objective import Objective
 from sharpzo_engine.search.progress import Phase
 from sharpzo_engine.search.stages.gauss_newton import Composite, GaussNewton
+from sharpzo_engine.search.stages.noisy_gauss_newton import NoisyGaussNewton
 from sharpzo_engine.search.stages.reference import ReferenceCma, ReferenceZo
 from sharpzo_engine.search.stages.sharp_cma import SharpCma, sharpness_estimator
 from sharpzo_engine.search.stages.sparse_zo import SparseZo
@@ -74,7 +76,8 @@ def stage_2(
         rows = config.cma.population_size
         return ReferenceZo(config.zo, start, rng, horizon, gradient=gradient, rows=rows)
     if _is_gauss_newton(config, objective):
-        return GaussNewton(config.zo, start, rng, horizon)
+        stage = GaussNewton if is_exact(objective) else NoisyGaussNewton
+        return stage(config.zo, start, rng, horizon)
     return SparseZo(
         config.zo,
         start,
@@ -97,6 +100,13 @@ def passes_per_stage_2_step(config: TuningConfig, objective: Objective) -> float
     if config.zo.mask != "none":
         passes += _mask_estimator(config, objective).passes(dim) / config.zo.prune_interval
     return passes
+
+
+def is_exact(objective: BlackBox) -> bool:
+    """Whether the objective has exact directional derivatives."""
+    if isinstance(objective, Objective):
+        return objective.space.backbone.level.includes(Level.TANGENTS)
+    return isinstance(objective, ForwardMode)
 
 
 def _is_gauss_newton(config: TuningConfig, objective: BlackBox) -> bool:
@@ -126,7 +136,7 @@ def _mask_estimator(config: TuningConfig, objective: BlackBox) -> GradientEstima
 
 def _slopes(config: ZoConfig, objective: BlackBox, step: float) -> Slopes:
     """Exact derivatives if requested, or by default if the objective supports them."""
-    supported = config.estimator == "auto" and isinstance(objective, ForwardMode)
+    supported = config.estimator == "auto" and is_exact(objective)
     if supported or config.estimator == "jvp":
         return ForwardDerivatives()
     return CentralDifferences(step)

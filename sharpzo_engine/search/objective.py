@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.encoder import TextEncoder, require
 from sharpzo_engine.clip.features import Features
-from sharpzo_engine.clip.text_encoder import TextEncoder
+from sharpzo_engine.clip.level import Level
+from sharpzo_engine.clip.text_encoder import ForwardTextEncoder
 from sharpzo_engine.clip.text_reverse import TextReverse
 from sharpzo_engine.clip.text_tangent import TextTangent
 from sharpzo_engine.search.cross_entropy import CrossEntropy
@@ -70,6 +73,8 @@ class Objective:
         if name == "float32":
             return self
         space = self.space
+        if not isinstance(space.backbone, Backbone):
+            return self  # its precision is fixed
         encoder = space.backbone.text_encoder(space.tokens, getattr(torch, name))
         return lambda points: self._losses(points, encoder)
 
@@ -80,7 +85,7 @@ class Objective:
         class embeddings. Counts as 1 + q forward passes.
         """
         self.forward_passes += 1 + len(directions)
-        tangent = TextTangent(self.space.encoder, self.space.context(point[None])[0])
+        tangent = TextTangent(self._differentiable, self.space.context(point[None])[0])
         loss, gradient = self._images.gradient(tangent.embeddings)
         slopes = tangent.slopes(self.space.context_offsets(directions), gradient)
         return loss, slopes.double().cpu().numpy()
@@ -92,10 +97,20 @@ class Objective:
         """
         self.forward_passes += 1
         self.backward_passes += 1
-        reverse = TextReverse(self.space.encoder, self.space.context(point[None])[0])
+        reverse = TextReverse(self._differentiable, self.space.context(point[None])[0])
         loss, gradient = self._images.gradient(reverse.embeddings)
         context = reverse.pull_back(gradient).double().cpu().numpy()
         return loss, context.ravel() @ self.space.projection
+
+    @property
+    def _differentiable(self) -> ForwardTextEncoder:
+        """The text encoder, if it has derivatives.
+
+        Raises:
+            LevelMissing: it has none.
+        """
+        require(self.space.backbone, Level.TANGENTS, "an exact derivative")
+        return cast(ForwardTextEncoder, self.space.encoder)
 
     def outputs(self, points: Array) -> Floats:
         """Class embeddings T of points [n, d], flattened to [n, C * E]; n forward passes."""
@@ -109,7 +124,7 @@ class Objective:
         Forward mode; counts as 1 + q forward passes.
         """
         self.forward_passes += 1 + len(directions)
-        tangent = TextTangent(self.space.encoder, self.space.context(point[None])[0])
+        tangent = TextTangent(self._differentiable, self.space.context(point[None])[0])
         products = tangent.products(self.space.context_offsets(directions))
         found: Floats = products.flatten(1).cpu().numpy()
         return found

@@ -91,6 +91,7 @@ class GaussNewton(Descent):
         self._turn = 0
         self._gradient = np.empty(0)
         self._recent: list[Array] = []
+        self._slack = 0.0  # difference of two losses that noise explains
 
     @property
     def exhausted(self) -> bool:
@@ -156,10 +157,20 @@ class GaussNewton(Descent):
         frame, _ = np.linalg.qr(np.vstack([unit, *chosen])[:count].T)
         return np.ascontiguousarray(frame.T)
 
-    def _correct(self, directions: NDArray[np.floating], tangents: NDArray[np.floating]) -> None:
-        """J <- J + (D - J U^T) U for orthonormal rows U [q, k], in the layout [k, O]."""
+    def _correct(
+        self, directions: NDArray[np.floating], tangents: NDArray[np.floating], error: float = 0.0
+    ) -> None:
+        """J <- J + a (D - J U^T) U for orthonormal rows U [q, k], in the layout [k, O].
+
+        a = max(0, 1 - error / |D - J u|^2) in each row: the part of the news that is not explained
+        by the tangents' `error` E |D - T'u|^2 (James-Stein shrinkage); 1 for exact tangents.
+        """
         rows = directions.astype(np.float32)
-        self._jacobian += rows.T @ (tangents - rows @ self._jacobian)
+        news = tangents - rows @ self._jacobian
+        if error:
+            known = 1 - error / np.maximum(np.square(news).sum(1, keepdims=True), _TINY)
+            news *= np.maximum(known, 0).astype(np.float32)
+        self._jacobian += rows.T @ news
 
     def _try_step(self, objective: Composite, gradient: Array, hessian: Array) -> bool:
         """Try a step; accept it if the loss decreases, and update the model in any case."""
@@ -169,20 +180,30 @@ class GaussNewton(Descent):
         if not 0 < length < math.inf:
             return False
         trial = self._point + self._spread(step[None])[0]
-        outputs = objective.outputs(trial[None])[0]
+        outputs = self._outputs_at(objective, trial)
         loss = objective.outer_loss(outputs)
         if not np.isfinite(outputs).all() or math.isnan(loss):
             self._set_damping(10.0)
             return False
-        self._correct(step[None] / length, (outputs - self._outputs)[None] / np.float32(length))
+        secant = (outputs - self._outputs)[None] / np.float32(length)
+        self._correct(step[None] / length, secant, self._secant_error(length))
         predicted = -float(gradient @ step + 0.5 * step @ hessian @ step)
-        self._follow((self._loss - loss) / max(predicted, _TINY))
-        if not loss < self._loss:
+        self._follow((self._loss - loss + self._slack) / max(predicted + self._slack, _TINY))
+        if not loss < self._loss + self._slack:
             return False
         self._point, self._outputs, self._loss = trial, outputs, loss
         self._gradient = gradient / (np.linalg.norm(gradient) + _TINY)
         self._remember(step / length)
         return True
+
+    def _outputs_at(self, objective: Composite, point: Array) -> Floats:
+        """T [O] at a point [d]."""
+        found: Floats = objective.outputs(point[None])[0]
+        return found
+
+    def _secant_error(self, length: float) -> float:  # noqa: ARG002 - exact outputs have none
+        """E |(T(w + s) - T(w)) / |s| - the exact secant|^2 for a step of this length."""
+        return 0.0
 
     def _remember(self, direction: Array) -> None:
         recent = [*self._recent, direction]
