@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sharpzo_cli import completion, datasets, jobs, keys, prompts
+from sharpzo_cli import completion, datasets, encoders, jobs, keys, prompts
 from sharpzo_cli import options as opt
 from sharpzo_cli.help_panels import Panel, PanelGroup
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 
 app.add_typer(datasets.app, rich_help_panel=Panel.LOCAL)
+app.add_typer(encoders.app, rich_help_panel=Panel.LOCAL)
 app.add_typer(jobs.app, rich_help_panel=Panel.REMOTE)
 app.add_typer(prompts.app, rich_help_panel=Panel.REMOTE)
 app.add_typer(keys.app, rich_help_panel=Panel.OPERATOR)
@@ -70,7 +71,7 @@ def tune(
         str,
         typer.Option(
             "--backbone",
-            help="tiny, an open_clip model, or local-dir:PATH.",
+            help="tiny, an open_clip model, local-dir:PATH or onnx-dir:PATH.",
             autocompletion=completion.local_backbones,
         ),
     ] = "tiny",

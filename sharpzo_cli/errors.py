@@ -7,13 +7,15 @@ CliError
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from sharpzo_core.errors import CoreError, SettingsError
 from sharpzo_engine.errors import CheckpointError, EngineError, TuningInterrupted
 
 #: typer's (or, before 0.26, click's) base class of command line errors.
-CommandLineError = next(
+CommandLineError: Any = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
 
@@ -26,7 +28,8 @@ EXTRAS = {
     **dict.fromkeys(
         ("alembic", "celery", "fsspec", "limits", "pydantic_settings", "sqlalchemy"), "service"
     ),
-    "onnx": "export",
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    **dict.fromkeys(("ftfy", "onnxruntime", "tokenizers"), "onnx"),
     "sklearn": "demo",
 }
 
@@ -72,8 +75,8 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, CliError):
         return str(error), error.exit_code
     if isinstance(error, CommandLineError):
-        message = getattr(error, "message", str(error)) or "the command line is incomplete"
-        return _with_fix(message.removeprefix("Value error, "), "see --help"), 2
+        message = error.format_message() or "the command line is incomplete"
+        return _with_fix(message.replace("Value error, ", ""), "see --help"), 2
     if isinstance(error, ModuleNotFoundError) and _root(error) in EXTRAS:
         extra = EXTRAS[_root(error)]
         return f"{_root(error)} is not installed (pip install 'sharpzo[{extra}]')", 1

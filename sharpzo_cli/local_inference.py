@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from sharpzo_engine import Backbone, Dataset, Prediction, PromptClassifier, TunedPrompt
+    from sharpzo_engine import Dataset, Encoder, Prediction, PromptClassifier, TunedPrompt
     from sharpzo_engine.data.layout import Part
     from sharpzo_engine.reports.evaluation_report import EvaluationReport
 
@@ -37,7 +37,7 @@ class Model:
     pretrained: str | None
     device: str
 
-    def load(self) -> tuple[TunedPrompt, Backbone]:
+    def load(self) -> tuple[TunedPrompt, Encoder]:
         """Load the prompt and the backbone.
 
         Raises:
@@ -49,12 +49,18 @@ class Model:
             fix = "give a file written by `sharpzo tune`"
             raise UsageProblem(f"{self.artifact} does not exist", fix)
         from sharpzo_engine import TunedPrompt, load_backbone
+        from sharpzo_engine.prompts.classifier import other_precision
 
         prompt = TunedPrompt.load(self.artifact)
         own = prompt.metadata["backbone"]
         name = self.backbone or own["name"]
         pretrained = self.pretrained or (None if self.backbone else own.get("pretrained"))
-        return prompt, load_backbone(name, pretrained, self.device)
+        backbone = load_backbone(name, pretrained, self.device)
+        if backbone.fingerprint == prompt.fingerprint and (
+            note := other_precision(prompt, backbone)
+        ):
+            typer.echo(f"note: {note} (same weights, rounded differently)", err=True)
+        return prompt, backbone
 
 
 @dataclass(frozen=True)

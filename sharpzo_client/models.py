@@ -408,6 +408,12 @@ class Backbone(Model):
     default: bool | None = None
     """whether jobs that name no backbone use it"""
     loaded: bool | None = None
+    level: str | None = None
+    """what it can answer: `tangents` or `contexts`"""
+    runtime: str | None = None
+    precision: str | None = None
+    agreement: float | None = None
+    """share of photos with the original's label, measured at export"""
 
 
 class Health(Model):

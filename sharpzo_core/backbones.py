@@ -1,7 +1,8 @@
 """Which backbones a request may name: the grammar of SHARPZO_BACKBONES.
 
 Comma-separated items: `name=SPEC`, or a name that is its own spec, or `*`. A SPEC is what
-`load_backbone` takes: `tiny`, `MODEL:TAG`, `MODEL:path/to/file.safetensors` or `local-dir:PATH`.
+`load_backbone` takes: `tiny`, `MODEL:TAG`, `MODEL:path/to/file.safetensors`, `local-dir:PATH` or
+`onnx-dir:PATH`.
 `*` admits every pretrained open_clip model, requested as `MODEL:TAG`. Only the operator can give
 paths; requests can only give names.
 """
@@ -9,6 +10,9 @@ paths; requests can only give names.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from sharpzo_engine.clip.level import Level
 
 #: Admits every pretrained open_clip model by its `MODEL:TAG`.
 ANY_PRETRAINED = "*"
@@ -19,7 +23,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
 _MODEL_AND_TAG = re.compile(
     r"(?P<model>[A-Za-z][A-Za-z0-9_-]*(/[0-9][A-Za-z0-9-]*)?):(?P<tag>[A-Za-z0-9][A-Za-z0-9_-]*)"
 )
-_LOCATORS = frozenset({"local-dir", "hf-hub", "http", "https", "file", "s3", "gs", "hf"})
+ONNX_DIR = "onnx-dir:"
+_FOLDERS = ("local-dir:", ONNX_DIR)
+_LOCATORS = frozenset(
+    {"local-dir", "onnx-dir", "hf-hub", "http", "https", "file", "s3", "gs", "hf"}
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,16 @@ class BackboneSpec:
     name: str
     model: str
     pretrained: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of an encoder exported for ONNX Runtime; None for a model in torch."""
+        return Path(self.model.removeprefix(ONNX_DIR)) if self.model.startswith(ONNX_DIR) else None
+
+    @property
+    def level(self) -> Level:
+        """What the encoder can answer."""
+        return Level.TANGENTS if self.folder is None else Level.CONTEXTS
 
 
 def parse_backbones(text: str) -> dict[str, BackboneSpec]:
@@ -60,7 +78,7 @@ def _parse_item(item: str) -> BackboneSpec:
 
 
 def _spec(name: str, target: str) -> BackboneSpec:
-    if target.startswith("local-dir:"):
+    if target.startswith(_FOLDERS):
         return BackboneSpec(name, target)
     model, _, pretrained = target.partition(":")
     return BackboneSpec(name, model, pretrained or None)

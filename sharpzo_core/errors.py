@@ -9,6 +9,7 @@ CoreError
  ├── NotFound               404  there is no such object
  ├── StateConflict          409  the object's state does not allow this
  │    ├── BackboneNotServed      a prompt needs a backbone that is not offered here
+ │    ├── LevelMissing           the backbone does not give what the method needs
  │    ├── LeaseLost              another worker owns the job now
  │    ├── ConfigMismatch         a checkpoint belongs to a run with another configuration
  │    ├── AliasMoved             an alias does not point where the request expects
@@ -98,6 +99,10 @@ class StateConflict(
     CoreError, status=409, code="state_conflict", title="Not possible in this state"
 ):
     """The object's state does not allow this."""
+
+
+class LevelMissing(StateConflict, code="level_missing", title="Level missing"):
+    """The backbone does not give what this needs."""
 
 
 class BackboneNotServed(StateConflict, code="backbone_mismatch", title="Backbone mismatch"):

@@ -1,14 +1,18 @@
 """The backbones that jobs may name."""
 
 from fastapi import APIRouter, Depends
+from fastapi.concurrency import run_in_threadpool
 
 from service.auth.authorization import ANY_SCOPE, Needs
 from service.deps import ServicesDep, reject_repeated_parameters
 from service.route_docs import problems
 from service.routing import StrictRoute
-from sharpzo_core.backbones import ANY_PRETRAINED
+from sharpzo_core.backbones import ANY_PRETRAINED, BackboneSpec
 from sharpzo_core.schemas.base import Page
 from sharpzo_core.schemas.prompts import BackbonePublic
+from sharpzo_core.settings import Settings
+from sharpzo_engine.clip.onnx.manifest import Manifest
+from sharpzo_engine.errors import BackboneError
 
 router = APIRouter(
     prefix="/v1/backbones",
@@ -30,8 +34,28 @@ async def list_backbones(services: ServicesDep) -> Page[BackbonePublic]:
     names = configured + sorted(others)
     if ANY_PRETRAINED in settings.backbone_specs:
         names.append("MODEL:TAG")
-    data = [
-        BackbonePublic(name=name, default=name == settings.default_backbone, loaded=name in loaded)
-        for name in names
-    ]
+    specs = [settings.backbone_specs.get(name, BackboneSpec(name, name)) for name in names]
+    data = await run_in_threadpool(
+        lambda: [_describe(spec, settings, loaded=spec.name in loaded) for spec in specs]
+    )
     return Page(data=data, has_more=False, next=None)
+
+
+def _describe(spec: BackboneSpec, settings: Settings, *, loaded: bool) -> BackbonePublic:
+    precision: str | None = settings.inference_dtype
+    agreement = None
+    if spec.folder is not None:
+        try:
+            manifest = Manifest.read(spec.folder)
+            precision, agreement = manifest.precision, manifest.agreement.get("top1")
+        except BackboneError:
+            precision = None
+    return BackbonePublic(
+        name=spec.name,
+        default=spec.name == settings.default_backbone,
+        loaded=loaded,
+        level=spec.level,
+        runtime="torch" if spec.folder is None else "onnxruntime",
+        precision=precision,
+        agreement=agreement,
+    )

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from sharpzo_core.records.prompts import PromptRecord
 from sharpzo_core.schemas.base import PublicModel
+from sharpzo_engine.clip.level import Level
 
 
 class BackbonePublic(PublicModel):
@@ -13,6 +14,13 @@ class BackbonePublic(PublicModel):
     name: str
     default: bool
     loaded: bool
+    level: Level
+    """what it can answer: `tangents` includes everything that `contexts` gives"""
+    runtime: Literal["torch", "onnxruntime"]
+    precision: str | None
+    """of the image encoder; null if the encoder's folder cannot be read"""
+    agreement: float | None
+    """share of photos with the original's label, measured at export; null if unmeasured"""
 
 
 class PromptBackbone(PublicModel):

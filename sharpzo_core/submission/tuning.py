@@ -7,9 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sharpzo_core.backbones import BackboneSpec
 from sharpzo_core.errors import (
     ConfigMismatch,
     CoreError,
+    LevelMissing,
     NotFound,
     StateConflict,
     StorageUnavailable,
@@ -25,6 +27,7 @@ from sharpzo_core.settings import Settings
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.job_store import UNKNOWN, JobStore
+from sharpzo_engine.clip.level import Level
 from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, differing, merge
 from sharpzo_engine.data.layout import Part, labels_of
 from sharpzo_engine.errors import ConfigError
@@ -49,6 +52,7 @@ def submit_job(
         ValidationFailed: the backbone is not offered, the configuration is wrong, the dataset has
             no labels or fewer images of a class than shots, or the job to continue is not tuning.
         NotFound: there is no such dataset, or no such job to continue.
+        LevelMissing: the backbone gives no derivatives, and the method needs them.
         StateConflict: the dataset is not ready, or the checkpoint is not available.
         ConfigMismatch: a run cannot continue from that checkpoint in this way.
         TooManyJobs: the tenant's queue is full.
@@ -59,8 +63,10 @@ def submit_job(
         message = f"only tuning jobs can be continued from a checkpoint (this is a {source.kind})"
         raise ValidationFailed([("/from_checkpoint", message)])
     name = request.backbone or (source.backbone if source else None)
-    backbone = settings.backbone(name).name
+    spec = settings.backbone(name)
+    backbone = spec.name
     config = _parse(request, source)
+    _check_level(spec, config)
     dataset = datasets.get(request.dataset_id)
     check_dataset(dataset, config.shots, config.classes)
     if source is not None:
@@ -85,6 +91,14 @@ def submit_job(
     except CoreError:
         artifacts.delete_prefix(checkpoint_prefix(new.id))
         raise
+
+
+def _check_level(spec: BackboneSpec, config: TuningConfig) -> None:
+    if config.needs_derivatives and not spec.level.includes(Level.TANGENTS):
+        raise LevelMissing(
+            f"{config.needs_derivatives} needs a backbone of level {Level.TANGENTS}, {spec.name} "
+            f"gives {spec.level} (leave it out, or choose another backbone)"
+        )
 
 
 def check_queue(jobs: JobStore, settings: Settings) -> None:

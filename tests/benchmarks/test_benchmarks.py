@@ -15,6 +15,7 @@ from benchmarks import (
     ablation,
     accuracy,
     base_to_new,
+    encoders,
     ingestion,
     memory,
     serving,
@@ -89,6 +90,16 @@ def test_base_to_new_scores_classes_that_were_not_tuned_on(setting: Setting) -> 
     assert 0 <= row["new_tuned"] <= 1
     (table,) = base_to_new.tables([row], "small")
     assert [line[0] for line in table.rows] == ["1", "mean"]
+
+
+def test_encoders_without_derivatives_are_tuned_on(setting: Setting, tmp_path: Path) -> None:
+    named = encoders.encoders(setting, tmp_path)
+    assert list(named) == ["torch", "fp32", "fp16", "int8", "rounded"]
+    rows = [row for name in named for row in encoders.run(setting, named, 1, name)]
+    assert len({row["zero_shot_accuracy"] for row in rows[:3]}) == 1
+    (table,) = encoders.tables(rows, encoders.images_per_second(named), "small")
+    assert [line[0] for line in table.rows] == list(named)
+    assert table.rows[0][-1] == "1.0"
 
 
 def test_search_that_never_gets_there_says_so(setting: Setting) -> None:

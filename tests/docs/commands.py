@@ -28,7 +28,10 @@ NAMES = ("sharpzo", "make", "docker", "python")
 #: What a process says once it works; the API begins to when it has told its address.
 READY = {"serve": "listening on ", "worker": "a slot waits for jobs"}
 #: Commands that load much and end soon: they run in a process that has loaded it.
-SLOW = {"classify", "datasets", "evaluate", "export", "jobs", "keys", "migrate", "prompts", "tune"}
+SLOW = {
+    "classify", "datasets", "encoders", "evaluate", "export", "jobs", "keys", "migrate", "prompts",
+    "tune",
+}  # fmt: skip
 BUDGET = ("--passes", "300", "--shots", "4")
 
 

@@ -37,6 +37,7 @@ def substitutions(url: str, data: Path, databases: Mapping[str, str]) -> dict[st
         "https://sharpzo.example.org": url,
         'load_backbone("ViT-B-16", pretrained="openai")': 'load_backbone("tiny")',
         "--backbone ViT-B-16 --pretrained openai": "--backbone tiny",
+        "export ViT-B-16 --pretrained openai": "export tiny --min-agreement 0.5",
         '"ViT-B-16", "openai"': f'"local-dir:{TINY}", ""',
         "/models/mine": str(TINY),
         '"shots": 16': '"shots": 16, "max_forward_passes": 300',

@@ -7,6 +7,7 @@ type Schemas = components["schemas"];
 export type Job = Schemas["JobPublic"];
 export type JobEvent = Schemas["EventPublic"];
 export type Step = Schemas["StepPublic"];
+export type Backbone = Schemas["BackbonePublic"];
 export type Dataset = Schemas["DatasetPublic"];
 export type Prompt = Schemas["PromptPublic"];
 export type Alias = Schemas["AliasPublic"];

@@ -1,7 +1,7 @@
 // The form that starts a tuning job.
 import { useRef, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
-import { api, body, idempotencyKey, type Dataset } from "../api/client";
+import { api, body, idempotencyKey, type Backbone, type Dataset } from "../api/client";
 import { Empty } from "../parts/basics";
 import { isolated } from "../parts/format";
 import { Shown, useResource } from "../parts/resource";
@@ -65,7 +65,7 @@ async function loadOffers(signal: AbortSignal) {
 
 interface FormProps {
   datasets: readonly Dataset[];
-  backbones: readonly { name: string; default: boolean }[];
+  backbones: readonly Backbone[];
   chosen: string;
 }
 
@@ -107,8 +107,8 @@ function JobForm({ datasets, backbones, chosen }: FormProps) {
         Backbone
         <input name="backbone" list="backbones" placeholder={nameOfDefault(backbones)} />
         <datalist id="backbones">
-          {backbones.map(({ name }) => (
-            <option key={name} value={name} />
+          {backbones.map((backbone) => (
+            <option key={backbone.name} value={backbone.name} label={describe(backbone)} />
           ))}
         </datalist>
       </label>
@@ -172,6 +172,12 @@ function Setting({ name, label, min }: { name: string; label: string; min: numbe
 
 function nameOfDefault(backbones: FormProps["backbones"]): string {
   return backbones.find((backbone) => backbone.default)?.name ?? "";
+}
+
+/** What runs a backbone, and in which precision. */
+function describe({ runtime, precision, agreement }: Backbone): string {
+  const agreed = agreement === null ? "" : `, ${(100 * agreement).toFixed(1)} % agreement`;
+  return `${runtime}, ${precision ?? "unknown precision"}${agreed}`;
 }
 
 /** The request that the form describes; the preset decides empty fields. */

@@ -14,6 +14,9 @@ from service.broker_probe import TIMEOUT_SECONDS, _client
 from service.services import Services
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.settings import Settings
+from sharpzo_engine import Level
+from sharpzo_engine.clip.onnx.manifest import Manifest
+from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
 from tests.helpers import eventually
 from tests.service.conftest import MakeClient, assert_problem, ready_dataset
 
@@ -175,4 +178,40 @@ def test_metrics_survive_the_database(
 
 def test_backbones(client: TestClient) -> None:
     page = client.get("/v1/backbones").json()
-    assert page["data"][0] == {"name": "tiny", "default": True, "loaded": False}
+    assert page["data"][0] == {
+        "name": "tiny",
+        "default": True,
+        "loaded": False,
+        "level": "tangents",
+        "runtime": "torch",
+        "precision": "float32",
+        "agreement": None,
+    }
+
+
+def test_an_exported_backbone_says_what_it_is(
+    make_client: MakeClient, settings: Settings, tmp_path: Path
+) -> None:
+    manifest = Manifest(
+        "tiny", None, "0" * 64, "int8", Level.CONTEXTS, 30.0, 128, 128, 77,
+        Preprocessing(64, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)), {}, {"top1": 0.99},
+    )  # fmt: skip
+    (tmp_path / "encoder.json").write_text(manifest.to_json())
+    backbones = f"tiny,small=onnx-dir:{tmp_path},gone=onnx-dir:{tmp_path}/gone"
+    client = make_client(Settings(data_dir=settings.data_dir, device="cpu", backbones=backbones))
+    found = {item["name"]: item for item in client.get("/v1/backbones").json()["data"]}
+    assert found["small"] == {
+        "name": "small",
+        "default": False,
+        "loaded": False,
+        "level": "contexts",
+        "runtime": "onnxruntime",
+        "precision": "int8",
+        "agreement": 0.99,
+    }
+    assert (found["gone"]["precision"], found["gone"]["agreement"]) == (None, None)
+    dataset = ready_dataset(client)
+    for config in ({"method": "first-order"}, {"zo": {"estimator": "jvp"}}):
+        body = {"dataset_id": dataset["id"], "backbone": "small", "config": config | {"shots": 1}}
+        problem = assert_problem(client.post("/v1/jobs", json=body), 409, "level_missing")
+        assert "small gives contexts" in problem["detail"]
