@@ -46,7 +46,9 @@ WIDTH, LAYERS = 512, 12
 TOWERS = ("ViT-B-16", "ViT-B-32")
 
 
-def make_backbone(width: int = WIDTH, layers: int = LAYERS) -> Backbone:
+def make_backbone(
+    width: int = WIDTH, layers: int = LAYERS, device: torch.device | str = "cpu"
+) -> Backbone:
     """A CLIP with a text tower of the given size and a token image tower; random weights."""
     vision = {"image_size": 32, "patch_size": 32, "width": 64, "layers": 1, "head_width": 64}
     text = {
@@ -56,7 +58,7 @@ def make_backbone(width: int = WIDTH, layers: int = LAYERS) -> Backbone:
         "heads": width // 64,
         "layers": layers,
     }
-    model = open_clip.CLIP(width, vision, text)
+    model = open_clip.CLIP(width, vision, text).to(device)
     preprocess = open_clip.image_transform(32, is_train=False)
     return Backbone(model, preprocess, open_clip.SimpleTokenizer(), name="random", pretrained=None)
 

@@ -11,6 +11,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import threading
 import warnings
 from functools import lru_cache, partial
@@ -34,6 +35,7 @@ from worker.runner import RunnerDeps, run_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from celery import Celery
 
@@ -100,7 +102,28 @@ def _serve(app: Celery, name: str, draining: Draining) -> int:
 
 
 def _report_ready(**_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
+    _end_once()
     logger.info("a slot waits for jobs", extra={"action": "slot_ready"})
+
+
+def _end_once() -> None:
+    """Ignore SIGTERM and SIGINT after the first of them.
+
+    Celery's handlers take a lock, so a second signal in the middle of the first one would hang.
+    It comes when both a service manager and our own supervisor signal this process.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    first = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        handler = first[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    for number in numbers:
+        signal.signal(number, handle)
 
 
 def _keep_logging(**_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import __main__ as driver
@@ -16,6 +18,7 @@ from benchmarks import (
     accuracy,
     base_to_new,
     encoders,
+    gpu,
     ingestion,
     memory,
     serving,
@@ -100,6 +103,29 @@ def test_encoders_without_derivatives_are_tuned_on(setting: Setting, tmp_path: P
     (table,) = encoders.tables(rows, encoders.images_per_second(named), "small")
     assert [line[0] for line in table.rows] == list(named)
     assert table.rows[0][-1] == "1.0"
+
+
+def test_a_device_is_compared_with_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "make_backbone", partial(gpu.make_backbone, 64, 2))
+    monkeypatch.setattr(gpu, "ROUNDS", 1)
+    cpu = torch.device("cpu")
+    found = gpu.exactness(cpu)
+    assert found == {"loss": 0, "embedding": 0, "tangent": 0, "resumed_identical": True}
+    row = gpu.text_speed(cpu, 3)
+    assert row["classes"] == 3
+    assert row["ratio"] > 1
+    exact, text = gpu.tables({"Exactness": [found], "Text side": [row], "Image side": []}, "cpu")
+    assert "resumed identical" in exact.header
+    assert text.rows[0][0] == "3"
+
+
+@pytest.mark.fast
+def test_a_device_that_is_not_there_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    gpu.main(["--device", "cuda:77", "--json", str(tmp_path / "x.json")])
+    assert "nothing to measure: no device cuda:77" in capsys.readouterr().out
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_search_that_never_gets_there_says_so(setting: Setting) -> None:

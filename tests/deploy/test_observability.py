@@ -222,7 +222,7 @@ def test_a_real_prometheus_reads_the_figures_with_a_key_for_nothing_else(tmp_pat
         stored = set(client.get("/api/v1/label/__name__/values").json()["data"])
         samples = text_string_to_metric_families(told)
         assert {sample.name for family in samples for sample in family.samples} <= stored
-        eventually(lambda: rule_groups(client), 30)  # they are loaded a moment after it answers
+        eventually(lambda: rule_groups(client), 120)  # they are loaded a moment after it answers
         rules = rule_groups(client)[0]["rules"]
         assert {rule["name"]: rule["health"] for rule in rules}.keys() == {
             rule["alert"] for rule in RULES

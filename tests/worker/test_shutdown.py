@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import pytest
 
 from sharpzo_core.records.jobs import JobStatus
 from tests.helpers import Workplace
+from worker import slot
 
 ENDLESS = {"total_steps": 1_000_000, "change_point": 1_000_000}
 SECONDS = 30  # far more than a worker needs
@@ -61,6 +63,28 @@ def test_an_idle_worker_ends_although_all_its_processes_are_told_to(
     place.wait_until_ended(ended.id)  # so both slots are up
     to_all(worker)
     assert worker.wait(SECONDS) == 0
+
+
+@pytest.mark.fast
+def test_only_the_first_of_several_signals_is_handled() -> None:
+    """Celery's handler holds a lock that a second one, in the middle of it, would wait for."""
+    lock, handled = threading.Lock(), []
+
+    def handler(number: int, _: object) -> None:
+        with lock:
+            handled.append(number)
+            for again in (signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), again)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        slot._end_once()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert handled == [signal.SIGTERM]
+    finally:
+        for number, previous in zip(numbers, before, strict=True):
+            signal.signal(number, previous)
 
 
 def idle_child(place: Workplace) -> int:
