@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 #: Photos that are used, evenly spaced: enough for the second digit of an agreement.
 MOST_PHOTOS = 512
+LARGEST_SIDE = 512  # pixels that are kept of a photo; all of them are in memory at once
 SPEED_SECONDS = 2.0
 SPEED_BATCH = 16
 
@@ -41,9 +42,9 @@ class ExportRequest:
 def export_folder(request: ExportRequest, *, as_json: bool) -> None:
     from sharpzo_engine import Backbone, load_backbone
     from sharpzo_engine.clip.onnx.export import Disagreement, export_encoder
-    from sharpzo_engine.clip.onnx.manifest import Manifest
+    from sharpzo_engine.clip.onnx.manifest import FILES, MANIFEST, Manifest
 
-    if request.out.exists() and not (request.out / "encoder.json").is_file():
+    if request.out.exists() and {path.name for path in request.out.iterdir()} != {MANIFEST, *FILES}:
         raise UsageProblem(f"{request.out} exists and is no encoder", "name another --out")
     photos = load_photos(request.calibrate)
     backbone = load_backbone(request.backbone, request.pretrained, "cpu")
@@ -150,9 +151,11 @@ def _rate(call: Callable[[], object]) -> float:
 
 def _decode(path: Path) -> Any:  # noqa: ANN401 - Pillow loads when an image is decoded
     try:
-        return decode_image(path.read_bytes())
+        image = decode_image(path.read_bytes())
     except (ImageError, OSError):
         return None
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return image
 
 
 def _show(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from service.errors import Unavailable
 from sharpzo_core.backbones import BackboneSpec, serving
 from sharpzo_core.errors import BackboneNotServed
-from sharpzo_engine.errors import BackboneError
+from sharpzo_engine.errors import BackboneError, MissingPackage
 
 if TYPE_CHECKING:
     from sharpzo_core.settings import Settings
@@ -36,10 +36,19 @@ class Backbones:
         names = list(self._loaded)  # one atomic copy: the model thread may be adding one
         return sorted(names)
 
-    def find(self, fingerprint: str | None) -> Encoder | None:
-        """The loaded backbone with this fingerprint, or None; callable from any thread."""
-        found = (b for b in list(self._loaded.values()) if b.fingerprint == fingerprint)
-        return next(found, None)
+    def find(self, described: Described) -> Encoder | None:
+        """The loaded backbone that a prompt records, or None; callable from any thread.
+
+        Several may be one model in different precisions; then the recorded name decides.
+        """
+        name, fingerprint = described.get("name"), described.get("fingerprint")
+        loaded = dict(self._loaded)  # one atomic copy: the model thread may be adding one
+        same = {key: b for key, b in loaded.items() if b.fingerprint == fingerprint}
+        if name in same:
+            return same[name]
+        if name in self._specs and name not in loaded:
+            return None
+        return next(iter(same.values()), None)
 
     def load(self, spec: BackboneSpec) -> Encoder:
         """Get the backbone of a spec, loading it if needed.
@@ -55,7 +64,7 @@ class Backbones:
                 backbone = load_backbone(spec.model, spec.pretrained, self._device, alias=spec.name)
                 if isinstance(backbone, Backbone):
                     backbone.encode_images_in(self._dtype)
-            except BackboneError as error:
+            except (BackboneError, MissingPackage) as error:
                 logger.warning(
                     "backbone %s cannot be loaded: %s",
                     spec.name,
@@ -76,12 +85,11 @@ class Backbones:
             BackboneNotServed: no backbone served here has it.
             Unavailable: the backbone cannot be loaded.
         """
-        fingerprint = described.get("fingerprint")
-        if (loaded := self.find(fingerprint)) is not None:
+        if (loaded := self.find(described)) is not None:
             return loaded
         for spec in serving(self._specs, described):
             backbone = self.load(spec)
-            if backbone.fingerprint == fingerprint:
+            if backbone.fingerprint == described.get("fingerprint"):
                 return backbone
         raise BackboneNotServed
 

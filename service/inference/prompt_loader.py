@@ -74,7 +74,7 @@ class PromptLoader:
 
     async def _load(self, key: PromptKey, prompt: PromptRecord) -> ReadyPrompt:
         data = await run_in_threadpool(fetch_artifact, self._artifacts, prompt)
-        backbone = self._backbones.find(key.fingerprint)
+        backbone = self._backbones.find(prompt.backbone)
         if backbone is None:
             find = partial(self._backbones.for_prompt, prompt.backbone)
             backbone = await self._encoder.run(find)

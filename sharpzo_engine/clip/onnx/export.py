@@ -142,7 +142,8 @@ def _write(
     _check_preprocessing(backbone, preprocessing)
     tokens = backbone.tower.token_embedding.cpu().numpy()
     kept = tokens if precision == "fp32" else tokens.astype(np.float16)
-    safetensors.numpy.save_file({"tokens": kept}, folder / TOKENS)
+    # Not `save_file`: what it writes is for its owner alone, not for a service's user.
+    (folder / TOKENS).write_bytes(safetensors.numpy.save({"tokens": kept}))
     text, image = folder / "text.fp32.onnx", folder / "image.fp32.onnx"
     write_text_graph(backbone, tokenizer.start, text)
     write_image_graph(backbone, image)
