@@ -55,10 +55,12 @@ def print_table(
 
     table = Table(box=None, padding=(0, 1, 0, 0)) if compact else Table()
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        # Fold, not cut off: a path's last part is the one that matters.
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(plain, row))
-    console = Console(stderr=err)
+    terminal = (sys.stderr if err else sys.stdout).isatty()
+    console = Console(stderr=err, width=None if terminal else _NO_TERMINAL)
     if title:
         console.print(plain(title))
     console.print(table)
