@@ -28,7 +28,7 @@ from benchmarks.support.output import (
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
 from sharpzo_engine import TuneResult, TuningConfig
-from sharpzo_engine.heads.fitting import CPU, fit_gda
+from sharpzo_engine.heads.fitting import fit_gda
 from sharpzo_engine.heads.stacking import accuracy
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -120,7 +120,7 @@ def _first_order(setting: Setting, seed: int, rate: float) -> TuningConfig:
 def _gda(setting: Setting, seed: int) -> Row:
     """Gaussian discriminant analysis of all shots; there is nothing to choose."""
     dataset = setting.dataset(seed)
-    shots, test = (setting.features(split).to(CPU) for split in (dataset.train, dataset.test))
+    shots, test = (setting.features(split) for split in (dataset.train, dataset.test))
     began = time.monotonic()
     head = fit_gda(shots, len(dataset.class_names))
     seconds = time.monotonic() - began

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-
 from benchmarks.support.output import RESULTS, Row, Table
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
@@ -29,15 +27,11 @@ def run(setting: Setting, seed: int) -> list[Row]:
     new = select_classes(dataset, "new")
     config = setting.config(seed, {"head": "none", "classes": "base"})
     result = tune(dataset, setting.backbone, config, cache_dir=setting.cache)
-    tokens = setting.backbone.tokenize(config.prompt.context, new.class_names)
-    encoder = setting.backbone.text_encoder(tokens)
-    contexts = [
-        setting.backbone.token_embeddings(tokens.context),
-        torch.from_numpy(result.prompt.context).to(setting.backbone.device),
-    ]
+    prompts = setting.backbone.prompts(config.prompt.context, new.class_names)
+    contexts = [prompts.initial_context, result.prompt.context]
     images = setting.features(new.test)
     zero_shot, tuned = (
-        evaluate(encoder.encode(context[None])[0], images, new.class_names).accuracy
+        evaluate(prompts.encode(context[None])[0], images, new.class_names).accuracy
         for context in contexts
     )
     return [

@@ -19,14 +19,15 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
+import numpy as np
 
 from benchmarks.support.output import RESULTS, Row, Table
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
 from sharpzo_engine import Encoder, tune
+from sharpzo_engine.clip.onnx.agreement import Photos
 from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
-from sharpzo_engine.clip.onnx.export import Photos, export_encoder
+from sharpzo_engine.clip.onnx.export import export_encoder
 from sharpzo_engine.clip.onnx.manifest import MANIFEST, TEXT, Manifest, Precision, hash_files
 from sharpzo_engine.clip.onnx.quantize import to_int8
 from sharpzo_engine.data.images import decode_image
@@ -67,7 +68,7 @@ def run(setting: Setting, named: Mapping[str, Encoder], seed: int, name: str) ->
 def images_per_second(named: Mapping[str, Encoder]) -> dict[str, float]:
     """Medians over `TURNS` turns of one batch for each encoder."""
     size = named[TORCH].image_size
-    pixels = torch.rand(BATCH, 3, size, size, generator=torch.manual_seed(0))
+    pixels = np.random.default_rng(0).random((BATCH, 3, size, size), np.float32)
     seconds: dict[str, list[float]] = {name: [] for name in named}
     for _ in range(TURNS):
         for name, encoder in named.items():

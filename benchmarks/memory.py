@@ -9,7 +9,9 @@ on their values. Every process loads the model and embeds the same pictures; the
   use CLIP at all;
 - `tuning` makes some steps of a search, by default (CMA-ES, then Gauss-Newton) or by CMA-ES alone;
 - `backpropagation` takes one gradient, through open_clip's own full forward (as CoOp does) or
-  through this project's packed encoder.
+  through this project's packed encoder;
+- `tuning without torch` is the default on an exported encoder in ONNX Runtime, in a process that
+  never loads torch.
 
 A process's peak is what Linux calls VmHWM: interpreter, libraries and weights included.
 """
@@ -26,7 +28,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from benchmarks.support.memory_cases import CASES, RANDOM
+from benchmarks.support.memory_cases import CASES, EXPORT, EXPORTED, RANDOM
 from benchmarks.support.output import (
     RESULTS,
     Comparison,
@@ -39,6 +41,7 @@ from benchmarks.support.output import (
 
 CLASSES = (10, 100)
 PICTURES = 64
+PICTURES_IN = "pictures"
 SIDE = 256  # pixels
 BASE = "inference"
 TARGET = 1.3  # tuning : inference
@@ -46,15 +49,14 @@ TARGET = 1.3  # tuning : inference
 
 def write_pictures(folder: Path, count: int = PICTURES) -> None:
     """Pictures of noise."""
+    folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(count):
         pixels = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:03}.png")
 
 
-def peak_mib(
-    case: str, classes: int, pictures: Path, backbone: str, pretrained: str | None
-) -> float:
+def peak_mib(case: str, classes: int, folder: Path, backbone: str, pretrained: str | None) -> float:
     """Peak resident MiB of a fresh process that does `case`."""
     command = [
         sys.executable,
@@ -62,7 +64,9 @@ def peak_mib(
         "benchmarks.support.memory_cases",
         case,
         str(classes),
-        str(pictures),
+        str(folder / PICTURES_IN),
+        "--encoders",
+        str(folder),
     ]
     command += ["--backbone", backbone]
     command += ["--pretrained", pretrained] if pretrained else []
@@ -74,17 +78,20 @@ def run(
     classes: Sequence[int] = CLASSES,
     backbone: str = RANDOM,
     pretrained: str | None = None,
-    cases: Sequence[str] = tuple(CASES),
+    cases: Sequence[str] = (*CASES, *EXPORTED),
 ) -> list[Row]:
     """Measure every case with every number of classes."""
-    with TemporaryDirectory() as folder:
-        write_pictures(Path(folder))
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_pictures(folder / PICTURES_IN)
+        if set(cases) & set(EXPORTED):
+            peak_mib(EXPORT, classes[0], folder, backbone, pretrained)
         return [
             {
                 "backbone": Path(backbone).name,
                 "classes": count,
                 "case": case,
-                "peak_mib": peak_mib(case, count, Path(folder), backbone, pretrained),
+                "peak_mib": peak_mib(case, count, folder, backbone, pretrained),
             }
             for count in classes
             for case in cases
@@ -95,7 +102,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     """Peaks, and their ratios to plain inference."""
     peaks = {(row["case"], row["classes"]): row["peak_mib"] for row in rows}
     counts = sorted({row["classes"] for row in rows})
-    cases = [case for case in CASES if any(row["case"] == case for row in rows)]
+    cases = [case for case in (*CASES, *EXPORTED) if any(row["case"] == case for row in rows)]
     header = ["", *(f"{count} classes, {what}" for count in counts for what in ("MiB", "ratio"))]
     lines = []
     for case in cases:

@@ -27,13 +27,16 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.nn import functional
 
-from sharpzo_engine import Backbone, Features, Objective, PromptSpace
-from sharpzo_engine.clip.linear import Linear
+from sharpzo_engine import Backbone, Features, Objective, PromptConfig, PromptSpace
 from sharpzo_engine.clip.parallel import map_chunks
+from sharpzo_engine.clip.torch.arrays import to_tensor
+from sharpzo_engine.clip.torch.linear import Linear
 from sharpzo_engine.search.gradients import CentralDifferences
 
 Row = dict[str, Any]
@@ -76,11 +79,29 @@ def class_names(count: int) -> list[str]:
 
 def make_objective(backbone: Backbone, classes: int) -> Objective:
     """Random unit image features, SHOTS per class."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(SHOTS * classes, backbone.embed_dim, generator=generator)
-    labels = torch.arange(len(images)) % classes
-    features = Features(functional.normalize(images, dim=-1), labels)
+    images = np.random.default_rng(0).standard_normal((SHOTS * classes, backbone.embed_dim))
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    features = Features(images, np.arange(len(images)) % classes)
     return Objective(PromptSpace(backbone, class_names(classes)), features)
+
+
+class PlainEncoder:
+    """open_clip's own full forward of a search's prompts, one candidate at a time."""
+
+    def __init__(self, space: PromptSpace, words: str = PromptConfig().context) -> None:
+        """For a backbone in torch; `words` are the space's own."""
+        self.device = space.backbone.device
+        tokens = space.backbone.tokenize(words, space.class_names)
+        self._encoder = space.backbone.plain_text_encoder(tokens)
+
+    @torch.inference_mode()
+    def encode(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`context` [n, M, W] -> class embeddings [n, C, E]."""
+        return self.to_tensors(context).cpu().numpy()
+
+    def to_tensors(self, context: NDArray[np.float32]) -> Tensor:
+        """The same, where they are computed."""
+        return self._encoder.encode(to_tensor(context, self.device))
 
 
 class PlainObjective:
@@ -88,8 +109,9 @@ class PlainObjective:
 
     def __init__(self, objective: Objective) -> None:
         """Share the points' meaning and the images."""
-        self._space, self._features = objective.space, objective.features
-        self._encoder = self._space.backbone.plain_text_encoder(self._space.tokens)
+        self._space, self._encoder = objective.space, PlainEncoder(objective.space)
+        self._images = to_tensor(objective.features.images, self._encoder.device)
+        self._labels = to_tensor(objective.features.labels, self._encoder.device)
 
     @torch.inference_mode()
     def __call__(self, points: np.ndarray) -> np.ndarray:
@@ -97,9 +119,9 @@ class PlainObjective:
         return np.array([self._loss(point) for point in points])
 
     def _loss(self, point: np.ndarray) -> float:
-        embeddings = self._encoder.encode(self._space.context(point[None]))[0]
-        logits = self._space.backbone.logit_scale * self._features.images @ embeddings.T
-        return float(functional.cross_entropy(logits, self._features.labels))
+        embeddings = self._encoder.to_tensors(self._space.context(point[None]))[0]
+        logits = self._space.backbone.logit_scale * self._images @ embeddings.T
+        return float(functional.cross_entropy(logits, self._labels))
 
 
 def useful_flops(space: PromptSpace) -> float:
@@ -110,8 +132,9 @@ def useful_flops(space: PromptSpace) -> float:
     alone.
     """
     tower, classes = space.backbone.tower, len(space.class_names)
-    context = len(space.tokens.context)
-    rows = context + sum(map(len, space.tokens.suffixes))
+    tokens = space.backbone.tokenize(PromptConfig().context, space.class_names)
+    context = len(tokens.context)
+    rows = context + sum(map(len, tokens.suffixes))
     inner = 12 * rows * (len(tower.blocks) - 2)
     first, last = 3 * context + 9 * rows, 2 * rows + 10 * classes
     products = (inner + first + last) * tower.width**2 + classes * tower.width * tower.embed_dim
@@ -151,7 +174,7 @@ def linear_rate(clock: Clock) -> float:
 
     entered = linear.enter(x)
     flops = 2 * 512 * 512 * 2048 * len(items)
-    return flops / fastest(lambda: list(map_chunks(apply, items, x.device)), 6, clock)
+    return flops / fastest(lambda: list(map_chunks(apply, items)), 6, clock)
 
 
 def measure_losses(objective: Objective, repeats: int, clock: Clock) -> Row:

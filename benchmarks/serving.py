@@ -196,15 +196,13 @@ def serving(model: Path, pictures: Path, **settings: str) -> Iterator[Service]:
 
 def prepare(model: Path, pictures: Path, count: int) -> tuple[Prompts, NDArray[np.float32]]:
     """Prompts for a backbone, and the pictures' embeddings [N, E], one by one."""
-    import torch
-
     from sharpzo_engine import load_backbone
     from sharpzo_engine.data.images import decode_image
 
     backbone = load_backbone(f"local-dir:{model}", device="cpu", alias="bench")
     files = sorted(pictures.glob("*.jpg"))
     pixels = [backbone.preprocess(decode_image(file.read_bytes())) for file in files]
-    embeddings = torch.cat([backbone.encode_images(image[None]) for image in pixels]).numpy()
+    embeddings = np.concatenate([backbone.encode_images(image[None]) for image in pixels])
     rng = np.random.default_rng(1)
     rows = rng.standard_normal((count, CLASSES, backbone.embed_dim)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)

@@ -26,6 +26,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from benchmarks.objective import PlainEncoder
 from benchmarks.support.output import RESULTS, Comparison, Row, Table, comparison_table
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
@@ -92,7 +93,7 @@ def time_plain_passes(setting: Setting, config: TuningConfig, count: int) -> lis
     """
     objective, _ = setting.objectives(config)
     space = objective.space
-    space.encoder = setting.backbone.plain_text_encoder(space.tokens)  # type: ignore[assignment]
+    space.prompts = PlainEncoder(space, config.prompt.context)  # type: ignore[assignment]
     points = 0.1 * np.random.default_rng(0).normal(size=(count + 1, space.dim))
     threads = torch.get_num_threads()
     runs = []

@@ -34,7 +34,7 @@ space = PromptSpace(backbone, dataset.class_names, PromptConfig(intrinsic_dim=64
 
 def encoder(points: Array) -> Array:
     """Stands for a remote encoder: points [n, d] -> class embeddings [n, C, E] in 8 bits."""
-    exact = space.class_embeddings(points).numpy().astype(np.float64)
+    exact = space.class_embeddings(points).astype(np.float64)
     return np.round(exact * 127) / 127
 
 
@@ -42,8 +42,8 @@ class Smoothed:
     """The objective on one split; counts its evaluations."""
 
     def __init__(self, features: Features) -> None:
-        self.images = features.images.numpy().astype(np.float64)
-        self.labels = features.labels.numpy()
+        self.images = features.images.astype(np.float64)
+        self.labels = features.labels
         self.evaluations = 0
 
     def logits(self, points: Array) -> Array:

@@ -96,7 +96,7 @@ def assess(classifier: PromptClassifier) -> Assessment:
     tally = Tally(dataset.class_names, classifier.prompt.temperature)
     images = classifier.embed([example.path for example in dataset.test])
     labels = np.array([example.label for example in dataset.test])
-    tally.add(classifier.logits(images).numpy(), labels)
+    tally.add(classifier.logits(images), labels)
     return tally.result()
 
 

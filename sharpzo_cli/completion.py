@@ -45,7 +45,7 @@ def local_backbones() -> list[str]:
     found = find_spec("open_clip")
     places = (found.submodule_search_locations if found else None) or []
     files = (file for place in places for file in Path(place).glob("model_configs/*.json"))
-    return ["tiny", "local-dir:", *sorted(file.stem for file in files)]
+    return ["tiny", "local-dir:", "onnx-dir:", *sorted(file.stem for file in files)]
 
 
 def offered_backbones(ctx: typer.Context) -> list[Offer]:

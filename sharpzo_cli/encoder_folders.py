@@ -15,11 +15,11 @@ from sharpzo_cli.output import percent, print_facts, print_json, print_list
 from sharpzo_engine.data.file_names import is_image
 from sharpzo_engine.data.folders import list_files
 from sharpzo_engine.data.images import decode_image
-from sharpzo_engine.errors import BackboneError, ImageError
+from sharpzo_engine.errors import BackboneError, ImageError, MissingPackage
 
 if TYPE_CHECKING:
     from sharpzo_engine.clip.encoder import Encoder
-    from sharpzo_engine.clip.onnx.export import Agreement, Photos
+    from sharpzo_engine.clip.onnx.agreement import Agreement, Photos
     from sharpzo_engine.clip.onnx.manifest import Manifest, Precision
 
 #: Photos that are used, evenly spaced: enough for the second digit of an agreement.
@@ -65,8 +65,8 @@ def export_folder(request: ExportRequest, *, as_json: bool) -> None:
 
 def check_folder(folder: Path, photos_in: Path | None, *, as_json: bool) -> None:
     from sharpzo_engine import load_backbone
+    from sharpzo_engine.clip.onnx.agreement import Answers
     from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
-    from sharpzo_engine.clip.onnx.export import compare
     from sharpzo_engine.clip.onnx.manifest import Manifest
 
     manifest = Manifest.read(folder)
@@ -75,7 +75,7 @@ def check_folder(folder: Path, photos_in: Path | None, *, as_json: bool) -> None
     agreement = None
     try:
         original = load_backbone(manifest.name, manifest.pretrained, "cpu")
-    except BackboneError as error:
+    except (BackboneError, MissingPackage) as error:
         typer.echo(f"not compared: the original cannot be loaded here ({error})", err=True)
     else:
         if original.fingerprint != manifest.fingerprint:
@@ -83,7 +83,7 @@ def check_folder(folder: Path, photos_in: Path | None, *, as_json: bool) -> None
                 f"{folder} was exported from other weights than {manifest.name} has now",
                 "export it again",
             )
-        agreement = compare(encoder, original, photos)
+        agreement = Answers.of(encoder, photos).agreement(Answers.of(original, photos))
     _show(folder, manifest, agreement, speed(encoder), as_json=as_json)
 
 
@@ -112,7 +112,7 @@ def load_photos(folder: Path | None) -> Photos | None:
     """
     if folder is None:
         return None
-    from sharpzo_engine.clip.onnx.export import COMMON_THINGS, Photos
+    from sharpzo_engine.clip.onnx.agreement import COMMON_THINGS, Photos
 
     if not folder.is_dir():
         raise UsageProblem(f"{folder} is not a folder", "give a folder of photos")
@@ -127,16 +127,15 @@ def load_photos(folder: Path | None) -> Photos | None:
 
 def speed(encoder: Encoder) -> dict[str, float]:
     """Images and class prompts per second, in batches, on this machine."""
-    import torch
+    import numpy as np
 
     size = encoder.image_size
-    pixels = torch.zeros(SPEED_BATCH, 3, size, size)
-    tokens = encoder.tokenize("a photo of a", [f"thing {n}" for n in range(SPEED_BATCH)])
-    context = encoder.token_embeddings(tokens.context)[None]
-    text = encoder.text_encoder(tokens)
+    pixels = np.zeros((SPEED_BATCH, 3, size, size), np.float32)
+    prompts = encoder.prompts("a photo of a", [f"thing {n}" for n in range(SPEED_BATCH)])
+    context = prompts.initial_context[None]
     return {
         "images_per_second": SPEED_BATCH * _rate(lambda: encoder.encode_images(pixels)),
-        "class_prompts_per_second": SPEED_BATCH * _rate(lambda: text.encode(context)),
+        "class_prompts_per_second": SPEED_BATCH * _rate(lambda: prompts.encode(context)),
     }
 
 

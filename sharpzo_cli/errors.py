@@ -22,14 +22,14 @@ CommandLineError: Any = next(
 #: Top-level module -> the extra that installs it.
 EXTRAS = {
     **dict.fromkeys(("httpx", "tenacity"), "client"),
-    **dict.fromkeys(("cma", "jinja2", "matplotlib", "numpy", "open_clip"), "engine"),
-    **dict.fromkeys(("PIL", "safetensors", "torch", "yaml"), "engine"),
+    **dict.fromkeys(("cma", "ftfy", "numpy", "onnxruntime", "PIL"), "edge"),
+    **dict.fromkeys(("safetensors", "threadpoolctl", "tokenizers", "yaml"), "edge"),
+    **dict.fromkeys(("jinja2", "matplotlib", "open_clip", "torch"), "engine"),
     **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "service"),
     **dict.fromkeys(
         ("alembic", "celery", "fsspec", "limits", "pydantic_settings", "sqlalchemy"), "service"
     ),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
-    **dict.fromkeys(("ftfy", "onnxruntime", "tokenizers"), "onnx"),
     "sklearn": "demo",
 }
 

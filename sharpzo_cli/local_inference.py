@@ -146,7 +146,7 @@ def _measure(classifier: PromptClassifier, data: Dataset, split: str) -> Evaluat
     labels = np.array([index[data.class_names[example.label]] for example in examples], np.int64)
     tuned, plain = Tally(prompt.class_names, prompt.temperature), Tally(prompt.class_names)
     for measured, tally in ((classifier, tuned), (classifier.zero_shot(), plain)):
-        tally.add(measured.logits(features.images).cpu().numpy(), labels)
+        tally.add(measured.logits(features.images), labels)
     return EvaluationReport(tuned.result(), plain.result(), split, prompt)
 
 

@@ -6,6 +6,7 @@ import signal
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import typer
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from sharpzo_engine import Progress as EngineProgress
     from sharpzo_engine import TuneResult
     from sharpzo_engine.search.progress import OnStep
+
+
+#: What draws a report; not in the extra `edge`.
+REPORT_PACKAGES = ("jinja2", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,16 @@ def _report_path(request: TuneRequest) -> Path | None:
     """Check that the report and its JSON do not overwrite the command's other files.
 
     Raises:
-        UsageProblem: they would, or the files cannot be written.
+        UsageProblem: they would, the files cannot be written, or what draws a report is missing.
     """
     if request.no_report:
+        return None
+    missing = [name for name in REPORT_PACKAGES if find_spec(name) is None]
+    if missing:
+        needs, install = f"needs {' and '.join(missing)}", f"pip install {' '.join(missing)}"
+        if request.report:
+            raise UsageProblem(f"a report {needs}", f"{install}, or leave out --report")
+        typer.echo(f"no report is written: it {needs} ({install})", err=True)
         return None
     page = writable(request.report or request.out.with_suffix(".html"))
     data = page.with_suffix(".json")

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from sharpzo_engine._version import __version__
 
 if TYPE_CHECKING:
-    from sharpzo_engine.clip.backbone import Backbone, load_backbone
     from sharpzo_engine.clip.encoder import Encoder
     from sharpzo_engine.clip.features import Features, extract_features
     from sharpzo_engine.clip.level import Level
+    from sharpzo_engine.clip.loading import load_backbone
+    from sharpzo_engine.clip.torch.backbone import Backbone
     from sharpzo_engine.config import CmaConfig, PromptConfig, TuningConfig, ZoConfig
     from sharpzo_engine.data.dataset import Dataset, Example, few_shot, load_dataset
     from sharpzo_engine.errors import EngineError, TuningCancelled, TuningInterrupted
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 #: Where each public name lives.
 _HOME = {
-    "Backbone": "clip.backbone",
+    "Backbone": "clip.torch.backbone",
     "Encoder": "clip.encoder",
     "Level": "clip.level",
     "CmaConfig": "config",
@@ -70,7 +71,7 @@ _HOME = {
     "evaluate": "prompts.evaluation",
     "extract_features": "clip.features",
     "few_shot": "data.dataset",
-    "load_backbone": "clip.backbone",
+    "load_backbone": "clip.loading",
     "load_dataset": "data.dataset",
     "tune": "tuner",
 }

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
-import torch
 
 from sharpzo_engine._version import __version__
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.config import TuningConfig
-from sharpzo_engine.heads.fitting import CPU, LinearHead
+from sharpzo_engine.heads.fitting import LinearHead
 from sharpzo_engine.heads.stacking import (
     HEAD_ALONE,
     PROMPT,
@@ -69,8 +68,8 @@ def create_result(
 ) -> TuneResult:
     """Score the prompt and its head on the test images, which are used nowhere else."""
     search, config = finished.search, finished.config
-    comparison, split = _compare(finished, stacking, test.to(CPU))
-    served = accuracy(stacking.served.head, test.to(CPU)) if split == "test" else None
+    comparison, split = _compare(finished, stacking, test)
+    served = accuracy(stacking.served.head, test) if split == "test" else None
     metrics = _metrics(search, comparison, served, len(test), len(finished.validation))
     origin = {
         "dataset": finished.dataset,
@@ -98,12 +97,12 @@ def fit_head(finished: FinishedSearch) -> Stacking:
 
 def _head_data(finished: FinishedSearch) -> HeadData:
     space, point = finished.search.space, finished.search.best.point
-    embeddings = space.class_embeddings(np.stack([space.origin, point])).cpu()
+    embeddings = space.class_embeddings(np.stack([space.origin, point]))
+    scale = np.float32(space.backbone.logit_scale)
     zero_shot, tuned = (
-        LinearHead(space.backbone.logit_scale * rows, torch.zeros(len(rows))) for rows in embeddings
+        LinearHead(scale * rows, np.zeros(len(rows), np.float32)) for rows in embeddings
     )
-    train, validation = finished.train.to(CPU), finished.validation.to(CPU)
-    return HeadData(train, validation, finished.source, tuned, zero_shot)
+    return HeadData(finished.train, finished.validation, finished.source, tuned, zero_shot)
 
 
 def _compare(
@@ -115,7 +114,7 @@ def _compare(
     """
     compared, split = test, "test"
     if not len(test):
-        compared = finished.validation.to(CPU)
+        compared = finished.validation
         split = "training" if finished.source == "training" else "validation"
         if finished.source == "holdout":
             stacking = fit_head(replace(finished, source="official"))
@@ -161,8 +160,7 @@ def _run_report(
     after = evaluate(tuned, scored, space.class_names)
     if len(test):
         # Score the served head only on test images, as it may have been fitted to all others.
-        weights = torch.from_numpy(prompt.weights)
-        after = evaluate(weights, scored, space.class_names, torch.from_numpy(prompt.bias))
+        after = evaluate(prompt.weights, scored, space.class_names, prompt.bias)
     history = tuple(search.history)
     seconds, passes = (history[-1].seconds, history[-1].forward_passes) if history else (0.0, 0)
     speed = SearchSpeed(seconds, passes)
@@ -190,11 +188,11 @@ def _to_prompt(
 ) -> TunedPrompt:
     space, point = search.space, search.best.point
     served = stacking.served
-    matrix = Stacked(served.head.weights.numpy(), served.head.bias.numpy())
+    matrix = Stacked(*served.head.in_float32())
     return TunedPrompt(
         class_names=space.class_names,
-        class_embeddings=space.class_embeddings(point[None])[0].cpu().numpy(),
-        context=space.context(point[None])[0].cpu().numpy(),
+        class_embeddings=space.class_embeddings(point[None])[0],
+        context=space.context(point[None])[0],
         logit_scale=space.backbone.logit_scale,
         metadata={
             "backbone": space.backbone.describe(),

@@ -11,6 +11,7 @@ from typing import Any
 from sharpzo_engine.clip.encoder import Encoder, require
 from sharpzo_engine.clip.features import OnProgress, extract_features, hash_file
 from sharpzo_engine.clip.level import Level
+from sharpzo_engine.clip.residuals import prototypes
 from sharpzo_engine.config import EXTENDABLE, TuningConfig
 from sharpzo_engine.data.dataset import Dataset, Example, few_shot, group_by_label, select_classes
 from sharpzo_engine.errors import DatasetError
@@ -74,8 +75,7 @@ def tune(
         TuningInterrupted: raised by `on_step`.
     """
     config = config or TuningConfig()
-    require(backbone, Level.CONTEXTS, "prompt tuning")
-    if config.needs_derivatives:
+    if config.needs_derivatives and backbone.level is Level.CONTEXTS:
         require(backbone, Level.TANGENTS, config.needs_derivatives)
     report = _Reporter(config, on_step)
     cache = Path(cache_dir) if cache_dir else None
@@ -85,7 +85,10 @@ def tune(
     view_seed = config.seed if config.training_view == "random" else None
     train_features = embed(train, on_progress=report.embedding("training"), view_seed=view_seed)
     val_features = embed(validation, on_progress=report.embedding("validation"))
-    space = PromptSpace(backbone, dataset.class_names, config.prompt, config.seed)
+    prompts = None
+    if backbone.level is Level.IMAGES:
+        prompts = prototypes(train_features.images, train_features.labels, len(dataset.class_names))
+    space = PromptSpace(backbone, dataset.class_names, config.prompt, config.seed, prompts=prompts)
     search = Search(
         config, Objective(space, train_features), Objective(space, val_features), on_step
     )

@@ -13,6 +13,8 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -167,7 +169,22 @@ def missing_chromium() -> str | None:
     return None if CHROMIUM else "no chromium: install it, or name it in SHARPZO_CHROMIUM"
 
 
-MISSING = {"redis": missing_redis, "postgres": missing_postgres, "chromium": missing_chromium}
+@cache
+def missing_package_index() -> str | None:
+    """An index of Python packages, as pip is configured to use."""
+    asked = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*asked, folder, "threadpoolctl"]
+        found = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    return None if found.returncode == 0 else "pip reaches no package index"
+
+
+MISSING = {
+    "redis": missing_redis,
+    "postgres": missing_postgres,
+    "chromium": missing_chromium,
+    "package-index": missing_package_index,
+}
 
 
 def own_number(url: str) -> str:

@@ -145,9 +145,9 @@ def _evaluate(application: Application) -> Metrics:
     errors: list[tuple[str, ImageError]] = []
     for images, part in application.parts:
         labels = np.array([index[images[row].label or ""] for row in part.rows], np.int64)
-        tuned.add(classifier.logits(part.embeddings).cpu().numpy(), labels)
+        tuned.add(classifier.logits(part.embeddings), labels)
         if zero_shot is not None:
-            plain.add(zero_shot.logits(part.embeddings).cpu().numpy(), labels)
+            plain.add(zero_shot.logits(part.embeddings), labels)
         errors += [(images[row].name, error) for row, error in part.errors.items()]
     report = EvaluationReport(
         assessment=tuned.result(),

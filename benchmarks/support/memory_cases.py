@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sharpzo_engine import Objective
+    from sharpzo_engine import Backbone, Encoder, Objective
 
 RANDOM = "ViT-B-32 (random weights)"  # the backbone where none is named
 RANDOM_MODEL = "ViT-B-32"
@@ -64,17 +65,28 @@ def infer(model: tuple[Any, Any, Any], classes: int, pictures: list[Path]) -> No
 
 def make_objective(model: tuple[Any, Any, Any], classes: int, pictures: list[Path]) -> Objective:
     """The loss on SHOTS images per class, the pictures among them."""
-    import torch
-    from torch.nn import functional
+    return objective_of(wrap(model), classes, pictures)
 
-    from sharpzo_engine import Backbone, Example, Features, Objective, PromptSpace, extract_features
+
+def wrap(model: tuple[Any, Any, Any]) -> Backbone:
+    """The model as the engine knows it."""
+    from sharpzo_engine import Backbone
 
     clip, preprocess, tokenizer = model
-    backbone = Backbone(clip, preprocess, tokenizer, name="measured", pretrained=None)
+    return Backbone(clip, preprocess, tokenizer, name="measured", pretrained=None)
+
+
+def objective_of(backbone: Encoder, classes: int, pictures: list[Path]) -> Objective:
+    """The same on any encoder."""
+    import numpy as np
+
+    from sharpzo_engine import Example, Features, Objective, PromptSpace, extract_features
+
     seen = extract_features([Example(path, 0) for path in pictures], backbone).images
-    rest = torch.randn(max(0, SHOTS * classes - len(seen)), seen.shape[1])
-    images = torch.cat([seen, functional.normalize(rest, dim=-1)])
-    features = Features(images, torch.arange(len(images)) % classes)
+    size = (max(0, SHOTS * classes - len(seen)), seen.shape[1])
+    rest = np.random.default_rng(0).standard_normal(size, np.float32)
+    images = np.concatenate([seen, rest / np.linalg.norm(rest, axis=1, keepdims=True)])
+    features = Features(images, np.arange(len(images)) % classes)
     return Objective(PromptSpace(backbone, class_names(classes)), features)
 
 
@@ -92,13 +104,17 @@ def backpropagate_plainly(objective: Objective) -> None:
     import torch
     from torch.nn import functional
 
+    from sharpzo_engine import PromptConfig
+
     space, features = objective.space, objective.features
-    encoder = space.backbone.plain_text_encoder(space.tokens)
-    context = space.initial_context.clone().requires_grad_()
+    tokens = space.backbone.tokenize(PromptConfig().context, space.class_names)
+    encoder = space.backbone.plain_text_encoder(tokens)
+    context = torch.from_numpy(space.initial_context).clone().requires_grad_()
+    images, labels = torch.from_numpy(features.images), torch.from_numpy(features.labels)
     with torch.enable_grad():
         embeddings = encoder.encode(context[None])[0]
-        logits = space.backbone.logit_scale * features.images @ embeddings.T
-        functional.cross_entropy(logits, features.labels).backward()
+        logits = space.backbone.logit_scale * images @ embeddings.T
+        functional.cross_entropy(logits, labels).backward()
 
 
 def backpropagate_packed(objective: Objective) -> None:
@@ -116,6 +132,28 @@ CASES: dict[str, Case | None] = {
 }
 
 
+#: Cases in ONNX Runtime, by the precision of the exported encoder; they load no torch.
+EXPORTED = {f"tuning without torch ({precision})": precision for precision in ("fp32", "int8")}
+EXPORT = "export"
+
+
+def export(model: tuple[Any, Any, Any], folder: Path) -> None:
+    """Write the model for the cases in ONNX Runtime."""
+    from sharpzo_engine.clip.onnx.export import export_encoder
+
+    for precision in ("fp32", "int8"):
+        export_encoder(wrap(model), folder / precision, precision)
+
+
+def tune_exported(folder: Path, classes: int, pictures: list[Path]) -> None:
+    """Some steps on an exported encoder."""
+    from sharpzo_engine import load_backbone
+
+    search(objective_of(load_backbone(f"onnx-dir:{folder}"), classes, pictures), change_point=1)
+    if "torch" in sys.modules:
+        raise RuntimeError("torch was loaded")
+
+
 def peak_mib() -> float:
     """This process's peak resident memory; Linux.
 
@@ -128,15 +166,22 @@ def peak_mib() -> float:
 def main() -> None:
     """Do one case and print the peak."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=CASES)
+    parser.add_argument("case", choices=[*CASES, *EXPORTED, EXPORT])
     parser.add_argument("classes", type=int)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--backbone", default=RANDOM)
     parser.add_argument("--pretrained")
+    parser.add_argument("--encoders", type=Path, help="folder of the exported encoders")
     options = parser.parse_args()
-    model = load(options.backbone, options.pretrained)
     pictures = sorted(options.pictures.iterdir())
-    case = CASES[options.case]
+    if options.case in EXPORTED:
+        tune_exported(options.encoders / EXPORTED[options.case], options.classes, pictures)
+        print(peak_mib())
+        return
+    model = load(options.backbone, options.pretrained)
+    if options.case == EXPORT:
+        export(model, options.encoders)
+    case = CASES.get(options.case)
     if case is None:
         infer(model, options.classes, pictures)
     else:

@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
-import torch
+import numpy as np
 
 from sharpzo_engine import load_backbone
 from sharpzo_engine.data.images import decode_image
@@ -27,7 +27,7 @@ def main() -> None:
 
     def encode(size: int) -> None:
         pixels = [backbone.preprocess(decode_image(data)) for data in islice(files, size)]
-        backbone.encode_images(torch.stack(pixels))
+        backbone.encode_images(np.stack(pixels))
 
     encode(1)
     for line in sys.stdin:

@@ -82,12 +82,10 @@ class Pictures:
     @classmethod
     def draw(cls, backbone: Backbone, seed: int = 0) -> Pictures:
         """Noise of different sizes."""
-        import torch
-
         rng = np.random.default_rng(seed)
         files = tuple(_png(rng, side) for side in SIDES)
-        batch = torch.stack([backbone.preprocess(decode_image(data)) for data in files])
-        return cls(files, backbone.encode_images(batch).cpu().numpy())
+        batch = np.stack([backbone.preprocess(decode_image(data)) for data in files])
+        return cls(files, backbone.encode_images(batch))
 
 
 @dataclass(frozen=True)

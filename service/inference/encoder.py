@@ -24,18 +24,17 @@ from sharpzo_engine.errors import ImageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
-
     from service.metrics import Metrics
     from sharpzo_core.settings import Settings
     from sharpzo_engine import Encoder
 
 V = TypeVar("V")
 
+Pixels = NDArray[np.float32]  #: [3, H, W]
 Embedding = NDArray[np.float32]  #: [E], L2-normalised
 Embedded = Embedding | ImageError  #: the error of an image that cannot be decoded
 
-_BATCH = {"cpu": 16}  # by device type; larger batches do not fit into a CPU's caches
+_CPU_BATCH = 16  # larger ones do not fit into its caches
 _OTHER_BATCH = 64
 _MAX_DECODERS = 8
 _PACE_WEIGHT = 0.2  # of the newest batch in the moving average of seconds per image
@@ -53,7 +52,7 @@ class ImageEncoder:
         self._large = threading.Lock()
         self._metrics = metrics
         rules = BatchRules(partial(_batch_size, settings), settings.inference_delay_ms / 1e3)
-        self._queue: ModelQueue[Encoder, Tensor | None, Embedded] = ModelQueue(
+        self._queue: ModelQueue[Encoder, Pixels | None, Embedded] = ModelQueue(
             rules, metrics.count_dropped
         )
         self._models = ModelThread(self._queue, self._encode, MODELS)
@@ -120,7 +119,7 @@ class ImageEncoder:
             self._metrics.observe_decode(time.perf_counter() - started)
             self._queue.put(entry)
 
-    def _prepare(self, backbone: Encoder, image: bytes) -> Tensor:
+    def _prepare(self, backbone: Encoder, image: bytes) -> Pixels:
         """Decode and preprocess; large images one at a time, to bound memory."""
         from sharpzo_engine.data.images import decode_image
 
@@ -138,7 +137,7 @@ class ImageEncoder:
         started = time.monotonic()
         pixels = [entry.item for entry in batch.entries if entry.item is not None]
         try:
-            embeddings = encode_batch(pixels, batch.lane).numpy()
+            embeddings = encode_batch(pixels, batch.lane)
         except Exception as error:
             asked = sorted({str(entry.request_id) for entry in batch.entries})
             logger.exception(
@@ -164,12 +163,12 @@ class ImageEncoder:
 
 
 if TYPE_CHECKING:
-    _Entry = Entry[Encoder, Tensor | None, Embedded]
-    _Batch = Batch[Encoder, Tensor | None, Embedded]
+    _Entry = Entry[Encoder, Pixels | None, Embedded]
+    _Batch = Batch[Encoder, Pixels | None, Embedded]
 
 
 def _batch_size(settings: Settings, backbone: Encoder) -> int:
-    return settings.inference_batch or _BATCH.get(backbone.device.type, _OTHER_BATCH)
+    return settings.inference_batch or (_CPU_BATCH if backbone.on_cpu else _OTHER_BATCH)
 
 
 def _compute_on_one_thread() -> None:

@@ -190,11 +190,9 @@ class InferenceHost:
         await self._encoder.run(partial(_check_known, spec))
 
     def _load_default(self) -> None:
-        import torch
-
         backbone = self._backbones.load(self._default)
         image = Image.new("RGB", (backbone.image_size, backbone.image_size))
-        backbone.encode_images(torch.stack([backbone.preprocess(image)]))
+        backbone.encode_images(backbone.preprocess(image)[None])
 
     async def _classify(
         self, prompts: Sequence[PromptRecord], images: Sequence[bytes], question: Question
@@ -289,7 +287,7 @@ def _inspect(data: bytes) -> ImportedPrompt:
 
 
 def _check_known(spec: BackboneSpec) -> None:
-    from sharpzo_engine.clip.backbone import check_weights
+    from sharpzo_engine.clip.torch.backbone import check_weights
 
     try:
         check_weights(spec.model.replace("/", "-"), spec.pretrained)

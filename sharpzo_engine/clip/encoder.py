@@ -1,26 +1,113 @@
-"""`Encoder`: what the engine asks of a CLIP model, independently of what runs it."""
+"""`Encoder`: what the engine asks of a CLIP model, independently of what runs it.
+
+Arrays go in and come out; nothing that uses an encoder knows torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from sharpzo_engine.clip.level import Level
-from sharpzo_engine.clip.tokens import PromptTokens
 from sharpzo_engine.errors import LevelMissing
 
-Preprocess = Callable[[Image.Image], Tensor]
+Floats = NDArray[np.float32]
+Array = NDArray[np.float64]
+Preprocess = Callable[[Image.Image], Floats]
+TextPrecision = Literal["float32", "bfloat16"]
 
 
-class TextEncoder(Protocol):
-    """Encodes context vectors into class embeddings."""
+class Prompts(Protocol):
+    """The prompts of some classes: encodes context vectors into class embeddings."""
 
-    def encode(self, context: Tensor) -> Tensor:
+    @property
+    def initial_context(self) -> Floats:
+        """The vectors [M, W] of the hand-written words, without positions."""
+        ...
+
+    def encode(self, context: Floats) -> Floats:
         """`context` [n, M, W] -> L2-normalised class embeddings [n, C, E]."""
+        ...
+
+    def in_precision(self, name: TextPrecision) -> Prompts:
+        """The same prompts computed in another precision; unchanged where that is fixed."""
+        ...
+
+
+class Tangent(Protocol):
+    """Class embeddings at one context, and the products of their Jacobian."""
+
+    @property
+    def embeddings(self) -> Floats:
+        """T [C, E]."""
+        ...
+
+    def products(self, directions: Floats) -> Floats:
+        """Tangents dT_j [q, C, E] for `directions` [q, M, W] of the context."""
+        ...
+
+    def slopes(self, directions: Floats, cotangent: Floats) -> Array:
+        """<cotangent, dT_j> [q] for `directions` [q, M, W], cotangent [C, E]."""
+        ...
+
+
+class Reverse(Protocol):
+    """Class embeddings at one context, and the product of their transposed Jacobian."""
+
+    @property
+    def embeddings(self) -> Floats:
+        """T [C, E]."""
+        ...
+
+    def pull_back(self, cotangent: Floats) -> Array:
+        """dL/dT [C, E] -> dL/dctx [M, W]; can be called once."""
+        ...
+
+
+@runtime_checkable
+class DifferentiablePrompts(Prompts, Protocol):
+    """Prompts of level `tangents`."""
+
+    def tangent(self, context: Floats) -> Tangent:
+        """Forward mode at `context` [M, W]."""
+        ...
+
+    def reverse(self, context: Floats) -> Reverse:
+        """Reverse mode at `context` [M, W]: what CoOp needs, and SharpZO does not."""
+        ...
+
+
+class ImageLoss(Protocol):
+    """Mean cross-entropy of N fixed images under class embeddings T.
+
+    L(T) = -(1/N) sum_n log softmax(s F T^T)[n, y_n], with s the logit scale.
+    """
+
+    def losses(self, embeddings: Floats) -> Array:
+        """Class embeddings [n, C, E] -> losses [n]; NaN if they are not finite."""
+        ...
+
+    def gradient(self, embeddings: Floats) -> tuple[float, Floats]:
+        """Class embeddings T [C, E] -> loss and dL/dT [C, E].
+
+        dL/dT = (s / N) sum_n (softmax(s f_n T^T) - onehot(y_n)) f_n^T.
+        """
+        ...
+
+    def curvature(self, embeddings: Floats, jacobian: Floats) -> Array:
+        """J (d^2 L/dT^2) J^T [k, k] for T [C, E] and the rows of J [k, C, E].
+
+        With Z_j = s F J_j^T, the change of the logits along row j, and the probabilities p:
+        H_jl = (1/N) sum_n cov_{p_n}(Z_j[n], Z_l[n]). Of many images a sample is used.
+        """
+        ...
+
+    def accuracy(self, embeddings: Floats) -> float:
+        """Fraction of images whose nearest class embedding [C, E] is their own."""
         ...
 
 
@@ -67,8 +154,8 @@ class Encoder(Hashable, Protocol):
         ...
 
     @property
-    def device(self) -> torch.device:
-        """Where the tensors are that it takes and returns."""
+    def on_cpu(self) -> bool:
+        """Whether it computes on this machine's processor, so that calls share its cores."""
         ...
 
     @property
@@ -95,20 +182,22 @@ class Encoder(Hashable, Protocol):
         """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
         ...
 
-    def encode_images(self, batch: Tensor) -> Tensor:
+    def encode_images(self, batch: Floats) -> Floats:
         """Preprocessed images [B, 3, H, W] -> L2-normalised embeddings [B, E]."""
         ...
 
-    def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
-        """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
+    def prompts(self, words: str, class_names: Sequence[str]) -> Prompts:
+        """The prompts "{words} {name}."; at level `tangents` they are `DifferentiablePrompts`.
+
+        Raises:
+            LevelMissing: the encoder knows no texts.
+            ConfigError: the words are not usable.
+            DatasetError: a class name is too long for the text tower.
+        """
         ...
 
-    def token_embeddings(self, ids: Sequence[int]) -> Tensor:
-        """Embeddings [M, W] of token ids, without positions."""
-        ...
-
-    def text_encoder(self, tokens: PromptTokens) -> TextEncoder:
-        """An encoder of these prompts."""
+    def image_loss(self, images: Floats, labels: NDArray[np.int64]) -> ImageLoss:
+        """The loss of L2-normalised image embeddings [N, E] with labels [N]."""
         ...
 
 

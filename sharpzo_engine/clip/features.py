@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.numpy import load_file, save_file
 
 from sharpzo_engine.clip.augmentation import View
-from sharpzo_engine.clip.encoder import Encoder
+from sharpzo_engine.clip.encoder import Encoder, Floats
 from sharpzo_engine.clip.parallel import even_slices, map_chunks
 from sharpzo_engine.data.dataset import Example
 from sharpzo_engine.data.images import decode_image
@@ -32,20 +32,28 @@ OnProgress = Callable[[int, int], None]  #: (images done, images in all)
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Features:
-    """L2-normalised image embeddings [N, E] and class labels [N]."""
+    """L2-normalised image embeddings [N, E] and class labels [N].
 
-    images: Tensor
-    labels: Tensor
+    Takes all that numpy can read, such as tensors in main memory.
+    """
+
+    images: Floats
+    labels: NDArray[np.int64]
+
+    def __init__(self, images: ArrayLike, labels: ArrayLike) -> None:
+        """Convert to float32 and int64 where needed; arrays of these types are not copied."""
+        object.__setattr__(self, "images", np.asarray(images, np.float32))
+        object.__setattr__(self, "labels", np.asarray(labels, np.int64))
 
     def __len__(self) -> int:
         """N."""
-        return int(self.labels.shape[0])
+        return len(self.labels)
 
-    def to(self, device: torch.device) -> Features:
-        """The same on another device."""
-        return Features(self.images.to(device), self.labels.to(device))
+    def __getitem__(self, chosen: slice | NDArray[Any]) -> Features:
+        """Some of the images: a slice, positions, or a mask."""
+        return Features(self.images[chosen], self.labels[chosen])
 
 
 def extract_features(
@@ -64,9 +72,9 @@ def extract_features(
     Raises:
         DatasetError: an image cannot be read; names the file.
     """
-    labels = torch.tensor([example.label for example in examples], device=backbone.device)
+    labels = np.array([example.label for example in examples], np.int64)
     if not examples:
-        return Features(torch.empty(0, backbone.embed_dim, device=backbone.device), labels.long())
+        return Features(np.empty((0, backbone.embed_dim), np.float32), labels)
     paths = [example.path for example in examples]
     cached = cache_dir and CacheFile.for_images(cache_dir, paths, backbone, view_seed)
     images = cached.read(len(examples), backbone.embed_dim) if cached else None
@@ -76,22 +84,22 @@ def extract_features(
             cached.write(images)
     elif on_progress:
         on_progress(len(examples), len(examples))
-    return Features(images.to(backbone.device), labels)
+    return Features(images, labels)
 
 
-def encode_batch(pixels: Sequence[Tensor], backbone: Encoder) -> Tensor:
-    """Preprocessed images, each [3, H, W], -> L2-normalised embeddings [B, E] on the CPU.
+def encode_batch(pixels: Sequence[Floats], backbone: Encoder) -> Floats:
+    """Preprocessed images, each [3, H, W], -> L2-normalised embeddings [B, E].
 
     On a CPU, the batch is split into one part per thread.
     """
 
-    def embed(part: slice) -> Tensor:
-        return backbone.encode_images(torch.stack(list(pixels[part]))).cpu()
+    def embed(part: slice) -> Floats:
+        return backbone.encode_images(np.stack(pixels[part]))
 
-    if len(pixels) == 1:  # a single image uses all threads through torch's own parallelism
+    if len(pixels) == 1:  # a single image uses all threads through the runtime's own parallelism
         return embed(slice(1))
-    parts = even_slices(len(pixels), len(pixels), backbone.device)
-    return torch.cat(list(map_chunks(embed, parts, backbone.device)))
+    parts = even_slices(len(pixels), len(pixels), backbone.on_cpu)
+    return np.concatenate(list(map_chunks(embed, parts, backbone.on_cpu)))
 
 
 def _views(count: int, seed: int | None) -> list[View | None]:
@@ -106,23 +114,23 @@ def _embed(
     backbone: Encoder,
     on_progress: OnProgress | None,
     views: Sequence[View | None],
-) -> Tensor:
-    def pixels(example: Example, view: View | None) -> Tensor:
+) -> Floats:
+    def pixels(example: Example, view: View | None) -> Floats:
         image = _read(example)
         return backbone.preprocess(view.apply(image, backbone.image_size) if view else image)
 
-    def embed(batch: Sequence[tuple[Example, View | None]]) -> Tensor:
-        return backbone.encode_images(torch.stack([pixels(*item) for item in batch])).cpu()
+    def embed(batch: Sequence[tuple[Example, View | None]]) -> Floats:
+        return backbone.encode_images(np.stack([pixels(*item) for item in batch]))
 
-    embedded: list[Tensor] = []
+    embedded: list[Floats] = []
     done = 0
     items = list(zip(examples, views, strict=True))
-    for images in map_chunks(embed, _batches(items, BATCH_SIZE), backbone.device):
+    for images in map_chunks(embed, _batches(items, BATCH_SIZE), backbone.on_cpu):
         embedded.append(images)
         done += len(images)
         if on_progress:
             on_progress(done, len(examples))
-    return torch.cat(embedded)
+    return np.concatenate(embedded)
 
 
 def _read(example: Example) -> Image.Image:
@@ -165,28 +173,26 @@ class CacheFile:
             digest.update(hash_file(image))
         return cls(folder / f"{digest.hexdigest()}.safetensors")
 
-    def read(self, count: int, width: int) -> Tensor | None:
+    def read(self, count: int, width: int) -> Floats | None:
         """The cached embeddings, or None if they are missing or damaged."""
         if not self.path.is_file():
             return None
         try:
-            # Kernels may round differently for tensors with another alignment, as those inside the
-            # file may have. A copy is aligned like a new tensor, so a resumed run is identical.
-            images = load_file(self.path)["images"].clone()
+            images: Floats = load_file(self.path)["images"]
         except (SafetensorError, KeyError, OSError):
             logger.warning(
                 "feature cache file %s is damaged and will be written again", self.path.name
             )
             return None
-        fits = images.shape == (count, width) and bool(images.isfinite().all())
+        fits = images.shape == (count, width) and bool(np.isfinite(images).all())
         return images if fits else None
 
-    def write(self, images: Tensor) -> None:
+    def write(self, images: Floats) -> None:
         """Write atomically, because several workers may share the folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=self.path.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
-        save_file({"images": images.contiguous()}, temporary)
+        save_file({"images": np.ascontiguousarray(images)}, temporary)
         os.replace(temporary, self.path)  # noqa: PTH105 - the atomic one
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sharpzo_engine.errors import ConfigError, DatasetError
 
 #: Texts -> ids [n, positions], zero-padded.
-Tokenizer = Callable[[Sequence[str]], Tensor | NDArray[np.int64]]
+Tokenizer = Callable[[Sequence[str]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)

@@ -8,29 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-from torch.optim import LBFGS
+import numpy as np
+from numpy.typing import NDArray
 
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.clip.parallel import map_chunks
+from sharpzo_engine.heads.lbfgs import minimise
+from sharpzo_engine.softmax import log_sum_exp
 
 ROWS = 1024  #: images per chunk of work
-TOLERANCE = 1e-6  # logistic regression is done when a step lowers the mean loss by less
-ITERATIONS = 100  # of L-BFGS, at most
-HISTORY = 10  # steps from which L-BFGS estimates the curvature
+TOLERANCE = 1e-6  # logistic regression is done when a step lowers the loss by a smaller share
 NO_SPREAD = 1e-12  # a covariance with a smaller trace is rounding error
 
-CPU = torch.device("cpu")
+#: [...] in float32 or float64.
+Real = NDArray[np.floating[Any]]
+Floats = NDArray[np.float32]
+Array = NDArray[np.float64]
 
 
 class Head(Protocol):
     """A map from image embeddings to class logits."""
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Real) -> Real:
         """Image embeddings [n, E] -> logits [n, C]."""
 
 
@@ -38,21 +39,25 @@ class Head(Protocol):
 class LinearHead:
     """Logits f W^T + b."""
 
-    weights: Tensor  #: W [C, E]
-    bias: Tensor  #: b [C]
+    weights: Real  #: W [C, E]
+    bias: Real  #: b [C]
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Real) -> Real:
         """Image embeddings [n, E] -> logits [n, C], in the precision of the weights."""
-        return images.to(self.weights.dtype) @ self.weights.T + self.bias
+        return images.astype(self.weights.dtype, copy=False) @ self.weights.T + self.bias
 
     @property
     def is_finite(self) -> bool:
         """Whether all weights and biases are finite."""
-        return bool(self.weights.isfinite().all() and self.bias.isfinite().all())
+        return bool(np.isfinite(self.weights).all() and np.isfinite(self.bias).all())
 
     def centred(self) -> LinearHead:
         """Subtract the mean over classes: equal probabilities, smaller rounding errors."""
         return LinearHead(self.weights - self.weights.mean(0), self.bias - self.bias.mean())
+
+    def in_float32(self) -> tuple[Floats, Floats]:
+        """Matrix [C, E] and bias [C] as artifacts hold them."""
+        return self.weights.astype(np.float32), self.bias.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,13 @@ class CacheHead:
     classes: int
     sharpness: float  #: beta
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Real) -> Real:
         """sum_n exp(-beta (1 - f f_n^T)) onehot(y_n) [n, C] of image embeddings [n, E]."""
-        votes = torch.zeros(self.classes, len(images), dtype=images.dtype)
+        votes = np.zeros((self.classes, len(images)), images.dtype)
         for rows in _rows(len(self.keys)):
             similarity = self.keys.images[rows] @ images.T  # [rows, n]
-            affinity = similarity.sub_(1).mul_(self.sharpness).exp_()
-            votes.index_add_(0, self.keys.labels[rows], affinity)
+            affinity = np.exp(np.float32(self.sharpness) * (similarity - 1))
+            votes += _one_hot(self.keys.labels[rows], self.classes).T @ affinity
         return votes.T
 
 
@@ -82,7 +87,7 @@ class BlendedHead:
     head: Head
     alpha: float
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Real) -> Real:
         """Image embeddings [n, E] -> logits [n, C]."""
         return self.prompt_weight * self.prompt.logits(images) + self.alpha * self.head.logits(
             images
@@ -95,34 +100,39 @@ def fit_gda(features: Features, classes: int) -> LinearHead:
     All classes have the same prior, which drops out, because few-shot samples are balanced. A class
     without images gets the mean of the other classes' rows.
     """
-    images, labels = features.images.double(), features.labels
+    if not np.isfinite(features.images).all():
+        return _undefined(features, classes)
+    images, labels = features.images.astype(np.float64), features.labels
     means = _class_means(images, labels, classes)  # mu_k
     precision = _shrunk_precision(images - means[labels], means)  # Sigma^-1 mu_k
     bias = -0.5 * (means * precision).sum(1)  # -1/2 mu_k^T Sigma^-1 mu_k
     return LinearHead(precision, bias).centred()
 
 
-def _class_means(images: Tensor, labels: Tensor, classes: int) -> Tensor:
-    counts = torch.bincount(labels, minlength=classes)
-    sums = torch.zeros(classes, images.shape[1], dtype=images.dtype)
-    means = sums.index_add_(0, labels, images) / counts.clamp(min=1)[:, None]
+def _undefined(features: Features, classes: int) -> LinearHead:
+    """The head of images that are not finite."""
+    width = features.images.shape[1]
+    return LinearHead(np.full((classes, width), np.nan), np.full(classes, np.nan))
+
+
+def _class_means(images: Array, labels: NDArray[np.int64], classes: int) -> Array:
+    counts = np.bincount(labels, minlength=classes)
+    means: Array = _one_hot(labels, classes).T @ images / counts.clip(min=1)[:, None]
     means[counts == 0] = means[counts > 0].mean(0)
     return means
 
 
-def _shrunk_precision(residuals: Tensor, means: Tensor) -> Tensor:
+def _shrunk_precision(residuals: Array, means: Array) -> Array:
     """Rows Sigma^-1 mu_k [C, E] with Sigma^-1 = E ((N - 1) S + tr(S) I)^-1, S the residuals' own.
 
     One image per class leaves no residuals; then Sigma = I, which is nearest-mean classification.
     """
     count, width = residuals.shape
     scatter = residuals.T @ residuals  # (N - 1) S
-    trace = scatter.diagonal().sum() / max(1, count - 1)
+    trace = scatter.trace() / max(1, count - 1)
     if trace <= NO_SPREAD:
         return means
-    identity = torch.eye(width, dtype=torch.float64)
-    factor, _ = torch.linalg.cholesky_ex((scatter + trace * identity) / width)
-    return torch.cholesky_solve(means.T, factor).T
+    return np.linalg.solve((scatter + trace * np.eye(width)) / width, means.T).T
 
 
 def fit_linear(
@@ -134,7 +144,9 @@ def fit_linear(
     probabilities the Hessian is F^T F / C per class, F the centred features. Products are computed
     in float32, sums and steps in float64.
     """
-    images = features.images.double()
+    if not np.isfinite(features.images).all():
+        return _undefined(features, classes)
+    images = features.images.astype(np.float64)
     centre = images.mean(0)
     basis = _whitening(images - centre, classes, penalty)  # R [E, E]
     problem = _Regression((images - centre) @ basis, features.labels, classes, penalty, basis)
@@ -143,68 +155,56 @@ def fit_linear(
     return LinearHead(weights, bias - weights @ centre).centred()
 
 
-def _whitening(centred: Tensor, classes: int, penalty: float) -> Tensor:
+def _whitening(centred: Array, classes: int, penalty: float) -> Array:
     """R with R R^T = (F^T F / C + penalty I)^-1."""
     width = centred.shape[1]
-    identity = torch.eye(width, dtype=torch.float64)
-    factor, _ = torch.linalg.cholesky_ex(centred.T @ centred / classes + penalty * identity)
-    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return inverse.T
+    factor = np.linalg.cholesky(centred.T @ centred / classes + penalty * np.eye(width))
+    return np.linalg.inv(factor).T
 
 
 class _Regression:
     """The loss of logistic regression over its parameters [C, E + 1], the bias being the last."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, classes: int, penalty: float, basis: Tensor
+        self, images: Array, labels: NDArray[np.int64], classes: int, penalty: float, basis: Array
     ) -> None:
-        ones = torch.ones(len(images), 1)
-        self._images = torch.cat([images.float(), ones], dim=1)
+        self._images = np.column_stack([images, np.ones(len(images))]).astype(np.float32)
         self._labels = labels
         self._shape = (classes, images.shape[1] + 1)
         self._penalty = penalty
         self._metric = basis.T @ basis  # norm(W)^2 = tr(U R^T R U^T)
 
-    def minimise(self, tolerance: float) -> tuple[Tensor, Tensor]:
+    def minimise(self, tolerance: float) -> tuple[Array, Array]:
         """Rows U [C, E] and bias [C], in the whitened coordinates."""
-        parameters = torch.zeros(self._shape, dtype=torch.float64)
-        solver = LBFGS(
-            [parameters],
-            max_iter=ITERATIONS,
-            history_size=HISTORY,
-            tolerance_grad=0.0,
-            tolerance_change=tolerance,
-            line_search_fn="strong_wolfe",
-        )
-
-        def mean_loss() -> Tensor:
-            loss, gradient = self.loss_and_gradient(parameters)
-            parameters.grad = gradient / len(self._labels)
-            return loss / len(self._labels)
-
-        solver.step(mean_loss)
+        parameters = minimise(self.loss_and_gradient, np.zeros(self._shape), tolerance)
         return parameters[:, :-1], parameters[:, -1]
 
-    def loss_and_gradient(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(self, parameters: Array) -> tuple[float, Array]:
         """The loss and its gradient [C, E + 1]."""
-        low = parameters.float()
-        parts = map_chunks(lambda rows: self._part(low, rows), _rows(len(self._labels)), CPU)
-        loss, gradient = torch.zeros((), dtype=torch.float64), torch.zeros_like(parameters)
-        for part, slope in parts:
+        low = parameters.astype(np.float32)
+        pull = self._penalty * parameters[:, :-1] @ self._metric
+        loss = 0.5 * float((pull * parameters[:, :-1]).sum())
+        gradient = np.zeros_like(parameters)
+        gradient[:, :-1] = pull
+        for part, slope in map_chunks(lambda rows: self._part(low, rows), _rows(len(self._labels))):
             loss += part
             gradient += slope
-        pull = self._penalty * parameters[:, :-1] @ self._metric
-        loss += 0.5 * (pull * parameters[:, :-1]).sum()
-        gradient[:, :-1] += pull
         return loss, gradient
 
-    def _part(self, parameters: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def _part(self, parameters: Floats, rows: slice) -> tuple[float, Floats]:
         images, labels = self._images[rows], self._labels[rows]
         logits = images @ parameters.T
-        loss = functional.cross_entropy(logits.double(), labels, reduction="sum")
-        surprise = logits.softmax(1)  # p - onehot(y)
-        surprise[torch.arange(len(labels)), labels] -= 1
+        own = (np.arange(len(labels)), labels)
+        totals = log_sum_exp(logits)
+        loss = float((totals - logits[own]).sum(dtype=np.float64))
+        surprise = np.exp(logits - totals[:, None])  # p - onehot(y)
+        surprise[own] -= 1
         return loss, surprise.T @ images
+
+
+def _one_hot(labels: NDArray[np.int64], classes: int) -> Floats:
+    """[N] -> [N, C]."""
+    return np.eye(classes, dtype=np.float32)[labels]
 
 
 def _rows(count: int) -> Iterator[slice]:

@@ -10,10 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+import numpy as np
+from numpy.typing import NDArray
+
+from sharpzo_engine.softmax import log_sum_exp, softmax
+
+Array = NDArray[np.float64]
+Real = NDArray[np.floating[Any]]
+Labels = NDArray[np.int64]
 
 #: Inverse variance of a normal prior on weights of logits of spread 1. Its effect is negligible
 #: compared to ten images, and keeps weights finite if a few images are separated perfectly.
@@ -34,13 +40,13 @@ class Pool:
 NO_POOL = Pool((), math.inf)
 
 
-def spread(logits: Tensor) -> float:
+def spread(logits: Real) -> float:
     """Root mean square of logits [n, C] about their mean in each row."""
-    centred = logits - logits.mean(1, keepdim=True)
-    return float(centred.double().square().mean().sqrt())
+    centred = (logits - logits.mean(1, keepdims=True)).astype(np.float64)
+    return math.sqrt(np.square(centred).mean())
 
 
-def fit_pool(members: Sequence[Tensor], labels: Tensor) -> Pool:
+def fit_pool(members: Sequence[Real], labels: Labels) -> Pool:
     """Fit the weights of the members' logits, each [n, C], by maximum likelihood of labels [n].
 
     Returns `NO_POOL` if a member has logits that are not finite or all equal, or if a weight would
@@ -49,18 +55,18 @@ def fit_pool(members: Sequence[Tensor], labels: Tensor) -> Pool:
     scales = [spread(member) for member in members]
     if not all(math.isfinite(scale) and scale > 0 for scale in scales):
         return NO_POOL
-    logits = torch.stack([m.double() / s for m, s in zip(members, scales, strict=True)])
+    pairs = zip(members, scales, strict=True)
+    logits = np.stack([member.astype(np.float64) / scale for member, scale in pairs])
     weights = _newton(logits, labels)
-    if not bool((weights > 0).all()):
+    if not (weights > 0).all():
         return NO_POOL
-    loss = float(functional.cross_entropy(_mix(weights, logits), labels))
-    pairs = zip(weights.tolist(), scales, strict=True)
-    return Pool(tuple(weight / scale for weight, scale in pairs), loss)
+    loss = _cross_entropy(weights, logits, labels)
+    return Pool(tuple((weights / scales).tolist()), loss)
 
 
-def _newton(logits: Tensor, labels: Tensor) -> Tensor:
+def _newton(logits: Array, labels: Labels) -> Array:
     """Minimise the mean cross-entropy plus the prior over weights [K] of logits [K, n, C]."""
-    weights = torch.ones(len(logits), dtype=torch.float64)
+    weights = np.ones(len(logits))
     loss = _loss(weights, logits, labels)
     for _ in range(NEWTON_STEPS):
         step, length = _newton_step(weights, logits, labels), 1.0
@@ -74,22 +80,28 @@ def _newton(logits: Tensor, labels: Tensor) -> Tensor:
     return weights
 
 
-def _newton_step(weights: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+def _newton_step(weights: Array, logits: Array, labels: Labels) -> Array:
     images = len(labels)
-    p = _mix(weights, logits).softmax(1)  # [n, C]
-    own = logits[:, torch.arange(images), labels]  # z_k[n, y_n]
+    p = softmax(_mix(weights, logits))  # [n, C]
+    own = logits[:, np.arange(images), labels]  # z_k[n, y_n]
     mean = (p * logits).sum(2)  # E_p z_k, [K, n]
-    second = torch.stack([(p * logits * row).sum((1, 2)) for row in logits])  # sum_n E_p z_k z_l
+    second = np.stack([(p * logits * row).sum((1, 2)) for row in logits])  # sum_n E_p z_k z_l
     gradient = (mean - own).mean(1) + PRIOR / images * weights
-    hessian = (second - mean @ mean.T + PRIOR * torch.eye(len(logits)).double()) / images
-    step: Tensor = torch.linalg.solve(hessian, gradient)
+    hessian = (second - mean @ mean.T + PRIOR * np.eye(len(logits))) / images
+    step: Array = np.linalg.solve(hessian, gradient)
     return step
 
 
-def _loss(weights: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    prior = 0.5 * PRIOR / len(labels) * weights.square().sum()
-    return functional.cross_entropy(_mix(weights, logits), labels) + prior
+def _loss(weights: Array, logits: Array, labels: Labels) -> float:
+    prior = 0.5 * PRIOR / len(labels) * float(weights @ weights)
+    return _cross_entropy(weights, logits, labels) + prior
 
 
-def _mix(weights: Tensor, logits: Tensor) -> Tensor:
-    return torch.einsum("k,knc->nc", weights, logits)
+def _cross_entropy(weights: Array, logits: Array, labels: Labels) -> float:
+    mixed = _mix(weights, logits)
+    own = mixed[np.arange(len(labels)), labels]
+    return float((log_sum_exp(mixed) - own).mean())
+
+
+def _mix(weights: Array, logits: Array) -> Array:
+    return np.tensordot(weights, logits, 1)

@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+import numpy as np
+from numpy.typing import NDArray
 
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.heads.fitting import (
@@ -30,6 +29,7 @@ from sharpzo_engine.heads.fitting import (
     CacheHead,
     Head,
     LinearHead,
+    Real,
     fit_gda,
     fit_linear,
 )
@@ -77,7 +77,7 @@ class HeadData:
         shots = int(turn.max()) + 1
         if shots > 1:
             for shot in range(shots):
-                yield _where(self.train, turn != shot), _where(self.train, turn == shot)
+                yield self.train[turn != shot], self.train[turn == shot]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ class _Validation:
         self._folds = list(data.folds())
         judged = [unseen for _, unseen in self._folds] or [data.train]
         self._judged = Features(
-            torch.cat([part.images for part in judged]), torch.cat([part.labels for part in judged])
+            np.concatenate([part.images for part in judged]),
+            np.concatenate([part.labels for part in judged]),
         )
         stands_in = data.source == "training"
         self._prompt = data.zero_shot if stands_in else data.prompt
@@ -179,7 +180,7 @@ class _Validation:
             return _of_head(recipe, NO_POOL)
         return _of_head(recipe, self._pool(self._unseen(recipe)))
 
-    def _beside(self, recipe: Recipe, prompt: Tensor, head: Tensor) -> Trial:
+    def _beside(self, recipe: Recipe, prompt: Real, head: Real) -> Trial:
         """Weigh both; use only one of them if the other does not improve it."""
         pool = self._pool(prompt, head)
         if not pool.weights:
@@ -198,9 +199,9 @@ class _Validation:
         alpha = self._alpha(trial, prompt, head)
         weight, recipe = trial.prompt_weight, trial.recipe
         total = LinearHead(
-            (weight * prompt.weights + alpha * head.weights).float(),
-            (weight * prompt.bias + alpha * head.bias).float(),
+            weight * prompt.weights + alpha * head.weights, weight * prompt.bias + alpha * head.bias
         )
+        total = LinearHead(*total.in_float32())
         if not total.is_finite:
             return self.finish(self.prompt_alone())
         return Stack(recipe.kind, total, alpha, weight, trial.temperature, recipe.setting)
@@ -212,12 +213,12 @@ class _Validation:
         head = self._fitted_to_all(trial.recipe or CACHES[0])
         return BlendedHead(prompt, trial.prompt_weight, head, self._alpha(trial, prompt, head))
 
-    def _pool(self, *members: Tensor) -> Pool:
+    def _pool(self, *members: Real) -> Pool:
         return fit_pool(members, self._judged.labels)
 
-    def _unseen(self, recipe: Recipe) -> Tensor:
+    def _unseen(self, recipe: Recipe) -> Real:
         """Logits [n, C] of the validation images, from heads that have not seen them."""
-        return torch.cat(
+        return np.concatenate(
             [self._fit(recipe, seen).logits(judged.images) for seen, judged in self._folds]
         )
 
@@ -270,8 +271,8 @@ def stack_heads(kind: str, data: HeadData) -> Stacking:
 
 def accuracy(head: Head, features: Features) -> float:
     """Fraction of images that are classified correctly."""
-    chunks = zip(features.images.split(ROWS), features.labels.split(ROWS), strict=True)
-    right = sum(int((head.logits(images).argmax(1) == labels).sum()) for images, labels in chunks)
+    chunks = (features[start : start + ROWS] for start in range(0, len(features), ROWS))
+    right = sum(int((head.logits(c.images).argmax(1) == c.labels).sum()) for c in chunks)
     return right / len(features)
 
 
@@ -282,21 +283,20 @@ def _best(trials: Sequence[Trial]) -> Trial:
 
 def _join(first: Features, second: Features) -> Features:
     return Features(
-        torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels])
+        np.concatenate([first.images, second.images]), np.concatenate([first.labels, second.labels])
     )
-
-
-def _where(features: Features, chosen: Tensor) -> Features:
-    return Features(features.images[chosen], features.labels[chosen])
 
 
 def _thinned(features: Features, classes: int) -> Features:
     """An evenly spaced sample; images are ordered by class."""
     step = -(-len(features) * classes // MAX_LOGITS)
-    return Features(features.images[::step], features.labels[::step])
+    return features[::step]
 
 
-def _turns(labels: Tensor) -> Tensor:
+def _turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """The number of earlier images of the same class, for each image [N]."""
-    so_far = functional.one_hot(labels).cumsum(0)  # [N, C]
-    return so_far.gather(1, labels[:, None])[:, 0] - 1
+    turns = np.empty_like(labels)
+    for label in np.unique(labels):
+        own = labels == label
+        turns[own] = np.arange(own.sum())
+    return turns

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from sharpzo_engine.clip.encoder import Encoder
+from sharpzo_engine.clip.encoder import Encoder, Floats, Prompts, require
 from sharpzo_engine.clip.features import BATCH_SIZE
+from sharpzo_engine.clip.level import Level
 from sharpzo_engine.data.images import decode_image
 from sharpzo_engine.errors import ArtifactError, BackboneMismatch, ImageError
 from sharpzo_engine.prompts.artifact import TunedPrompt
+from sharpzo_engine.softmax import softmax
 
 ImageInput = str | Path | bytes | Image.Image
 
@@ -39,10 +39,9 @@ class PromptClassifier:
         check_backbone(prompt, backbone)
         self.prompt = prompt
         self.backbone = backbone
-        self._weights = torch.tensor(prompt.weights, device=backbone.device)
-        self._bias = torch.tensor(prompt.bias, device=backbone.device)
+        self._weights, self._bias = prompt.weights, prompt.bias
 
-    def embed(self, images: Sequence[ImageInput]) -> Tensor:
+    def embed(self, images: Sequence[ImageInput]) -> Floats:
         """Images -> L2-normalised embeddings [B, E].
 
         Raises:
@@ -50,34 +49,25 @@ class PromptClassifier:
         """
         batches = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]
         embedded = [self.backbone.encode_images(self._preprocess(batch)) for batch in batches]
-        empty = torch.empty(0, self.backbone.embed_dim, device=self.backbone.device)
-        return torch.cat([empty, *embedded])
+        return np.concatenate([np.empty((0, self.backbone.embed_dim), np.float32), *embedded])
 
-    def _preprocess(self, images: Sequence[ImageInput]) -> Tensor:
-        return torch.stack([self.backbone.preprocess(to_image(image)) for image in images])
+    def _preprocess(self, images: Sequence[ImageInput]) -> Floats:
+        return np.stack([self.backbone.preprocess(to_image(image)) for image in images])
 
-    @torch.inference_mode()
-    def logits(self, embeddings: Tensor | NDArray[np.float32]) -> Tensor:
+    def logits(self, embeddings: Floats) -> Floats:
         """Image embeddings [B, E] -> logits [B, C]."""
-        images = torch.as_tensor(embeddings, device=self._weights.device)
-        return torch.addmm(self._bias, images, self._weights.T)
+        return embeddings @ self._weights.T + self._bias
 
-    @torch.inference_mode()
-    def probabilities(
-        self, embeddings: Tensor | NDArray[np.float32], temperature: float = 1.0
-    ) -> NDArray[np.float32]:
+    def probabilities(self, embeddings: Floats, temperature: float = 1.0) -> Floats:
         """Image embeddings [B, E] -> class probabilities [B, C], each row summing to 1.
 
         The logits are divided by `temperature`; the prompt's own calibrates them.
         """
-        result: NDArray[np.float32] = (
-            (self.logits(embeddings) / temperature).softmax(-1).cpu().numpy()
-        )
-        return result
+        return softmax(self.logits(embeddings) / np.float32(temperature))
 
     def rank(
         self,
-        embeddings: Tensor | NDArray[np.float32],
+        embeddings: Floats,
         top_k: int = 5,
         *,
         calibrated: bool = False,
@@ -112,9 +102,8 @@ class PromptClassifier:
             DatasetError: a class name is too long for the text tower.
         """
         words, names = self.prompt.hand_written_context, self.prompt.class_names
-        tokens = self.backbone.tokenize(words, names)
-        context = self.backbone.token_embeddings(tokens.context).cpu().numpy()
-        return self._with_context(context, names, {})
+        prompts = self.backbone.prompts(words, names)
+        return self._with_context(prompts, prompts.initial_context, names, {})
 
     def among(self, class_names: Sequence[str]) -> PromptClassifier:
         """Restrict the classifier to some of its classes; new classes use `with_classes`.
@@ -136,26 +125,26 @@ class PromptClassifier:
             ConfigError: the words are not usable.
             DatasetError: a class name is too long for the text tower.
         """
+        require(self.backbone, Level.CONTEXTS, "a tuned context with other class names")
         metadata = {**self.prompt.metadata, "head": {"kind": "none"}}
-        return self._with_context(self.prompt.context, class_names, metadata)
+        prompts = self.backbone.prompts(self.prompt.hand_written_context, class_names)
+        if prompts.initial_context.shape != self.prompt.context.shape:
+            raise ArtifactError("the prompt file is inconsistent: its words and vectors differ")
+        return self._with_context(prompts, self.prompt.context, class_names, metadata)
 
     def _with_context(
-        self, context: NDArray[np.float32], names: Sequence[str], metadata: Mapping[str, Any]
+        self, prompts: Prompts, context: Floats, names: Sequence[str], metadata: Mapping[str, Any]
     ) -> PromptClassifier:
         """A classifier from context vectors [M, W] and class names."""
-        backbone, own = self.backbone, self.prompt.metadata
-        tokens = backbone.tokenize(self.prompt.hand_written_context, names)
-        if context.shape[0] != len(tokens.context):
-            raise ArtifactError("the prompt file is inconsistent: its words and vectors differ")
-        vectors = torch.tensor(context, device=backbone.device)
+        own = self.prompt.metadata
         prompt = TunedPrompt(
             class_names=tuple(names),
-            class_embeddings=backbone.text_encoder(tokens).encode(vectors[None])[0].cpu().numpy(),
+            class_embeddings=prompts.encode(context[None])[0],
             context=context,
-            logit_scale=backbone.logit_scale,
+            logit_scale=self.backbone.logit_scale,
             metadata={"backbone": own["backbone"], "config": own.get("config"), **metadata},
         )
-        return PromptClassifier(prompt, backbone)
+        return PromptClassifier(prompt, self.backbone)
 
 
 def check_backbone(prompt: TunedPrompt, backbone: Encoder) -> None:
@@ -209,10 +198,9 @@ def zero_shot_weights(
         ConfigError: the context is not usable.
         DatasetError: a class name is too long for the text tower.
     """
-    tokens = backbone.tokenize(context, class_names)
-    words = backbone.token_embeddings(tokens.context)  # [M, W]
-    embeddings = backbone.text_encoder(tokens).encode(words[None])[0]
-    result: NDArray[np.float32] = (backbone.logit_scale * embeddings).cpu().numpy()
+    prompts = backbone.prompts(context, class_names)
+    embeddings = prompts.encode(prompts.initial_context[None])[0]
+    result: Floats = np.float32(backbone.logit_scale) * embeddings
     return result
 
 

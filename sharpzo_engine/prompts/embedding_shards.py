@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sharpzo_engine.checksummed import Arrays, ChecksumError, seal, unseal
@@ -82,19 +81,19 @@ def embed_part(
     known = cached.read(len(files), width) if cached else None
     if known is not None:
         on_unit(len(files))
-        return Part(np.array(list(files), np.int64), known.numpy())
+        return Part(np.array(list(files), np.int64), known)
     part = _embed(files, backbone, max_pixels, on_unit)
     if not np.isfinite(part.embeddings).all():
         raise BackboneError(f"backbone {backbone.name} gives embeddings that are not numbers")
     if cached and not part.errors:
-        cached.write(torch.from_numpy(part.embeddings))
+        cached.write(part.embeddings)
     return part
 
 
 def _embed(files: Mapping[int, Path], backbone: Encoder, max_pixels: int, on_unit: OnUnit) -> Part:
     def embed(unit: Sequence[tuple[int, Path]]) -> Part:
         errors: dict[int, ImageError] = {}
-        pixels: dict[int, torch.Tensor] = {}
+        pixels: dict[int, NDArray[np.float32]] = {}
         for row, path in unit:
             try:
                 pixels[row] = backbone.preprocess(decode_image(_read(path), max_pixels))
@@ -104,13 +103,13 @@ def _embed(files: Mapping[int, Path], backbone: Encoder, max_pixels: int, on_uni
             return Part(
                 np.empty(0, np.int64), np.empty((0, backbone.embed_dim), np.float32), errors
             )
-        embeddings = backbone.encode_images(torch.stack(list(pixels.values()))).cpu().numpy()
+        embeddings = backbone.encode_images(np.stack(list(pixels.values())))
         return Part(np.array(list(pixels), np.int64), embeddings, errors)
 
-    size = CPU_UNIT if backbone.device.type == "cpu" else BATCH_SIZE
+    size = CPU_UNIT if backbone.on_cpu else BATCH_SIZE
     made: list[Part] = []
     done = 0
-    for part in map_chunks(embed, _units(files, size), backbone.device):
+    for part in map_chunks(embed, _units(files, size), backbone.on_cpu):
         made.append(part)
         done += len(part.rows) + len(part.errors)
         on_unit(done)

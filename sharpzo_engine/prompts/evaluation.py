@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.errors import DatasetError
@@ -32,7 +30,7 @@ class Evaluation:
 
 
 def evaluate(
-    weights: Tensor, features: Features, class_names: Sequence[str], bias: Tensor | None = None
+    weights: ArrayLike, features: Features, class_names: Sequence[str], bias: ArrayLike = 0.0
 ) -> Evaluation:
     """Score a class matrix [C, E] and an optional bias [C] on embedded images.
 
@@ -41,12 +39,11 @@ def evaluate(
     """
     if not len(features):
         raise DatasetError("the split has no images (add images, or choose another split)")
-    images = features.images
-    logits = images @ weights.to(images.device).T
-    predicted = (logits if bias is None else logits + bias.to(images.device)).argmax(-1)
+    logits = features.images @ np.asarray(weights, np.float32).T + np.asarray(bias, np.float32)
+    predicted = logits.argmax(-1)
     classes = len(class_names)
-    cells = (features.labels * classes + predicted).cpu()
-    confusion = torch.bincount(cells, minlength=classes**2).view(classes, classes)
+    cells = np.bincount(features.labels * classes + predicted, minlength=classes**2)
+    confusion = cells.reshape(classes, classes)
     right, totals = confusion.diagonal(), confusion.sum(1)
     per_class = {
         name: float(right[i] / totals[i]) if totals[i] else None

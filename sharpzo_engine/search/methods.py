@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sharpzo_engine.clip.level import Level
 from sharpzo_engine.config import TuningConfig, ZoConfig
 from sharpzo_engine.randomness import Purpose, generator
 from sharpzo_engine.search.gradients import (
@@ -105,7 +104,7 @@ def passes_per_stage_2_step(config: TuningConfig, objective: Objective) -> float
 def is_exact(objective: BlackBox) -> bool:
     """Whether the objective has exact directional derivatives."""
     if isinstance(objective, Objective):
-        return objective.space.backbone.level.includes(Level.TANGENTS)
+        return objective.is_exact
     return isinstance(objective, ForwardMode)
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sharpzo_engine.clip.backbone import Backbone
-from sharpzo_engine.clip.encoder import TextEncoder, require
+from sharpzo_engine.clip.encoder import (
+    DifferentiablePrompts,
+    Prompts,
+    TextPrecision,
+    require,
+)
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.clip.level import Level
-from sharpzo_engine.clip.text_encoder import ForwardTextEncoder
-from sharpzo_engine.clip.text_reverse import TextReverse
-from sharpzo_engine.clip.text_tangent import TextTangent
-from sharpzo_engine.search.cross_entropy import CrossEntropy
 from sharpzo_engine.search.prompt_space import PromptSpace
 
 Array = NDArray[np.float64]
@@ -45,18 +43,16 @@ class Objective:
     """
 
     def __init__(self, space: PromptSpace, features: Features) -> None:
-        """Keep the features on the backbone's device."""
+        """The loss is computed where the encoder computes."""
         self.space = space
-        self.features = features.to(space.backbone.device)
+        self.features = features
         self.forward_passes = 0
         self.backward_passes = 0
-        self._images = CrossEntropy(
-            self.features.images, self.features.labels, space.backbone.logit_scale
-        )
+        self._images = space.backbone.image_loss(features.images, features.labels)
 
     def __call__(self, points: Array) -> Array:
         """Mean cross-entropy [n] of points [n, d]; NaN if a point overflows the tower."""
-        return self._losses(points, self.space.encoder)
+        return self._losses(points, self.space.prompts)
 
     def score(self, point: Array) -> Score:
         """Loss and accuracy of one point [d]; counts as one forward pass."""
@@ -65,18 +61,15 @@ class Objective:
         loss = float(self._images.losses(embeddings)[0])
         return Score(loss, self._images.accuracy(embeddings[0]))
 
-    def in_precision(self, name: Literal["float32", "bfloat16"]) -> Callable[[Array], Array]:
+    def in_precision(self, name: TextPrecision) -> Callable[[Array], Array]:
         """The same objective and pass counter with the text tower in another precision.
 
         bfloat16 has three digits: enough to rank candidates, too few for finite differences.
         """
         if name == "float32":
             return self
-        space = self.space
-        if not isinstance(space.backbone, Backbone):
-            return self  # its precision is fixed
-        encoder = space.backbone.text_encoder(space.tokens, getattr(torch, name))
-        return lambda points: self._losses(points, encoder)
+        prompts = self.space.prompts.in_precision(name)
+        return lambda points: self._losses(points, prompts)
 
     def directional_derivatives(self, point: Array, directions: Array) -> tuple[float, Array]:
         """Loss at `point` [d] and exact slopes [q] along `directions` [q, d].
@@ -85,10 +78,9 @@ class Objective:
         class embeddings. Counts as 1 + q forward passes.
         """
         self.forward_passes += 1 + len(directions)
-        tangent = TextTangent(self._differentiable, self.space.context(point[None])[0])
+        tangent = self._differentiable.tangent(self.space.context(point[None])[0])
         loss, gradient = self._images.gradient(tangent.embeddings)
-        slopes = tangent.slopes(self.space.context_offsets(directions), gradient)
-        return loss, slopes.double().cpu().numpy()
+        return loss, tangent.slopes(self.space.context_offsets(directions), gradient)
 
     def gradient(self, point: Array) -> tuple[float, Array]:
         """Loss and gradient [d] at `point` [d] by reverse mode: the first-order baseline.
@@ -97,26 +89,31 @@ class Objective:
         """
         self.forward_passes += 1
         self.backward_passes += 1
-        reverse = TextReverse(self._differentiable, self.space.context(point[None])[0])
+        reverse = self._differentiable.reverse(self.space.context(point[None])[0])
         loss, gradient = self._images.gradient(reverse.embeddings)
-        context = reverse.pull_back(gradient).double().cpu().numpy()
-        return loss, context.ravel() @ self.space.projection
+        return loss, reverse.pull_back(gradient).ravel() @ self.space.projection
 
     @property
-    def _differentiable(self) -> ForwardTextEncoder:
+    def _differentiable(self) -> DifferentiablePrompts:
         """The text encoder, if it has derivatives.
 
         Raises:
             LevelMissing: it has none.
         """
-        require(self.space.backbone, Level.TANGENTS, "an exact derivative")
-        return cast(ForwardTextEncoder, self.space.encoder)
+        prompts = self.space.prompts
+        if not isinstance(prompts, DifferentiablePrompts):
+            require(self.space.backbone, Level.TANGENTS, "an exact derivative")
+        return cast(DifferentiablePrompts, prompts)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the prompts have exact derivatives."""
+        return isinstance(self.space.prompts, DifferentiablePrompts)
 
     def outputs(self, points: Array) -> Floats:
         """Class embeddings T of points [n, d], flattened to [n, C * E]; n forward passes."""
         self.forward_passes += len(points)
-        found: Floats = self.space.class_embeddings(points).flatten(1).cpu().numpy()
-        return found
+        return _flat(self.space.class_embeddings(points))
 
     def tangents(self, point: Array, directions: Array) -> Floats:
         """Changes of T at `point` [d] along `directions` [q, d], flattened to [q, C * E].
@@ -124,10 +121,8 @@ class Objective:
         Forward mode; counts as 1 + q forward passes.
         """
         self.forward_passes += 1 + len(directions)
-        tangent = TextTangent(self._differentiable, self.space.context(point[None])[0])
-        products = tangent.products(self.space.context_offsets(directions))
-        found: Floats = products.flatten(1).cpu().numpy()
-        return found
+        tangent = self._differentiable.tangent(self.space.context(point[None])[0])
+        return _flat(tangent.products(self.space.context_offsets(directions)))
 
     def outer_loss(self, outputs: Floats) -> float:
         """Loss of flattened class embeddings [C * E]; no pass."""
@@ -137,21 +132,25 @@ class Objective:
         """Gradient [k] and Gauss-Newton curvature [k, k] along a Jacobian's rows [k, C * E]."""
         embeddings, rows = self._embeddings(outputs), self._embeddings(jacobian)
         _, gradient = self._images.gradient(embeddings)
-        slopes = rows.flatten(1) @ gradient.flatten()
-        return slopes.double().cpu().numpy(), self._images.curvature(embeddings, rows).numpy()
+        slopes = (jacobian @ gradient.ravel()).astype(np.float64)
+        return slopes, self._images.curvature(embeddings, rows)
 
-    def _embeddings(self, flat: Floats) -> Tensor:
-        """[..., C * E] -> [..., C, E] on the backbone's device."""
+    def _embeddings(self, flat: Floats) -> Floats:
+        """[..., C * E] -> [..., C, E]."""
         shape = (len(self.space.class_names), self.space.backbone.embed_dim)
-        rows = torch.from_numpy(flat).to(self.space.backbone.device)
-        return rows.view(*flat.shape[:-1], *shape)
+        return flat.reshape(*flat.shape[:-1], *shape)
 
-    def _losses(self, points: Array, encoder: TextEncoder) -> Array:
+    def _losses(self, points: Array, prompts: Prompts) -> Array:
         points = np.atleast_2d(np.asarray(points, dtype=np.float64))
         self.forward_passes += len(points)
         size = len(self.space.class_names) * self.space.backbone.embed_dim
         step = max(1, MAX_EMBEDDINGS // size)
         parts = [points[start : start + step] for start in range(0, len(points), step)]
         return np.concatenate(
-            [self._images.losses(encoder.encode(self.space.context(part))) for part in parts]
+            [self._images.losses(prompts.encode(self.space.context(part))) for part in parts]
         )
+
+
+def _flat(embeddings: Floats) -> Floats:
+    """[n, C, E] -> [n, C * E]."""
+    return embeddings.reshape(len(embeddings), -1)

@@ -7,16 +7,18 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sharpzo_engine.clip.encoder import Encoder
+from sharpzo_engine.clip.encoder import Encoder, Floats, Prompts
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.errors import ConfigError
 from sharpzo_engine.randomness import Purpose, generator
 
 Array = NDArray[np.float64]
+
+#: In place of the root mean square of a context that starts at 0, as residuals do. Of 1/64, 1/8 and
+#: 1, this gave the best prompts.
+ZERO_RMS = 1 / 64
 
 
 class PromptSpace:
@@ -33,8 +35,12 @@ class PromptSpace:
         config: PromptConfig | None = None,
         seed: int = 1,
         projection: NDArray[np.floating] | None = None,
+        *,
+        prompts: Prompts | None = None,
     ) -> None:
         """Tokenise the prompts and draw A [M * W, d] from `seed`, unless `projection` is given.
+
+        `prompts` take the place of the backbone's own.
 
         Raises:
             ConfigError: the context is not usable, or `projection` has the wrong shape.
@@ -43,10 +49,9 @@ class PromptSpace:
         config = config or PromptConfig()
         self.backbone = backbone
         self.class_names = tuple(class_names)
-        self.tokens = backbone.tokenize(config.context, class_names)
-        self.initial_context = backbone.token_embeddings(self.tokens.context)  # [M, W]
-        self.encoder = backbone.text_encoder(self.tokens)
-        size = self.initial_context.numel()
+        self.prompts = prompts or backbone.prompts(config.context, class_names)
+        self.initial_context = self.prompts.initial_context  # [M, W]
+        size = self.initial_context.size
         if projection is None:
             std = self._projection_std(config)
             rng = generator(seed, Purpose.PROJECTION)
@@ -58,7 +63,7 @@ class PromptSpace:
     def _projection_std(self, config: PromptConfig) -> float:
         if config.projection_std != "auto":
             return config.projection_std
-        rms = float(self.initial_context.square().mean().sqrt())
+        rms = math.sqrt(np.square(self.initial_context, dtype=np.float64).mean()) or ZERO_RMS
         return config.projection_scale * rms / math.sqrt(config.intrinsic_dim)
 
     @property
@@ -76,22 +81,22 @@ class PromptSpace:
         """Hash of A, which shows whether a stored w belongs to this projection."""
         return hashlib.sha256(self.projection.data).hexdigest()
 
-    def context(self, points: Array) -> Tensor:
+    def context(self, points: Array) -> Floats:
         """Points [n, d] -> context vectors [n, M, W] in float32.
 
         The product is computed in float64, so that finite differences keep their precision.
         """
-        return self.initial_context + self.context_offsets(points)
+        found: Floats = self.initial_context + self.context_offsets(points)
+        return found
 
-    def context_offsets(self, directions: Array) -> Tensor:
+    def context_offsets(self, directions: Array) -> Floats:
         """Directions [q, d] -> the changes A u of the context vectors [q, M, W] in float32."""
-        start = self.initial_context
-        offsets = torch.from_numpy(directions @ self.projection.T).to(torch.float32)
-        return offsets.to(start.device).view(-1, *start.shape)
+        offsets = (directions @ self.projection.T).astype(np.float32)
+        return offsets.reshape(-1, *self.initial_context.shape)
 
-    def class_embeddings(self, points: Array) -> Tensor:
+    def class_embeddings(self, points: Array) -> Floats:
         """Points [n, d] -> L2-normalised class embeddings [n, C, E]."""
-        return self.encoder.encode(self.context(points))
+        return self.prompts.encode(self.context(points))
 
 
 def draw_projection(

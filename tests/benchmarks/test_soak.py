@@ -29,7 +29,7 @@ from benchmarks.support.soak_load import (
     check_labels,
 )
 from benchmarks.support.soak_verdict import Sample, Verdict, judge
-from sharpzo_engine.clip.backbone import load_backbone
+from sharpzo_engine.clip.loading import load_backbone
 from tests.helpers import eventually
 
 pytestmark = pytest.mark.fast

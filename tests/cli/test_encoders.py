@@ -88,10 +88,10 @@ def test_an_export_that_disagrees_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from sharpzo_engine.clip.onnx import export
+    from sharpzo_engine.clip.onnx.agreement import Agreement, Answers
 
-    agreed = export.Agreement(photos=3, top1=1 / 3, image_cosine=0.5, text_cosine=0.5)
-    monkeypatch.setattr(export, "compare", lambda *_: agreed)
+    agreed = Agreement(photos=3, top1=1 / 3, image_cosine=0.5, text_cosine=0.5)
+    monkeypatch.setattr(Answers, "agreement", lambda *_: agreed)
     command = ["encoders", "export", f"local-dir:{small_backbone}", "--out", tmp_path / "x"]
     ran = sharpzo(*command, "--calibrate", squares)
     assert ran.code == 1

@@ -162,7 +162,7 @@ def test_an_exported_prompt_answers_as_the_service_does(
     prompt = client.prompts.get(str(job.prompt_id))
     artifact = TunedPrompt.load(client.prompts.download(prompt.id, tmp_path / "p.safetensors"))
     classifier = PromptClassifier(artifact, load_backbone(f"local-dir:{small_backbone}"))
-    embeddings = classifier.embed(images).cpu().numpy()
+    embeddings = classifier.embed(images)
     matrix = np.load(client.prompts.export(prompt.id, tmp_path / "p.npy"), allow_pickle=False)
     logits = embeddings @ matrix[:, :-1].T + matrix[:, -1]
     scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

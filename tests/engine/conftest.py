@@ -12,7 +12,8 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.features import Features
+from sharpzo_engine.clip.torch.backbone import Backbone
 
 ClipMaker = Callable[..., Backbone]
 
@@ -68,6 +69,13 @@ def draw_names(data: st.DataObject) -> list[str]:
         " ".join(name)
         for name in data.draw(st.lists(words, min_size=2, max_size=9, unique_by=tuple))
     ]
+
+
+def random_features(count: int, width: int, classes: int, seed: int = 0) -> Features:
+    """Unit vectors of random directions, labelled in turn."""
+    images = np.random.default_rng(seed).standard_normal((count, width))
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    return Features(images, np.arange(count) % classes)
 
 
 def save_picture(path: Path, colour: Sequence[int], seed: int) -> None:

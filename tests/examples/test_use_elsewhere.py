@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sharpzo_engine import PromptClassifier, TunedPrompt, TuningConfig, load_backbone, tune
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.torch.backbone import Backbone
 from sharpzo_engine.data.dataset import load_dataset
 from sharpzo_engine.prompts.export import ExportFormat, Origin, export
 from sharpzo_engine.tiny import PATH

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from sharpzo_core.database import tables
@@ -180,7 +180,7 @@ class Embedder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbone, name)
 
-    def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         self._before(self.images)
         self.images += len(batch)
         return self._backbone.encode_images(batch)

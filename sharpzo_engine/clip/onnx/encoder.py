@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import safetensors.numpy
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sharpzo_engine.clip.encoder import Preprocess
+from sharpzo_engine.clip.cross_entropy import CrossEntropy
+from sharpzo_engine.clip.encoder import Floats, Preprocess, TextPrecision
 from sharpzo_engine.clip.onnx.bpe import BpeTokenizer
 from sharpzo_engine.clip.onnx.manifest import IMAGE, TEXT, TOKENIZER, TOKENS, Manifest, check_files
 from sharpzo_engine.clip.tokens import PromptTokens, tokenize_prompts
@@ -33,13 +32,12 @@ from sharpzo_engine.errors import BackboneError
 #: Suffix rows per call of the text graph; more need more memory and save no time.
 MAX_ROWS = 4096
 
-Floats = NDArray[np.float32]
-
 
 class OnnxEncoder:
     """Both towers of a CLIP model in ONNX Runtime on the processor."""
 
     runtime = "onnxruntime"
+    on_cpu = True
 
     def __init__(self, folder: Path, *, name: str | None = None) -> None:
         """Load the folder; `name` takes the place of the one that it records.
@@ -55,7 +53,6 @@ class OnnxEncoder:
         self.level = manifest.level
         self.precision = manifest.precision
         self.logit_scale = float(manifest.logit_scale)
-        self.device = torch.device("cpu")
         self._images = _session(folder / IMAGE, round_activations=True)
         self._text = _session(folder / TEXT, round_activations=False)
         self._tokens = safetensors.numpy.load_file(folder / TOKENS)["tokens"]
@@ -95,34 +92,46 @@ class OnnxEncoder:
     @property
     def preprocess(self) -> Preprocess:
         """The map from an image to pixels [3, H, W]."""
-        return lambda image: torch.from_numpy(self.manifest.preprocessing(image))
+        return self.manifest.preprocessing
 
-    def encode_images(self, batch: Tensor) -> Tensor:
+    def encode_images(self, batch: Floats) -> Floats:
         """Preprocessed images [B, 3, H, W] -> L2-normalised embeddings [B, E]."""
-        pixels = np.ascontiguousarray(batch.numpy(), np.float32)
-        (found,) = self._images.run(None, {"images": pixels})
-        return torch.from_numpy(found)
+        pixels = np.ascontiguousarray(batch, np.float32)
+        found: Floats = self._images.run(None, {"images": pixels})[0]
+        return found
 
     def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
         """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
         return tokenize_prompts(self._tokenizer, context, class_names)
 
-    def token_embeddings(self, ids: Sequence[int]) -> Tensor:
+    def token_embeddings(self, ids: Sequence[int]) -> Floats:
         """Embeddings [M, W] of token ids, without positions."""
-        return torch.from_numpy(self._tokens[np.asarray(ids, np.intp)].astype(np.float32))
+        found: Floats = self._tokens[np.asarray(ids, np.intp)].astype(np.float32)
+        return found
 
-    def text_encoder(self, tokens: PromptTokens) -> OnnxTextEncoder:
-        """An encoder of these prompts."""
-        rows = [self.token_embeddings(suffix).numpy() for suffix in tokens.suffixes]
-        return OnnxTextEncoder(self._text, rows)
+    def prompts(self, words: str, class_names: Sequence[str]) -> OnnxPrompts:
+        """The prompts "{words} {name}."; errors as `tokenize_prompts`."""
+        tokens = self.tokenize(words, class_names)
+        suffixes = [self.token_embeddings(suffix) for suffix in tokens.suffixes]
+        return OnnxPrompts(self._text, self.token_embeddings(tokens.context), suffixes)
+
+    def image_loss(self, images: Floats, labels: NDArray[np.int64]) -> CrossEntropy:
+        """The loss of L2-normalised image embeddings [N, E] with labels [N]."""
+        return CrossEntropy(images, labels, self.logit_scale)
 
 
-class OnnxTextEncoder:
-    """Encodes one job's class prompts in ONNX Runtime."""
+class OnnxPrompts:
+    """The prompts of some classes in ONNX Runtime."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, suffixes: Sequence[Floats]) -> None:
-        """`suffixes` are the embedded tokens of each class, name to EOT, each [S_c, W]."""
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        initial_context: Floats,
+        suffixes: Sequence[Floats],
+    ) -> None:
+        """`initial_context` [M, W], and the tokens of each class, name to EOT, each [S_c, W]."""
         self._session = session
+        self.initial_context = initial_context
         longest = max(map(len, suffixes))
         self._per_call = max(1, MAX_ROWS // longest)
         self._ends = np.array([len(rows) - 1 for rows in suffixes], np.int64)
@@ -130,18 +139,23 @@ class OnnxTextEncoder:
             [np.pad(rows, ((0, longest - len(rows)), (0, 0))) for rows in suffixes]
         )
 
-    def encode(self, context: Tensor) -> Tensor:
+    def in_precision(self, name: TextPrecision) -> OnnxPrompts:
+        """These prompts: the precision is the file's."""
+        del name
+        return self
+
+    def encode(self, context: Floats) -> Floats:
         """`context` [n, M, W] (without positions) -> L2-normalised class embeddings [n, C, E]."""
-        contexts = np.ascontiguousarray(context.numpy(), np.float32)
+        contexts = np.ascontiguousarray(context, np.float32)
         classes = len(self._suffixes)
         if classes >= self._per_call:
             one_by_one = [self._encode_one(contexts[i : i + 1]) for i in range(len(contexts))]
-            return torch.from_numpy(np.concatenate(one_by_one))
+            return np.concatenate(one_by_one)
         step = self._per_call // classes
         parts = [
             self._run(contexts[i : i + step], slice(None)) for i in range(0, len(contexts), step)
         ]
-        return torch.from_numpy(np.concatenate(parts))
+        return np.concatenate(parts)
 
     def _encode_one(self, context: Floats) -> Floats:
         starts = range(0, len(self._suffixes), self._per_call)

@@ -7,21 +7,16 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
 import safetensors.numpy
-import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from sharpzo_engine.clip.backbone import Backbone
-from sharpzo_engine.clip.encoder import Encoder
 from sharpzo_engine.clip.level import Level
+from sharpzo_engine.clip.onnx.agreement import Agreement, Answers, Photos, batches, pixels
 from sharpzo_engine.clip.onnx.bpe import BpeTokenizer
 from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
 from sharpzo_engine.clip.onnx.graphs import write_image_graph, write_text_graph
@@ -37,45 +32,15 @@ from sharpzo_engine.clip.onnx.manifest import (
 )
 from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
 from sharpzo_engine.clip.onnx.quantize import to_int8, weights_to_half, weights_to_int8
+from sharpzo_engine.clip.torch.backbone import Backbone
 from sharpzo_engine.errors import BackboneError
 
 MIN_AGREEMENT = 0.98
-BATCH = 16
 #: Largest difference of a pixel, in units of the model's own scale.
 PIXEL_TOLERANCE = 1e-3
-#: Compared by zero-shot where the photos have no classes.
-COMMON_THINGS = (
-    "person", "dog", "cat", "bird", "horse", "cow", "car", "bicycle", "bus", "train", "boat",
-    "airplane", "tree", "flower", "house", "street", "mountain", "beach", "food", "fruit", "cup",
-    "bottle", "chair", "table", "bed", "computer", "phone", "book", "clock", "shoe",
-)  # fmt: skip
 _TEXTS = (
     "a photo of a cat.", "Crème brûlée, 12 €", "it's a T-shirt &amp; jeans", "日本語", "x " * 100,
 )  # fmt: skip
-
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Photos:
-    """Images to calibrate and compare on, with the names of their classes."""
-
-    images: Sequence[Image.Image]
-    class_names: Sequence[str] = COMMON_THINGS
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How close an encoder's answers are to the original's."""
-
-    photos: int
-    top1: float | None  #: share of photos with the same zero-shot label; None without photos
-    image_cosine: float | None  #: smallest cosine of an image's two embeddings
-    text_cosine: float  #: smallest cosine of a class's two embeddings
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
 
 
 class Disagreement(BackboneError):  # noqa: N818 - named for the fact
@@ -116,23 +81,6 @@ def export_encoder(
     return agreement
 
 
-def compare(encoder: Encoder, original: Encoder, photos: Photos | None) -> Agreement:
-    """Measure an encoder against the original."""
-    names = photos.class_names if photos else COMMON_THINGS
-    own, its = (_class_embeddings(one, names) for one in (encoder, original))
-    text_cosine = float((own * its).sum(-1).min())
-    if photos is None or not photos.images:
-        return Agreement(0, None, None, text_cosine)
-    found, expected = _embed(encoder, photos.images), _embed(original, photos.images)
-    same = (found @ own.T).argmax(-1) == (expected @ its.T).argmax(-1)
-    return Agreement(
-        photos=len(photos.images),
-        top1=float(same.float().mean()),
-        image_cosine=float((found * expected).sum(-1).min()),
-        text_cosine=text_cosine,
-    )
-
-
 def _write(
     backbone: Backbone, folder: Path, precision: Precision, photos: Photos | None
 ) -> Agreement:
@@ -165,10 +113,12 @@ def _write(
         files={},
     )
     calibration, held_out = _halves(photos)
+    expected = Answers.of(backbone, held_out)
     measured: list[tuple[Agreement, bytes]] = []
     for write in _image_writers(precision, backbone, calibration):
         write(image, folder / IMAGE)
-        agreement = _measure(folder, manifest, backbone, held_out)
+        _write_manifest(folder, manifest)
+        agreement = Answers.of(OnnxEncoder(folder), held_out).agreement(expected)
         measured.append((agreement, (folder / IMAGE).read_bytes()))
     agreement, graph = max(measured, key=lambda one: one[0].top1 or 0)  # the first of equals
     (folder / IMAGE).write_bytes(graph)
@@ -196,15 +146,8 @@ def _image_writers(
         return [shutil.copy if precision == "fp32" else weights_to_half]
     if not calibration:
         return [to_int8]
-    batches = [_pixels(backbone, part).numpy() for part in _batches(calibration)]
-    return [lambda source, target: to_int8(source, target, batches), to_int8]
-
-
-def _measure(
-    folder: Path, manifest: Manifest, backbone: Backbone, photos: Photos | None
-) -> Agreement:
-    _write_manifest(folder, manifest)
-    return compare(OnnxEncoder(folder), backbone, photos)
+    examples = [pixels(backbone, part) for part in batches(calibration)]
+    return [lambda source, target: to_int8(source, target, examples), to_int8]
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -248,26 +191,6 @@ def _check_preprocessing(backbone: Backbone, preprocessing: Preprocessing) -> No
     for height, width in ((2 * size + 3, 3 * size), (size, size + 7), (size // 2 + 1, size)):
         noise = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
         image = Image.fromarray(noise).resize((width, height))
-        difference = backbone.preprocess(image) - torch.from_numpy(preprocessing(image))
-        if float(difference.abs().max()) > PIXEL_TOLERANCE:
+        difference = np.abs(backbone.preprocess(image) - preprocessing(image))
+        if difference.max() > PIXEL_TOLERANCE:
             raise BackboneError("this model's preprocessing is not supported by the exporter")
-
-
-def _class_embeddings(encoder: Encoder, names: Sequence[str]) -> Tensor:
-    tokens = encoder.tokenize("a photo of a", names)
-    context = encoder.token_embeddings(tokens.context)
-    return encoder.text_encoder(tokens).encode(context[None])[0].cpu()
-
-
-def _embed(encoder: Encoder, images: Sequence[Image.Image]) -> Tensor:
-    return torch.cat(
-        [encoder.encode_images(_pixels(encoder, part)).cpu() for part in _batches(images)]
-    )
-
-
-def _pixels(encoder: Encoder, images: Sequence[Image.Image]) -> Tensor:
-    return torch.stack([encoder.preprocess(image) for image in images])
-
-
-def _batches(images: Sequence[Image.Image]) -> list[Sequence[Image.Image]]:
-    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]

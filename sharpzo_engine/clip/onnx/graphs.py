@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional
 
-from sharpzo_engine.clip.backbone import Backbone
-from sharpzo_engine.clip.linear import Linear
-from sharpzo_engine.clip.text_tower import Block, OpenClipModule, TowerWeights
+from sharpzo_engine.clip.torch.backbone import Backbone
+from sharpzo_engine.clip.torch.linear import Linear
+from sharpzo_engine.clip.torch.text_tower import Block, OpenClipModule, TowerWeights
 
 OPSET = 18
 #: Added to the scores of tokens that are not attended to.

@@ -13,12 +13,11 @@ The direction g may serve several generations (`sharpness_interval`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import cma
 import numpy as np
-from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
 from numpy.typing import NDArray
 
 from sharpzo_engine.config import CmaConfig
@@ -32,6 +31,11 @@ from sharpzo_engine.search.gradients import (
     GradientEstimator,
 )
 from sharpzo_engine.search.stages.stage import StageName, StageState, StepOutcome
+
+with warnings.catch_warnings():  # cma misses matplotlib, which only its plots need
+    warnings.simplefilter("ignore")
+    import cma
+    from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
 
 Array = NDArray[np.float64]
 _TINY = 1e-12  # keeps the division defined where the gradient vanishes

@@ -7,29 +7,29 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from sharpzo_engine.clip.backbone import Backbone
-from sharpzo_engine.clip.features import Features
-from sharpzo_engine.clip.text_encoder import ForwardTextEncoder
+from sharpzo_engine.clip.torch.backbone import Backbone
+from sharpzo_engine.clip.torch.text_encoder import ForwardTextEncoder
+from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.search.objective import Objective
 from sharpzo_engine.search.prompt_space import PromptSpace
-from tests.engine.conftest import ClipMaker, draw_backbone, draw_names
+from tests.engine.conftest import ClipMaker, draw_backbone, draw_names, random_features
 
 
 def make_objective(backbone: Backbone, names: list[str], max_rows: int | None = None) -> Objective:
-    generator = torch.Generator().manual_seed(0)
-    images = functional.normalize(torch.randn(40, backbone.embed_dim, generator=generator), dim=-1)
     space = PromptSpace(backbone, names)
-    space.encoder = ForwardTextEncoder(backbone.tower, space.tokens, max_rows)
-    return Objective(space, Features(images, torch.arange(40) % len(names)))
+    tokens = backbone.tokenize(PromptConfig().context, names)
+    space.prompts.forward = ForwardTextEncoder(backbone.tower, tokens, max_rows)
+    return Objective(space, random_features(40, backbone.embed_dim, len(names)))
 
 
 def plain_gradient(objective: Objective, point: np.ndarray) -> np.ndarray:
     """Autograd through open_clip's own full forward and torch's cross-entropy."""
     space, features = objective.space, objective.features
-    context = space.context(point[None]).requires_grad_()
-    embeddings = space.backbone.plain_text_encoder(space.tokens).encode(context)[0]
-    logits = space.backbone.logit_scale * features.images @ embeddings.T
-    functional.cross_entropy(logits, features.labels).backward()
+    context = torch.from_numpy(space.context(point[None])).requires_grad_()
+    tokens = space.backbone.tokenize(PromptConfig().context, space.class_names)
+    embeddings = space.backbone.plain_text_encoder(tokens).encode(context)[0]
+    logits = space.backbone.logit_scale * torch.from_numpy(features.images) @ embeddings.T
+    functional.cross_entropy(logits, torch.from_numpy(features.labels)).backward()
     assert context.grad is not None
     return context.grad.double().numpy().ravel() @ space.projection
 

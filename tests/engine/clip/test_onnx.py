@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
-import torch
 from PIL import Image
 
 from sharpzo_engine import (
     Backbone,
-    Features,
     Level,
     Progress,
     TuningConfig,
@@ -21,9 +19,10 @@ from sharpzo_engine import (
     load_dataset,
     tune,
 )
+from sharpzo_engine.clip.onnx.agreement import Answers, Photos
 from sharpzo_engine.clip.onnx.bpe import BpeTokenizer
 from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
-from sharpzo_engine.clip.onnx.export import Disagreement, Photos, compare, export_encoder
+from sharpzo_engine.clip.onnx.export import Disagreement, export_encoder
 from sharpzo_engine.clip.onnx.manifest import FILES, MANIFEST, Manifest
 from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
 from sharpzo_engine.errors import (
@@ -34,6 +33,7 @@ from sharpzo_engine.errors import (
 )
 from sharpzo_engine.search.objective import Objective
 from sharpzo_engine.search.prompt_space import PromptSpace
+from tests.engine.conftest import random_features
 
 NAMES = ("cat", "red dog", "a thing with a rather long name", "x")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -70,7 +70,7 @@ def test_answers_are_those_of_the_original(
     original: Backbone, photos: Photos, folders: dict[str, Path], precision: str, cosine: float
 ) -> None:
     encoder = OnnxEncoder(folders[precision])
-    found = compare(encoder, original, photos)
+    found = Answers.of(encoder, photos).agreement(Answers.of(original, photos))
     assert found.photos == len(photos.images)
     assert found.top1 is not None
     assert found.image_cosine is not None
@@ -85,25 +85,27 @@ def test_class_embeddings_of_any_number_of_classes(
 ) -> None:
     encoder = OnnxEncoder(folders["fp32"])
     names = [f"{NAMES[i % len(NAMES)]} {i}" for i in range(count)]
-    tokens = encoder.tokenize("a photo of a", names)
-    assert tokens == original.tokenize("a photo of a", names)
-    context = encoder.token_embeddings(tokens.context)
-    assert torch.equal(context, original.token_embeddings(tokens.context))
-    points = context + 0.1 * torch.randn(2, *context.shape, generator=torch.manual_seed(0))
-    expected = original.text_encoder(tokens).encode(points)
-    found = encoder.text_encoder(tokens).encode(points)
+    words = "a photo of a"
+    assert encoder.tokenize(words, names) == original.tokenize(words, names)
+    own, other = encoder.prompts(words, names), original.prompts(words, names)
+    context = own.initial_context
+    np.testing.assert_array_equal(context, other.initial_context)
+    noise = np.random.default_rng(0).standard_normal((2, *context.shape), np.float32)
+    points = context + np.float32(0.1) * noise
+    expected, found = other.encode(points), own.encode(points)
     assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) < 1e-5
+    assert np.abs(found - expected).max() < 1e-5
 
 
 def test_int8_weights_answer_smoothly(folders: dict[str, Path]) -> None:
     """Runtimes that round activations as well move an answer by far more than this."""
     encoder = OnnxEncoder(folders["int8"])
-    tokens = encoder.tokenize("a photo of a", NAMES)
-    context = encoder.token_embeddings(tokens.context)
-    direction = torch.randn(context.shape, generator=torch.manual_seed(0))
-    points = context + 1e-4 * torch.arange(7.0)[:, None, None] * direction
-    answers = encoder.text_encoder(tokens).encode(points).double().numpy()
+    prompts = encoder.prompts("a photo of a", NAMES)
+    context = prompts.initial_context
+    direction = np.random.default_rng(0).standard_normal(context.shape, np.float32)
+    lengths = np.float32(1e-4) * np.arange(7, dtype=np.float32)
+    points = context + lengths[:, None, None] * direction
+    answers = prompts.encode(points).astype(np.float64)
     noise = np.sqrt((np.diff(answers, n=3, axis=0) ** 2).mean() / 20)
     assert noise < 1e-6
 
@@ -111,7 +113,7 @@ def test_int8_weights_answer_smoothly(folders: dict[str, Path]) -> None:
 def test_a_search_needs_no_derivatives(folders: dict[str, Path]) -> None:
     encoder = OnnxEncoder(folders["fp32"])
     space = PromptSpace(encoder, NAMES)
-    objective = Objective(space, random_features(8, encoder.embed_dim))
+    objective = Objective(space, random_features(8, encoder.embed_dim, len(NAMES)))
     assert np.isfinite(objective(np.zeros((2, space.dim)))).all()
     with pytest.raises(LevelMissing, match=r"needs an encoder of level tangents, tiny gives cont"):
         objective.tangents(np.zeros(space.dim), np.eye(1, space.dim))
@@ -219,7 +221,7 @@ def test_pixels_are_those_of_open_clip(
     rng = np.random.default_rng(1)
     image = Image.fromarray(rng.integers(0, 256, (8, 11, 3), np.uint8)).resize(size)
     found = OnnxEncoder(folders["fp32"]).preprocess(image)
-    assert float((found - original.preprocess(image)).abs().max()) < 1e-3
+    assert np.abs(found - original.preprocess(image)).max() < 1e-3
 
 
 def test_squashed_pixels_are_those_of_open_clip() -> None:
@@ -247,11 +249,6 @@ def test_tokens_are_those_of_open_clip(
     tokenizer = BpeTokenizer.load(folders["fp32"] / "tokenizer.json", length)
     expected = original.tokenizer([text])
     assert np.array_equal(tokenizer([text]), np.asarray(expected))
-
-
-def random_features(count: int, width: int) -> Features:
-    images = torch.randn(count, width, generator=torch.manual_seed(0))
-    return Features(torch.nn.functional.normalize(images, dim=-1), torch.arange(count) % len(NAMES))
 
 
 def copied(folder: Path, target: Path) -> Path:

@@ -2,10 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.heads import stacking
@@ -21,15 +21,17 @@ from sharpzo_engine.heads.stacking import (
     accuracy,
     stack_heads,
 )
-from tests.engine.heads.test_heads import CLASSES, WIDTH, clusters
+from tests.engine.heads.test_heads import CLASSES, WIDTH, clusters, unit_rows
+
+Real = NDArray[np.floating]
 
 
 def a_prompt(quality: float, seed: int = 5) -> LinearHead:
     """Class rows between noise (0) and the classes' own directions (1)."""
-    means = fit_gda(clusters(1, seed=50), CLASSES).weights.float()
-    noise = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(seed))
-    rows = normalize(quality * normalize(means) + (1 - quality) * normalize(noise))
-    return LinearHead(20 * rows, torch.zeros(CLASSES))
+    means = fit_gda(clusters(1, seed=50), CLASSES).weights
+    noise = np.random.default_rng(seed).standard_normal((CLASSES, WIDTH))
+    rows = unit_rows(quality * unit_rows(means) + (1 - quality) * unit_rows(noise))
+    return LinearHead(20 * rows.astype(np.float32), np.zeros(CLASSES, np.float32))
 
 
 def head_data(source: str = "official", shots: int = 8, **changes: object) -> HeadData:
@@ -53,7 +55,7 @@ def mislabelled(features: Features) -> Features:
 # --- pools
 
 
-def some_members() -> tuple[Tensor, Tensor, Tensor]:
+def some_members() -> tuple[Real, Real, NDArray[np.int64]]:
     test = clusters(12, seed=3)
     prompt, head = a_prompt(0.6), fit_gda(clusters(4), CLASSES)
     return prompt.logits(test.images), head.logits(test.images), test.labels
@@ -64,7 +66,8 @@ def test_a_pool_has_the_most_likely_weights() -> None:
     pool = fit_pool([first, second], labels)
 
     def loss(a: float, b: float) -> float:
-        return float(cross_entropy(a * first.double() + b * second.double(), labels))
+        chances = log_softmax(a * first.astype(np.float64) + b * second, axis=1)
+        return float(-chances[np.arange(len(labels)), labels].mean())
 
     a, b = pool.weights
     assert pool.loss == pytest.approx(loss(a, b))
@@ -81,13 +84,12 @@ def test_one_member_gets_its_temperature() -> None:
 
 
 def test_perfectly_separated_images_leave_weights_finite() -> None:
-    labels = torch.arange(3)
-    pool = fit_pool([one_hot(labels).double(), one_hot(labels).double()], labels)
+    pool = fit_pool([np.eye(3), np.eye(3)], np.arange(3))
     assert all(0 < weight < 100 for weight in pool.weights)
 
 
-@pytest.mark.parametrize("bad", [torch.full((60, 5), torch.nan), torch.ones(60, 5)])
-def test_logits_that_say_nothing_make_no_pool(bad: Tensor) -> None:
+@pytest.mark.parametrize("bad", [np.full((60, 5), np.nan), np.ones((60, 5))])
+def test_logits_that_say_nothing_make_no_pool(bad: Real) -> None:
     first, _, labels = some_members()
     assert fit_pool([first, bad], labels) is NO_POOL
 
@@ -114,17 +116,15 @@ def test_the_stack_is_one_matrix_and_one_bias() -> None:
     served = stack_heads("gda", wanted).served
     head = fit_gda(wanted.train, CLASSES)
     expected = wanted.prompt.logits(test.images) + served.alpha * head.logits(test.images)
-    torch.testing.assert_close(
-        served.head.logits(test.images).double(), expected, rtol=0, atol=1e-4
-    )
-    assert (served.prompt_weight, served.head.weights.dtype) == (1.0, torch.float32)
+    np.testing.assert_allclose(served.head.logits(test.images), expected, rtol=0, atol=1e-4)
+    assert (served.prompt_weight, served.head.weights.dtype) == (1.0, np.float32)
 
 
 def test_auto_takes_no_head_that_only_does_harm() -> None:
     bad = head_data(train=mislabelled(clusters(8)))
     found = stack_heads("auto", bad)
     assert found.served.kind == "none"
-    assert torch.equal(found.served.head.weights, bad.prompt.weights)
+    np.testing.assert_array_equal(found.served.head.weights, bad.prompt.weights)
     assert stack_heads("gda", bad).served.alpha == 0
 
 
@@ -149,16 +149,14 @@ def test_the_temperature_calibrates_what_is_served() -> None:
     wanted = head_data(validation=clusters(200, seed=1))
     for kind in ("none", "gda", "linear"):
         served = stack_heads(kind, wanted).served
-        logits = served.head.logits(wanted.validation.images).double() / served.temperature
-        (left,) = fit_pool([logits], wanted.validation.labels).weights
+        logits = served.head.logits(wanted.validation.images).astype(np.float64)
+        (left,) = fit_pool([logits / served.temperature], wanted.validation.labels).weights
         assert left == pytest.approx(1, abs=0.02)
 
 
 def test_a_class_may_be_missing_from_validation() -> None:
     full = clusters(6, seed=1)
-    there = full.labels != 2
-    part = Features(full.images[there], full.labels[there])
-    served = stack_heads("auto", head_data(validation=part)).served
+    served = stack_heads("auto", head_data(validation=full[full.labels != 2])).served
     assert accuracy(served.head, clusters(40, seed=2)) > 0.6
 
 
@@ -166,14 +164,12 @@ def test_held_out_images_are_trained_on_in_the_end() -> None:
     wanted = head_data("holdout", train=clusters(6), validation=clusters(2, seed=1))
     served, test = stack_heads("gda", wanted).served, clusters(3, seed=2)
     both = Features(
-        torch.cat([wanted.train.images, wanted.validation.images]),
-        torch.cat([wanted.train.labels, wanted.validation.labels]),
+        np.concatenate([wanted.train.images, wanted.validation.images]),
+        np.concatenate([wanted.train.labels, wanted.validation.labels]),
     )
     logits = served.alpha * fit_gda(both, CLASSES).logits(test.images)
     expected = served.prompt_weight * wanted.prompt.logits(test.images) + logits
-    torch.testing.assert_close(
-        served.head.logits(test.images).double(), expected, rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(served.head.logits(test.images), expected, rtol=0, atol=1e-4)
 
 
 def test_an_official_split_is_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +194,7 @@ def test_training_images_are_judged_by_heads_that_have_not_seen_them(shots: int)
 def test_a_prompt_that_knows_the_training_images_by_heart_does_not_silence_the_head() -> None:
     train = clusters(3)
     by_heart = fit_gda(train, CLASSES)
-    overfitted = LinearHead(100 * by_heart.weights.float(), 100 * by_heart.bias.float())
+    overfitted = LinearHead(*LinearHead(100 * by_heart.weights, 100 * by_heart.bias).in_float32())
     served = stack_heads("auto", head_data("training", 3, prompt=overfitted)).served
     assert served.kind != "none"
     assert served.alpha > 0
@@ -216,7 +212,7 @@ def test_with_one_shot_the_head_is_spread_as_the_prompt() -> None:
 @pytest.mark.parametrize("source", ["official", "holdout", "training"])
 def test_images_that_are_not_finite_leave_the_prompt_alone(source: str) -> None:
     bad = clusters(4)
-    bad.images[0] = torch.nan
+    bad.images[0] = np.nan
     for kind in ("auto", "gda"):
         served = stack_heads(kind, head_data(source, train=bad)).served
         assert served.head.is_finite
@@ -232,4 +228,4 @@ def test_no_head_fits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_validation_images_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacking, "MAX_LOGITS", 60)
     ((_, judged),) = head_data(validation=clusters(6, seed=1)).folds()
-    assert torch.bincount(judged.labels).tolist() == [2] * CLASSES
+    assert np.bincount(judged.labels).tolist() == [2] * CLASSES

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.torch.backbone import Backbone
 from sharpzo_engine.errors import NotCalibrated
 from sharpzo_engine.prompts.artifact import Stacked, TunedPrompt
 from sharpzo_engine.prompts.classifier import PromptClassifier

@@ -9,26 +9,28 @@ from torch import Tensor
 from torch.autograd.functional import hessian
 from torch.nn import functional
 
-from sharpzo_engine.clip.backbone import Backbone
-from sharpzo_engine.clip.features import Features
-from sharpzo_engine.clip.text_encoder import ForwardTextEncoder, PlainTextEncoder
+from sharpzo_engine.clip.tokens import PromptTokens
+from sharpzo_engine.clip.torch import cross_entropy as module
+from sharpzo_engine.clip.torch.backbone import Backbone
+from sharpzo_engine.clip.torch.text_encoder import ForwardTextEncoder, PlainTextEncoder
 from sharpzo_engine.config import PromptConfig
-from sharpzo_engine.search import cross_entropy as module
-from sharpzo_engine.search.cross_entropy import CrossEntropy
 from sharpzo_engine.search.objective import Objective
 from sharpzo_engine.search.prompt_space import PromptSpace
 from sharpzo_engine.search.stages.gauss_newton import Composite
+from tests.engine.conftest import random_features
 
 NAMES = ["cat", "red panda", "fire truck", "dog", "very old red zebra house"]
 IMAGES, DIM = 40, 6
 
 
 def make_objective(clip: Backbone, max_rows: int | None = None) -> Objective:
-    generator = torch.Generator().manual_seed(0)
-    images = functional.normalize(torch.randn(IMAGES, clip.embed_dim, generator=generator), dim=-1)
     space = PromptSpace(clip, NAMES, PromptConfig(intrinsic_dim=DIM))
-    space.encoder = ForwardTextEncoder(clip.tower, space.tokens, max_rows)
-    return Objective(space, Features(images, torch.arange(IMAGES) % len(NAMES)))
+    space.prompts.forward = ForwardTextEncoder(clip.tower, tokens_of(clip), max_rows)
+    return Objective(space, random_features(IMAGES, clip.embed_dim, len(NAMES)))
+
+
+def tokens_of(clip: Backbone) -> PromptTokens:
+    return clip.tokenize(PromptConfig().context, NAMES)
 
 
 @pytest.fixture(params=[None, 20])
@@ -44,9 +46,11 @@ DIRECTIONS = np.random.default_rng(4).normal(size=(4, DIM))
 def exact_outputs(objective: Objective, points: Tensor) -> Tensor:
     """T(w) [n, C * E] through open_clip's own tower in float64."""
     space = objective.space
-    encoder = PlainTextEncoder(copy.deepcopy(space.backbone.model).double(), space.tokens)
+    tower = copy.deepcopy(space.backbone.model).double()
+    encoder = PlainTextEncoder(tower, tokens_of(space.backbone))
     offsets = points @ torch.from_numpy(space.projection).T
-    context = space.initial_context.double() + offsets.view(-1, *space.initial_context.shape)
+    start = torch.from_numpy(space.initial_context).double()
+    context = start + offsets.view(-1, *start.shape)
     return encoder.encode(context).flatten(1)
 
 
@@ -59,7 +63,8 @@ def exact_jacobian(objective: Objective) -> np.ndarray:
 
 
 def exact_loss(objective: Objective, outputs: Tensor) -> Tensor:
-    images, labels = objective.features.images.double(), objective.features.labels
+    features = objective.features
+    images, labels = torch.from_numpy(features.images).double(), torch.from_numpy(features.labels)
     embeddings = outputs.view(len(NAMES), -1)
     logits = objective.space.backbone.logit_scale * images @ embeddings.T
     return functional.cross_entropy(logits, labels)
@@ -71,7 +76,7 @@ def random_rows(objective: Objective, count: int) -> np.ndarray:
 
 
 def test_the_packs_are_one_and_several(clip: Backbone) -> None:
-    packs = [len(make_objective(clip, rows).space.encoder.packs) for rows in (None, 20)]
+    packs = [len(make_objective(clip, rows).space.prompts.forward.packs) for rows in (None, 20)]
     assert packs[0] == 1 < packs[1]
 
 
@@ -166,14 +171,12 @@ def test_of_many_images_every_nth_makes_up_the_curvature(
     monkeypatch.setattr(module, "MAX_CURVATURE_LOGITS", int(IMAGES * len(NAMES) / share))
     found = objective.quadratic_model(outputs, rows)[1]
     features, shape = objective.features, (len(NAMES), -1)
-    sample = CrossEntropy(
-        features.images[::stride], features.labels[::stride], objective.space.backbone.logit_scale
+    sample = objective.space.backbone.image_loss(
+        features.images[::stride], features.labels[::stride]
     )
     monkeypatch.undo()
-    expected = sample.curvature(
-        torch.from_numpy(outputs).view(shape), torch.from_numpy(rows).view(7, *shape)
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+    expected = sample.curvature(outputs.reshape(shape), rows.reshape(7, *shape))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.max())
 
 
 def test_few_images_all_count(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
-from sharpzo_engine.clip.backbone import Backbone
-from sharpzo_engine.clip.features import Features
-from sharpzo_engine.clip.text_encoder import ForwardTextEncoder
-from sharpzo_engine.clip.text_reverse import TextReverse
-from sharpzo_engine.clip.text_tangent import TextTangent
+from sharpzo_engine.clip.torch.backbone import Backbone
+from sharpzo_engine.clip.torch.text_encoder import ForwardTextEncoder
+from sharpzo_engine.clip.torch.text_reverse import TextReverse
+from sharpzo_engine.clip.torch.text_tangent import TextTangent
 from sharpzo_engine.config import PRESETS, CmaConfig, PromptConfig, TuningConfig
 from sharpzo_engine.errors import ConfigError
 from sharpzo_engine.search.gradients import (
@@ -32,18 +30,17 @@ from sharpzo_engine.search.stages.reference import ReferenceCma, ReferenceZo
 from sharpzo_engine.search.stages.sharp_cma import SharpCma, sharpness_estimator
 from sharpzo_engine.search.stages.sparse_zo import SparseZo
 from sharpzo_engine.search.stages.stage import Stage
+from tests.engine.conftest import random_features
 
 NAMES = ["cat", "red panda", "fire truck"]
 DIM = 16
 
 
 def make_objective(clip: Backbone, seed: int = 0) -> Objective:
-    generator = torch.Generator().manual_seed(seed)
-    images = functional.normalize(torch.randn(24, clip.embed_dim, generator=generator), dim=-1)
     # A scale at which finite differences are exact enough to be compared, and every trial is taken.
     prompt = PromptConfig(intrinsic_dim=DIM, projection_scale=4.0)
     space = PromptSpace(clip, NAMES, prompt)
-    return Objective(space, Features(images, torch.arange(24) % len(NAMES)))
+    return Objective(space, random_features(24, clip.embed_dim, len(NAMES), seed))
 
 
 @pytest.fixture
@@ -416,7 +413,7 @@ def test_stage_2_starts_from_the_best_validated_point(clip: Backbone) -> None:
 
 
 def test_stage_2_of_the_reference_starts_from_the_unscored_mean(clip: Backbone) -> None:
-    settings = config("reference", selection="best", change_point=6)
+    settings = config("reference", selection="best", change_point=5)
     ended, search = change_of_stages(clip, settings)
     np.testing.assert_array_equal(search._stage.point, ended.point)
     assert (search.best.point != ended.point).any()

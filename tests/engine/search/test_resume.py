@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sharpzo_engine import TuneResult, TuningConfig, load_dataset, tune
-from sharpzo_engine.clip.backbone import Backbone
+from sharpzo_engine.clip.torch.backbone import Backbone
 from sharpzo_engine.search.checkpoint import CheckpointFolder, Snapshot
 from sharpzo_engine.search.stages import gauss_newton
 

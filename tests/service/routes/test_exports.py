@@ -85,7 +85,7 @@ def test_an_export_answers_as_the_service(
     prompt = make_prompt(tiny, head=head)
     published = publish(client, prompt)
     images = [png(color, 40) for color in COLORS]
-    embeddings = PromptClassifier(prompt, tiny).embed(images).numpy()
+    embeddings = PromptClassifier(prompt, tiny).embed(images)
     response = client.get("/v1/prompts/colors/export", params={"format": form})
     assert response.status_code == 200, response.text
     names = client.get(response.links["describedby"]["url"]).json()["classes"]

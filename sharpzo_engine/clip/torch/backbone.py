@@ -1,4 +1,4 @@
-"""A frozen CLIP model: the only module that knows open_clip."""
+"""A frozen open_clip model: the encoder in torch."""
 
 from __future__ import annotations
 
@@ -7,32 +7,41 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import open_clip
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from PIL import Image
 from torch.nn import functional
 
 from sharpzo_engine import tiny
-from sharpzo_engine.clip.encoder import Encoder, Preprocess
+from sharpzo_engine.clip.encoder import Floats, TextPrecision
 from sharpzo_engine.clip.level import Level
-from sharpzo_engine.clip.text_encoder import ForwardTextEncoder, PlainTextEncoder
-from sharpzo_engine.clip.text_tower import OpenClipModule, TowerWeights, read_tower
-from sharpzo_engine.clip.tokens import PromptTokens, Tokenizer, tokenize_prompts
-from sharpzo_engine.errors import BackboneError, MissingPackage
+from sharpzo_engine.clip.tokens import PromptTokens, tokenize_prompts
+from sharpzo_engine.clip.torch.arrays import to_tensor
+from sharpzo_engine.clip.torch.cross_entropy import TorchCrossEntropy
+from sharpzo_engine.clip.torch.prompts import TorchPrompts
+from sharpzo_engine.clip.torch.text_encoder import ForwardTextEncoder, PlainTextEncoder
+from sharpzo_engine.clip.torch.text_tower import OpenClipModule, TowerWeights, read_tower
+from sharpzo_engine.errors import BackboneError
 
 LOCAL_DIR = "local-dir:"
-ONNX_DIR = "onnx-dir:"
 ImageDtype = Literal["float32", "bfloat16", "float16"]
 
-_IMAGE_DTYPES: dict[ImageDtype, torch.dtype] = {
+_DTYPES: dict[ImageDtype, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+#: open_clip's own: an image -> a tensor [3, H, W], and texts -> a tensor of ids [n, positions].
+Transform = Callable[[Image.Image], torch.Tensor]
+OpenClipTokenizer = Callable[[Sequence[str]], torch.Tensor]
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +55,8 @@ class Backbone:
     def __init__(
         self,
         model: OpenClipModule,
-        preprocess: Preprocess,
-        tokenizer: Tokenizer,
+        transform: Transform,
+        tokenizer: OpenClipTokenizer,
         *,
         name: str,
         pretrained: str | None,
@@ -58,7 +67,7 @@ class Backbone:
             BackboneError: its text tower is not causal with EOT readout.
         """
         self.model = model.eval().requires_grad_(False)
-        self.preprocess = preprocess
+        self.transform = transform
         self.tokenizer = tokenizer
         self.name = name
         self.pretrained = pretrained
@@ -66,7 +75,7 @@ class Backbone:
         self.tower: TowerWeights = read_tower(self.text)
         self.device = self.tower.token_embedding.device
         self.logit_scale = math.exp(float(model.logit_scale))
-        self.fingerprint = _fingerprint(model, preprocess)
+        self.fingerprint = _fingerprint(model, transform)
         self.precision: ImageDtype = "float32"
 
     @property
@@ -100,11 +109,23 @@ class Backbone:
             "precision": self.precision,
         }
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes on this machine's processor."""
+        return self.device.type == "cpu"
+
+    def preprocess(self, image: Image.Image) -> Floats:
+        """An image -> pixels [3, H, W]."""
+        pixels: Floats = self.transform(image).numpy()
+        return pixels
+
     @torch.inference_mode()
-    def encode_images(self, batch: Tensor) -> Tensor:
+    def encode_images(self, batch: Floats) -> Floats:
         """Preprocessed images [B, 3, H, W] -> L2-normalised embeddings [B, E]."""
-        images = batch.to(self.device, _IMAGE_DTYPES[self.precision], non_blocking=True)
-        return functional.normalize(self.model.encode_image(images).float(), dim=-1)
+        images = to_tensor(batch, self.device).to(_DTYPES[self.precision])
+        embedded = functional.normalize(self.model.encode_image(images).float(), dim=-1)
+        found: Floats = embedded.cpu().numpy()
+        return found
 
     def encode_images_in(self, dtype: ImageDtype) -> None:
         """Convert the image tower permanently to `float32`, `bfloat16` or `float16`.
@@ -114,45 +135,49 @@ class Backbone:
         bfloat16, and by a tenth of that in float16.
         """
         self.precision = dtype
-        self.model.visual.to(_IMAGE_DTYPES[dtype])
+        self.model.visual.to(_DTYPES[dtype])
 
     def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
         """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
-        return tokenize_prompts(self.tokenizer, context, class_names)
+        return tokenize_prompts(self._ids, context, class_names)
+
+    def _ids(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        ids: NDArray[np.int64] = self.tokenizer(texts).numpy()
+        return ids
 
     def text_encoder(
-        self, tokens: PromptTokens, dtype: torch.dtype = torch.float32
-    ) -> ForwardTextEncoder:
-        """The forward-only encoder of these prompts, computing in `dtype`."""
+        self, tokens: PromptTokens, precision: TextPrecision = "float32"
+    ) -> TorchPrompts:
+        """The forward-only encoder of these prompts."""
+        dtype = _DTYPES[precision]
         tower = self.tower if dtype == self.tower.dtype else read_tower(self.text, dtype)
-        return ForwardTextEncoder(tower, tokens)
+        words = self.token_embeddings(tokens.context)
+        again = partial(self.text_encoder, tokens)
+        return TorchPrompts(ForwardTextEncoder(tower, tokens), words, again)
+
+    def prompts(self, words: str, class_names: Sequence[str]) -> TorchPrompts:
+        """The prompts "{words} {name}."; errors as `tokenize_prompts`."""
+        return self.text_encoder(self.tokenize(words, class_names))
+
+    def image_loss(self, images: Floats, labels: NDArray[np.int64]) -> TorchCrossEntropy:
+        """The loss of L2-normalised image embeddings [N, E] with labels [N]."""
+        return TorchCrossEntropy(images, labels, self.logit_scale, self.device)
 
     def plain_text_encoder(self, tokens: PromptTokens) -> PlainTextEncoder:
         """open_clip's own full forward of these prompts, for comparison."""
         return PlainTextEncoder(self.text, tokens)
 
-    def token_embeddings(self, ids: Sequence[int]) -> Tensor:
+    def token_embeddings(self, ids: Sequence[int]) -> Floats:
         """Embeddings [M, W] of token ids, without positions."""
-        return self.tower.token_embedding[torch.tensor(ids, device=self.device)]
+        rows = self.tower.token_embedding[torch.tensor(ids, device=self.device)]
+        found: Floats = rows.float().cpu().numpy()
+        return found
 
 
-def load_backbone(
-    name: str, pretrained: str | None = None, device: str = "auto", *, alias: str | None = None
-) -> Encoder:
-    """Load a CLIP model with its weights.
-
-    Args:
-        name: `tiny` (bundled), `local-dir:PATH` (open_clip's folder layout), `onnx-dir:PATH` (a
-            folder of `sharpzo encoders export`), or an open_clip model name such as `ViT-B-16` or
-            `ViT-B/16`.
-        pretrained: for a model name, a tag of open_clip (`openai`) or a checkpoint file.
-        device: `auto` takes CUDA, then MPS, then the processor.
-        alias: name of a model in artifacts, in place of its path.
-
-    Raises:
-        BackboneError: the model or its weights are unknown or unavailable. A model is never
-            returned with random weights.
-    """
+def load_open_clip(
+    name: str, pretrained: str | None, device: str, *, alias: str | None = None
+) -> Backbone:
+    """Load an open_clip model; arguments and errors as `load_backbone`."""
     if name == "tiny":
         if pretrained:
             raise BackboneError("the backbone tiny includes its weights (omit pretrained)")
@@ -160,8 +185,6 @@ def load_backbone(
     if name.startswith(LOCAL_DIR):
         _check_local_dir(Path(name.removeprefix(LOCAL_DIR)), pretrained)
         return _create(name, None, device, shown_as=alias or name)
-    if name.startswith(ONNX_DIR):
-        return _load_onnx(Path(name.removeprefix(ONNX_DIR)), pretrained, alias)
     model = name.replace("/", "-")
     check_weights(model, pretrained)
     backbone = _create(model, pretrained, device, shown_as=model)
@@ -194,18 +217,6 @@ def _check_local_dir(path: Path, pretrained: str | None) -> None:
         raise BackboneError("a local-dir: backbone includes its weights (omit pretrained)")
     if not (path / "open_clip_config.json").is_file():
         raise BackboneError(f"no open_clip_config.json in {path} (use the model's folder)")
-
-
-def _load_onnx(path: Path, pretrained: str | None, alias: str | None) -> Encoder:
-    if pretrained:
-        raise BackboneError("an onnx-dir: backbone includes its weights (omit pretrained)")
-    try:
-        from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
-    except ModuleNotFoundError as error:
-        raise MissingPackage(
-            f"onnx-dir: needs the package {error.name} (pip install 'sharpzo[onnx]')"
-        ) from error
-    return OnnxEncoder(path, name=alias)
 
 
 def check_weights(model: str, pretrained: str | None) -> None:
@@ -256,11 +267,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def _fingerprint(model: OpenClipModule, preprocess: Preprocess) -> str:
+def _fingerprint(model: OpenClipModule, transform: Transform) -> str:
     """SHA-256 over every weight and the preprocessing: equal for equal embeddings."""
     digest = hashlib.sha256()
     digest.update(json.dumps(_layout_of(model), sort_keys=True).encode())
-    digest.update(repr(getattr(model.visual, "preprocess_cfg", preprocess)).encode())
+    digest.update(repr(getattr(model.visual, "preprocess_cfg", transform)).encode())
     for _, tensor in sorted(model.state_dict().items()):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()

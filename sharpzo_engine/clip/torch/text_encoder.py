@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sharpzo_engine.clip.packing import Packing, split_classes
 from sharpzo_engine.clip.parallel import even_slices, map_chunks
-from sharpzo_engine.clip.text_tower import OpenClipModule, TowerWeights
 from sharpzo_engine.clip.tokens import PromptTokens
+from sharpzo_engine.clip.torch.packing import Packing, split_classes
+from sharpzo_engine.clip.torch.text_tower import OpenClipModule, TowerWeights
 
 #: Packed rows per chunk. On a CPU a chunk runs on one core: products reach their peak rate at
 #: about 200 rows, while the MLP's activations (rows x 4W floats) still fit into the cache.
@@ -60,6 +60,7 @@ class ForwardTextEncoder:
         """Precompute everything that is the same for all candidates."""
         self.tower = tower
         self.device = tower.token_embedding.device
+        self.on_cpu = self.device.type == "cpu"
         self.classes = len(tokens.suffixes)
         self.context_length = len(tokens.context)
         self.max_rows = max_rows or MAX_ROWS.get(self.device.type, MAX_ROWS["cpu"])
@@ -78,7 +79,7 @@ class ForwardTextEncoder:
         items = [
             (part, pack)
             for pack in self.packs
-            for part in even_slices(len(context), max(1, self.max_rows // pack.rows), self.device)
+            for part in even_slices(len(context), max(1, self.max_rows // pack.rows), self.on_cpu)
         ]
 
         @torch.inference_mode()
@@ -89,7 +90,7 @@ class ForwardTextEncoder:
         found = torch.empty(len(context), self.classes, width, device=self.device)
         with torch.inference_mode():
             for (part, pack), rows in zip(
-                items, map_chunks(encode_item, items, self.device), strict=True
+                items, map_chunks(encode_item, items, self.on_cpu), strict=True
             ):
                 found[part, pack.classes] = rows.to(found.dtype)
         return found

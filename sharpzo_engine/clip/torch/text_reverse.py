@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sharpzo_engine.clip.parallel import map_chunks
-from sharpzo_engine.clip.text_encoder import ForwardTextEncoder, Pack
+from sharpzo_engine.clip.torch.text_encoder import ForwardTextEncoder, Pack
 
 
 class TextReverse:
@@ -24,7 +24,7 @@ class TextReverse:
                 leaf = context[None].clone().requires_grad_()
                 return leaf, encoder.encode_pack(leaf, pack)
 
-        self._graphs = list(map_chunks(record, encoder.packs, encoder.device))
+        self._graphs = list(map_chunks(record, encoder.packs, encoder.on_cpu))
         self.embeddings = torch.empty(
             encoder.classes, encoder.tower.embed_dim, device=encoder.device
         )
@@ -39,4 +39,4 @@ class TextReverse:
             return torch.autograd.grad(rows, context, cotangent[None, pack.classes])[0]
 
         items = zip(self._encoder.packs, self._graphs, strict=True)
-        return torch.cat(list(map_chunks(pull_back_pack, items, self._encoder.device))).sum(0)
+        return torch.cat(list(map_chunks(pull_back_pack, items, self._encoder.on_cpu))).sum(0)

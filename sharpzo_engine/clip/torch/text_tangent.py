@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sharpzo_engine.clip.parallel import even_slices, map_chunks
-from sharpzo_engine.clip.text_encoder import ForwardTextEncoder, Pack, join_heads
-from sharpzo_engine.clip.text_tower import Block, Norm
+from sharpzo_engine.clip.torch.text_encoder import ForwardTextEncoder, Pack, join_heads
+from sharpzo_engine.clip.torch.text_tower import Block, Norm
 
 #: Packs whose tapes are kept from the loss to the slopes (about 250 KiB per row in a tower of width
 #: 512). If there are more packs, tapes are recorded again when they are needed.
@@ -45,7 +45,7 @@ class TextTangent:
         if len(encoder.packs) > MAX_TAPES:
             self.embeddings = encoder.encode(context[None])[0]
             return
-        self._tapes = list(map_chunks(self._record, encoder.packs, encoder.device))
+        self._tapes = list(map_chunks(self._record, encoder.packs, encoder.on_cpu))
         self.embeddings = context.new_empty(encoder.classes, encoder.tower.embed_dim)
         for tape in self._tapes:
             self.embeddings[tape.pack.classes] = tape.embeddings
@@ -72,15 +72,15 @@ class TextTangent:
         self, tape: _PackTape, directions: Tensor, function: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """`function` of a pack's tangents [q', C', E], over chunks of directions."""
-        device = self._encoder.device
+        on_cpu = self._encoder.on_cpu
         size = max(1, self._encoder.max_rows // tape.pack.rows)
 
         @torch.inference_mode()
         def apply(part: slice) -> Tensor:
             return function(tape.tangents(directions[part]))
 
-        parts = even_slices(len(directions), size, device)
-        return torch.cat(list(map_chunks(apply, parts, device)))
+        parts = even_slices(len(directions), size, on_cpu)
+        return torch.cat(list(map_chunks(apply, parts, on_cpu)))
 
     @torch.inference_mode()
     def _record(self, pack: Pack) -> _PackTape:

@@ -1,42 +1,70 @@
-"""`CrossEntropy`: the image side of the objective, and its closed-form derivative."""
+"""`TorchCrossEntropy`: an `ImageLoss` on the device of the text tower."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sharpzo_engine.clip.linear import Linear
 from sharpzo_engine.clip.parallel import even_slices, map_chunks
+from sharpzo_engine.clip.torch.arrays import to_tensor
+from sharpzo_engine.clip.torch.linear import Linear
+
+Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
 #: Logits (floats) per thread at a time. On a CPU they fit into the cache.
 MAX_LOGITS = {"cpu": 2**18, "cuda": 2**26}
-
-
 #: Logits used for a curvature; more images hardly change it.
 MAX_CURVATURE_LOGITS = 2**15
 #: Derivatives of logits (floats) at a time: 16 MiB.
 MAX_LOGIT_DERIVATIVES = 2**22
 
 
-class CrossEntropy:
-    """Mean cross-entropy of N fixed images under class embeddings T.
+class TorchCrossEntropy:
+    """See `ImageLoss`."""
 
-    L(T) = -(1/N) sum_n log softmax(s F T^T)[n, y_n], with s the logit scale.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, scale: float) -> None:
-        """L2-normalised `images` [N, E] and `labels` [N] on one device."""
-        self.images = images
-        self.labels = labels
+    def __init__(
+        self, images: Floats, labels: NDArray[np.int64], scale: float, device: torch.device
+    ) -> None:
+        """L2-normalised `images` [N, E] and `labels` [N]."""
+        self.images = to_tensor(images, device)
+        self.labels = to_tensor(labels, device)
+        self._device = device
+        self._on_cpu = device.type == "cpu"
         self._scale = scale
-        self.max_logits = MAX_LOGITS.get(images.device.type, MAX_LOGITS["cpu"])
+        self.max_logits = MAX_LOGITS.get(device.type, MAX_LOGITS["cpu"])
 
-    def losses(self, embeddings: Tensor) -> Tensor:
-        """Class embeddings [n, C, E] -> losses [n] in float64; NaN if they are not finite."""
+    def losses(self, embeddings: Floats) -> Array:
+        """Class embeddings [n, C, E] -> losses [n]; NaN if they are not finite."""
+        found: Array = self._losses(to_tensor(embeddings, self._device)).numpy()
+        return found
+
+    def gradient(self, embeddings: Floats) -> tuple[float, Floats]:
+        """Class embeddings T [C, E] -> loss and dL/dT [C, E], see `ImageLoss`."""
+        loss, gradient = self._gradient(to_tensor(embeddings, self._device))
+        return loss, gradient.cpu().numpy()
+
+    def curvature(self, embeddings: Floats, jacobian: Floats) -> Array:
+        """J (d^2 L/dT^2) J^T [k, k], see `ImageLoss`."""
+        pair = (to_tensor(embeddings, self._device), to_tensor(jacobian, self._device))
+        found: Array = self._curvature(*pair).numpy()
+        return found
+
+    @torch.inference_mode()
+    def accuracy(self, embeddings: Floats) -> float:
+        """Fraction of images whose nearest class embedding [C, E] is their own."""
+        slices = self._image_slices(max(1, self.max_logits // len(embeddings)))
+        matrix = self._matrix(to_tensor(embeddings, self._device)[None])
+        best = torch.cat([self._logits(matrix, rows).argmax(-1) for rows in slices])
+        return int((best == self.labels).sum()) / len(self.labels)
+
+    def _losses(self, embeddings: Tensor) -> Tensor:
         n, classes, _ = embeddings.shape
         images = min(len(self.images), max(1, self.max_logits // classes))
-        parts = even_slices(n, max(1, self.max_logits // (images * classes)), self.images.device)
+        parts = even_slices(n, max(1, self.max_logits // (images * classes)), self._on_cpu)
         matrices = [self._matrix(embeddings[part]) for part in parts]
         items = [(j, rows) for j in range(len(parts)) for rows in self._image_slices(images)]
 
@@ -49,15 +77,11 @@ class CrossEntropy:
             return _sum_in_float64(own[..., 0])
 
         found = torch.zeros(n, dtype=torch.float64)
-        for (j, _), sums in zip(items, map_chunks(total, items, self.images.device), strict=True):
+        for (j, _), sums in zip(items, map_chunks(total, items, self._on_cpu), strict=True):
             found[parts[j]] -= sums
         return found / len(self.images)
 
-    def gradient(self, embeddings: Tensor) -> tuple[float, Tensor]:
-        """Class embeddings T [C, E] -> loss and dL/dT [C, E].
-
-        dL/dT = (s / N) sum_n (softmax(s f_n T^T) - onehot(y_n)) f_n^T.
-        """
+    def _gradient(self, embeddings: Tensor) -> tuple[float, Tensor]:
         matrix = self._matrix(embeddings[None])
 
         @torch.inference_mode()
@@ -70,18 +94,13 @@ class CrossEntropy:
 
         slices = self._image_slices(max(1, self.max_logits // len(embeddings)))
         loss, gradient = 0.0, torch.zeros_like(embeddings)
-        for total, part in map_chunks(pull_back, slices, self.images.device):
+        for total, part in map_chunks(pull_back, slices, self._on_cpu):
             loss -= float(total)
             gradient += part
         return loss / len(self.images), gradient * (self._scale / len(self.images))
 
     @torch.inference_mode()
-    def curvature(self, embeddings: Tensor, jacobian: Tensor) -> Tensor:
-        """J (d^2 L/dT^2) J^T [k, k] in float64, for T [C, E] and the rows of J [k, C, E].
-
-        With Z_j = s F J_j^T, the change of the logits along row j, and the probabilities p:
-        H_jl = (1/N) sum_n cov_{p_n}(Z_j[n], Z_l[n]). Of many images a sample is used.
-        """
+    def _curvature(self, embeddings: Tensor, jacobian: Tensor) -> Tensor:
         rows, classes = jacobian.shape[:2]
         stride = -(-len(self.images) * classes // MAX_CURVATURE_LOGITS)
         images = self.images[::stride]
@@ -96,19 +115,11 @@ class CrossEntropy:
             return Linear(flat)(flat).double().cpu()
 
         largest = max(1, MAX_LOGIT_DERIVATIVES // (rows * classes))
-        parts = even_slices(len(images), largest, images.device)
+        parts = even_slices(len(images), largest, self._on_cpu)
         total = torch.zeros(rows, rows, dtype=torch.float64)
-        for product in map_chunks(products, parts, images.device):
+        for product in map_chunks(products, parts, self._on_cpu):
             total += product
         return total * (self._scale**2 / len(images))
-
-    @torch.inference_mode()
-    def accuracy(self, embeddings: Tensor) -> float:
-        """Fraction of images whose nearest class embedding [C, E] is their own."""
-        slices = self._image_slices(max(1, self.max_logits // len(embeddings)))
-        matrix = self._matrix(embeddings[None])
-        best = torch.cat([self._logits(matrix, rows).argmax(-1) for rows in slices])
-        return int((best == self.labels).sum()) / len(self.labels)
 
     def _matrix(self, embeddings: Tensor) -> Linear:
         return Linear(self._scale * embeddings.detach().flatten(0, 1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sharpzo_engine.clip.linear import Linear, leave
+from sharpzo_engine.clip.torch.linear import Linear, leave
 from sharpzo_engine.errors import BackboneError
 
 OpenClipModule = Any  # open_clip's modules declare no attributes

@@ -1,0 +1,1 @@
+"""The encoder in torch: open_clip models, with exact derivatives."""
