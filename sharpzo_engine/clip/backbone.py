@@ -11,21 +11,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from sharpzo_engine import tiny
 from sharpzo_engine.clip.encoder import Encoder, Preprocess
 from sharpzo_engine.clip.level import Level
+from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
 from sharpzo_engine.clip.text_encoder import ForwardTextEncoder, PlainTextEncoder
 from sharpzo_engine.clip.text_tower import OpenClipModule, TowerWeights, read_tower
+from sharpzo_engine.clip.texts import encode_texts
 from sharpzo_engine.clip.tokens import PromptTokens, Tokenizer, tokenize_prompts
 from sharpzo_engine.errors import BackboneError, MissingPackage
 
 LOCAL_DIR = "local-dir:"
 ONNX_DIR = "onnx-dir:"
+REMOTE = ("remote:", "openai-embeddings:")
 ImageDtype = Literal["float32", "bfloat16", "float16"]
 
 _IMAGE_DTYPES: dict[ImageDtype, torch.dtype] = {
@@ -90,6 +95,30 @@ class Backbone:
         """Width W of the text tower."""
         return self.tower.width
 
+    @property
+    def positions(self) -> int:
+        """Tokens that the text tower takes, first and last included."""
+        return len(self.tower.positional_embedding)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What `preprocess` does, in numbers.
+
+        Raises:
+            BackboneError: the model does not say, or it is not supported.
+        """
+        found = dict(getattr(self.model.visual, "preprocess_cfg", {}))
+        try:
+            return Preprocessing(
+                size=self.image_size,
+                mean=tuple(found["mean"]),
+                std=tuple(found["std"]),
+                interpolation=found["interpolation"],
+                resize_mode=found["resize_mode"],
+            )
+        except KeyError as error:
+            raise BackboneError(f"{self.name} does not describe its preprocessing") from error
+
     def describe(self) -> dict[str, str | None]:
         """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
         return {
@@ -115,6 +144,10 @@ class Backbone:
         """
         self.precision = dtype
         self.model.visual.to(_IMAGE_DTYPES[dtype])
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Whole texts -> L2-normalised embeddings [n, E]; errors as `texts.encode_texts`."""
+        return encode_texts(self, self.tokenizer, texts)
 
     def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
         """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
@@ -143,15 +176,16 @@ def load_backbone(
 
     Args:
         name: `tiny` (bundled), `local-dir:PATH` (open_clip's folder layout), `onnx-dir:PATH` (a
-            folder of `sharpzo encoders export`), or an open_clip model name such as `ViT-B-16` or
+            folder of `sharpzo encoders export`), `remote:URL` (an encoder of another service),
+            `openai-embeddings:URL#MODEL`, or an open_clip model name such as `ViT-B-16` or
             `ViT-B/16`.
         pretrained: for a model name, a tag of open_clip (`openai`) or a checkpoint file.
         device: `auto` takes CUDA, then MPS, then the processor.
         alias: name of a model in artifacts, in place of its path.
 
     Raises:
-        BackboneError: the model or its weights are unknown or unavailable. A model is never
-            returned with random weights.
+        BackboneError: the model or its weights are unknown or unavailable (`EncoderAway`: a remote
+            one does not answer). A model is never returned with random weights.
     """
     if name == "tiny":
         if pretrained:
@@ -162,6 +196,8 @@ def load_backbone(
         return _create(name, None, device, shown_as=alias or name)
     if name.startswith(ONNX_DIR):
         return _load_onnx(Path(name.removeprefix(ONNX_DIR)), pretrained, alias)
+    if name.startswith(REMOTE):
+        return _load_remote(name, pretrained, alias)
     model = name.replace("/", "-")
     check_weights(model, pretrained)
     backbone = _create(model, pretrained, device, shown_as=model)
@@ -206,6 +242,18 @@ def _load_onnx(path: Path, pretrained: str | None, alias: str | None) -> Encoder
             f"onnx-dir: needs the package {error.name} (pip install 'sharpzo[onnx]')"
         ) from error
     return OnnxEncoder(path, name=alias)
+
+
+def _load_remote(spec: str, pretrained: str | None, alias: str | None) -> Encoder:
+    if pretrained:
+        raise BackboneError(f"{spec} includes its weights (omit pretrained)")
+    try:
+        from sharpzo_engine.clip.remote.load import load_remote
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            f"remote encoders need the package {error.name} (pip install 'sharpzo[remote]')"
+        ) from error
+    return load_remote(spec, alias)
 
 
 def check_weights(model: str, pretrained: str | None) -> None:

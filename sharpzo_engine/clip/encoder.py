@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from sharpzo_engine.clip.level import Level
+from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
 from sharpzo_engine.clip.tokens import PromptTokens
 from sharpzo_engine.errors import LevelMissing
 
@@ -53,7 +56,7 @@ class Encoder(Hashable, Protocol):
 
     @property
     def runtime(self) -> str:
-        """`torch` or `onnxruntime`."""
+        """`torch`, `onnxruntime` or `remote`."""
         ...
 
     @property
@@ -77,6 +80,11 @@ class Encoder(Hashable, Protocol):
         ...
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """What `preprocess` does, in numbers."""
+        ...
+
+    @property
     def variant(self) -> str:
         """Names everything that changes the last bits of embeddings; empty for the original."""
         ...
@@ -91,12 +99,30 @@ class Encoder(Hashable, Protocol):
         """Pixels along a side of what the image tower takes."""
         ...
 
+    @property
+    def text_width(self) -> int:
+        """Width W of the text tower; 0 if it takes no context vectors."""
+        ...
+
+    @property
+    def positions(self) -> int:
+        """Tokens that the text tower takes, first and last included; 0 if that is unknown."""
+        ...
+
     def describe(self) -> dict[str, str | None]:
         """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
         ...
 
     def encode_images(self, batch: Tensor) -> Tensor:
         """Preprocessed images [B, 3, H, W] -> L2-normalised embeddings [B, E]."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Whole texts -> L2-normalised embeddings [n, E].
+
+        Raises:
+            TextError: a text has no tokens, or too many.
+        """
         ...
 
     def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
@@ -110,6 +136,36 @@ class Encoder(Hashable, Protocol):
     def text_encoder(self, tokens: PromptTokens) -> TextEncoder:
         """An encoder of these prompts."""
         ...
+
+
+@runtime_checkable
+class Changeable(Protocol):
+    """An encoder whose model may be replaced while it is in use."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether the model was found to be another one."""
+        ...
+
+    def check(self) -> None:
+        """Ask for the probes again.
+
+        Raises:
+            BackboneMismatch: the model is another one.
+            EncoderAway: it does not answer.
+        """
+        ...
+
+
+def check_unchanged(encoder: Encoder) -> None:
+    """Return if the model is the one that was loaded; raises as `Changeable.check`."""
+    if isinstance(encoder, Changeable):
+        encoder.check()
+
+
+def has_changed(encoder: Encoder) -> bool:
+    """Whether the encoder was found to have another model than when it was loaded."""
+    return isinstance(encoder, Changeable) and encoder.changed
 
 
 def require(encoder: Encoder, level: Level, purpose: str) -> None:

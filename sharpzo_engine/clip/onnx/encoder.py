@@ -27,6 +27,8 @@ from torch import Tensor
 from sharpzo_engine.clip.encoder import Preprocess
 from sharpzo_engine.clip.onnx.bpe import BpeTokenizer
 from sharpzo_engine.clip.onnx.manifest import IMAGE, TEXT, TOKENIZER, TOKENS, Manifest, check_files
+from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
+from sharpzo_engine.clip.texts import encode_texts
 from sharpzo_engine.clip.tokens import PromptTokens, tokenize_prompts
 from sharpzo_engine.errors import BackboneError
 
@@ -59,7 +61,7 @@ class OnnxEncoder:
         self._images = _session(folder / IMAGE, round_activations=True)
         self._text = _session(folder / TEXT, round_activations=False)
         self._tokens = safetensors.numpy.load_file(folder / TOKENS)["tokens"]
-        self._tokenizer = BpeTokenizer.load(folder / TOKENIZER, manifest.positions)
+        self.tokenizer = BpeTokenizer.load(folder / TOKENIZER, manifest.positions)
 
     @property
     def variant(self) -> str:
@@ -82,6 +84,16 @@ class OnnxEncoder:
         """Width W of the text tower."""
         return self.manifest.text_width
 
+    @property
+    def positions(self) -> int:
+        """Tokens that the text tower takes, first and last included."""
+        return self.manifest.positions
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What `preprocess` does, in numbers."""
+        return self.manifest.preprocessing
+
     def describe(self) -> dict[str, str | None]:
         """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
         return {
@@ -103,9 +115,13 @@ class OnnxEncoder:
         (found,) = self._images.run(None, {"images": pixels})
         return torch.from_numpy(found)
 
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Whole texts -> L2-normalised embeddings [n, E]; errors as `texts.encode_texts`."""
+        return encode_texts(self, self.tokenizer, texts)
+
     def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
         """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
-        return tokenize_prompts(self._tokenizer, context, class_names)
+        return tokenize_prompts(self.tokenizer, context, class_names)
 
     def token_embeddings(self, ids: Sequence[int]) -> Tensor:
         """Embeddings [M, W] of token ids, without positions."""

@@ -1,0 +1,67 @@
+"""Embeddings of whole texts, through the same text encoder that prompts go through."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sharpzo_engine.clip.encoder import Encoder
+from sharpzo_engine.clip.tokens import PromptTokens, Tokenizer, until_end
+from sharpzo_engine.errors import TextError
+
+#: Context rows at a time.
+MAX_ROWS = 4096
+
+
+def encode_texts(
+    encoder: Encoder, tokenizer: Tokenizer, texts: Sequence[str]
+) -> NDArray[np.float32]:
+    """Texts -> L2-normalised embeddings [n, E], with an encoder of level `contexts`.
+
+    A text is a context whose only class is the end of the text; texts of one length are encoded
+    together.
+
+    Raises:
+        TextError: a text has no tokens, or too many.
+    """
+    rows = token_ids(tokenizer, texts)
+    lengths: dict[int, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        lengths[len(row)].append(index)
+    found = np.empty((len(rows), encoder.embed_dim), np.float32)
+    for length, indices in lengths.items():
+        step = max(1, MAX_ROWS // length)
+        for start in range(0, len(indices), step):
+            part = indices[start : start + step]
+            found[part] = _encode(encoder, [rows[index] for index in part])
+    return found
+
+
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Each text's ids, from the first of the text to the last, with SOS and EOT.
+
+    Raises:
+        TextError: a text has no tokens, or too many.
+    """
+    table = tokenizer(list(texts)) if texts else np.empty((0, 0), np.int64)
+    rows = [until_end(row) for row in table.tolist()]
+    for index, row in enumerate(rows):
+        if len(row) == len(("SOS", "EOT")):
+            raise TextError("has no tokens (write at least one word)", index)
+        if len(row) == table.shape[1]:  # the tokenizer truncates
+            raise TextError(f"has more than {table.shape[1] - 3} tokens (shorten it)", index)
+    return rows
+
+
+def _encode(encoder: Encoder, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """Rows of equal length -> embeddings [n, E]."""
+    sos, *words, end = rows[0]
+    tokens = PromptTokens(sos, tuple(words), ((end,),))
+    contexts = [encoder.token_embeddings(row[1:-1]) for row in rows]
+    embeddings = encoder.text_encoder(tokens).encode(torch.stack(contexts))
+    found: NDArray[np.float32] = embeddings[:, 0].cpu().numpy()
+    return found
