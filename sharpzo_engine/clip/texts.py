@@ -57,6 +57,12 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return rows
 
 
+def count_tokens(encoder: Encoder, texts: Sequence[str]) -> int:
+    """Tokens of these texts, SOS and EOT included; 0 if the encoder has no tokenizer here."""
+    tokenizer: Tokenizer | None = getattr(encoder, "tokenizer", None)
+    return 0 if tokenizer is None else sum(map(len, token_ids(tokenizer, texts)))
+
+
 def _encode(encoder: Encoder, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
     """Rows of equal length -> embeddings [n, E]."""
     sos, *words, end = rows[0]
