@@ -52,6 +52,10 @@ class EncoderHost:
         self._text_encoder = lru_cache(KEPT_TEXT_ENCODERS)(_text_encoder)  # on the model thread
         self._ends = lru_cache(_ends)
 
+    def loaded(self, name: str) -> Encoder | None:
+        """The backbone of this name, if it is loaded."""
+        return self._backbones.get(name)
+
     async def get(self, name: str, level: Level = Level.IMAGES) -> Encoder:
         """The backbone of this name in the operator's list, loaded if needed.
 

@@ -94,6 +94,11 @@ def submit_job(
 
 
 def _check_level(spec: BackboneSpec, config: TuningConfig) -> None:
+    if not spec.level.includes(Level.CONTEXTS):
+        raise LevelMissing(
+            f"prompt tuning needs a backbone of level {Level.CONTEXTS}, {spec.name} gives "
+            f"{spec.level} (choose another backbone)"
+        )
     if config.needs_derivatives and not spec.level.includes(Level.TANGENTS):
         raise LevelMissing(
             f"{config.needs_derivatives} needs a backbone of level {Level.TANGENTS}, {spec.name} "
