@@ -280,9 +280,13 @@ class RemoteTextEncoder:
 
 
 def slices(count: int, largest: int) -> Iterator[slice]:
-    """Cut `count` items into slices of at most `largest`."""
-    for start in range(0, count, largest):
-        yield slice(start, min(count, start + largest))
+    """Cut `count` items into equal slices of at most `largest`.
+
+    Equal ones, because kernels may round a single point otherwise than several.
+    """
+    parts = -(-count // largest)
+    for part in range(parts):
+        yield slice(count * part // parts, count * (part + 1) // parts)
 
 
 def colours(image: Image.Image) -> Floats:
