@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Connection:
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=IN_FLIGHT),
         )
+        weakref.finalize(self, self._client.close)
         self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="remote")
 
     def each(self, ask: Callable[[Item], object], items: Iterable[Item]) -> None:
