@@ -62,7 +62,8 @@ def _engine_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ConfigError):
         return problem_response(request, ValidationFailed(config_faults(error)))
     status = _STATUSES.get(type(error), _INVALID)
-    return problem(request.scope, status, code=error.code, detail=str(error))
+    headers = {"Retry-After": "5"} if isinstance(error, EncoderAway) else {}
+    return problem(request.scope, status, code=error.code, detail=str(error), headers=headers)
 
 
 def config_faults(error: ConfigError) -> list[tuple[str, str]]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for which a request to a remote encoder is sent again, while requests here wait.
+PATIENCE = 5.0
 #: Name, pretrained and fingerprint, as recorded in a prompt.
 Described = Mapping[str, str | None]
 
@@ -66,7 +68,9 @@ class Backbones:
             from sharpzo_engine.clip.parallel import keep_numpy_on_one_thread
 
             try:
-                backbone = load_backbone(spec.model, spec.pretrained, self._device, alias=spec.name)
+                backbone = load_backbone(
+                    spec.model, spec.pretrained, self._device, alias=spec.name, patience=PATIENCE
+                )
                 if isinstance(backbone, Backbone):
                     backbone.encode_images_in(self._dtype)
             except (BackboneError, MissingPackage) as error:

@@ -170,7 +170,12 @@ class Backbone:
 
 
 def load_backbone(
-    name: str, pretrained: str | None = None, device: str = "auto", *, alias: str | None = None
+    name: str,
+    pretrained: str | None = None,
+    device: str = "auto",
+    *,
+    alias: str | None = None,
+    patience: float = 60.0,
 ) -> Encoder:
     """Load a CLIP model with its weights.
 
@@ -182,6 +187,7 @@ def load_backbone(
         pretrained: for a model name, a tag of open_clip (`openai`) or a checkpoint file.
         device: `auto` takes CUDA, then MPS, then the processor.
         alias: name of a model in artifacts, in place of its path.
+        patience: seconds for which a request to a remote encoder is sent again.
 
     Raises:
         BackboneError: the model or its weights are unknown or unavailable (`EncoderAway`: a remote
@@ -197,7 +203,7 @@ def load_backbone(
     if name.startswith(ONNX_DIR):
         return _load_onnx(Path(name.removeprefix(ONNX_DIR)), pretrained, alias)
     if name.startswith(REMOTE):
-        return _load_remote(name, pretrained, alias)
+        return _load_remote(name, pretrained, alias, patience)
     model = name.replace("/", "-")
     check_weights(model, pretrained)
     backbone = _create(model, pretrained, device, shown_as=model)
@@ -244,7 +250,7 @@ def _load_onnx(path: Path, pretrained: str | None, alias: str | None) -> Encoder
     return OnnxEncoder(path, name=alias)
 
 
-def _load_remote(spec: str, pretrained: str | None, alias: str | None) -> Encoder:
+def _load_remote(spec: str, pretrained: str | None, alias: str | None, patience: float) -> Encoder:
     if pretrained:
         raise BackboneError(f"{spec} includes its weights (omit pretrained)")
     try:
@@ -253,7 +259,7 @@ def _load_remote(spec: str, pretrained: str | None, alias: str | None) -> Encode
         raise MissingPackage(
             f"remote encoders need the package {error.name} (pip install 'sharpzo[remote]')"
         ) from error
-    return load_remote(spec, alias)
+    return load_remote(spec, alias, patience)
 
 
 def check_weights(model: str, pretrained: str | None) -> None:

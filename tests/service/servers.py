@@ -31,13 +31,13 @@ main(Settings.load(), "127.0.0.1", 0, with_worker={with_worker})
 
 @contextmanager
 def server_thread(
-    settings: Settings, wrap: Callable[[Any], Any] = lambda app: app
+    settings: Settings, wrap: Callable[[Any], Any] = lambda app: app, port: int = 0
 ) -> Iterator[str]:
     """A real server on a real socket; gives its address. `wrap` puts an application before it."""
     app = wrap(create_app(settings))
     http = bounded_protocol(settings)
     server = uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_config=None))
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", port)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -20,8 +20,6 @@ Item = TypeVar("Item")
 IN_FLIGHT = 4
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0  # without a byte
-#: How long one request is sent again before its server counts as away.
-PATIENCE = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds; a Retry-After may ask for more
 OVERHEAD_BYTES = 1 << 16  # of an answer around its numbers
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -55,8 +53,8 @@ class _Again(Exception):  # noqa: N818 - not for callers
 class Connection:
     """A server's address with a key; usable from several threads."""
 
-    def __init__(self, url: str, key: str | None, patience: float = PATIENCE) -> None:
-        """`url` is the address that paths are appended to."""
+    def __init__(self, url: str, key: str | None, patience: float) -> None:
+        """`url` is what paths are appended to; requests are sent again for `patience` seconds."""
         self.url = url.rstrip("/")
         self.patience = patience
         self._client = httpx.Client(

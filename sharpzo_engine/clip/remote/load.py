@@ -15,8 +15,10 @@ from sharpzo_engine.errors import BackboneError
 KEY = "SHARPZO_ENCODER_KEY"
 
 
-def load_remote(spec: str, name: str | None = None) -> Encoder:
+def load_remote(spec: str, name: str | None, patience: float) -> Encoder:
     """Load `remote:URL` or `openai-embeddings:URL#MODEL`; `name` takes the place of its own.
+
+    A request is sent again for `patience` seconds.
 
     Raises:
         EncoderAway: the server does not answer.
@@ -27,7 +29,7 @@ def load_remote(spec: str, name: str | None = None) -> Encoder:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
         raise BackboneError(f"{spec[:200]!r} needs an address such as {kind}:https://HOST/PATH")
     url = parts._replace(fragment="").geturl()
-    connection = Connection(url, os.environ.get(KEY))
+    connection = Connection(url, os.environ.get(KEY), patience)
     if kind == "remote":
         return RemoteEncoder(connection, name=name)
     return EmbeddingsEncoder(connection, parts.fragment, name=name)

@@ -346,7 +346,7 @@ def test_retries_wait_as_asked_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
             handler.answer(200, b"fine")
 
     with stub(reply) as (url, asked):
-        answer = Connection(url, "secret").request("POST", "/x", content=b"q")
+        answer = Connection(url, "secret", patience=60).request("POST", "/x", content=b"q")
         assert answer.body == b"fine"
         assert len(asked) == 4
         assert {one["headers"]["Authorization"] for one in asked} == {"Bearer secret"}
