@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class EncoderHost:
         self._waiting = _Gate(settings.inference_queue)
         self._floats = _Gate(ANSWERS_AT_ONCE * LIMITS.floats)
         self._text_encoder = lru_cache(KEPT_TEXT_ENCODERS)(_text_encoder)  # on the model thread
-        self._ends = lru_cache(_ends)
+        self._ends: WeakKeyDictionary[Encoder, tuple[int, int]] = WeakKeyDictionary()
 
     def loaded(self, name: str) -> Encoder | None:
         """The backbone of this name, if it is loaded."""
@@ -149,7 +150,7 @@ class EncoderHost:
         """
         found = np.empty((len(contexts), len(classes), encoder.embed_dim), np.float32)
         with self._floats.hold(found.size):
-            start, end = await self._images.run(partial(self._ends, encoder))
+            start, end = await self._find_ends(encoder)
             suffixes = read_suffixes(classes, end)
             points = max(1, ROWS_AT_ONCE // sum(map(len, suffixes)))
             for first in range(0, len(contexts), points):
@@ -157,6 +158,13 @@ class EncoderHost:
                 work = partial(self._encode, encoder, start, suffixes, contexts[part])
                 found[part] = await self._images.run(work)
         return found
+
+    async def _find_ends(self, encoder: Encoder) -> tuple[int, int]:
+        """The ids of a text's first and last token; the last is the highest id."""
+        if encoder not in self._ends:
+            tokens = await self._images.run(partial(encoder.tokenize, "a", ["a"]))
+            self._ends[encoder] = tokens.sos, tokens.suffixes[0][-1]
+        return self._ends[encoder]
 
     def _encode(
         self, encoder: Encoder, start: int, suffixes: tuple[tuple[int, ...], ...], contexts: Floats
@@ -245,12 +253,6 @@ def read_suffixes(classes: Ids, end: int) -> tuple[tuple[int, ...], ...]:
     if ids.min() < 0 or ids.max() > end:
         raise ValidationFailed([("/classes", f"ids must be from 0 to {end}")])
     return tuple(tuple(row[:length].tolist()) for row, length in zip(classes, lengths, strict=True))
-
-
-def _ends(encoder: Encoder) -> tuple[int, int]:
-    """The ids of a text's first and last token; the last is the highest id."""
-    tokens = encoder.tokenize("a", ["a"])
-    return tokens.sos, tokens.suffixes[0][-1]
 
 
 def _text_encoder(
