@@ -14,9 +14,11 @@ from service.errors import RateLimited, RequestTimeout, TooManyBytesAtOnce
 from service.http.problems import problem
 from sharpzo_core.errors import AuthInvalid, AuthRequired, CoreError, ValidationFailed
 from sharpzo_core.json_safety import json_pointer
-from sharpzo_engine.errors import ConfigError, EngineError
+from sharpzo_engine.errors import BackboneMismatch, ConfigError, EncoderAway, EngineError
 
 _INVALID = 422
+#: Statuses of the engine's errors that are not about the request's content.
+_STATUSES: dict[type[EngineError], int] = {BackboneMismatch: 409, EncoderAway: 503}
 _METHOD_NOT_ALLOWED = 405
 _MAX_FAULTS = 50  # listed in one response
 
@@ -59,7 +61,9 @@ def _engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)  # noqa: S101 - how the handler is registered
     if isinstance(error, ConfigError):
         return problem_response(request, ValidationFailed(config_faults(error)))
-    return problem(request.scope, _INVALID, code=error.code, detail=str(error))
+    status = _STATUSES.get(type(error), _INVALID)
+    headers = {"Retry-After": "5"} if isinstance(error, EncoderAway) else {}
+    return problem(request.scope, status, code=error.code, detail=str(error), headers=headers)
 
 
 def config_faults(error: ConfigError) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from http import HTTPStatus
 from typing import Any
 
 from service.http.problems import MEDIA_TYPE
+from sharpzo_engine.clip.remote.wire import MEDIA_TYPE as TENSORS
 
 REF = "#/components/schemas/{model}"
 
@@ -20,8 +21,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def body(*, required: bool = True, **contents: dict[str, Any]) -> dict[str, Any]:
-    """`openapi_extra=` of a route that reads its body itself: `multipart`, `json` -> schema."""
-    media = {"multipart": "multipart/form-data", "json": "application/json"}
+    """`openapi_extra=` of a route that reads its body itself.
+
+    `contents` are the schemas of `multipart`, `json` and `tensors`.
+    """
+    media = {"multipart": "multipart/form-data", "json": "application/json", "tensors": TENSORS}
     content = {media[kind]: {"schema": schema} for kind, schema in contents.items()}
     return {"requestBody": {"required": required, "content": content}}
 

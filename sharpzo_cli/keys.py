@@ -47,7 +47,10 @@ def create(
         str, typer.Option("--tenant", help="Tenant whose objects it can access.")
     ] = "default",
     scopes: Annotated[
-        str, typer.Option("--scopes", help="Comma-separated: jobs, prompts, infer, metrics, admin.")
+        str,
+        typer.Option(
+            "--scopes", help="Comma-separated: jobs, prompts, infer, encode, metrics, admin."
+        ),
     ] = "jobs,prompts,infer",
     expires: Annotated[
         str | None, typer.Option("--expires", metavar="90d", help="Lifetime; default: unlimited.")

@@ -1,16 +1,18 @@
 """Which backbones a request may name: the grammar of SHARPZO_BACKBONES.
 
 Comma-separated items: `name=SPEC`, or a name that is its own spec, or `*`. A SPEC is what
-`load_backbone` takes: `tiny`, `MODEL:TAG`, `MODEL:path/to/file.safetensors`, `local-dir:PATH` or
-`onnx-dir:PATH`.
+`load_backbone` takes: `tiny`, `MODEL:TAG`, `MODEL:path/to/file.safetensors`, `local-dir:PATH`,
+`onnx-dir:PATH`, `remote:URL` or `openai-embeddings:URL#MODEL`.
 `*` admits every pretrained open_clip model, requested as `MODEL:TAG`. Only the operator can give
-paths; requests can only give names.
+paths and addresses; requests can only give names.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
 
 from sharpzo_engine.clip.level import Level
 
@@ -24,10 +26,14 @@ _MODEL_AND_TAG = re.compile(
     r"(?P<model>[A-Za-z][A-Za-z0-9_-]*(/[0-9][A-Za-z0-9-]*)?):(?P<tag>[A-Za-z0-9][A-Za-z0-9_-]*)"
 )
 ONNX_DIR = "onnx-dir:"
+REMOTE, EMBEDDINGS = "remote:", "openai-embeddings:"
 _FOLDERS = ("local-dir:", ONNX_DIR)
+_ADDRESSES = (REMOTE, EMBEDDINGS)
 _LOCATORS = frozenset(
     {"local-dir", "onnx-dir", "hf-hub", "http", "https", "file", "s3", "gs", "hf"}
+    | {kind.rstrip(":") for kind in _ADDRESSES}
 )
+Runtime = Literal["torch", "onnxruntime", "remote"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,22 @@ class BackboneSpec:
 
     @property
     def folder(self) -> Path | None:
-        """Folder of an encoder exported for ONNX Runtime; None for a model in torch."""
+        """Folder of an encoder exported for ONNX Runtime; None for all others."""
         return Path(self.model.removeprefix(ONNX_DIR)) if self.model.startswith(ONNX_DIR) else None
+
+    @property
+    def runtime(self) -> Runtime:
+        """What answers."""
+        if self.model.startswith(_ADDRESSES):
+            return "remote"
+        return "torch" if self.folder is None else "onnxruntime"
 
     @property
     def level(self) -> Level:
         """What the encoder can answer."""
-        return Level.TANGENTS if self.folder is None else Level.CONTEXTS
+        if self.model.startswith(EMBEDDINGS):
+            return Level.TEXTS
+        return Level.TANGENTS if self.runtime == "torch" else Level.CONTEXTS
 
 
 def parse_backbones(text: str) -> dict[str, BackboneSpec]:
@@ -80,8 +95,22 @@ def _parse_item(item: str) -> BackboneSpec:
 def _spec(name: str, target: str) -> BackboneSpec:
     if target.startswith(_FOLDERS):
         return BackboneSpec(name, target)
+    if target.startswith(_ADDRESSES):
+        return BackboneSpec(name, _checked(target))
     model, _, pretrained = target.partition(":")
     return BackboneSpec(name, model, pretrained or None)
+
+
+def _checked(target: str) -> str:
+    kind, _, address = target.partition(":")
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{target!r} has no address (give {kind}:https://HOST/PATH)")
+    if parts.username or parts.password:
+        raise ValueError(f"the address of {kind} holds a password (set SHARPZO_ENCODER_KEY)")
+    if target.startswith(EMBEDDINGS) and not parts.fragment:
+        raise ValueError(f"{target!r} names no model (give it after #, as in URL#clip)")
+    return target
 
 
 def find_backbone(specs: dict[str, BackboneSpec], name: str) -> BackboneSpec | None:

@@ -5,9 +5,11 @@ Our exception hierarchy:
 EngineError
  ├── ConfigError            a hyperparameter is unknown, out of range or contradictory
  ├── BackboneError          a backbone is unknown, unloadable or of an unsupported kind
+ │    └── EncoderAway       a remote encoder does not answer now
  ├── LevelMissing           an encoder does not give what a job needs
  ├── DatasetError           a dataset has no usable classes, too few images, or contradictions
  │    └── TooFewImages      a class has fewer images than shots
+ ├── TextError              one text cannot be encoded
  ├── ImageError             one image cannot be decoded or is not allowed
  ├── ArtifactError          a prompt file is damaged or not a tuned prompt
  │    └── BackboneMismatch  a prompt was tuned on another backbone
@@ -54,6 +56,12 @@ class BackboneError(EngineError):
     code = "backbone_unavailable"
 
 
+class EncoderAway(BackboneError):  # noqa: N818 - named for the fact
+    """The remote encoder does not answer; asking again later may help."""
+
+    code = "encoder_away"
+
+
 class LevelMissing(EngineError):  # noqa: N818 - named for the fact
     """The encoder does not give what this needs."""
 
@@ -70,6 +78,16 @@ class TooFewImages(DatasetError):  # noqa: N818 - named for the fact
     """A class has fewer training images than shots."""
 
     code = "too_few_images"
+
+
+class TextError(EngineError):
+    """The text cannot be encoded; `index` is its place among those given."""
+
+    code = "text_invalid"
+
+    def __init__(self, message: str | None = None, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class ImageError(EngineError):

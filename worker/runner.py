@@ -17,7 +17,7 @@ from sharpzo_core.records.jobs import JobKind, JobStatus
 from sharpzo_core.records.prompts import NewPrompt, prompt_key, report_key
 from sharpzo_core.stores.job_leases import JobLeases, lease_of, new_token
 from sharpzo_engine.config import TuningConfig
-from sharpzo_engine.errors import BackboneError, TuningInterrupted
+from sharpzo_engine.errors import BackboneError, EncoderAway, TuningInterrupted
 from worker.checkpoints import CheckpointKeeper, ClaimFolder
 from worker.error_codes import describe
 from worker.heartbeat import Heartbeat
@@ -144,6 +144,10 @@ def _run(job: Job, lease: Lease, heartbeat: Heartbeat, deps: RunnerDeps) -> Job:
     except LeaseLost:
         raise
     except TuningInterrupted:
+        return with_retries(lambda: deps.leases.release(lease), deps.sleep)
+    except EncoderAway as error:  # it was asked for a while, and is again by the next attempt
+        extra = {"action": "encoder_away"}
+        logger.warning("job %s is returned to the queue: %s", job.id, error, extra=extra)
         return with_retries(lambda: deps.leases.release(lease), deps.sleep)
     except Exception as error:  # of any kind: the job must end, and the worker survive
         code, message = describe(error)

@@ -29,6 +29,7 @@ from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.job_leases import JobLeases
 from sharpzo_core.stores.prompt_store import PromptStore
+from sharpzo_engine.errors import BackboneMismatch
 from worker.dataset_files import Materials
 from worker.processes import parent_watch
 from worker.runner import RunnerDeps, run_job
@@ -160,7 +161,7 @@ def make_deps(
         artifacts=artifacts,
         materials=Materials(artifacts, settings.cache_dir),
         queue=JobQueue(app),
-        load_backbone=lru_cache(KEPT_BACKBONES)(partial(load_backbone, settings.device)),
+        load_backbone=Backbones(settings.device),
         tune=tune,
         apply=apply_prompt,
         draining=draining,
@@ -172,6 +173,24 @@ def make_deps(
 
 def _warm_up() -> None:
     importlib.import_module("sharpzo_engine.tuner")
+
+
+class Backbones:
+    """Loads backbones, and keeps the last ones; remote ones are asked whether they are the same."""
+
+    def __init__(self, device: str) -> None:
+        self._load = lru_cache(KEPT_BACKBONES)(partial(load_backbone, device))
+
+    def __call__(self, spec: BackboneSpec) -> Encoder:
+        from sharpzo_engine.clip.encoder import check_unchanged
+
+        backbone = self._load(spec)
+        try:
+            check_unchanged(backbone)
+        except BackboneMismatch:
+            self._load.cache_clear()
+            return self._load(spec)
+        return backbone
 
 
 def load_backbone(device: str, spec: BackboneSpec) -> Encoder:

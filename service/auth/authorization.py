@@ -83,5 +83,5 @@ def declared(app: FastAPI) -> Iterator[tuple[str, str, Sequence[Scope]]]:
 
 
 def changes_state(method: str, route: BaseRoute | None) -> bool:
-    """Whether a successful request changes something; classifying does not."""
-    return method not in READING and scopes_of(route) != (Scope.INFER,)
+    """Whether a successful request changes something; classifying and encoding do not."""
+    return method not in READING and scopes_of(route) not in ((Scope.INFER,), (Scope.ENCODE,))

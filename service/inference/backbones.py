@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for which a request to a remote encoder is sent again, while requests here wait.
+PATIENCE = 5.0
 #: Name, pretrained and fingerprint, as recorded in a prompt.
 Described = Mapping[str, str | None]
 
@@ -35,6 +37,11 @@ class Backbones:
     def loaded(self) -> list[str]:
         names = list(self._loaded)  # one atomic copy: the model thread may be adding one
         return sorted(names)
+
+    def get(self, name: str) -> Encoder | None:
+        """The loaded backbone of this name, or None; callable from any thread."""
+        encoder = self._loaded.get(name)
+        return None if encoder is None or _has_changed(encoder) else encoder
 
     def find(self, described: Described) -> Encoder | None:
         """The loaded backbone that a prompt records, or None; callable from any thread.
@@ -56,12 +63,14 @@ class Backbones:
         Raises:
             Unavailable: it cannot be loaded.
         """
-        if spec.name not in self._loaded:
+        if self.get(spec.name) is None:
             from sharpzo_engine import Backbone, load_backbone
             from sharpzo_engine.clip.parallel import keep_numpy_on_one_thread
 
             try:
-                backbone = load_backbone(spec.model, spec.pretrained, self._device, alias=spec.name)
+                backbone = load_backbone(
+                    spec.model, spec.pretrained, self._device, alias=spec.name, patience=PATIENCE
+                )
                 if isinstance(backbone, Backbone):
                     backbone.encode_images_in(self._dtype)
             except (BackboneError, MissingPackage) as error:
@@ -92,6 +101,13 @@ class Backbones:
             if backbone.fingerprint == described.get("fingerprint"):
                 return backbone
         raise BackboneNotServed
+
+
+def _has_changed(encoder: Encoder) -> bool:
+    """Whether a remote encoder has another model than when it was loaded."""
+    from sharpzo_engine.clip.encoder import has_changed
+
+    return has_changed(encoder)
 
 
 def _exclude_from_gc() -> None:

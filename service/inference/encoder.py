@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service.inference.model_queue import Batch, BatchRules, Entry, ModelQueue
 from service.inference.model_thread import MODELS, ModelThread
 from sharpzo_core.logging import logged
-from sharpzo_engine.errors import ImageError
+from sharpzo_engine.errors import BackboneMismatch, EncoderAway, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,6 +138,9 @@ class ImageEncoder:
         pixels = [entry.item for entry in batch.entries if entry.item is not None]
         try:
             embeddings = encode_batch(pixels, batch.lane)
+        except (EncoderAway, BackboneMismatch) as error:  # of all images alike
+            _settle_error(batch.entries, error)
+            return
         except Exception as error:
             asked = sorted({str(entry.request_id) for entry in batch.entries})
             logger.exception(

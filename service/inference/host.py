@@ -22,6 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from service.errors import Busy, DeadlineExceeded
 from service.inference.backbones import Backbones
 from service.inference.encoder import ImageEncoder
+from service.inference.encoding import EncoderHost
 from service.inference.prompt_cache import PromptCache, PromptCacheMetrics, PromptKey, ReadyPrompt
 from service.inference.prompt_loader import PromptLoader
 from service.metrics import prompt_series
@@ -96,6 +97,7 @@ class InferenceHost:
         self._metrics = metrics
         self._backbones = Backbones(settings)
         self._encoder = ImageEncoder(settings, metrics)
+        self.encoders = EncoderHost(settings, self._backbones, self._encoder)
         self._cache = PromptCache(settings.prompt_cache_mb << 20)
         self._prompts = PromptLoader(artifacts, self._backbones, self._encoder, self._cache)
         self._waiting = 0  # images; only changed on the event loop

@@ -7,10 +7,10 @@ from service.auth.authorization import ANY_SCOPE, Needs
 from service.deps import ServicesDep, reject_repeated_parameters
 from service.route_docs import problems
 from service.routing import StrictRoute
+from service.services import TenantServices
 from sharpzo_core.backbones import ANY_PRETRAINED, BackboneSpec
 from sharpzo_core.schemas.base import Page
 from sharpzo_core.schemas.prompts import BackbonePublic
-from sharpzo_core.settings import Settings
 from sharpzo_engine.clip.onnx.manifest import Manifest
 from sharpzo_engine.errors import BackboneError
 
@@ -35,15 +35,16 @@ async def list_backbones(services: ServicesDep) -> Page[BackbonePublic]:
     if ANY_PRETRAINED in settings.backbone_specs:
         names.append("MODEL:TAG")
     specs = [settings.backbone_specs.get(name, BackboneSpec(name, name)) for name in names]
-    data = await run_in_threadpool(
-        lambda: [_describe(spec, settings, loaded=spec.name in loaded) for spec in specs]
-    )
+    data = await run_in_threadpool(lambda: [_describe(spec, services) for spec in specs])
     return Page(data=data, has_more=False, next=None)
 
 
-def _describe(spec: BackboneSpec, settings: Settings, *, loaded: bool) -> BackbonePublic:
+def _describe(spec: BackboneSpec, services: TenantServices) -> BackbonePublic:
+    settings, encoder = services.settings, services.inference.encoders.loaded(spec.name)
     precision: str | None = settings.inference_dtype
     agreement = None
+    if spec.runtime == "remote":
+        precision = None if encoder is None else encoder.precision
     if spec.folder is not None:
         try:
             manifest = Manifest.read(spec.folder)
@@ -53,9 +54,9 @@ def _describe(spec: BackboneSpec, settings: Settings, *, loaded: bool) -> Backbo
     return BackbonePublic(
         name=spec.name,
         default=spec.name == settings.default_backbone,
-        loaded=loaded,
+        loaded=spec.name in services.inference.loaded,
         level=spec.level,
-        runtime="torch" if spec.folder is None else "onnxruntime",
+        runtime=spec.runtime,
         precision=precision,
         agreement=agreement,
     )

@@ -144,10 +144,10 @@ async def classify(
     """Classify images. An image that cannot be read gets an error in place of predictions."""
     # The version is resolved once: one published meanwhile does not mix in.
     prompt = await run_in_threadpool(services.prompts.get, ref)
-    images = await _read_images(request)
+    images = await read_images(request)
     size = _count([prompt], images, question)
     classifying = services.inference.classify([prompt], images, question)
-    (outcomes,) = await _while_connected(request, classifying)
+    (outcomes,) = await while_connected(request, classifying)
     if isinstance(outcomes, CoreError):
         raise outcomes
 
@@ -185,7 +185,7 @@ async def classify_with_prompts(
     size = _count((p for p in found if isinstance(p, PromptRecord)), images, question)
     usable = list({p.id: p for p in found if isinstance(p, PromptRecord)}.values())
     classifying = services.inference.classify(usable, images, question)
-    classified = await _while_connected(request, classifying)
+    classified = await while_connected(request, classifying)
     outcomes = {prompt.id: outcome for prompt, outcome in zip(usable, classified, strict=True)}
 
     def answers() -> ClassifyAnswers:
@@ -215,7 +215,7 @@ def _count(prompts: Iterable[PromptRecord], images: Sequence[bytes], question: Q
     return size
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do the work, or cancel it when the client disconnects.
 
     Raises:
@@ -241,7 +241,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _read_images(request: Request) -> list[bytes]:
+async def read_images(request: Request) -> list[bytes]:
     if media_type(request) == "application/json":
         return await _decode(parse(ClassifyImages, await read_json(request)).images)
     _require_form(request)

@@ -27,7 +27,7 @@ class Keys(Resource):
 
         Args:
             name: What the key is for.
-            scopes: Some of `jobs`, `prompts`, `infer`, `admin`.
+            scopes: Some of `jobs`, `prompts`, `infer`, `encode`, `admin`.
             expires_in: Seconds until it expires; default: never.
             rate_limit: Requests that it may send, such as `600/minute`.
 

@@ -35,6 +35,7 @@ class Scope(StrEnum):
     JOBS = "jobs"  #: Datasets, jobs, evaluations and batches
     PROMPTS = "prompts"  #: Prompts, their files, aliases and pins
     INFER = "infer"  #: Classification
+    ENCODE = "encode"  #: The encoders themselves: embeddings of images, texts and contexts
     METRICS = "metrics"  #: Only the metrics, for Prometheus
     ADMIN = "admin"  #: All of the above, keys and the audit log
 

@@ -16,9 +16,9 @@ class BackbonePublic(PublicModel):
     loaded: bool
     level: Level
     """what it can answer: `tangents` includes everything that `contexts` gives"""
-    runtime: Literal["torch", "onnxruntime"]
+    runtime: Literal["torch", "onnxruntime", "remote"]
     precision: str | None
-    """of the image encoder; null if the encoder's folder cannot be read"""
+    """of the image encoder; null if its folder cannot be read, or it is remote and not loaded"""
     agreement: float | None
     """share of photos with the original's label, measured at export; null if unmeasured"""
 

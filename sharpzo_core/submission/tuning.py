@@ -94,7 +94,8 @@ def submit_job(
 
 
 def _check_level(spec: BackboneSpec, config: TuningConfig) -> None:
-    if config.needs_derivatives and not spec.level.includes(Level.TANGENTS):
+    # Below `contexts`, residuals of embeddings are searched, which have exact derivatives.
+    if config.needs_derivatives and spec.level is Level.CONTEXTS:
         raise LevelMissing(
             f"{config.needs_derivatives} needs a backbone of level {Level.TANGENTS}, {spec.name} "
             f"gives {spec.level} (leave it out, or choose another backbone)"

@@ -37,7 +37,6 @@ class CrossEntropy:
         parts = even_slices(n, max(1, MAX_LOGITS // (images * classes)))
         items = [(part, rows) for part in parts for rows in self._image_slices(images)]
 
-        @np.errstate(all="ignore")  # an embedding that is not finite makes its loss NaN
         def total(item: tuple[slice, slice]) -> Array:
             part, rows = item
             own, sums = self._exponentials(embeddings[part], rows)[1:]
@@ -92,6 +91,7 @@ class CrossEntropy:
         best = [(embeddings @ self._images[rows].T).argmax(0) for rows in slices]
         return int((np.concatenate(best) == self._labels).sum()) / len(self._labels)
 
+    @np.errstate(all="ignore")  # embeddings that are not finite have the loss NaN
     def _exponentials(self, embeddings: Floats, rows: slice) -> tuple[Floats, Floats, Floats]:
         """For T [n, C, E]: exp(z - max z) [n, C, N'], own logits and sums [n, N']."""
         n, classes, width = embeddings.shape

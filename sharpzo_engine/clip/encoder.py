@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sharpzo_engine.clip.level import Level
+from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
+from sharpzo_engine.clip.tokens import PromptTokens
 from sharpzo_engine.errors import LevelMissing
 
 Floats = NDArray[np.float32]
@@ -140,7 +142,7 @@ class Encoder(Hashable, Protocol):
 
     @property
     def runtime(self) -> str:
-        """`torch` or `onnxruntime`."""
+        """`torch`, `onnxruntime` or `remote`."""
         ...
 
     @property
@@ -161,6 +163,11 @@ class Encoder(Hashable, Protocol):
     @property
     def preprocess(self) -> Preprocess:
         """The map from an image to pixels [3, H, W]."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What `preprocess` does, in numbers."""
         ...
 
     @property
@@ -186,6 +193,15 @@ class Encoder(Hashable, Protocol):
         """Preprocessed images [B, 3, H, W] -> L2-normalised embeddings [B, E]."""
         ...
 
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Whole texts -> L2-normalised embeddings [n, E].
+
+        Raises:
+            LevelMissing: the encoder knows no texts.
+            TextError: a text has no tokens, or too many.
+        """
+        ...
+
     def prompts(self, words: str, class_names: Sequence[str]) -> Prompts:
         """The prompts "{words} {name}."; at level `tangents` they are `DifferentiablePrompts`.
 
@@ -199,6 +215,62 @@ class Encoder(Hashable, Protocol):
     def image_loss(self, images: Floats, labels: NDArray[np.int64]) -> ImageLoss:
         """The loss of L2-normalised image embeddings [N, E] with labels [N]."""
         ...
+
+
+class TokenEncoder(Encoder, Protocol):
+    """An encoder of level `contexts`, as its service needs it to answer for others."""
+
+    @property
+    def text_width(self) -> int:
+        """Width W of the text tower."""
+        ...
+
+    @property
+    def positions(self) -> int:
+        """Tokens that the text tower takes, first and last included."""
+        ...
+
+    def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
+        """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
+        ...
+
+    def token_embeddings(self, ids: Sequence[int]) -> Floats:
+        """Embeddings [M, W] of token ids, without positions."""
+        ...
+
+    def text_encoder(self, tokens: PromptTokens) -> Prompts:
+        """The prompts of these tokens."""
+        ...
+
+
+@runtime_checkable
+class Changeable(Protocol):
+    """An encoder whose model may be replaced while it is in use."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether the model was found to be another one."""
+        ...
+
+    def check(self) -> None:
+        """Ask for the probes again.
+
+        Raises:
+            BackboneMismatch: the model is another one.
+            EncoderAway: it does not answer.
+        """
+        ...
+
+
+def check_unchanged(encoder: Encoder) -> None:
+    """Return if the model is the one that was loaded; raises as `Changeable.check`."""
+    if isinstance(encoder, Changeable):
+        encoder.check()
+
+
+def has_changed(encoder: Encoder) -> bool:
+    """Whether the encoder was found to have another model than when it was loaded."""
+    return isinstance(encoder, Changeable) and encoder.changed
 
 
 def require(encoder: Encoder, level: Level, purpose: str) -> None:

@@ -51,7 +51,7 @@ def tokenize_prompts(
     limit = rows.shape[1]
     if size > limit - 3:
         raise ConfigError(f"prompt.context: {size} tokens are too many (use at most {limit - 3})")
-    sentences = [_until_end(row) for row in rows.tolist()]
+    sentences = [until_end(row) for row in rows.tolist()]
     for name, sentence in zip(class_names, sentences, strict=True):
         # The tokenizer truncates a prompt that is too long and puts EOT at the last position.
         if len(sentence) == limit:
@@ -68,9 +68,9 @@ def tokenize_prompts(
 
 
 def _sentence(tokenizer: Tokenizer, text: str) -> list[int]:
-    return _until_end(tokenizer([text])[0].tolist())
+    return until_end(tokenizer([text])[0].tolist())
 
 
-def _until_end(row: list[int]) -> list[int]:
+def until_end(row: list[int]) -> list[int]:
     """Cut the padding: EOT is the highest id of CLIP's vocabulary."""
     return row[: row.index(max(row)) + 1]

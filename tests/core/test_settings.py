@@ -5,6 +5,7 @@ import pytest
 from sharpzo_core.backbones import BackboneSpec, parse_backbones
 from sharpzo_core.errors import SettingsError, ValidationFailed
 from sharpzo_core.settings import Settings
+from sharpzo_engine.clip.level import Level
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,37 @@ def test_backbones_are_named_by_the_operator() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("spec", "runtime", "level"),
+    [
+        ("tiny", "torch", Level.TANGENTS),
+        ("local-dir:/models/lite", "torch", Level.TANGENTS),
+        ("onnx-dir:/models/int8", "onnxruntime", Level.CONTEXTS),
+        ("remote:https://models.example.org/v1/encoders/x?a=b", "remote", Level.CONTEXTS),
+        ("openai-embeddings:http://localhost:9000/v1#clip", "remote", Level.TEXTS),
+    ],
+)
+def test_a_spec_says_what_runs_it_and_what_it_gives(spec: str, runtime: str, level: Level) -> None:
+    found = parse_backbones(f"x={spec}")["x"]
+    assert (found.model, found.runtime, found.level) == (spec, runtime, level)
+
+
+@pytest.mark.parametrize(
+    ("item", "fault"),
+    [
+        ("remote:http://x/y", "a path needs a name before it"),
+        ("x=remote:", "has no address"),
+        ("x=remote:/etc", "has no address"),
+        ("x=remote:ftp://host/x", "has no address"),
+        ("x=remote:http://a:b@host/x", "holds a password"),
+        ("x=openai-embeddings:http://host/v1", "names no model"),
+    ],
+)
+def test_addresses_are_checked_at_boot(item: str, fault: str) -> None:
+    with pytest.raises(SettingsError, match=f"SHARPZO_BACKBONES: .*{fault}"):
+        Settings.load(backbones=f"tiny,{item}")
+
+
 def test_a_configured_list_admits_its_names_alone() -> None:
     settings = Settings.load(backbones="clip=ViT-B-16:openai", default_backbone="clip")
     assert settings.backbone("clip").model == "ViT-B-16"
@@ -110,6 +142,9 @@ def test_the_default_admits_every_model_with_a_tag(name: str) -> None:
         "a/b:openai",
         "https://example.org/m",
         "http:x",
+        "remote:http://127.0.0.1/v1/encoders/x",
+        "remote:x",
+        "openai-embeddings:x",
         "*",
         "ViT-B-16:openai\n",
         "",

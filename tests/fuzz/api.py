@@ -113,6 +113,8 @@ def _fill(url: str, folder: Path, key: str) -> dict[str, list[str]]:
         "alias": ["live"],
         "key_id": [spare.id],
         "prompts": [f"{prompt.name}@live"],
+        "backbone": ["small"],
+        "model": ["small"],
     }
 
 

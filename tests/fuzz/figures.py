@@ -37,6 +37,7 @@ MUTANTS = {
     "checkpoints": 30_000,
     "split-files": 10_000,
     "json": 20_000,
+    "tensors": 20_000,
 }
 BATCH = 2_000  # mutants of one process
 IMPORTS = 3_000

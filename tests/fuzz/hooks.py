@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import secrets
 from contextlib import suppress
 from typing import Any
@@ -13,7 +14,8 @@ from zlib import crc32
 import schemathesis
 from hypothesis import strategies as st
 
-from tests.fuzz.readers import archives, pictures, prompt
+from tests.fuzz.mutations import mutate
+from tests.fuzz.readers import archives, pictures, prompt, tensors
 
 #: JSON: name of a path or body parameter -> values that exist.
 OBJECTS = "SHARPZO_FUZZ_OBJECTS"
@@ -28,6 +30,12 @@ _numbers = itertools.count()
 PATIENCE_MS = 60_000
 
 schemathesis.openapi.format("binary", st.sampled_from(_FILES) | st.binary(max_size=200))
+_TENSORS = tensors()
+schemathesis.openapi.media_type(
+    "application/vnd.safetensors",
+    st.sampled_from(_TENSORS)
+    | st.integers(0, 2**32).map(lambda seed: mutate(random.Random(seed), _TENSORS)),
+)
 
 
 @schemathesis.hook

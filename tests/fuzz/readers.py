@@ -8,15 +8,19 @@ import random
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from PIL import Image
 
 from service.http.strict_json import loads
+from service.http.tensors import read_tensors
+from service.inference.encoding import check_contexts, read_suffixes
 from sharpzo_core.errors import CoreError
 from sharpzo_core.storage.archives import sniff, walk
 from sharpzo_engine.checksummed import seal, unseal
@@ -194,6 +198,38 @@ def checkpoint() -> bytes:
         return Path(folder, CURRENT).read_bytes()
 
 
+def tensors(width: int = 32) -> list[bytes]:
+    """Bodies of requests that encode context vectors."""
+    rng = np.random.default_rng(0)
+    classes = np.array([[320, 269, 49407], [320, 49407, -1]], np.int32)
+    contexts = rng.standard_normal((2, 4, width)).astype(np.float32)
+    return [
+        safetensors.numpy.save({"contexts": contexts, "classes": classes}),
+        safetensors.numpy.save({"contexts": contexts.astype(np.float16), "classes": classes[:1]}),
+        safetensors.numpy.save({"classes": classes}, {"a": "b"}),
+    ]
+
+
+@dataclass(frozen=True)
+class _Received:
+    """A request whose body arrives in two pieces."""
+
+    body: bytes
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        yield self.body[:20]
+        yield self.body[20:]
+
+
+def _read_tensors(data: bytes) -> None:
+    encoder: Any = SimpleNamespace(text_width=32, positions=77, embed_dim=32)
+    request: Any = _Received(data)
+    try:
+        read_tensors(request, functools.partial(check_contexts, encoder)).send(None)
+    except StopIteration as done:  # nothing in it waits
+        read_suffixes(done.value["classes"], 49407)
+
+
 _SPLIT_FILE = (
     b'{"train": [["1.png", 0, "cat"], ["2.png", 1, "dog"]], "val": [], '
     b'"test": [["1.png", 0, "cat"]]}'
@@ -210,6 +246,7 @@ def readers() -> dict[str, Reader]:
         Reader("prompts-sealed-anew", sealed_anew, TunedPrompt.load),
         Reader("checkpoints", damaged(lambda: [checkpoint()]), _read_checkpoint),
         Reader("split-files", damaged(lambda: [_SPLIT_FILE]), _read_layout),
+        Reader("tensors", damaged(tensors), _read_tensors),
         Reader("json", damaged(lambda: [_JSON]), loads),
     )
     return {reader.name: reader for reader in found}

@@ -156,6 +156,7 @@ def named(world: World, name: str | None) -> list[tuple[str, str]]:
         "ref": list(zip(refs, unknown, strict=True)),
         "alias": [("live", "dead"), ("colors@live", f"{NOBODYS}@live")],
         "key_id": [(world.key_id, new_id(Prefix.KEY))],
+        "backbone": [("toy", "toy")],  # the operator's, for all tenants
     }[name]
 
 
@@ -190,6 +191,11 @@ def bodies(world: World, method: str, path: str) -> list[tuple[dict[str, Any], d
             twice(lambda i: {"prompts": [i], "images": ["aGk="]}, "colors@live", "colors@dead"),
         ],
     }
+    known["POST", "/v1/encoders/{backbone}/images"] = [({"files": image},) * 2]
+    known["POST", "/v1/encoders/{backbone}/texts"] = [({"json": {"texts": ["a"]}},) * 2]
+    words = {"context": "a", "classes": ["b"]}
+    known["POST", "/v1/encoders/{backbone}/contexts"] = [({"json": words},) * 2]
+    known["POST", "/v1/embeddings"] = [({"json": {"input": "a", "model": "toy"}},) * 2]
     known["POST", "/v1/prompts/{ref}/batch"] = known["POST", "/v1/prompts/{ref}/evaluate"]
     for action in ("pause", "resume", "cancel"):
         known["POST", f"/v1/jobs/{{job_id}}/{action}"] = [({}, {})]

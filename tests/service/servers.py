@@ -8,9 +8,10 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import uvicorn
 
@@ -29,12 +30,14 @@ main(Settings.load(), "127.0.0.1", 0, with_worker={with_worker})
 
 
 @contextmanager
-def server_thread(settings: Settings) -> Iterator[str]:
-    """A real server on a real socket; gives its address."""
-    app = create_app(settings)
+def server_thread(
+    settings: Settings, wrap: Callable[[Any], Any] = lambda app: app, port: int = 0
+) -> Iterator[str]:
+    """A real server on a real socket; gives its address. `wrap` puts an application before it."""
+    app = wrap(create_app(settings))
     http = bounded_protocol(settings)
     server = uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_config=None))
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", port)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

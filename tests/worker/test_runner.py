@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sharpzo_core.backbones import BackboneSpec
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
 from sharpzo_core.records.jobs import EventType, Job, JobStatus
@@ -19,7 +20,13 @@ from sharpzo_core.records.prompts import prompt_key, report_key
 from sharpzo_core.schemas.prompts import PromptPublic
 from sharpzo_engine import TunedPrompt, __version__
 from sharpzo_engine.checksummed import ChecksumError
-from sharpzo_engine.errors import BackboneError, TooFewImages, TuningInterrupted
+from sharpzo_engine.errors import (
+    BackboneError,
+    BackboneMismatch,
+    EncoderAway,
+    TooFewImages,
+    TuningInterrupted,
+)
 from sharpzo_engine.files import write_atomically
 from sharpzo_engine.reports.report import RunReport
 from sharpzo_engine.search.checkpoint import CheckpointEvent, OnCheckpoint
@@ -321,6 +328,44 @@ def test_a_pause_that_is_taken_back_too_late_queues_the_job(
     job = after(workplace, deps, script)
     assert job.status is JobStatus.QUEUED
     assert workplace.queue.depth() == 1
+
+
+def test_a_job_whose_remote_encoder_is_away_waits_for_it(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
+        on_step(progress(1))
+        raise EncoderAway("it does not answer")
+
+    job = after(workplace, deps, script)
+    assert (job.status, job.error_code, job.attempt) == (JobStatus.QUEUED, None, 0)
+    assert workplace.queue.depth() == 1
+
+
+class FakeRemote:
+    """A remote encoder whose model may be replaced, or be away."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.fault, self.changed, self.checks = fault, False, 0
+
+    def check(self) -> None:
+        self.checks += 1
+        if self.fault is not None:
+            raise self.fault
+
+
+def test_remote_backbones_are_checked_for_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = [FakeRemote(), FakeRemote()]
+    backbones, spec = iter(loaded), BackboneSpec("far", "remote:http://x/y")
+    monkeypatch.setattr(slot, "load_backbone", lambda *_: next(backbones))
+    load: Any = slot.Backbones("cpu")
+    assert load(spec) is load(spec) is loaded[0]
+    assert loaded[0].checks == 2
+    loaded[0].fault = EncoderAway()
+    with pytest.raises(EncoderAway):
+        load(spec)
+    loaded[0].fault = BackboneMismatch()
+    assert load(spec) is load(spec) is loaded[1]  # a new job may use the new model
 
 
 def test_checkpoints_are_noted_in_the_row_and_told(workplace: Workplace, deps: RunnerDeps) -> None:

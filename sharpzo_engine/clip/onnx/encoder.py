@@ -26,6 +26,8 @@ from sharpzo_engine.clip.cross_entropy import CrossEntropy
 from sharpzo_engine.clip.encoder import Floats, Preprocess, TextPrecision
 from sharpzo_engine.clip.onnx.bpe import BpeTokenizer
 from sharpzo_engine.clip.onnx.manifest import IMAGE, TEXT, TOKENIZER, TOKENS, Manifest, check_files
+from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
+from sharpzo_engine.clip.texts import encode_texts
 from sharpzo_engine.clip.tokens import PromptTokens, tokenize_prompts
 from sharpzo_engine.errors import BackboneError
 
@@ -56,7 +58,7 @@ class OnnxEncoder:
         self._images = _session(folder / IMAGE, round_activations=True)
         self._text = _session(folder / TEXT, round_activations=False)
         self._tokens = safetensors.numpy.load_file(folder / TOKENS)["tokens"]
-        self._tokenizer = BpeTokenizer.load(folder / TOKENIZER, manifest.positions)
+        self.tokenizer = BpeTokenizer.load(folder / TOKENIZER, manifest.positions)
 
     @property
     def variant(self) -> str:
@@ -79,6 +81,16 @@ class OnnxEncoder:
         """Width W of the text tower."""
         return self.manifest.text_width
 
+    @property
+    def positions(self) -> int:
+        """Tokens that the text tower takes, first and last included."""
+        return self.manifest.positions
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What `preprocess` does, in numbers."""
+        return self.manifest.preprocessing
+
     def describe(self) -> dict[str, str | None]:
         """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
         return {
@@ -100,9 +112,13 @@ class OnnxEncoder:
         found: Floats = self._images.run(None, {"images": pixels})[0]
         return found
 
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Whole texts -> L2-normalised embeddings [n, E]; errors as `texts.encode_texts`."""
+        return encode_texts(self, self.tokenizer, texts)
+
     def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
         """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
-        return tokenize_prompts(self._tokenizer, context, class_names)
+        return tokenize_prompts(self.tokenizer, context, class_names)
 
     def token_embeddings(self, ids: Sequence[int]) -> Floats:
         """Embeddings [M, W] of token ids, without positions."""
@@ -111,7 +127,10 @@ class OnnxEncoder:
 
     def prompts(self, words: str, class_names: Sequence[str]) -> OnnxPrompts:
         """The prompts "{words} {name}."; errors as `tokenize_prompts`."""
-        tokens = self.tokenize(words, class_names)
+        return self.text_encoder(self.tokenize(words, class_names))
+
+    def text_encoder(self, tokens: PromptTokens) -> OnnxPrompts:
+        """The prompts of these tokens."""
         suffixes = [self.token_embeddings(suffix) for suffix in tokens.suffixes]
         return OnnxPrompts(self._text, self.token_embeddings(tokens.context), suffixes)
 

@@ -86,7 +86,7 @@ def _write(
 ) -> Agreement:
     tokenizer = _tokenizer(backbone)
     tokenizer.save(folder / TOKENIZER)
-    preprocessing = _preprocessing(backbone)
+    preprocessing = backbone.preprocessing
     _check_preprocessing(backbone, preprocessing)
     tokens = backbone.tower.token_embedding.cpu().numpy()
     kept = tokens if precision == "fp32" else tokens.astype(np.float16)
@@ -172,17 +172,6 @@ def _tokenizer(backbone: Backbone) -> BpeTokenizer:
     if not np.array_equal(written(_TEXTS), expected):
         raise BackboneError("this model's tokenizer is not CLIP's own and cannot be exported")
     return written
-
-
-def _preprocessing(backbone: Backbone) -> Preprocessing:
-    found = dict(getattr(backbone.model.visual, "preprocess_cfg", {}))
-    return Preprocessing(
-        size=backbone.image_size,
-        mean=tuple(found["mean"]),
-        std=tuple(found["std"]),
-        interpolation=found["interpolation"],
-        resize_mode=found["resize_mode"],
-    )
 
 
 def _check_preprocessing(backbone: Backbone, preprocessing: Preprocessing) -> None:

@@ -48,11 +48,13 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """An image -> pixels [3, size, size]."""
-        pixels = np.asarray(self._crop(image.convert("RGB")), np.float32) / np.float32(255)
+        pixels = np.asarray(self.crop(image), np.float32) / np.float32(255)
         normal = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(normal.transpose(2, 0, 1))
 
-    def _crop(self, image: Image.Image) -> Image.Image:
+    def crop(self, image: Image.Image) -> Image.Image:
+        """An image -> RGB of `size` x `size`."""
+        image = image.convert("RGB")
         size, resample = self.size, _FILTERS[self.interpolation]
         if self.resize_mode == "squash":
             return image.resize((size, size), resample)

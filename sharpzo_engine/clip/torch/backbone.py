@@ -22,6 +22,8 @@ from torch.nn import functional
 from sharpzo_engine import tiny
 from sharpzo_engine.clip.encoder import Floats, TextPrecision
 from sharpzo_engine.clip.level import Level
+from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
+from sharpzo_engine.clip.texts import encode_texts
 from sharpzo_engine.clip.tokens import PromptTokens, tokenize_prompts
 from sharpzo_engine.clip.torch.arrays import to_tensor
 from sharpzo_engine.clip.torch.cross_entropy import TorchCrossEntropy
@@ -99,6 +101,30 @@ class Backbone:
         """Width W of the text tower."""
         return self.tower.width
 
+    @property
+    def positions(self) -> int:
+        """Tokens that the text tower takes, first and last included."""
+        return len(self.tower.positional_embedding)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What `preprocess` does, in numbers.
+
+        Raises:
+            BackboneError: the model does not say, or it is not supported.
+        """
+        found = dict(getattr(self.model.visual, "preprocess_cfg", {}))
+        try:
+            return Preprocessing(
+                size=self.image_size,
+                mean=tuple(found["mean"]),
+                std=tuple(found["std"]),
+                interpolation=found["interpolation"],
+                resize_mode=found["resize_mode"],
+            )
+        except KeyError as error:
+            raise BackboneError(f"{self.name} does not describe its preprocessing") from error
+
     def describe(self) -> dict[str, str | None]:
         """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
         return {
@@ -137,11 +163,16 @@ class Backbone:
         self.precision = dtype
         self.model.visual.to(_DTYPES[dtype])
 
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Whole texts -> L2-normalised embeddings [n, E]; errors as `texts.encode_texts`."""
+        return encode_texts(self, self.ids, texts)
+
     def tokenize(self, context: str, class_names: Sequence[str]) -> PromptTokens:
         """Token ids of "{context} {name}." for every class; errors as `tokenize_prompts`."""
-        return tokenize_prompts(self._ids, context, class_names)
+        return tokenize_prompts(self.ids, context, class_names)
 
-    def _ids(self, texts: Sequence[str]) -> NDArray[np.int64]:
+    def ids(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Texts -> token ids [n, positions], zero-padded."""
         ids: NDArray[np.int64] = self.tokenizer(texts).numpy()
         return ids
 

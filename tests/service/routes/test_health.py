@@ -189,6 +189,21 @@ def test_backbones(client: TestClient) -> None:
     }
 
 
+def test_a_remote_backbone_says_what_it_gives(make_client: MakeClient, settings: Settings) -> None:
+    listed = "tiny,far=remote:http://127.0.0.1:1/x,texts=openai-embeddings:http://127.0.0.1:1/v1#m"
+    client = make_client(Settings(data_dir=settings.data_dir, device="cpu", backbones=listed))
+    found = {item["name"]: item for item in client.get("/v1/backbones").json()["data"]}
+    kinds = {name: (item["runtime"], item["level"]) for name, item in found.items()}
+    assert kinds["far"] == ("remote", "contexts")
+    assert kinds["texts"] == ("remote", "texts")
+    assert found["far"]["precision"] is None
+    body = {"dataset_id": ready_dataset(client)["id"], "backbone": "texts", "config": {"shots": 1}}
+    problem = assert_problem(client.post("/v1/jobs", json=body), 409, "level_missing")
+    assert "texts gives texts" in problem["detail"]
+    body["backbone"] = "remote:http://127.0.0.1:1/x"
+    assert_problem(client.post("/v1/jobs", json=body), 422, "validation_error")
+
+
 def test_an_exported_backbone_says_what_it_is(
     make_client: MakeClient, settings: Settings, tmp_path: Path
 ) -> None:
