@@ -21,6 +21,7 @@ from benchmarks import (
     gpu,
     ingestion,
     memory,
+    remote,
     serving,
     sizing,
     time_to_accuracy,
@@ -103,6 +104,13 @@ def test_encoders_without_derivatives_are_tuned_on(setting: Setting, tmp_path: P
     (table,) = encoders.tables(rows, encoders.images_per_second(named), "small")
     assert [line[0] for line in table.rows] == list(named)
     assert table.rows[0][-1] == "1.0"
+
+
+def test_a_server_with_the_weights_is_compared_with_none(setting: Setting) -> None:
+    table = remote.measure(replace(setting, backbone_spec="tiny"), turns=1)
+    assert [line[0] for line in table.rows] == [remote.LOCAL, remote.REMOTE]
+    assert table.rows[0][2] == "1.00"
+    assert "the same to the bit" in table.note
 
 
 def test_a_device_is_compared_with_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:

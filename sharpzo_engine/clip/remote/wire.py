@@ -36,7 +36,7 @@ class Limits(BaseModel):
     images: Positive = 64
     texts: Positive = 256
     """also class names that are tokenised"""
-    rows: Positive = 2**17
+    rows: Positive = 2**15
     """context vectors x classes x token ids of the longest class"""
     floats: Positive = 2**24
     """of an answer: 64 MiB in float32"""
