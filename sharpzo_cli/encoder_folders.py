@@ -112,7 +112,8 @@ def load_photos(folder: Path | None) -> Photos | None:
     """
     if folder is None:
         return None
-    from sharpzo_engine.clip.onnx.export import COMMON_THINGS, Photos
+    from sharpzo_engine.clip.agreement import COMMON_THINGS
+    from sharpzo_engine.clip.onnx.export import Photos
 
     if not folder.is_dir():
         raise UsageProblem(f"{folder} is not a folder", "give a folder of photos")

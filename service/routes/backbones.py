@@ -36,14 +36,20 @@ async def list_backbones(services: ServicesDep) -> Page[BackbonePublic]:
         names.append("MODEL:TAG")
     specs = [settings.backbone_specs.get(name, BackboneSpec(name, name)) for name in names]
     data = await run_in_threadpool(
-        lambda: [_describe(spec, settings, loaded=spec.name in loaded) for spec in specs]
+        lambda: [
+            _describe(
+                spec, settings, services.inference.agreement(spec.name), loaded=spec.name in loaded
+            )
+            for spec in specs
+        ]
     )
     return Page(data=data, has_more=False, next=None)
 
 
-def _describe(spec: BackboneSpec, settings: Settings, *, loaded: bool) -> BackbonePublic:
-    precision: str | None = settings.inference_dtype
-    agreement = None
+def _describe(
+    spec: BackboneSpec, settings: Settings, agreement: float | None, *, loaded: bool
+) -> BackbonePublic:
+    precision: str | None = settings.inference_precision
     if spec.folder is not None:
         try:
             manifest = Manifest.read(spec.folder)

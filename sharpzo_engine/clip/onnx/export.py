@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sharpzo_engine.clip.agreement import COMMON_THINGS
 from sharpzo_engine.clip.backbone import Backbone
 from sharpzo_engine.clip.encoder import Encoder
 from sharpzo_engine.clip.level import Level
@@ -43,12 +44,6 @@ MIN_AGREEMENT = 0.98
 BATCH = 16
 #: Largest difference of a pixel, in units of the model's own scale.
 PIXEL_TOLERANCE = 1e-3
-#: Compared by zero-shot where the photos have no classes.
-COMMON_THINGS = (
-    "person", "dog", "cat", "bird", "horse", "cow", "car", "bicycle", "bus", "train", "boat",
-    "airplane", "tree", "flower", "house", "street", "mountain", "beach", "food", "fruit", "cup",
-    "bottle", "chair", "table", "bed", "computer", "phone", "book", "clock", "shoe",
-)  # fmt: skip
 _TEXTS = (
     "a photo of a cat.", "Crème brûlée, 12 €", "it's a T-shirt &amp; jeans", "日本語", "x " * 100,
 )  # fmt: skip

@@ -529,11 +529,11 @@ def test_stages_and_residency_are_measured(client: TestClient, backbone: Backbon
     assert metric(client, "sharpzo_prompt_lookups_total", found="yes") == 2
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_smaller_precision_answers_nearly_the_same(
-    make_client: MakeClient, settings: Settings, backbone: Backbone, dtype: str
+    make_client: MakeClient, settings: Settings, backbone: Backbone, precision: str
 ) -> None:
-    client = make_client(settings.model_copy(update={"inference_dtype": dtype}))
+    client = make_client(settings.model_copy(update={"inference_precision": precision}))
     import_(client, artifact_of(backbone))
     images = [png(color) for color in COLORS.values()]
     answer = client.post(URL, files=files(*images)).json()
@@ -541,6 +541,9 @@ def test_a_smaller_precision_answers_nearly_the_same(
     for result, predictions in zip(answer["results"], exact, strict=True):
         assert result["predictions"][0]["label"] == predictions[0].label
         assert scores(result) == pytest.approx({p.label: p.score for p in predictions}, abs=0.3)
+    (shown,) = [item for item in client.get("/v1/backbones").json()["data"] if item["loaded"]]
+    assert shown["precision"] == precision
+    assert 0.8 < shown["agreement"] <= 1
 
 
 def test_large_pictures_are_decoded_one_at_a_time_and_others_meanwhile(
