@@ -57,12 +57,12 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         dependencies=[Depends(authorize)],
     )
     for module in (
+        classify,  # first, because routes are tried in order and this one is asked most
         datasets,
         jobs,
         prompts,
         aliases,
         exports,
-        classify,
         prompt_jobs,
         backbones,
         keys,

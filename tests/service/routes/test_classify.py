@@ -515,6 +515,34 @@ def test_counters_of_prompts_are_bounded(
     assert metric(client, name, outcome="error") == 4
 
 
+def test_without_options_a_request_gets_what_their_defaults_give(
+    client: TestClient, backbone: Backbone
+) -> None:
+    import_(client, artifact_of(backbone))
+    forms = {URL: {}, "/v1/classify": {"prompts": "colors"}}
+    for url, data in forms.items():
+        plain = client.post(url, files=files(png()), data=data)
+        given = client.post(
+            f"{url}?top_k=5&calibrated=false&zero_shot=false", files=files(png()), data=data
+        )
+        timed = client.post(url, files=files(png()), data=data, headers={"X-Timeout-Ms": "60000"})
+        assert plain.json() == given.json() == timed.json()
+        assert plain.headers["content-type"] == given.headers["content-type"]
+
+
+def test_a_prompt_that_another_process_deletes_is_gone_at_once(
+    make_client: MakeClient, settings: Settings, backbone: Backbone
+) -> None:
+    client, other = make_client(settings), make_client(settings)
+    import_(client, artifact_of(backbone))
+    for _ in range(3):
+        assert client.post(URL, files=files(png())).status_code == 200
+    assert other.delete("/v1/prompts/colors").status_code == 204
+    assert_problem(client.post(URL, files=files(png())), 404, "not_found")
+    import_(other, artifact_of(backbone))
+    assert client.post(URL, files=files(png())).json()["version"] == 2
+
+
 def test_stages_and_residency_are_measured(client: TestClient, backbone: Backbone) -> None:
     import_(client, artifact_of(backbone))
     for _ in range(3):
