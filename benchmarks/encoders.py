@@ -25,7 +25,7 @@ from benchmarks.support.output import RESULTS, Row, Table
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
 from sharpzo_engine import Encoder, tune
-from sharpzo_engine.clip.onnx.agreement import Photos
+from sharpzo_engine.clip.agreement import Photos
 from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
 from sharpzo_engine.clip.onnx.export import export_encoder
 from sharpzo_engine.clip.onnx.manifest import MANIFEST, TEXT, Manifest, Precision, hash_files

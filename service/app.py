@@ -59,12 +59,12 @@ def create_app(settings: Settings, *, warm_up: bool = False) -> FastAPI:
         dependencies=[Depends(authorize)],
     )
     for module in (
+        classify,  # first, because routes are tried in order and this one is asked most
         datasets,
         jobs,
         prompts,
         aliases,
         exports,
-        classify,
         encoders,
         embeddings,
         prompt_jobs,

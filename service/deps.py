@@ -25,7 +25,8 @@ async def process(request: Request) -> Services:
     return services
 
 
-async def _services(request: Request) -> TenantServices:
+async def tenant_services(request: Request) -> TenantServices:
+    """What this request may use."""
     return TenantServices(
         request.app.state.services,
         caller_of(request.scope),
@@ -35,7 +36,7 @@ async def _services(request: Request) -> TenantServices:
 
 
 ProcessDep = Annotated[Services, Depends(process)]
-ServicesDep = Annotated[TenantServices, Depends(_services)]
+ServicesDep = Annotated[TenantServices, Depends(tenant_services)]
 
 Limit = Annotated[int, Query(ge=1, le=100, description="Number of objects on the page.")]
 After = Annotated[

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from email.message import Message
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -102,6 +103,11 @@ def public_page(found: Listing[T], public: Callable[[T], M]) -> Page[M]:
 
 def media_type(request: Request) -> str:
     """The Content-Type without its parameters, lower-case."""
+    return _media_type(request.headers.get("content-type", "application/octet-stream"))
+
+
+@lru_cache
+def _media_type(content_type: str) -> str:
     header = Message()
-    header["content-type"] = request.headers.get("content-type", "application/octet-stream")
+    header["content-type"] = content_type
     return header.get_content_type()

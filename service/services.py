@@ -4,7 +4,7 @@ import logging
 import socket
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cached_property
@@ -16,14 +16,17 @@ from service.auth.rate_limits import RateLimits
 from service.broker_probe import BrokerProbe
 from service.idempotency import Idempotency
 from service.inference.host import InferenceHost
+from service.inference.prompt_lookup import Found, PromptLookup
 from service.ingest.processor import Ingest
 from service.ingest.uploads import Uploads
 from service.metrics import Metrics
 from sharpzo_core.broker.queue import JobQueue, make_celery
+from sharpzo_core.database.changes import ChangeStamp
 from sharpzo_core.database.engine import make_engine
 from sharpzo_core.logging import job_context
 from sharpzo_core.migrations import migrate
 from sharpzo_core.records.jobs import Job, Origin
+from sharpzo_core.records.prompts import PromptRecord
 from sharpzo_core.settings import Settings
 from sharpzo_core.storage.artifact_store import ArtifactStore
 from sharpzo_core.stores.alias_store import AliasStore
@@ -61,6 +64,8 @@ class Services:
         self.datasets = DatasetStore(self.database, quotas=quotas)
         self.dataset_leases = DatasetLeases(self.database, owner, settings.lease_seconds)
         self.prompts = PromptStore(self.database, quotas=quotas)
+        self.changes = ChangeStamp(self.database)
+        self.prompt_lookup = PromptLookup(self.changes)
         self.aliases = AliasStore(self.database)
         self.keys = KeyStore(self.database)
         self.usage = UsageStore(self.database)
@@ -106,6 +111,7 @@ class Services:
         self.inference.close()
         self.broker.close()
         self.queue.close()
+        self.changes.close()
         self.database.dispose()
 
 
@@ -166,6 +172,14 @@ class TenantServices:
     @cached_property
     def idempotency(self) -> Idempotency:
         return self._process.idempotency.for_tenant(self.caller.tenant, self._note_created)
+
+    async def find_prompt(self, ref: str) -> PromptRecord:
+        """As `prompts.get`, mostly without a query."""
+        return await self._process.prompt_lookup.get(self.prompts, self.caller.tenant, ref)
+
+    async def find_prompts(self, refs: Sequence[str]) -> list[Found]:
+        """The prompts of several refs, or why they cannot be used."""
+        return await self._process.prompt_lookup.get_each(self.prompts, self.caller.tenant, refs)
 
     async def is_still_admitted(self) -> bool:
         return await self._process.key_cache.still_admits(self.caller)

@@ -18,8 +18,8 @@ from sharpzo_engine.data.images import decode_image
 from sharpzo_engine.errors import BackboneError, ImageError, MissingPackage
 
 if TYPE_CHECKING:
+    from sharpzo_engine.clip.agreement import Agreement, Photos
     from sharpzo_engine.clip.encoder import Encoder
-    from sharpzo_engine.clip.onnx.agreement import Agreement, Photos
     from sharpzo_engine.clip.onnx.manifest import Manifest, Precision
 
 #: Photos that are used, evenly spaced: enough for the second digit of an agreement.
@@ -65,7 +65,7 @@ def export_folder(request: ExportRequest, *, as_json: bool) -> None:
 
 def check_folder(folder: Path, photos_in: Path | None, *, as_json: bool) -> None:
     from sharpzo_engine import load_backbone
-    from sharpzo_engine.clip.onnx.agreement import Answers
+    from sharpzo_engine.clip.agreement import Answers
     from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
     from sharpzo_engine.clip.onnx.manifest import Manifest
 
@@ -112,7 +112,7 @@ def load_photos(folder: Path | None) -> Photos | None:
     """
     if folder is None:
         return None
-    from sharpzo_engine.clip.onnx.agreement import COMMON_THINGS, Photos
+    from sharpzo_engine.clip.agreement import COMMON_THINGS, Photos
 
     if not folder.is_dir():
         raise UsageProblem(f"{folder} is not a folder", "give a folder of photos")

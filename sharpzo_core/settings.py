@@ -119,8 +119,9 @@ class Settings(BaseSettings):
     """Images that may wait or be processed at a time; more are refused with 429. One request may
     carry 64."""
 
-    inference_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the image encoder where images are classified; tuning always takes float32."""
+    inference_precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the image encoder where images are classified; tuning always takes float32. For
+    int8, serve an exported encoder."""
 
     decode_threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """Images that are decoded at a time; default: one per core, at most 8."""

@@ -143,6 +143,8 @@ class Auditor:
     ) -> AuditEntry | None:
         if not (status in REJECTED or _may_have_changed(scope, status, replayed=replayed)):
             return None
+        if status not in REJECTED and not changes_state(scope["method"], scope.get("route")):
+            return None
         route = self._route(scope)
         original = None if route is None else route.original_route
         if status not in REJECTED and not changes_state(scope["method"], original):

@@ -30,8 +30,9 @@ class Backbones:
     def __init__(self, settings: Settings) -> None:
         self._specs = settings.backbone_specs
         self._device = settings.device
-        self._dtype = settings.inference_dtype
+        self._precision = settings.inference_precision
         self._loaded: dict[str, Encoder] = {}
+        self._agreements: dict[str, float | None] = {}
 
     @property
     def loaded(self) -> list[str]:
@@ -42,6 +43,10 @@ class Backbones:
         """The loaded backbone of this name, or None; callable from any thread."""
         encoder = self._loaded.get(name)
         return None if encoder is None or _has_changed(encoder) else encoder
+
+    def agreement(self, name: str) -> float | None:
+        """The share of test pictures with the label of float32; None if float32 is served."""
+        return self._agreements.get(name)
 
     def find(self, described: Described) -> Encoder | None:
         """The loaded backbone that a prompt records, or None; callable from any thread.
@@ -64,15 +69,14 @@ class Backbones:
             Unavailable: it cannot be loaded.
         """
         if self.get(spec.name) is None:
-            from sharpzo_engine import Backbone, load_backbone
+            from sharpzo_engine import load_backbone
             from sharpzo_engine.clip.parallel import keep_numpy_on_one_thread
 
             try:
                 backbone = load_backbone(
                     spec.model, spec.pretrained, self._device, alias=spec.name, patience=PATIENCE
                 )
-                if isinstance(backbone, Backbone):
-                    backbone.encode_images_in(self._dtype)
+                self._apply_precision(spec.name, backbone)
             except (BackboneError, MissingPackage) as error:
                 logger.warning(
                     "backbone %s cannot be loaded: %s",
@@ -86,6 +90,18 @@ class Backbones:
             keep_numpy_on_one_thread()
             _exclude_from_gc()
         return self._loaded[spec.name]
+
+    def _apply_precision(self, name: str, backbone: Encoder) -> None:
+        """Models in torch only: an exported encoder has the precision of its export."""
+        from sharpzo_engine import Backbone
+        from sharpzo_engine.clip.agreement import Answers, generated_photos
+
+        if self._precision == "float32" or not isinstance(backbone, Backbone):
+            return
+        photos = generated_photos()
+        original = Answers.of(backbone, photos)
+        backbone.encode_images_in(self._precision)
+        self._agreements[name] = Answers.of(backbone, photos).agreement(original).top1
 
     def for_prompt(self, described: Described) -> Encoder:
         """Get the backbone with the fingerprint that a prompt records.

@@ -108,6 +108,10 @@ class InferenceHost:
     def loaded(self) -> list[str]:
         return self._backbones.loaded
 
+    def agreement(self, backbone: str) -> float | None:
+        """How often its precision gives the label of float32; None if unmeasured."""
+        return self._backbones.agreement(backbone)
+
     @property
     def problem(self) -> str | None:
         """Why nothing can be classified now, or None."""

@@ -41,8 +41,8 @@ async def list_backbones(services: ServicesDep) -> Page[BackbonePublic]:
 
 def _describe(spec: BackboneSpec, services: TenantServices) -> BackbonePublic:
     settings, encoder = services.settings, services.inference.encoders.loaded(spec.name)
-    precision: str | None = settings.inference_dtype
-    agreement = None
+    precision: str | None = settings.inference_precision
+    agreement = services.inference.agreement(spec.name)
     if spec.runtime == "remote":
         precision = None if encoder is None else encoder.precision
     if spec.folder is not None:
@@ -55,7 +55,7 @@ def _describe(spec: BackboneSpec, services: TenantServices) -> BackbonePublic:
         name=spec.name,
         default=spec.name == settings.default_backbone,
         loaded=spec.name in services.inference.loaded,
-        level=spec.level,
+        level=spec.level if encoder is None else encoder.level,
         runtime=spec.runtime,
         precision=precision,
         agreement=agreement,

@@ -6,7 +6,6 @@ import binascii
 import io
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -15,8 +14,8 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from service.auth.authorization import Needs
-from service.deps import ServicesDep
+from service.auth.authorization import Needs, authorize
+from service.deps import ServicesDep, tenant_services
 from service.deps import reject_repeated_parameters as no_repeats
 from service.errors import TooManyFiles
 from service.http.multipart import FormRules, read_form
@@ -35,12 +34,12 @@ from sharpzo_core.schemas.classification import (
     PredictionPublic,
     PromptAnswer,
 )
-from sharpzo_core.stores.prompt_store import PromptStore
 from sharpzo_engine.errors import ImageError
 
 if TYPE_CHECKING:
     from sharpzo_engine import Prediction  # brings torch
 
+TOP_K = 5  # classes per image, by default
 MAX_IMAGES = 64  # in one request
 MAX_CLASSIFY_BYTES = 64 << 20
 MAX_PROMPTS = 32
@@ -59,10 +58,31 @@ _PROMPT_LIST: dict[str, Any] = {
 }
 _BASE64 = {"contentEncoding": "base64", "pattern": "^[A-Za-z0-9+/]*={0,2}$"}
 
+
+class _DirectRoute(StrictRoute):
+    """Skips the framework's parsing where a request gives no options: it costs 0.4 ms."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        parse_and_call = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            if request.scope["query_string"] or "x-timeout-ms" in request.headers:
+                return await parse_and_call(request)
+            await authorize(request)
+            services = await tenant_services(request)
+            question = Question(top_k=TOP_K)
+            answer: Response = await self.endpoint(
+                **request.path_params, request=request, services=services, question=question
+            )
+            return answer
+
+        return handle
+
+
 router = APIRouter(
     prefix="/v1",
     tags=["classification"],
-    route_class=StrictRoute,
+    route_class=_DirectRoute,
     max_body_size=MAX_JSON_BYTES,
     dependencies=[Needs(Scope.INFER), Depends(no_repeats)],
     responses=problems(422, 429, 500, 503, 504),
@@ -109,7 +129,7 @@ class _PromptRefs(_Strict):
 async def _question(
     top_k: Annotated[
         int, Query(ge=1, le=MAX_TOP_K, description="Number of classes to return per image.")
-    ] = 5,
+    ] = TOP_K,
     calibrated: Annotated[
         bool, Query(description="Divide the logits by the temperature fitted on validation images.")
     ] = False,
@@ -143,7 +163,7 @@ async def classify(
 ) -> Response:
     """Classify images. An image that cannot be read gets an error in place of predictions."""
     # The version is resolved once: one published meanwhile does not mix in.
-    prompt = await run_in_threadpool(services.prompts.get, ref)
+    prompt = await services.find_prompt(ref)
     images = await read_images(request)
     size = _count([prompt], images, question)
     classifying = services.inference.classify([prompt], images, question)
@@ -181,7 +201,7 @@ async def classify_with_prompts(
     error in place of results.
     """
     refs, images = await _read_prompts_and_images(request)
-    found = await run_in_threadpool(_get_each, services.prompts, refs)
+    found = await services.find_prompts(refs)
     size = _count((p for p in found if isinstance(p, PromptRecord)), images, question)
     usable = list({p.id: p for p in found if isinstance(p, PromptRecord)}.values())
     classifying = services.inference.classify(usable, images, question)
@@ -221,19 +241,24 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientDisconnect: the client did.
     """
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_disconnected(request))
+    working = asyncio.current_task()
+    assert working is not None  # noqa: S101 - coroutines run in tasks
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        await _disconnected(request)
+        gone = working.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone and not working.uncancel():  # nobody else has cancelled it
+            raise ClientDisconnect from None
+        raise
     finally:
         watching.cancel()
-        if not working.done():
-            working.cancel()
-            with suppress(asyncio.CancelledError):
-                await working
 
 
 async def _disconnected(request: Request) -> None:
@@ -282,16 +307,6 @@ def _from_base64(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return b""
-
-
-def _get_each(prompts: PromptStore, refs: Sequence[str]) -> list[PromptRecord | CoreError]:
-    found: list[PromptRecord | CoreError] = []
-    for ref in refs:
-        try:
-            found.append(prompts.get(ref))
-        except CoreError as error:
-            found.append(error)
-    return found
 
 
 def _answer(ref: str, prompt: PromptRecord, outcomes: list[Outcome] | CoreError) -> PromptAnswer:

@@ -20,7 +20,8 @@ class BackbonePublic(PublicModel):
     precision: str | None
     """of the image encoder; null if its folder cannot be read, or it is remote and not loaded"""
     agreement: float | None
-    """share of photos with the original's label, measured at export; null if unmeasured"""
+    """share of pictures with the original's label: of photos at export, of generated pictures when
+    a model in torch is loaded in another precision than float32; null if unmeasured"""
 
 
 class PromptBackbone(PublicModel):

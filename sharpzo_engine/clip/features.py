@@ -26,6 +26,8 @@ from sharpzo_engine.errors import DatasetError, ImageError
 from sharpzo_engine.randomness import Purpose, generator
 
 BATCH_SIZE = 32  # images per forward of the image tower
+#: The calls for fewer pixels take longer than the products: more threads would only cost more.
+MIN_PART_PIXELS = 2**14
 
 Item = TypeVar("Item")
 OnProgress = Callable[[int, int], None]  #: (images done, images in all)
@@ -90,15 +92,18 @@ def extract_features(
 def encode_batch(pixels: Sequence[Floats], backbone: Encoder) -> Floats:
     """Preprocessed images, each [3, H, W], -> L2-normalised embeddings [B, E].
 
-    On a CPU, the batch is split into one part per thread.
+    On a CPU, the batch is split into one part per thread, unless they would be very small.
     """
 
     def embed(part: slice) -> Floats:
         return backbone.encode_images(np.stack(pixels[part]))
 
-    if len(pixels) == 1:  # a single image uses all threads through the runtime's own parallelism
+    size = len(pixels) * backbone.image_size**2
+    if len(pixels) == 1 and size >= MIN_PART_PIXELS:  # the runtime itself uses all threads
         return embed(slice(1))
     parts = even_slices(len(pixels), len(pixels), backbone.on_cpu)
+    if size < len(parts) * MIN_PART_PIXELS:
+        parts = [slice(len(pixels))]
     return np.concatenate(list(map_chunks(embed, parts, backbone.on_cpu)))
 
 

@@ -88,7 +88,7 @@ def test_an_export_that_disagrees_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from sharpzo_engine.clip.onnx.agreement import Agreement, Answers
+    from sharpzo_engine.clip.agreement import Agreement, Answers
 
     agreed = Agreement(photos=3, top1=1 / 3, image_cosine=0.5, text_cosine=0.5)
     monkeypatch.setattr(Answers, "agreement", lambda *_: agreed)

@@ -36,7 +36,7 @@ TORCH_FREE = (
     "sharpzo_engine.clip.encoder",
     "sharpzo_engine.clip.features",
     "sharpzo_engine.clip.loading",
-    "sharpzo_engine.clip.onnx.agreement",
+    "sharpzo_engine.clip.agreement",
     "sharpzo_engine.clip.onnx.encoder",
     "sharpzo_engine.clip.parallel",
     "sharpzo_engine.heads.fitting",

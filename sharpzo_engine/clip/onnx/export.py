@@ -15,8 +15,8 @@ import open_clip
 import safetensors.numpy
 from PIL import Image
 
+from sharpzo_engine.clip.agreement import Agreement, Answers, Photos, batches, pixels
 from sharpzo_engine.clip.level import Level
-from sharpzo_engine.clip.onnx.agreement import Agreement, Answers, Photos, batches, pixels
 from sharpzo_engine.clip.onnx.bpe import BpeTokenizer
 from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
 from sharpzo_engine.clip.onnx.graphs import write_image_graph, write_text_graph

@@ -34,8 +34,8 @@ class Norm:
 class Block:
     """One transformer block, with constant factors folded into its maps.
 
-    Folded: LayerScale into the output projections, and QuickGELU's constant around the activation,
-    which then is SiLU: x s(ax) = silu(ax) / a.
+    Folded: LayerScale into the output projections, and, if `folded`, QuickGELU's constant around
+    the activation, which then is SiLU: x s(ax) = silu(ax) / a.
     """
 
     norm_1: Norm
@@ -46,6 +46,7 @@ class Block:
     fc: Linear  # W -> 4W
     proj: Linear  # 4W -> W
     quick: bool
+    folded: bool = True
 
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """LayerNorm and projections: [..., W] -> queries [..., W], keys and values [..., 2W]."""
@@ -62,7 +63,11 @@ class Block:
         """The MLP's activation; both in the layout of `proj`."""
         if not self.quick:
             return functional.gelu(hidden)
-        return self.proj.enter(functional.silu(leave(hidden)))  # oneDNN's layout has no SiLU
+        hidden = leave(hidden)  # oneDNN's layout has no SiLU
+        if self.folded:
+            return self.proj.enter(functional.silu(hidden))
+        hidden = functional.silu(hidden.mul_(_QUICK_GELU), inplace=True)
+        return self.proj.enter(hidden.mul_(1 / _QUICK_GELU))
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def read_tower(text: OpenClipModule, dtype: torch.dtype = torch.float32) -> Towe
         )
     blocks = text.transformer.resblocks
     return TowerWeights(
-        blocks=tuple(_read_block(block, dtype) for block in blocks),
+        blocks=tuple(read_block(block, dtype) for block in blocks),
         heads=int(blocks[0].attn.num_heads),
         final_norm=_norm(text.ln_final, dtype),
         projection=_read_projection(text.text_projection, dtype),
@@ -135,10 +140,11 @@ def _unsupported(text: OpenClipModule) -> str | None:
         return f"is read out at {pool!r}, not at EOT"
     if text.text_projection is None:
         return "has no projection into the joint space"
-    return next(filter(None, map(_unsupported_block, text.transformer.resblocks)), None)
+    return next(filter(None, map(unsupported_block, text.transformer.resblocks)), None)
 
 
-def _unsupported_block(block: OpenClipModule) -> str | None:
+def unsupported_block(block: OpenClipModule) -> str | None:
+    """Why `read_block` cannot read a block, as the end of a sentence; None if it can."""
     attention = block.attn
     extras = [getattr(attention, n, None) for n in ("ln_q", "ln_k", "ln_inner")]
     extras += [getattr(block, "ln_attn", None), getattr(block.mlp, "ln", None)]
@@ -174,13 +180,14 @@ def _read_projection(projection: OpenClipModule, dtype: torch.dtype) -> Linear:
     return Linear(projection.detach().t().to(dtype).contiguous())
 
 
-def _read_block(block: OpenClipModule, dtype: torch.dtype) -> Block:
+def read_block(block: OpenClipModule, dtype: torch.dtype, *, fold_activation: bool = True) -> Block:
+    """Read one block; folding QuickGELU's constant copies the MLP's weights."""
     attention, mlp = block.attn, block.mlp
     weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
     width = weight.shape[1]
     quick = _is_quick(mlp.gelu)
-    gain = _QUICK_GELU if quick else None
-    inverse_gain = 1 / _QUICK_GELU if quick else None
+    gain = _QUICK_GELU if quick and fold_activation else None
+    inverse_gain = 1 / gain if gain else None
 
     def linear(weight: Tensor, bias: Tensor) -> Linear:
         return Linear(weight.to(dtype), bias.to(dtype))
@@ -194,6 +201,7 @@ def _read_block(block: OpenClipModule, dtype: torch.dtype) -> Block:
         fc=linear(*_scaled(mlp.c_fc, weight_gain=gain, bias_gain=gain)),
         proj=linear(*_scaled(mlp.c_proj, _layer_scale(block.ls_2), weight_gain=inverse_gain)),
         quick=quick,
+        folded=fold_activation,
     )
 
 

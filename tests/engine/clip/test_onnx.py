@@ -19,7 +19,7 @@ from sharpzo_engine import (
     load_dataset,
     tune,
 )
-from sharpzo_engine.clip.onnx.agreement import Answers, Photos
+from sharpzo_engine.clip.agreement import Answers, Photos
 from sharpzo_engine.clip.onnx.bpe import BpeTokenizer
 from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
 from sharpzo_engine.clip.onnx.export import Disagreement, export_encoder

@@ -518,6 +518,34 @@ def test_counters_of_prompts_are_bounded(
     assert metric(client, name, outcome="error") == 4
 
 
+def test_without_options_a_request_gets_what_their_defaults_give(
+    client: TestClient, backbone: Backbone
+) -> None:
+    import_(client, artifact_of(backbone))
+    forms = {URL: {}, "/v1/classify": {"prompts": "colors"}}
+    for url, data in forms.items():
+        plain = client.post(url, files=files(png()), data=data)
+        given = client.post(
+            f"{url}?top_k=5&calibrated=false&zero_shot=false", files=files(png()), data=data
+        )
+        timed = client.post(url, files=files(png()), data=data, headers={"X-Timeout-Ms": "60000"})
+        assert plain.json() == given.json() == timed.json()
+        assert plain.headers["content-type"] == given.headers["content-type"]
+
+
+def test_a_prompt_that_another_process_deletes_is_gone_at_once(
+    make_client: MakeClient, settings: Settings, backbone: Backbone
+) -> None:
+    client, other = make_client(settings), make_client(settings)
+    import_(client, artifact_of(backbone))
+    for _ in range(3):
+        assert client.post(URL, files=files(png())).status_code == 200
+    assert other.delete("/v1/prompts/colors").status_code == 204
+    assert_problem(client.post(URL, files=files(png())), 404, "not_found")
+    import_(other, artifact_of(backbone))
+    assert client.post(URL, files=files(png())).json()["version"] == 2
+
+
 def test_stages_and_residency_are_measured(client: TestClient, backbone: Backbone) -> None:
     import_(client, artifact_of(backbone))
     for _ in range(3):
@@ -532,11 +560,11 @@ def test_stages_and_residency_are_measured(client: TestClient, backbone: Backbon
     assert metric(client, "sharpzo_prompt_lookups_total", found="yes") == 2
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_smaller_precision_answers_nearly_the_same(
-    make_client: MakeClient, settings: Settings, backbone: Backbone, dtype: str
+    make_client: MakeClient, settings: Settings, backbone: Backbone, precision: str
 ) -> None:
-    client = make_client(settings.model_copy(update={"inference_dtype": dtype}))
+    client = make_client(settings.model_copy(update={"inference_precision": precision}))
     import_(client, artifact_of(backbone))
     images = [png(color) for color in COLORS.values()]
     answer = client.post(URL, files=files(*images)).json()
@@ -544,6 +572,9 @@ def test_a_smaller_precision_answers_nearly_the_same(
     for result, predictions in zip(answer["results"], exact, strict=True):
         assert result["predictions"][0]["label"] == predictions[0].label
         assert scores(result) == pytest.approx({p.label: p.score for p in predictions}, abs=0.3)
+    (shown,) = [item for item in client.get("/v1/backbones").json()["data"] if item["loaded"]]
+    assert shown["precision"] == precision
+    assert 0.8 < shown["agreement"] <= 1
 
 
 def test_large_pictures_are_decoded_one_at_a_time_and_others_meanwhile(

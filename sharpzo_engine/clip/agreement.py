@@ -13,6 +13,7 @@ from PIL import Image
 from sharpzo_engine.clip.encoder import Encoder, Floats
 
 BATCH = 16
+GENERATED = 64  # pictures, where no photos are at hand
 #: Compared by zero-shot where the photos have no classes.
 COMMON_THINGS = (
     "person", "dog", "cat", "bird", "horse", "cow", "car", "bicycle", "bus", "train", "boat",
@@ -92,3 +93,20 @@ def _class_embeddings(encoder: Encoder, names: Sequence[str]) -> Floats:
     prompts = encoder.prompts("a photo of a", names)
     found: Floats = prompts.encode(prompts.initial_context[None])[0]
     return found
+
+
+def generated_photos(count: int = GENERATED, side: int = 256) -> Photos:
+    """Pictures with coarse and fine detail, the same ones each time.
+
+    Their labels are closer calls than those of photos, so that photos agree more often.
+    """
+    rng = np.random.default_rng(0)
+    return Photos([_picture(rng, side) for _ in range(count)])
+
+
+def _picture(rng: np.random.Generator, side: int) -> Image.Image:
+    cells = int(rng.integers(2, 17))
+    coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.int64)
+    grain = rng.integers(-20, 21, smooth.shape)
+    return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
