@@ -1,22 +1,28 @@
 """Serving against the bare encoder, on the same machine in the same minutes.
 
     python -m benchmarks.serving [--full] [--backbones vit tiny] [--json FILE]
+        [--against REVISION] [--photos FOLDER --photo-backbone SPEC]
 
 A service of its own, a process that puts load on it (`benchmarks.support.load`) and one that only
 decodes and encodes (`benchmarks.support.plain_encoder`, with its best batch size) take turns; a
 ratio is the median of the ratios of all rounds. `vit` is a ViT-B/32 of full size with random
 weights, for speed does not depend on their values; pictures are JPEG files of 256 x 256 pixels.
+`--against` also runs the service of another revision, in turns with this one. Labels of both
+precisions are compared on digits with `tiny`, and on the photos if they are given.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import subprocess
 import sys
+import tarfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -210,7 +216,18 @@ def prepare(model: Path, pictures: Path, count: int) -> tuple[Prompts, NDArray[n
     return Prompts(rows, scale, backbone.describe(), backbone.text_width), embeddings
 
 
-def measure(name: str, budget: Budget) -> list[Row]:
+@contextmanager
+def files_of(revision: str) -> Iterator[Path]:
+    """A folder with the files of another revision."""
+    command = ["git", "archive", revision]
+    archive = subprocess.run(command, check=True, capture_output=True).stdout
+    with TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
+            packed.extractall(folder, filter="data")
+        yield Path(folder)
+
+
+def measure(name: str, budget: Budget, against: str | None = None) -> list[Row]:
     """All figures of one backbone."""
     with TemporaryDirectory() as folder, ExitStack() as stack:
         pictures = Path(folder)
@@ -224,9 +241,14 @@ def measure(name: str, budget: Budget) -> list[Row]:
         for index, ref in enumerate(refs):
             service.client.prompts.upload(prompts.artifact(index), name=ref)
         seconds = budget.seconds[name]
+        rounded = stack.enter_context(serving(model, pictures, INFERENCE_PRECISION="bfloat16"))
+        rounded.client.prompts.upload(prompts.artifact(0), name=refs[0])
+        extract = feature_extraction(model, pictures)
         measured = {
             "cold": lambda: measure_cold(service, refs[: budget.cold + 1]),
-            "throughput": lambda: measure_throughput(plain, service, refs, budget.rounds, seconds),
+            "throughput": lambda: measure_throughput(
+                plain, service, rounded, extract, refs, budget.rounds, seconds
+            ),
             "latency": lambda: measure_latency(plain, service, refs[:1], budget.rounds, seconds),
             "load": lambda: measure_load(service, refs, seconds),
             "mixed": lambda: measure_mixed(service, prompts, embeddings, budget.mixed[name]),
@@ -238,8 +260,33 @@ def measure(name: str, budget: Budget) -> list[Row]:
         ]
         with serving(model, pictures, INFERENCE_BATCH="1") as single:
             single.client.prompts.upload(prompts.artifact(0), name=refs[0])
-            found = measure_batching(service, single, refs[:1], budget.rounds, seconds)
-        return [*rows, {"backbone": name, "figure": "batching", **found}]
+            found = compare_services(service, single, refs[:1], budget.rounds, seconds)
+        rows.append({"backbone": name, "figure": "batching", **found})
+        if against is not None:
+            with files_of(against) as tree:
+                with chdir(tree):  # `-m` takes modules from here
+                    other = stack.enter_context(serving(model, pictures))
+                other.client.prompts.upload(prompts.artifact(0), name=refs[0])
+                found = compare_services(service, other, refs[:1], budget.rounds, seconds)
+            rows.append({"backbone": name, "figure": "against", "revision": against, **found})
+        return rows
+
+
+def feature_extraction(model: Path, pictures: Path) -> Callable[[], float]:
+    """A function that embeds all pictures as a tuning job does, and gives images per second."""
+    from sharpzo_engine import extract_features, load_backbone
+    from sharpzo_engine.data.dataset import Example
+
+    backbone = load_backbone(f"local-dir:{model}", device="cpu")
+    examples = [Example(file, 0) for file in sorted(pictures.glob("*.jpg"))]
+
+    def extract() -> float:
+        started = time.perf_counter()
+        extract_features(examples, backbone)
+        return len(examples) / (time.perf_counter() - started)
+
+    extract()
+    return extract
 
 
 def measure_cold(service: Service, refs: list[str]) -> Iterator[Row]:
@@ -259,17 +306,26 @@ def plain_rate(plain: Process, batch: int, seconds: float) -> tuple[float, float
 
 
 def measure_throughput(
-    plain: Process, service: Service, refs: list[str], rounds: int, seconds: float
+    plain: Process,
+    service: Service,
+    rounded: Service,
+    extract: Callable[[], float],
+    refs: list[str],
+    rounds: int,
+    seconds: float,
 ) -> Iterator[Row]:
-    """Many clients: one prompt, and a thousand, against the plain process."""
+    """Many clients: one prompt, a thousand, bfloat16; and features of files, all in turns."""
     best = max(BATCHES, key=lambda batch: plain_rate(plain, batch, seconds / 3)[0])
     make_resident(service, refs)
+    make_resident(rounded, refs[:1])
     for index in range(rounds):
         found: dict[str, Any] = {}
         turns: list[tuple[str, Callable[[], Any]]] = [
             ("plain", lambda: plain_rate(plain, best, seconds)[0]),
             ("one", lambda: closed_loop(service, refs[:1], seconds)),
             ("many", lambda: closed_loop(service, refs, seconds)),
+            ("bfloat16", lambda: closed_loop(rounded, refs[:1], seconds)),
+            ("features", extract),
         ]
         for what, turn in turns if index % 2 else reversed(turns):
             found[what] = turn()
@@ -278,6 +334,8 @@ def measure_throughput(
             "plain": found["plain"],
             "one": found["one"]["rate"],
             "many": found["many"]["rate"],
+            "bfloat16": found["bfloat16"]["rate"],
+            "features": found["features"],
             "livez_p99_ms": 1e3 * found["one"]["livez_p99"],
         }
 
@@ -360,30 +418,94 @@ def is_right(answer: Row, prompts: Prompts, embeddings: NDArray[np.float32]) -> 
     )
 
 
-def measure_batching(
-    service: Service, single: Service, refs: list[str], rounds: int, seconds: float
+def compare_services(
+    service: Service, other: Service, refs: list[str], rounds: int, seconds: float
 ) -> Row:
-    """Batches against one image at a time."""
-    for turn in (service, single):
+    """Images per second of both, in turns, and the median of their ratios."""
+    for turn in (service, other):
         turn.put(Task(refs, requests=5))
-    ratios = []
+    own: list[float] = []
+    its: list[float] = []
     for index in range(rounds):
-        turns = [service, single] if index % 2 else [single, service]
-        rates = {id(turn): closed_loop(turn, refs, seconds)["rate"] for turn in turns}
-        ratios.append(rates[id(service)] / rates[id(single)])
-    return {"ratio": median(ratios)}
+        turns = [(service, own), (other, its)]
+        for turn, rates in turns if index % 2 else reversed(turns):
+            rates.append(closed_loop(turn, refs, seconds)["rate"])
+    ratio = median(one / two for one, two in zip(own, its, strict=True))
+    return {"ratio": ratio, "rate": median(own), "other_rate": median(its)}
+
+
+def measure_agreement(spec: str, folder: Path) -> Row:
+    """The share of images with the same zero-shot label in bfloat16, and the smallest cosine."""
+    import torch
+    from sharpzo_engine.clip.backbone import ImagePrecision
+
+    from sharpzo_engine import Backbone, load_backbone, load_dataset
+    from sharpzo_engine.clip.features import extract_features
+
+    dataset = load_dataset(folder)
+    examples = [*dataset.train, *(dataset.val or ()), *dataset.test]
+    found = []
+    precisions: tuple[ImagePrecision, ...] = ("float32", "bfloat16")
+    for precision in precisions:
+        backbone = load_backbone(spec, device="cpu")
+        assert isinstance(backbone, Backbone)
+        tokens = backbone.tokenize("a photo of a", dataset.class_names)
+        context = torch.as_tensor(backbone.token_embeddings(tokens.context))
+        classes = torch.as_tensor(backbone.text_encoder(tokens).encode(context[None]))[0]
+        backbone.encode_images_in(precision)
+        images = torch.as_tensor(extract_features(examples, backbone).images)
+        found.append((images, (images @ classes.T).argmax(-1)))
+    (exact, label), (rounded, its) = found
+    return {
+        "figure": "agreement",
+        "backbone": spec,
+        "dataset": folder.name,
+        "images": len(examples),
+        "share": float((label == its).float().mean()),
+        "cosine": float((exact * rounded).sum(-1).min()),
+    }
+
+
+def agreements(photos: Path | None, photo_backbone: str) -> list[Row]:
+    """Of `tiny` on digits, and of another backbone on photos."""
+    from sharpzo_cli.demo.digits import write_digits
+
+    with TemporaryDirectory() as folder:
+        write_digits(Path(folder) / "digits")
+        rows = [measure_agreement(TINY, Path(folder) / "digits" / "dataset")]
+    if photos is not None:
+        rows.append(measure_agreement(photo_backbone, photos))
+    return rows
+
+
+def agreement_table(rows: Sequence[Row]) -> Table:
+    """Labels in bfloat16 against float32."""
+    found = [
+        Comparison(
+            f"{row['dataset']} with {Path(row['backbone']).name}, {row['images']} images",
+            row["share"],
+            0.995,
+            form="{:.2%}",
+        )
+        for row in rows
+        if row["figure"] == "agreement"
+    ]
+    return comparison_table("Equal zero-shot labels in bfloat16", found)
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """The figures beside their targets, and what clients see under several loads."""
-    names = list(dict.fromkeys(row["backbone"] for row in rows))
+    names = list(dict.fromkeys(row["backbone"] for row in rows if row["figure"] == "load"))
     return [
-        table
-        for name in names
-        for table in (
-            comparison_table(f"Serving {TITLES[name]}", compare(name, rows)),
-            load_table(name, rows),
-        )
+        *([agreement_table(rows)] if any(row["figure"] == "agreement" for row in rows) else []),
+        *(
+            table
+            for name in names
+            for table in (
+                comparison_table(f"Serving {TITLES[name]}", compare(name, rows)),
+                load_table(name, rows),
+            )
+        ),
     ]
 
 
@@ -411,7 +533,19 @@ def compare(name: str, rows: Sequence[Row]) -> list[Comparison]:
         Comparison(
             f"images per second, {CONCURRENCY} clients : plain process, batches of {batch}",
             ratio("one", "plain"),
-            aim(0.9),
+            aim(2.5),
+            form="{:.2f}",
+        ),
+        Comparison(
+            f"the same in bfloat16 : plain process in float32, batches of {batch}",
+            ratio("bfloat16", "plain"),
+            aim(4),
+            form="{:.2f}",
+        ),
+        Comparison(
+            f"features of files : plain process, batches of {batch}",
+            ratio("features", "plain"),
+            aim(2.5),
             form="{:.2f}",
         ),
         Comparison(
@@ -442,6 +576,15 @@ def compare(name: str, rows: Sequence[Row]) -> list[Comparison]:
             form="{:.2f}",
         ),
     ]
+    found += [
+        Comparison(
+            f"images per second : the same at {row['revision']} ({row['other_rate']:.0f})",
+            row["ratio"],
+            None if vit else 350 / 225,
+            form="{:.2f}",
+        )
+        for row in by_figure.get("against", [])
+    ]
     for row in by_figure.get("mixed", []):
         what = f"of {row['requests']} mixed requests, 5 % broken images"
         found += [
@@ -464,9 +607,12 @@ def load_table(name: str, rows: Sequence[Row]) -> Table:
     return Table(f"Load on {TITLES[name]}", header, lines, note)
 
 
-def run(budget: Budget, names: Sequence[str] = (VIT, TINY)) -> list[Row]:
+def run(
+    budget: Budget, names: Sequence[str] = (VIT, TINY), against: str | None = None
+) -> list[Row]:
     """Measure with every backbone that the budget has time for."""
-    return [row for name in names if name in budget.seconds for row in measure(name, budget)]
+    wanted = [name for name in names if name in budget.seconds]
+    return [row for name in wanted for row in measure(name, budget, against)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -477,8 +623,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="more rounds, and longer ones")
     parser.add_argument("--backbones", nargs="+", choices=(VIT, TINY), default=[VIT, TINY])
     parser.add_argument("--json", type=Path, default=RESULTS / "serving.json")
+    parser.add_argument("--against", metavar="REVISION", help="also measure this git revision")
+    parser.add_argument("--photos", type=Path, help="a dataset folder, to compare labels on")
+    parser.add_argument("--photo-backbone", default=TINY, metavar="SPEC")
     options = parser.parse_args(arguments)
-    rows = run(FULL if options.full else SHORT, options.backbones)
+    rows = run(FULL if options.full else SHORT, options.backbones, options.against)
+    rows += agreements(options.photos, options.photo_backbone)
     for table in tables(rows):
         table.print()
     write_json(options.json, {"machine": machine_facts(), "rows": rows})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from service.errors import Unavailable
@@ -94,14 +95,12 @@ class Backbones:
     def _apply_precision(self, name: str, backbone: Encoder) -> None:
         """Models in torch only: an exported encoder has the precision of its export."""
         from sharpzo_engine import Backbone
-        from sharpzo_engine.clip.agreement import Answers, generated_photos
+        from sharpzo_engine.clip.agreement import agreement_through
 
         if self._precision == "float32" or not isinstance(backbone, Backbone):
             return
-        photos = generated_photos()
-        original = Answers.of(backbone, photos)
-        backbone.encode_images_in(self._precision)
-        self._agreements[name] = Answers.of(backbone, photos).agreement(original).top1
+        change = partial(backbone.encode_images_in, self._precision)
+        self._agreements[name] = agreement_through(backbone, change).top1
 
     def for_prompt(self, described: Described) -> Encoder:
         """Get the backbone with the fingerprint that a prompt records.

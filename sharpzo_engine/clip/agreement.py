@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,6 +93,14 @@ def _class_embeddings(encoder: Encoder, names: Sequence[str]) -> Floats:
     prompts = encoder.prompts("a photo of a", names)
     found: Floats = prompts.encode(prompts.initial_context[None])[0]
     return found
+
+
+def agreement_through(encoder: Encoder, change: Callable[[], object]) -> Agreement:
+    """Change an encoder, and compare its answers on generated pictures with those before."""
+    photos = generated_photos()
+    before = Answers.of(encoder, photos)
+    change()
+    return Answers.of(encoder, photos).agreement(before)
 
 
 def generated_photos(count: int = GENERATED, side: int = 256) -> Photos:

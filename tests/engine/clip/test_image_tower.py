@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sharpzo_engine.clip import features
 from sharpzo_engine.clip.agreement import change_precision
+from sharpzo_engine.clip.features import MIN_PART_PIXELS, encode_batch
 from sharpzo_engine.clip.torch.backbone import Backbone, ImagePrecision, load_backbone
 from sharpzo_engine.clip.torch.image_tower import MAX_ROWS, read_image_tower
 from sharpzo_engine.clip.torch.linear import MIN_BLOCKED_WEIGHT
@@ -133,7 +135,9 @@ def test_a_backbone_uses_it(clip: Backbone) -> None:
     assert clip.torch.image_tower is not None
     with torch.inference_mode():
         plain = functional.normalize(clip.model.encode_image(some_images()), dim=-1)
-    assert torch.allclose(torch.as_tensor(clip.encode_images(some_images().numpy())), plain, atol=1e-6)
+    assert torch.allclose(
+        torch.as_tensor(clip.encode_images(some_images().numpy())), plain, atol=1e-6
+    )
 
 
 def test_a_backbone_without_it_answers_by_open_clip() -> None:
@@ -165,3 +169,14 @@ def test_a_rounded_tower_cannot_change_again(random_clip: ClipMaker) -> None:
     backbone.encode_images_in("bfloat16")  # changes nothing
     with pytest.raises(RuntimeError, match="gone"):
         backbone.encode_images_in("float16")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+@pytest.mark.parametrize("smallest", [1, MIN_PART_PIXELS, 10**9])
+def test_parts_of_a_batch_join_to_the_whole(
+    clip: Backbone, monkeypatch: pytest.MonkeyPatch, count: int, smallest: int
+) -> None:
+    monkeypatch.setattr(features, "MIN_PART_PIXELS", smallest)
+    images = some_images(count)
+    found = torch.as_tensor(encode_batch(list(images), clip))
+    assert torch.allclose(found, torch.as_tensor(clip.encode_images(images)), atol=1e-6)
