@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sharpzo_engine.clip import features
-from sharpzo_engine.clip.agreement import change_precision
+from sharpzo_engine.clip.agreement import agreement_through
 from sharpzo_engine.clip.features import MIN_PART_PIXELS, encode_batch
 from sharpzo_engine.clip.torch.backbone import Backbone, ImagePrecision, load_backbone
 from sharpzo_engine.clip.torch.image_tower import MAX_ROWS, read_image_tower
@@ -156,7 +156,10 @@ def test_a_change_of_precision_says_how_many_labels_stay(
     backbone = random_clip() if name == "random" else load_backbone("tiny", device="cpu")
     assert isinstance(backbone, Backbone)
     exact = torch.as_tensor(backbone.encode_images(some_images().numpy()))
-    assert 0.8 < change_precision(backbone, precision) <= 1
+    agreement = agreement_through(backbone, lambda: backbone.encode_images_in(precision))
+    assert agreement.top1 is not None
+    assert 0.8 < agreement.top1 <= 1
+    assert agreement.text_cosine == pytest.approx(1)
     rounded = torch.as_tensor(backbone.encode_images(some_images().numpy()))
     assert 0 < float((rounded - exact).abs().max()) < 0.02
     assert backbone.describe()["precision"] == precision
