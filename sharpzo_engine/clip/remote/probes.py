@@ -65,8 +65,11 @@ class Watch:
             EncoderAway, BackboneError: there are none.
         """
         answers = self._ask()
-        same = answers.shape == self.first.shape
-        self.settle(same=same and bool(((answers * self.first).sum(-1) > MIN_COSINE).all()))
+        same = answers.shape == self.first.shape and bool(
+            ((answers * self.first).sum(-1) > MIN_COSINE).all()
+        )
+        self._due = time.monotonic() + (SECONDS if same else AGAIN_SECONDS)
+        self.settle(same=same)
 
     def check_if_due(self) -> None:
         """Ask again if the last time was long ago; raises as `check`."""
@@ -83,8 +86,7 @@ class Watch:
         """
         if not same and not self.changed:
             logger.warning("the encoder at %s has another model now", self._url)
-        if same or not self.changed:
-            self._due = time.monotonic() + (SECONDS if same else AGAIN_SECONDS)
+            self._due = time.monotonic() + AGAIN_SECONDS
         self.changed = not same
         if not same:
             raise BackboneMismatch(
