@@ -413,7 +413,7 @@ class Backbone(Model):
     runtime: str | None = None
     precision: str | None = None
     agreement: float | None = None
-    """share of photos with the original's label, measured at export"""
+    """share of pictures with the original's label, at export or when loaded in less than float32"""
 
 
 class Health(Model):
