@@ -22,9 +22,9 @@ CommandLineError: Any = next(
 #: Top-level module -> the extra that installs it.
 EXTRAS = {
     **dict.fromkeys(("httpx", "tenacity"), "client"),
-    **dict.fromkeys(("cma", "ftfy", "numpy", "onnxruntime", "PIL"), "edge"),
-    **dict.fromkeys(("safetensors", "threadpoolctl", "tokenizers", "yaml"), "edge"),
-    **dict.fromkeys(("jinja2", "matplotlib", "open_clip", "torch"), "engine"),
+    **dict.fromkeys(("cma", "jinja2", "matplotlib", "numpy", "open_clip"), "engine"),
+    **dict.fromkeys(("PIL", "safetensors", "threadpoolctl", "torch", "yaml"), "engine"),
+    **dict.fromkeys(("ftfy", "onnxruntime", "tokenizers"), "edge"),
     **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "service"),
     **dict.fromkeys(
         ("alembic", "celery", "fsspec", "limits", "pydantic_settings", "sqlalchemy"), "service"

@@ -152,7 +152,7 @@ def test_a_traceback_is_shown_only_with_debug(sharpzo: Any, place: int) -> None:
 @pytest.mark.parametrize(
     ("module", "extra", "arguments"),
     [
-        ("torch", "engine", ["tune", "SQUARES"]),
+        ("cma", "engine", ["tune", "SQUARES"]),
         ("yaml", "engine", ["tune", "SQUARES", "--set", "seed=.5"]),
         ("uvicorn", "service", ["serve"]),
         ("sklearn", "demo", ["demo"]),
