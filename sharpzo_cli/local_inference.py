@@ -144,9 +144,12 @@ def _measure(classifier: PromptClassifier, data: Dataset, split: str) -> Evaluat
     index = {name: place for place, name in enumerate(prompt.class_names)}
     features = extract_features(examples, classifier.backbone)
     labels = np.array([index[data.class_names[example.label]] for example in examples], np.int64)
-    tuned, plain = Tally(prompt.class_names, prompt.temperature), Tally(prompt.class_names)
-    for measured, tally in ((classifier, tuned), (classifier.zero_shot(), plain)):
-        tally.add(measured.logits(features.images), labels)
+    tuned = Tally(prompt.class_names, prompt.temperature)
+    tuned.add(classifier.logits(features.images), labels)
+    if not classifier.has_zero_shot:
+        return EvaluationReport(tuned.result(), None, split, prompt)
+    plain = Tally(prompt.class_names)
+    plain.add(classifier.zero_shot().logits(features.images), labels)
     return EvaluationReport(tuned.result(), plain.result(), split, prompt)
 
 

@@ -86,7 +86,8 @@ def apply_prompt(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> 
     parts.embed()
     if part := job.config.get("classes"):
         classifier = classifier.among(classes_of(dataset, part))
-    zero_shot = classifier.zero_shot() if job.config["zero_shot"] else None
+    compared = job.config["zero_shot"] and classifier.has_zero_shot
+    zero_shot = classifier.zero_shot() if compared else None
     application = Application(job, lease.token, dataset, record, classifier, zero_shot, parts, deps)
     metrics = _CONCLUSIONS[job.kind](application)
     ended = with_retries(lambda: deps.leases.complete(lease, lease.token, metrics), deps.sleep)

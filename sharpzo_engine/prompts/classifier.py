@@ -94,10 +94,16 @@ class PromptClassifier:
             self.prompt.require_temperature()  # fail before the images are encoded
         return self.rank(self.embed(images), top_k, calibrated=calibrated)
 
+    @property
+    def has_zero_shot(self) -> bool:
+        """Whether there is a `zero_shot`: the backbone knows texts."""
+        return self.backbone.level.includes(Level.TEXTS)
+
     def zero_shot(self) -> PromptClassifier:
         """The hand-written prompt that the search started from, without head and temperature.
 
         Raises:
+            LevelMissing: the backbone knows no texts.
             ConfigError: the artifact's words are not usable.
             DatasetError: a class name is too long for the text tower.
         """

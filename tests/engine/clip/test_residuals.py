@@ -95,5 +95,8 @@ def test_tuning_works_at_every_level(
     result.prompt.save(tmp_path / "p.safetensors")
     classifier = PromptClassifier(TunedPrompt.load(tmp_path / "p.safetensors"), encoder)
     assert len(classifier.predict(sorted(pictures.glob("test/*/*")))) == 9
+    assert classifier.has_zero_shot == (level is Level.TEXTS)
+    if classifier.has_zero_shot:
+        assert classifier.zero_shot().prompt.weights.shape == (3, clip.embed_dim)
     with pytest.raises(LevelMissing, match="level contexts"):
         classifier.with_classes(["pink", "brown"])

@@ -197,9 +197,12 @@ def test_a_remote_backbone_says_what_it_gives(make_client: MakeClient, settings:
     assert kinds["far"] == ("remote", "contexts")
     assert kinds["texts"] == ("remote", "texts")
     assert found["far"]["precision"] is None
-    body = {"dataset_id": ready_dataset(client)["id"], "backbone": "texts", "config": {"shots": 1}}
+    config = {"shots": 1, "method": "first-order"}
+    body = {"dataset_id": ready_dataset(client)["id"], "backbone": "far", "config": config}
     problem = assert_problem(client.post("/v1/jobs", json=body), 409, "level_missing")
-    assert "texts gives texts" in problem["detail"]
+    assert "far gives contexts" in problem["detail"]
+    body["backbone"] = "texts"  # residuals of embeddings have exact derivatives
+    assert client.post("/v1/jobs", json=body).status_code == 201
     body["backbone"] = "remote:http://127.0.0.1:1/x"
     assert_problem(client.post("/v1/jobs", json=body), 422, "validation_error")
 
