@@ -20,6 +20,9 @@ from sharpzo_engine.softmax import log_sum_exp
 
 ROWS = 1024  #: images per chunk of work
 TOLERANCE = 1e-6  # logistic regression is done when a step lowers the loss by a smaller share
+#: Images that a text counts as where there is one image per class, as it does on most datasets at
+#: more shots; and at most.
+ONE_SHOT_STRENGTH, LARGEST_STRENGTH = 4.0, 100.0
 NO_SPREAD = 1e-12  # a covariance with a smaller trace is rounding error
 
 #: [...] in float32 or float64.
@@ -94,19 +97,56 @@ class BlendedHead:
         )
 
 
-def fit_gda(features: Features, classes: int) -> LinearHead:
+def fit_gda(features: Features, classes: int, texts: Real | None = None) -> LinearHead:
     """Gaussian discriminant analysis with one shrunk covariance (arXiv 2402.04087).
 
-    All classes have the same prior, which drops out, because few-shot samples are balanced. A class
-    without images gets the mean of the other classes' rows.
+    All classes have the same prior, which drops out, because few-shot samples are balanced. With
+    `texts` [C, E], the classes' text embeddings, means are drawn towards them; see `_informed`. A
+    class without images gets what its text says, or else the mean of the other classes' rows.
     """
     if not np.isfinite(features.images).all():
         return _undefined(features, classes)
     images, labels = features.images.astype(np.float64), features.labels
-    means = _class_means(images, labels, classes)  # mu_k
-    precision = _shrunk_precision(images - means[labels], means)  # Sigma^-1 mu_k
+    means = _class_means(images, labels, classes)  # m_k
+    residuals = images - means[labels]
+    if texts is not None:
+        means = _informed(means, np.bincount(labels, minlength=classes), residuals, texts)
+    precision = _shrunk_precision(residuals, means)  # Sigma^-1 mu_k
     bias = -0.5 * (means * precision).sum(1)  # -1/2 mu_k^T Sigma^-1 mu_k
     return LinearHead(precision, bias).centred()
+
+
+def _informed(means: Array, counts: NDArray[np.int64], residuals: Array, texts: Real) -> Array:
+    """Posterior means mu_k = (n_k m_k + kappa q_k) / (n_k + kappa) [C, E].
+
+    The prior q_k is the text embedding t_k, moved and scaled to where the images are: q_k = m + g
+    (t_k - t), with g by least squares over the classes that have images (and m, t their means).
+    """
+    seen = counts > 0
+    spread = texts - texts[seen].mean(0)
+    centred = means[seen] - means[seen].mean(0)
+    size = float(np.square(spread[seen]).sum())
+    gain = float((spread[seen] * centred).sum()) / size if size > NO_SPREAD else 0.0
+    prior = means[seen].mean(0) + gain * spread
+    strength = _strength(means[seen] - prior[seen], counts[seen], residuals)
+    informed: Array = (counts[:, None] * means + strength * prior) / (counts + strength)[:, None]
+    return informed
+
+
+def _strength(misses: Array, counts: NDArray[np.int64], residuals: Array) -> float:
+    """kappa, how many images the text is worth, by empirical Bayes.
+
+    The squared distance of the classes' means from their priors is, in expectation, that of the
+    true means plus what n images leave uncertain: tr S / n, S the covariance within classes. So
+    kappa = tr S / (distance - tr S / n). One image per class leaves S unknown.
+    """
+    classes, images = len(counts), int(counts.sum())
+    if images == classes or classes == 1:
+        return ONE_SHOT_STRENGTH
+    within = float(np.square(residuals).sum()) / (images - classes)
+    distance = float(np.square(misses).sum()) / (classes - 1)
+    excess = distance - within * float(np.mean(1 / counts))
+    return min(within / excess, LARGEST_STRENGTH) if excess > 0 else LARGEST_STRENGTH
 
 
 def _undefined(features: Features, classes: int) -> LinearHead:

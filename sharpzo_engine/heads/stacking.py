@@ -9,8 +9,10 @@ that the fit has not seen:
 - `holdout`: the images held out of the shots; the chosen head is then fitted again on all shots.
 - `training`: too few shots to hold any out. Heads are cross-validated by leaving out one shot at a
   time. The tuned prompt was trained on all shots, so the hand-written prompt takes its place there.
-  With one shot there is no validation: GDA is stacked with logits of the same spread as the
-  prompt's.
+
+The validation images also chose the prompt. With few of them that makes the prompt look much better
+than it is, so below `MIN_JUDGED` per class nothing is weighed: the answer is GDA, whose means are
+drawn towards the classes' texts.
 """
 
 from __future__ import annotations
@@ -39,13 +41,13 @@ from sharpzo_engine.heads.pooling import NO_POOL, Pool, fit_pool, spread
 PENALTIES = (0.1, 1.0)
 #: Sharpnesses to try for Tip-Adapter; the first is the published default.
 SHARPNESSES = (5.5, 1.0, 2.0, 10.0, 20.0)
+#: Validation images per class below which classifiers are not weighed.
+MIN_JUDGED = 4
 #: Logits used to choose a head; of more images an evenly spaced sample is taken.
 MAX_LOGITS = 2**20
 
 ZERO_SHOT, PROMPT = "zero-shot", "tuned prompt"
 HEAD_ALONE, STACKED, TIP_ADAPTER = "head alone", "prompt + head", "Tip-Adapter"
-
-Fit = Callable[[Features, int], Head]
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,21 @@ class HeadData:
                 yield self.train[turn != shot], self.train[turn == shot]
 
 
+Fit = Callable[[Features, HeadData], Head]
+
+
+def _fit_gda(features: Features, data: HeadData) -> LinearHead:
+    return fit_gda(features, data.classes, data.zero_shot.weights)
+
+
+def _fit_linear(features: Features, data: HeadData, penalty: float) -> LinearHead:
+    return fit_linear(features, data.classes, penalty)
+
+
+def _fit_cache(features: Features, data: HeadData, sharpness: float) -> CacheHead:
+    return CacheHead(features, data.classes, sharpness)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A kind of head with its setting."""
@@ -89,16 +106,12 @@ class Recipe:
     setting: float | None = None  #: penalty or sharpness
 
 
-GDA = Recipe("gda", fit_gda)
+GDA = Recipe("gda", _fit_gda)
 RECIPES: Mapping[str, tuple[Recipe, ...]] = {
     "none": (),
     "gda": (GDA,),
-    "linear": tuple(Recipe("linear", partial(fit_linear, penalty=p), p) for p in PENALTIES),
+    "linear": tuple(Recipe("linear", partial(_fit_linear, penalty=p), p) for p in PENALTIES),
 }
-
-
-def _fit_cache(features: Features, classes: int, sharpness: float) -> CacheHead:
-    return CacheHead(features, classes, sharpness)
 
 
 CACHES = tuple(Recipe("tip-adapter", partial(_fit_cache, sharpness=b), b) for b in SHARPNESSES)
@@ -160,6 +173,11 @@ class _Validation:
         )
         stands_in = data.source == "training"
         self._prompt = data.zero_shot if stands_in else data.prompt
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there are too few images to weigh classifiers by."""
+        return len(self._judged) < MIN_JUDGED * self._data.classes
 
     def prompt_alone(self) -> Trial:
         """Score the prompt without a head."""
@@ -228,7 +246,7 @@ class _Validation:
     def _fit(self, recipe: Recipe, features: Features) -> Head:
         key = (recipe, id(features))
         if key not in self._fitted:
-            self._fitted[key] = recipe.fit(features, self._data.classes)
+            self._fitted[key] = recipe.fit(features, self._data)
         return self._fitted[key]
 
     def _alpha(self, trial: Trial, prompt: LinearHead, head: Head) -> float:
@@ -246,7 +264,7 @@ def _of_prompt(recipe: Recipe | None, pool: Pool) -> Trial:
 
 def _of_head(recipe: Recipe, pool: Pool) -> Trial:
     """A head is scaled by its pool weight, which calibrates its probabilities."""
-    return Trial(recipe, 0.0, pool.weights[0] if pool.weights else 1.0, 1.0, pool.loss)
+    return Trial(recipe, 0.0, pool.weights[0] if pool.weights else None, 1.0, pool.loss)
 
 
 def stack_heads(kind: str, data: HeadData) -> Stacking:
@@ -259,7 +277,10 @@ def stack_heads(kind: str, data: HeadData) -> Stacking:
     stacked = [validation.stacked(recipe) for recipe in recipes]
     alone = [validation.alone(recipe) for recipe in recipes]
     none = [validation.prompt_alone()] if kind == "auto" else []
-    served = validation.finish(_best([*none, *stacked, *alone]))
+    if kind == "auto" and validation.is_small:
+        served = validation.finish(validation.alone(GDA))
+    else:
+        served = validation.finish(_best([*none, *stacked, *alone]))
     rows: dict[str, Head] = {
         **plain,
         HEAD_ALONE: validation.finish(_best(alone)).head,

@@ -176,6 +176,8 @@ def test_export_writes_what_the_engine_exports(
     from sharpzo_engine.prompts.export import ExportFormat, Origin, export
 
     prompt = TunedPrompt.load(tuned)
+    head = {**prompt.metadata["head"], "temperature": 2.0}
+    prompt = replace(prompt, metadata={**prompt.metadata, "head": head})
     copy = tmp_path / "colours.safetensors"
     origin = Origin("colours", None, prompt.save(copy))
     ran = sharpzo("export", copy, "--format", form, "--json")

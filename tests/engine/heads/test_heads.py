@@ -129,3 +129,75 @@ def test_the_cache_model_is_the_formula() -> None:
     prompt = LinearHead(np.eye(CLASSES, WIDTH, dtype=np.float32), np.ones(CLASSES, np.float32))
     blend = BlendedHead(prompt, 1.0, cache, 2.0).logits(test.images)
     np.testing.assert_allclose(blend, x[:, :CLASSES] + 1 + 2 * expected, rtol=1e-5)
+
+
+# --- means drawn towards texts
+
+
+def texts_of(classes: int = CLASSES, noise: float = 0.0) -> NDArray[np.float32]:
+    """Text embeddings that are the classes' true directions, elsewhere and in another scale."""
+    true = np.random.default_rng(99).standard_normal((classes, WIDTH))
+    rows = 3 * unit_rows(true) + 5
+    return (rows + noise * np.random.default_rng(7).standard_normal(rows.shape)).astype(np.float32)
+
+
+def test_informed_means_are_the_formula() -> None:
+    features, texts = clusters(3), texts_of(noise=3.0).astype(np.float64)
+    found = fit_gda(features, CLASSES, texts)
+    images = features.images.astype(np.float64)
+    means = np.stack([images[features.labels == c].mean(0) for c in range(CLASSES)])
+    spread, centred = texts - texts.mean(0), means - means.mean(0)
+    prior = means.mean(0) + (spread * centred).sum() / (spread**2).sum() * spread
+    residuals = images - means[features.labels]
+    within = (residuals**2).sum() / (len(images) - CLASSES)
+    distance = ((means - prior) ** 2).sum() / (CLASSES - 1)
+    kappa = within / (distance - within / 3)
+    assert 0 < kappa < 100
+    informed = (3 * means + kappa * prior) / (3 + kappa)
+    scatter = residuals.T @ residuals
+    trace = scatter.trace() / (len(images) - 1)
+    rows = np.linalg.solve((scatter + trace * np.eye(WIDTH)) / WIDTH, informed.T).T
+    expected = LinearHead(rows, -0.5 * (informed * rows).sum(1)).centred()
+    np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found.bias, expected.bias, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+def test_texts_help_where_images_are_few(shots: int) -> None:
+    test = clusters(60, seed=3)
+    plain, informed = (
+        np.mean([_right(fit_gda(clusters(shots, seed=s), CLASSES, t), test) for s in range(10)])
+        for t in (None, texts_of())
+    )
+    assert informed > plain + 0.02
+
+
+def test_useless_texts_do_little_harm() -> None:
+    noise = np.random.default_rng(3).standard_normal((CLASSES, WIDTH))
+    test = clusters(60, seed=3)
+    plain, misled = (
+        np.mean([_right(fit_gda(clusters(4, seed=s), CLASSES, t), test) for s in range(10)])
+        for t in (None, noise)
+    )
+    assert misled > plain - 0.03
+
+
+def test_equal_texts_change_nothing_but_the_shrinkage() -> None:
+    features = clusters(4)
+    found = fit_gda(features, CLASSES, np.ones((CLASSES, WIDTH)))
+    assert found.is_finite
+    assert _right(found, features) == _right(fit_gda(features, CLASSES), features)
+
+
+def test_a_class_without_images_gets_what_its_text_says() -> None:
+    seen = clusters(8)
+    train = seen[seen.labels != CLASSES - 1]
+    test = clusters(60, seed=3)
+    unseen = test[test.labels == CLASSES - 1]
+    plain, informed = (_right(fit_gda(train, CLASSES, texts), test) for texts in (None, texts_of()))
+    assert informed > plain
+    assert _right(fit_gda(train, CLASSES, texts_of()), unseen) > 0.5
+
+
+def _right(head: LinearHead, features: Features) -> float:
+    return float((head.logits(features.images).argmax(1) == features.labels).mean())

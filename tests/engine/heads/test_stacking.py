@@ -114,7 +114,7 @@ def test_a_good_head_is_stacked_and_gains() -> None:
 def test_the_stack_is_one_matrix_and_one_bias() -> None:
     wanted, test = head_data(), clusters(3, seed=2)
     served = stack_heads("gda", wanted).served
-    head = fit_gda(wanted.train, CLASSES)
+    head = fit_gda(wanted.train, CLASSES, wanted.zero_shot.weights)
     expected = wanted.prompt.logits(test.images) + served.alpha * head.logits(test.images)
     np.testing.assert_allclose(served.head.logits(test.images), expected, rtol=0, atol=1e-4)
     assert (served.prompt_weight, served.head.weights.dtype) == (1.0, np.float32)
@@ -167,14 +167,15 @@ def test_held_out_images_are_trained_on_in_the_end() -> None:
         np.concatenate([wanted.train.images, wanted.validation.images]),
         np.concatenate([wanted.train.labels, wanted.validation.labels]),
     )
-    logits = served.alpha * fit_gda(both, CLASSES).logits(test.images)
+    head = fit_gda(both, CLASSES, wanted.zero_shot.weights)
+    logits = served.alpha * head.logits(test.images)
     expected = served.prompt_weight * wanted.prompt.logits(test.images) + logits
     np.testing.assert_allclose(served.head.logits(test.images), expected, rtol=0, atol=1e-4)
 
 
 def test_an_official_split_is_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, fitted = head_data(), []
-    recipe = stacking.Recipe("gda", lambda f, c: fitted.append(f) or fit_gda(f, c))
+    recipe = stacking.Recipe("gda", lambda f, d: fitted.append(f) or fit_gda(f, d.classes))
     monkeypatch.setattr(stacking, "RECIPES", {"gda": (recipe,)})
     stack_heads("auto", wanted)
     assert fitted == [wanted.train]
@@ -204,9 +205,23 @@ def test_with_one_shot_the_head_is_spread_as_the_prompt() -> None:
     wanted = head_data("training", 1)
     served = stack_heads("auto", wanted).served
     assert (served.kind, served.temperature) == ("gda", 1.0)
-    head = fit_gda(wanted.train, CLASSES).logits(wanted.train.images)
+    assert served.prompt_weight == 0
+    head = fit_gda(wanted.train, CLASSES, wanted.zero_shot.weights).logits(wanted.train.images)
     of_prompt = spread(wanted.prompt.logits(wanted.train.images))
     assert served.alpha * spread(head) == pytest.approx(of_prompt)
+
+
+@pytest.mark.parametrize("source", ["official", "holdout", "training"])
+def test_few_validation_images_weigh_nothing(source: str) -> None:
+    """They have chosen the prompt: here it knows them by heart, and nothing else."""
+    few = clusters(3, seed=1)
+    by_heart = LinearHead(*fit_gda(few, CLASSES).in_float32())
+    wanted = head_data(source, train=few, validation=few, prompt=by_heart)
+    served = stack_heads("auto", wanted).served
+    assert (served.kind, served.prompt_weight) == ("gda", 0)
+    enough = clusters(stacking.MIN_JUDGED, seed=1)
+    wanted = head_data(source, train=enough, validation=enough, prompt=a_prompt(1.0))
+    assert stack_heads("auto", wanted).served.prompt_weight == 1
 
 
 @pytest.mark.parametrize("source", ["official", "holdout", "training"])

@@ -1,0 +1,99 @@
+"""Heads that need neither a search nor validation images, at few shots.
+
+    python -m benchmarks.few_shots DATA... [--backbone SPEC] [--shots 1 2 4 8 16] [--draws 20]
+
+DATA is a folder of photos or a file of features. Every draw takes other training images; `GDA with
+texts` draws the classes' means towards the texts of the hand-written prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from benchmarks.support.feature_file import FeatureFile
+from benchmarks.support.output import RESULTS, Row, Table, machine_facts, write_json
+from sharpzo_engine import Encoder, extract_features, load_backbone, load_dataset
+from sharpzo_engine.config import PromptConfig
+from sharpzo_engine.heads.fitting import LinearHead, fit_gda
+from sharpzo_engine.heads.stacking import accuracy
+from sharpzo_engine.prompts.classifier import zero_shot_weights
+
+SHOTS, DRAWS = (1, 2, 4, 8, 16), 20
+ZERO_SHOT, GDA, INFORMED = "zero-shot", "GDA", "GDA with texts"
+
+
+def read(path: Path, backbone: Encoder, cache: Path) -> FeatureFile:
+    """The features of a dataset."""
+    if path.suffix == ".npz":
+        return FeatureFile.read(path)
+    dataset = load_dataset(path)
+    train, val, test = (
+        extract_features(split, backbone, cache_dir=cache)
+        for split in (dataset.train, dataset.val, dataset.test)
+    )
+    return FeatureFile(tuple(dataset.class_names), backbone.fingerprint, train, val, test)
+
+
+def measure(
+    name: str, file: FeatureFile, backbone: Encoder, shots: Sequence[int], draws: int
+) -> list[Row]:
+    """Test accuracies of every draw."""
+    classes = len(file.class_names)
+    texts = zero_shot_weights(backbone, PromptConfig().context, file.class_names)
+    written = accuracy(LinearHead(texts, np.zeros(classes, np.float32)), file.test)
+    rows: list[Row] = []
+    for count in shots:
+        for seed in range(draws):
+            images = file.few_shot(count, seed)
+            found = {
+                ZERO_SHOT: written,
+                GDA: accuracy(fit_gda(images, classes), file.test),
+                INFORMED: accuracy(fit_gda(images, classes, texts), file.test),
+            }
+            rows.append({"dataset": name, "shots": count, "seed": seed} | found)
+    return rows
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Means over draws, and the paired difference with its standard error, in points."""
+    lines = []
+    for dataset, shots in dict.fromkeys((row["dataset"], row["shots"]) for row in rows):
+        own = [row for row in rows if (row["dataset"], row["shots"]) == (dataset, shots)]
+        means = [
+            f"{100 * np.mean([row[key] for row in own]):.1f}" for key in (ZERO_SHOT, GDA, INFORMED)
+        ]
+        gains = 100 * np.array([row[INFORMED] - row[GDA] for row in own])
+        error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        lines.append([str(dataset), str(shots), *means, f"{gains.mean():+.1f} ± {error:.1f}"])
+    header = ("dataset", "shots", ZERO_SHOT, GDA, INFORMED, "gain")
+    return Table("Heads at few shots: test accuracy, %", header, lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("--backbone", default="tiny", help="tiny, local-dir:PATH or a model's name")
+    parser.add_argument("--shots", type=int, nargs="+", default=list(SHOTS))
+    parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--json", type=Path, default=RESULTS / "few_shots.json")
+    options = parser.parse_args(arguments)
+    backbone = load_backbone(options.backbone)
+    rows: list[Row] = []
+    with TemporaryDirectory() as cache:
+        for path in options.data:
+            file = read(path, backbone, Path(cache))
+            rows += measure(path.stem, file, backbone, options.shots, options.draws)
+    table(rows).print()
+    write_json(options.json, {"machine": machine_facts(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
