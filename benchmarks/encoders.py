@@ -1,11 +1,13 @@
 """Tuning on encoders that give no derivatives, and the speed of their image side.
 
     python -m benchmarks.encoders PHOTOS --backbone local-dir:PATH [--passes N] [--seeds 1 2 3]
+    python -m benchmarks.encoders FEATURES.npz --backbone local-dir:PATH
 
 The backbone is exported for ONNX Runtime in each precision, and the default configuration is tuned
 on each: `rounded` is int8 with activations rounded in the text encoder as well, which `sharpzo
-encoders export` never writes. Image embeddings come from the same encoder as class embeddings.
-Speeds are of one batch at a time, the encoders taking turns.
+encoders export` never writes. Image embeddings come from the same encoder as class embeddings; a
+file of features holds the backbone's own. Speeds are of one batch at a time, the encoders taking
+turns.
 """
 
 from __future__ import annotations
@@ -20,30 +22,32 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from PIL import Image
 
+from benchmarks.support.feature_file import FeatureFile
 from benchmarks.support.output import RESULTS, Row, Table
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
-from sharpzo_engine import Encoder, tune
+from sharpzo_engine import Encoder, Objective, PromptSpace, TuningConfig, tune
 from sharpzo_engine.clip.agreement import Photos
 from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
 from sharpzo_engine.clip.onnx.export import export_encoder
 from sharpzo_engine.clip.onnx.manifest import MANIFEST, TEXT, Manifest, Precision, hash_files
 from sharpzo_engine.clip.onnx.quantize import to_int8
 from sharpzo_engine.data.images import decode_image
+from sharpzo_engine.search.loop import Search
 
 SEEDS, PASSES = (1, 2, 3, 4, 5), 10_000
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 TORCH, ROUNDED = "torch", "rounded"
 BATCH, TURNS = 16, 15
 CALIBRATION = 64  # photos
+FEATURES, SIDE = ".npz", 256
 
 
 def encoders(setting: Setting, folder: Path) -> dict[str, Encoder]:
     """The backbone itself, and its exported forms."""
-    train = setting.dataset(SEEDS[0]).train
-    examples = train[:: max(1, len(train) // CALIBRATION)]
-    photos = Photos([decode_image(example.path.read_bytes()) for example in examples])
+    photos = _photos(setting)
     found: dict[str, Encoder] = {TORCH: setting.backbone}
     for precision in PRECISIONS:
         export_encoder(setting.backbone, folder / precision, precision, photos, min_agreement=0)
@@ -57,12 +61,37 @@ def encoders(setting: Setting, folder: Path) -> dict[str, Encoder]:
     return found
 
 
+def _photos(setting: Setting) -> Photos:
+    """Photos to calibrate with; beside a file of features, only the text tower is used."""
+    if setting.folder.suffix == FEATURES:
+        return Photos([Image.new("RGB", (SIDE, SIDE), (shade, 0, 0)) for shade in range(8)])
+    train = setting.dataset(SEEDS[0]).train
+    examples = train[:: max(1, len(train) // CALIBRATION)]
+    return Photos([decode_image(example.path.read_bytes()) for example in examples])
+
+
 def run(setting: Setting, named: Mapping[str, Encoder], seed: int, name: str) -> list[Row]:
     """The prompt's test accuracy (a fraction) on one encoder."""
     config = setting.config(seed, {"head": "none"})
+    if setting.folder.suffix == FEATURES:
+        return [{"seed": seed, "encoder": name} | _search(setting.folder, named[name], config)]
     result = tune(setting.dataset(seed), named[name], config, cache_dir=setting.cache)
     keys = ("zero_shot_accuracy", "prompt_test_accuracy", "forward_passes", "seconds")
     return [{"seed": seed, "encoder": name} | {key: result.metrics[key] for key in keys}]
+
+
+def _search(path: Path, encoder: Encoder, config: TuningConfig) -> Row:
+    file = FeatureFile.read(path)
+    space = PromptSpace(encoder, file.class_names, config.prompt, config.seed)
+    train = Objective(space, file.few_shot(config.shots, config.seed))
+    search = Search(config, train, Objective(space, file.validation))
+    found, test = search.run(), Objective(space, file.test)
+    return {
+        "zero_shot_accuracy": test.score(space.origin).accuracy,
+        "prompt_test_accuracy": test.score(found).accuracy,
+        "forward_passes": search.forward_passes,
+        "seconds": search.seconds,
+    }
 
 
 def images_per_second(named: Mapping[str, Encoder]) -> dict[str, float]:
