@@ -154,8 +154,8 @@ def prometheus(folder: Path, target: str, key: str) -> Iterator[httpx2.Client]:
     for old, new in (
         ("15s", "1s"),
         ("api:8000", target),
+        ("/tmp/", f"{folder}/"),  # before the paths of this clone, which may be there itself
         ("/etc/prometheus/alerts.yml", str(FOLDER / "alerts.yml")),
-        ("/tmp/", f"{folder}/"),
     ):
         assert old in config
         config = config.replace(old, new)

@@ -82,7 +82,8 @@ def test_digits_are_tuned_classified_and_evaluated(run: Run, digits: Path, tmp_p
     assert answer["predictions"][0]["label"]
 
     program = (
-        "import sys; from sharpzo_engine import *\n"
+        "import sys\n"
+        "from sharpzo_engine import PromptClassifier, TunedPrompt, load_backbone\n"
         f"encoder = load_backbone('onnx-dir:{encoder}')\n"
         f"prompt = TunedPrompt.load({str(prompt)!r})\n"
         f"print(PromptClassifier(prompt, encoder).predict([{str(image)!r}])[0][0].label)\n"
