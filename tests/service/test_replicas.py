@@ -129,7 +129,7 @@ def stop_between_transactions(server: ServerProcess, services: Services) -> None
             server.process.send_signal(signal.SIGCONT)
             return False
 
-    eventually(stopped)
+    eventually(stopped, 60)  # each try may wait for the lock
 
 
 def all_stopped(pid: int) -> bool:
