@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from service.errors import Busy, DeadlineExceeded
 from service.inference.backbones import Backbones
 from service.inference.encoder import ImageEncoder
-from service.inference.encoding import EncoderHost
+from service.inference.encoder_host import EncoderHost
 from service.inference.prompt_cache import PromptCache, PromptCacheMetrics, PromptKey, ReadyPrompt
 from service.inference.prompt_loader import PromptLoader
 from service.metrics import prompt_series

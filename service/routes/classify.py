@@ -268,7 +268,7 @@ async def _disconnected(request: Request) -> None:
 
 async def read_images(request: Request) -> list[bytes]:
     if media_type(request) == "application/json":
-        return await _decode(parse(ClassifyImages, await read_json(request)).images)
+        return await decode_base64(parse(ClassifyImages, await read_json(request)).images)
     _require_form(request)
     received = await read_form(request, FormRules("images", io.BytesIO, max_files=MAX_IMAGES))
     return [file.getvalue() for file in received.files]
@@ -277,7 +277,7 @@ async def read_images(request: Request) -> list[bytes]:
 async def _read_prompts_and_images(request: Request) -> tuple[list[str], list[bytes]]:
     if media_type(request) == "application/json":
         asked = parse(ClassifyWithPrompts, await read_json(request))
-        return asked.prompts, await _decode(asked.images)
+        return asked.prompts, await decode_base64(asked.images)
     _require_form(request)
     rules = FormRules(
         "images",
@@ -297,7 +297,7 @@ def _require_form(request: Request) -> None:
         raise UnsupportedMedia("send multipart/form-data with `images`, or JSON")
 
 
-async def _decode(texts: list[str]) -> list[bytes]:
+async def decode_base64(texts: list[str]) -> list[bytes]:
     """The images' bytes; text that is not base64 becomes empty bytes, which no decoder accepts."""
     return await run_in_threadpool(lambda: [_from_base64(text) for text in texts])
 

@@ -1,7 +1,6 @@
 """Embeddings in OpenAI's form, for programs that know only that."""
 
 import base64
-import binascii
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -12,9 +11,9 @@ from pydantic import Field
 from service.auth.authorization import Needs
 from service.deps import ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
-from service.inference.encoding import LIMITS, EncoderHost
+from service.inference.encoder_host import LIMITS, EncoderHost
 from service.route_docs import body, problems
-from service.routes.classify import MAX_CLASSIFY_BYTES
+from service.routes.classify import MAX_CLASSIFY_BYTES, decode_base64
 from service.routing import StrictRoute, parse, read_json
 from sharpzo_core.errors import ValidationFailed
 from sharpzo_core.records.keys import Scope
@@ -91,12 +90,12 @@ async def embed(request: Request, services: ServicesDep) -> Embeddings:
     asked = parse(EmbeddingsAsked, await read_json(request, MAX_CLASSIFY_BYTES))
     inputs, host = asked.inputs, services.inference.encoders
     images = [index for index, text in enumerate(inputs) if text.startswith(_DATA)]
-    texts = [index for index in range(len(inputs)) if index not in set(images)]
+    texts = [index for index, text in enumerate(inputs) if not text.startswith(_DATA)]
     encoder = await host.get(asked.model, Level.TEXTS if texts else Level.IMAGES)
     found = np.empty((len(inputs), encoder.embed_dim), np.float32)
     tokens = 0
     if images:
-        files = [_decode(inputs[index], index) for index in images]
+        files = await _decode([inputs[index] for index in images], images)
         pointers = [f"/input/{index}" for index in images]
         found[images] = await host.embed(encoder, files, pointers)
     if texts:
@@ -120,20 +119,21 @@ async def _embed_texts(
         raise ValidationFailed([(f"/input/{places[error.index]}", str(error))]) from error
 
 
-def _decode(uri: str, index: int) -> bytes:
-    """The image file in a data URI.
+async def _decode(uris: list[str], places: list[int]) -> list[bytes]:
+    """The image files in data URIs.
 
     Raises:
-        ValidationFailed: it is not in base64.
+        ValidationFailed: one is not in base64; names it by its place in the input.
     """
-    _, separator, text = uri.partition(_BASE64)
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        data = b""
-    if not separator or not data:
-        raise ValidationFailed([(f"/input/{index}", "is not data:image/...;base64,...")])
-    return data
+    files = await decode_base64([uri.partition(_BASE64)[2] for uri in uris])
+    faults = [
+        (f"/input/{place}", "is not data:image/...;base64,...")
+        for place, file in zip(places, files, strict=True)
+        if not file
+    ]
+    if faults:
+        raise ValidationFailed(faults)
+    return files
 
 
 def _public(row: NDArray[np.float32], form: str) -> list[float] | str:

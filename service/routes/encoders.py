@@ -12,7 +12,7 @@ from service.auth.authorization import Needs
 from service.deps import ServicesDep
 from service.deps import reject_repeated_parameters as no_repeats
 from service.http.tensors import read_tensors, tensors
-from service.inference.encoding import LIMITS, check_contexts, identity
+from service.inference.encoder_host import LIMITS, check_contexts, identity
 from service.route_docs import body, form, problems
 from service.routes.classify import (
     MAX_CLASSIFY_BYTES,
@@ -25,7 +25,7 @@ from sharpzo_core.errors import UnsupportedMedia, ValidationFailed
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.schemas.base import Label, RequestModel, SafeText
 from sharpzo_engine.clip.level import Level
-from sharpzo_engine.clip.remote.wire import IDENTITY_HEADER, MEDIA_TYPE, PADDING, Description
+from sharpzo_engine.clip.remote.wire import IDENTITY_HEADER, MEDIA_TYPE, Description, pad
 from sharpzo_engine.errors import TextError
 
 MAX_TENSOR_BYTES = 64 << 20
@@ -137,7 +137,7 @@ async def encode_contexts(
             "start": np.array([tokens.sos], np.int32),
             "context_ids": np.array(tokens.context, np.int32),
             "context": vectors,
-            "classes": _padded(tokens.suffixes),
+            "classes": pad(tokens.suffixes),
         }
         return tensors(words, {IDENTITY_HEADER: identity(encoder)})
     if kind != MEDIA_TYPE:
@@ -150,10 +150,3 @@ async def encode_contexts(
 
 def _answer(embeddings: NDArray[np.float32], dtype: str, whose: str) -> Response:
     return tensors({"embeddings": embeddings.astype(dtype, copy=False)}, {IDENTITY_HEADER: whose})
-
-
-def _padded(suffixes: tuple[tuple[int, ...], ...]) -> NDArray[np.int32]:
-    rows = np.full((len(suffixes), max(map(len, suffixes))), PADDING, np.int32)
-    for row, suffix in zip(rows, suffixes, strict=True):
-        row[: len(suffix)] = suffix
-    return rows

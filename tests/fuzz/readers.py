@@ -20,7 +20,7 @@ from PIL import Image
 
 from service.http.strict_json import loads
 from service.http.tensors import read_tensors
-from service.inference.encoding import check_contexts, read_suffixes
+from service.inference.encoder_host import check_contexts, read_suffixes
 from sharpzo_core.errors import CoreError
 from sharpzo_core.storage.archives import sniff, walk
 from sharpzo_engine.checksummed import seal, unseal

@@ -77,7 +77,7 @@ def read_mutants(reader: Reader, seed: int, count: int, trap: Trap) -> Tally:
                 reader.read(data)
         except TYPED:
             tally.refused += 1
-        except Exception:
+        except Exception:  # any other error is the fault that is looked for
             tally.faults.append(f"mutant {number} of seed {seed}: {traceback.format_exc(limit=-3)}")
         tally.faults += [f"mutant {number} of seed {seed}: {what}" for what in trap.caught]
         trap.caught.clear()

@@ -7,10 +7,12 @@ that receives one checks the header before it reads the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from sharpzo_engine.clip.level import Level
@@ -80,6 +82,14 @@ class Declared:
     def bytes(self) -> int:
         """Its size in the body."""
         return ITEM_BYTES[self.dtype] * math.prod(self.shape)
+
+
+def pad(suffixes: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    """Token ids of each class as rows of equal length [C, S]."""
+    rows = np.full((len(suffixes), max(map(len, suffixes))), PADDING, np.int32)
+    for row, suffix in zip(rows, suffixes, strict=True):
+        row[: len(suffix)] = suffix
+    return rows
 
 
 class WireError(ValueError):

@@ -15,7 +15,7 @@ import safetensors.numpy
 from PIL import Image
 from starlette.testclient import TestClient
 
-from service.inference import encoding
+from service.inference import encoder_host
 from service.services import Services
 from sharpzo_core.records.keys import Scope
 from sharpzo_core.settings import Settings
@@ -121,11 +121,11 @@ def test_texts_are_embedded_whole(client: TestClient, backbone: Backbone) -> Non
     assert np.abs(found[[0, 2]] - prompts[0]).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("at_once", [1, encoding.ROWS_AT_ONCE])
+@pytest.mark.parametrize("at_once", [1, encoder_host.ROWS_AT_ONCE])
 def test_contexts_become_class_embeddings(
     client: TestClient, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(encoding, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(encoder_host, "ROWS_AT_ONCE", at_once)
     start = words(client)
     moved = np.random.default_rng(0).standard_normal((5, *start["context"].shape))
     contexts = (start["context"] + 0.1 * moved).astype(np.float32)
@@ -281,7 +281,7 @@ def test_a_backbone_that_cannot_be_loaded_is_503(
 
 def test_too_much_at_once_is_429(client: TestClient, services: Services) -> None:
     host = services.inference.encoders
-    with host._floats.hold(encoding.ANSWERS_AT_ONCE * encoding.LIMITS.floats):
+    with host._floats.hold(encoder_host.ANSWERS_AT_ONCE * encoder_host.LIMITS.floats):
         busy = client.post(f"{URL}/texts", json={"texts": ["a"]})
         assert_problem(busy, 429, "busy")
         assert busy.headers["retry-after"] == "1"

@@ -7,6 +7,7 @@ so that image batches get their turn.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -155,8 +156,9 @@ class EncoderHost:
             ValidationFailed: the ids are not those of the encoder's tokens.
             Busy: too much is being computed.
         """
-        found = np.empty((len(contexts), len(classes), encoder.embed_dim), np.float32)
-        with self._floats.hold(found.size):
+        shape = (len(contexts), len(classes), encoder.embed_dim)
+        with self._floats.hold(math.prod(shape)):
+            found = np.empty(shape, np.float32)
             start, end = await self._find_ends(encoder)
             suffixes = read_suffixes(classes, end)
             points = max(1, ROWS_AT_ONCE // sum(map(len, suffixes)))
