@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -518,80 +518,79 @@ def compare(name: str, rows: Sequence[Row]) -> list[Comparison]:
     for row in rows:
         if row["backbone"] == name:
             by_figure.setdefault(row["figure"], []).append(row)
-    rounds, (cold,) = by_figure["throughput"], by_figure["cold"]
     vit = name == VIT
-
-    def ratio(top: str, bottom: str) -> float:
-        return median(row[top] / row[bottom] for row in rounds)
-
-    def aim(target: float) -> float | None:
-        return target if vit else None
-
-    more = median(row["served_ms"] - row["plain_ms"] for row in by_figure["latency"])
-    batch = rounds[0]["best_batch"]
-    found = [
-        Comparison(
-            f"images per second, {CONCURRENCY} clients : plain process, batches of {batch}",
-            ratio("one", "plain"),
-            aim(2.5),
-            form="{:.2f}",
-        ),
-        Comparison(
-            f"the same in bfloat16 : plain process in float32, batches of {batch}",
-            ratio("bfloat16", "plain"),
-            aim(4),
-            form="{:.2f}",
-        ),
-        Comparison(
-            f"features of files : plain process, batches of {batch}",
-            ratio("features", "plain"),
-            aim(2.5),
-            form="{:.2f}",
-        ),
-        Comparison(
-            f"{PROMPTS} prompts at random : one prompt",
-            ratio("many", "one"),
-            aim(0.97),
-            form="{:.2f}",
-        ),
-        Comparison("one client: more than the plain call, median", more, aim(8), True, "{:.1f} ms"),
-        Comparison(
-            "first question to a prompt: more than the second, median",
-            cold["cold_ms"] - cold["warm_ms"],
-            aim(30),
-            True,
-            "{:.1f} ms",
-        ),
-        Comparison(
-            f"`GET /livez` under {CONCURRENCY} clients, p99",
-            median(row["livez_p99_ms"] for row in rounds),
-            aim(50),
-            True,
-            "{:.0f} ms",
-        ),
+    return [
+        *_rates(by_figure["throughput"], aimed=vit),
+        *_latencies(by_figure, aimed=vit),
         Comparison(
             f"batches : one image at a time, {CONCURRENCY} clients",
             by_figure["batching"][0]["ratio"],
             None if vit else 1.3,
             form="{:.2f}",
         ),
+        *(
+            Comparison(
+                f"images per second : the same at {row['revision']} ({row['other_rate']:.0f})",
+                row["ratio"],
+                None if vit else 350 / 225,
+                form="{:.2f}",
+            )
+            for row in by_figure.get("against", [])
+        ),
+        *(found for row in by_figure.get("mixed", []) for found in _faults(row)),
     ]
-    found += [
+
+
+def _rates(rounds: Sequence[Row], *, aimed: bool) -> list[Comparison]:
+    """Images per second; medians of the rounds' ratios."""
+    batch = rounds[0]["best_batch"]
+    compared = (
+        (f"images per second, {CONCURRENCY} clients : plain process, batches of {batch}",
+         "one", "plain", 2.5),
+        (f"the same in bfloat16 : plain process in float32, batches of {batch}",
+         "bfloat16", "plain", 4),
+        (f"features of files : plain process, batches of {batch}", "features", "plain", 2.5),
+        (f"{PROMPTS} prompts at random : one prompt", "many", "one", 0.97),
+    )  # fmt: skip
+    return [
         Comparison(
-            f"images per second : the same at {row['revision']} ({row['other_rate']:.0f})",
-            row["ratio"],
-            None if vit else 350 / 225,
+            what,
+            median(row[top] / row[bottom] for row in rounds),
+            target if aimed else None,
             form="{:.2f}",
         )
-        for row in by_figure.get("against", [])
+        for what, top, bottom, target in compared
     ]
-    for row in by_figure.get("mixed", []):
-        what = f"of {row['requests']} mixed requests, 5 % broken images"
-        found += [
-            Comparison(f"wrong answers {what}", row["wrong"], 0, True, "{:.0f}"),
-            Comparison(f"server errors {what}", row["server_errors"], 0, True, "{:.0f}"),
-        ]
-    return found
+
+
+def _latencies(by_figure: Mapping[str, Sequence[Row]], *, aimed: bool) -> list[Comparison]:
+    """Milliseconds, at most."""
+    (cold,) = by_figure["cold"]
+    livez = median(row["livez_p99_ms"] for row in by_figure["throughput"])
+    more = median(row["served_ms"] - row["plain_ms"] for row in by_figure["latency"])
+    compared = (
+        ("one client: more than the plain call, median", more, 8, "{:.1f} ms"),
+        (
+            "first question to a prompt: more than the second, median",
+            cold["cold_ms"] - cold["warm_ms"],
+            30,
+            "{:.1f} ms",
+        ),
+        (f"`GET /livez` under {CONCURRENCY} clients, p99", livez, 50, "{:.0f} ms"),
+    )
+    return [
+        Comparison(what, value, target if aimed else None, at_most=True, form=form)
+        for what, value, target, form in compared
+    ]
+
+
+def _faults(row: Row) -> list[Comparison]:
+    """Of a mix of requests; there may be none."""
+    what = f"of {row['requests']} mixed requests, 5 % broken images"
+    return [
+        Comparison(f"wrong answers {what}", row["wrong"], 0, at_most=True, form="{:.0f}"),
+        Comparison(f"server errors {what}", row["server_errors"], 0, at_most=True, form="{:.0f}"),
+    ]
 
 
 def load_table(name: str, rows: Sequence[Row]) -> Table:

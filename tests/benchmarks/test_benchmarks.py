@@ -18,6 +18,7 @@ from benchmarks import (
     accuracy,
     base_to_new,
     encoders,
+    few_shots,
     gpu,
     ingestion,
     memory,
@@ -26,9 +27,11 @@ from benchmarks import (
     sizing,
     time_to_accuracy,
 )
+from benchmarks.support.feature_file import FeatureFile
 from benchmarks.support.output import Comparison, Table, percent
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting
+from sharpzo_engine import Features
 
 IMAGES = {"train": 5, "val": 2, "test": 2}  # per class
 PASSES = 150
@@ -104,6 +107,22 @@ def test_encoders_without_derivatives_are_tuned_on(setting: Setting, tmp_path: P
     (table,) = encoders.tables(rows, encoders.images_per_second(named), "small")
     assert [line[0] for line in table.rows] == list(named)
     assert table.rows[0][-1] == "1.0"
+
+
+def test_heads_at_few_shots_are_compared(setting: Setting, tmp_path: Path) -> None:
+    file = few_shots.read(setting.folder, setting.backbone, tmp_path)
+    rows = few_shots.measure("small", file, setting.backbone, (1, 2), draws=2)
+    assert [line[:2] for line in few_shots.table(rows).rows] == [["small", "1"], ["small", "2"]]
+    arrays = {f"{split}_images": part.images for split, part in _splits(file)}
+    arrays |= {f"{split}_labels": part.labels for split, part in _splits(file)}
+    about = {"class_names": file.class_names, "backbone_fingerprint": file.fingerprint}
+    np.savez(tmp_path / "small.npz", **arrays, **about)
+    again = few_shots.read(tmp_path / "small.npz", setting.backbone, tmp_path)
+    assert few_shots.measure("small", again, setting.backbone, (1, 2), draws=2) == rows
+
+
+def _splits(file: FeatureFile) -> list[tuple[str, Features]]:
+    return [("train", file.train), ("val", file.validation), ("test", file.test)]
 
 
 def test_a_server_with_the_weights_is_compared_with_none(setting: Setting) -> None:
