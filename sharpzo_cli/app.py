@@ -71,7 +71,7 @@ def tune(
         str,
         typer.Option(
             "--backbone",
-            help="tiny, an open_clip model, local-dir:PATH or onnx-dir:PATH.",
+            help="tiny, an open_clip model, local-dir:PATH, onnx-dir:PATH or remote:URL.",
             autocompletion=completion.local_backbones,
         ),
     ] = "tiny",

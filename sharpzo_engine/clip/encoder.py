@@ -217,6 +217,20 @@ class Encoder(Hashable, Protocol):
         ...
 
 
+class Described:
+    """How every encoder describes itself."""
+
+    def describe(self: Encoder) -> dict[str, str | None]:
+        """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
+        return {
+            "name": self.name,
+            "pretrained": self.pretrained,
+            "fingerprint": self.fingerprint,
+            "runtime": self.runtime,
+            "precision": self.precision,
+        }
+
+
 class TokenEncoder(Encoder, Protocol):
     """An encoder of level `contexts`, as its service needs it to answer for others."""
 

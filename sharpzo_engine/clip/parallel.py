@@ -97,8 +97,7 @@ def _operations_on_one_thread() -> Iterator[None]:
     if torch:
         torch.set_num_threads(1)
     try:
-        with numpy_on_one_thread():
-            yield
+        yield
     finally:
         if torch:
             torch.set_num_threads(before)

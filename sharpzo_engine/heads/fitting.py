@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharpzo_engine.clip.features import Features
-from sharpzo_engine.clip.parallel import map_chunks
+from sharpzo_engine.clip.parallel import map_chunks, numpy_on_one_thread
 from sharpzo_engine.heads.lbfgs import minimise
 from sharpzo_engine.softmax import log_sum_exp
 
@@ -216,7 +216,8 @@ class _Regression:
 
     def minimise(self, tolerance: float) -> tuple[Array, Array]:
         """Rows U [C, E] and bias [C], in the whitened coordinates."""
-        parameters = minimise(self.loss_and_gradient, np.zeros(self._shape), tolerance)
+        with numpy_on_one_thread():
+            parameters = minimise(self.loss_and_gradient, np.zeros(self._shape), tolerance)
         return parameters[:, :-1], parameters[:, -1]
 
     def loss_and_gradient(self, parameters: Array) -> tuple[float, Array]:

@@ -23,7 +23,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from sharpzo_engine.clip.cross_entropy import CrossEntropy
-from sharpzo_engine.clip.encoder import Floats, Preprocess, TextPrecision
+from sharpzo_engine.clip.encoder import Described, Floats, Preprocess, TextPrecision
 from sharpzo_engine.clip.onnx.bpe import BpeTokenizer
 from sharpzo_engine.clip.onnx.manifest import IMAGE, TEXT, TOKENIZER, TOKENS, Manifest, check_files
 from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
@@ -35,7 +35,7 @@ from sharpzo_engine.errors import BackboneError
 MAX_ROWS = 4096
 
 
-class OnnxEncoder:
+class OnnxEncoder(Described):
     """Both towers of a CLIP model in ONNX Runtime on the processor."""
 
     runtime = "onnxruntime"
@@ -90,16 +90,6 @@ class OnnxEncoder:
     def preprocessing(self) -> Preprocessing:
         """What `preprocess` does, in numbers."""
         return self.manifest.preprocessing
-
-    def describe(self) -> dict[str, str | None]:
-        """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
-        return {
-            "name": self.name,
-            "pretrained": self.pretrained,
-            "fingerprint": self.fingerprint,
-            "runtime": self.runtime,
-            "precision": self.precision,
-        }
 
     @property
     def preprocess(self) -> Preprocess:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharpzo_engine.clip.cross_entropy import CrossEntropy
-from sharpzo_engine.clip.encoder import Floats, Preprocess, require
+from sharpzo_engine.clip.encoder import Described, Floats, Preprocess, require
 from sharpzo_engine.clip.level import Level
 from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
 from sharpzo_engine.clip.remote import probes
@@ -27,7 +27,7 @@ MAX_DIMENSIONS = 2**16
 LOGIT_SCALE = 100.0  # of OpenAI's CLIP; the server does not say
 
 
-class EmbeddingsEncoder:
+class EmbeddingsEncoder(Described):
     """Texts and images become embeddings, and nothing else is known of the model.
 
     Its fingerprint is made of its answers to fixed probes.
@@ -67,16 +67,6 @@ class EmbeddingsEncoder:
     def changed(self) -> bool:
         """Whether the server was found to have another model than at first."""
         return self._watch.changed
-
-    def describe(self) -> dict[str, str | None]:
-        """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
-        return {
-            "name": self.name,
-            "pretrained": self.pretrained,
-            "fingerprint": self.fingerprint,
-            "runtime": self.runtime,
-            "precision": self.precision,
-        }
 
     def check(self) -> None:
         """Ask for the probes again; raises as `Changeable.check`."""

@@ -15,12 +15,19 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from sharpzo_engine.clip.cross_entropy import CrossEntropy
-from sharpzo_engine.clip.encoder import Floats, Preprocess, Prompts, TextPrecision, require
+from sharpzo_engine.clip.encoder import (
+    Described,
+    Floats,
+    Preprocess,
+    Prompts,
+    TextPrecision,
+    require,
+)
 from sharpzo_engine.clip.level import Level
 from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
 from sharpzo_engine.clip.remote import probes
 from sharpzo_engine.clip.remote.connection import Answer, Connection, Refused
-from sharpzo_engine.clip.remote.wire import IDENTITY_HEADER, MEDIA_TYPE, PADDING, Description
+from sharpzo_engine.clip.remote.wire import IDENTITY_HEADER, MEDIA_TYPE, PADDING, Description, pad
 from sharpzo_engine.clip.residuals import ResidualPrompts, hand_written
 from sharpzo_engine.clip.tokens import PromptTokens
 from sharpzo_engine.errors import BackboneError, ConfigError, DatasetError
@@ -31,7 +38,7 @@ POINTS = 20
 Ids = NDArray[np.int32]
 
 
-class RemoteEncoder:
+class RemoteEncoder(Described):
     """The owner's server keeps the weights; images are sent resized, context vectors as they are.
 
     Every answer names the encoder that gave it, so a replaced model is found at once; probes are
@@ -79,16 +86,6 @@ class RemoteEncoder:
     def changed(self) -> bool:
         """Whether the server was found to have another model than at first."""
         return self._watch.changed
-
-    def describe(self) -> dict[str, str | None]:
-        """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
-        return {
-            "name": self.name,
-            "pretrained": self.pretrained,
-            "fingerprint": self.fingerprint,
-            "runtime": self.runtime,
-            "precision": self.precision,
-        }
 
     def check(self) -> None:
         """Ask for the description and the probes again; raises as `Changeable.check`."""
@@ -263,10 +260,8 @@ class RemotePrompts:
         """Split the classes and the points into what one request may ask for."""
         self._encoder = encoder
         self.initial_context = encoder.token_embeddings(tokens.context)
-        longest = max(map(len, tokens.suffixes))
-        self._suffixes = np.full((len(tokens.suffixes), longest), PADDING, np.int32)
-        for row, suffix in zip(self._suffixes, tokens.suffixes, strict=True):
-            row[: len(suffix)] = suffix
+        self._suffixes = pad(tokens.suffixes)
+        longest = self._suffixes.shape[1]
         limits = encoder.limits
         most = min(limits.rows // longest, limits.floats // encoder.embed_dim)
         self._classes = list(slices(len(self._suffixes), most))

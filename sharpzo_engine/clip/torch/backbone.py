@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sharpzo_engine import tiny
-from sharpzo_engine.clip.encoder import Floats, TextPrecision
+from sharpzo_engine.clip.encoder import Described, Floats, TextPrecision
 from sharpzo_engine.clip.level import Level
 from sharpzo_engine.clip.onnx.preprocessing import Preprocessing
 from sharpzo_engine.clip.texts import encode_texts
@@ -50,7 +50,7 @@ OpenClipTokenizer = Callable[[Sequence[str]], torch.Tensor]
 logger = logging.getLogger(__name__)
 
 
-class Backbone:
+class Backbone(Described):
     """Both towers of a CLIP model in float32, frozen, on one device: the encoder in torch."""
 
     level = Level.TANGENTS
@@ -129,16 +129,6 @@ class Backbone:
             )
         except KeyError as error:
             raise BackboneError(f"{self.name} does not describe its preprocessing") from error
-
-    def describe(self) -> dict[str, str | None]:
-        """Name, weights, fingerprint, runtime and precision, as artifacts record them."""
-        return {
-            "name": self.name,
-            "pretrained": self.pretrained,
-            "fingerprint": self.fingerprint,
-            "runtime": self.runtime,
-            "precision": self.precision,
-        }
 
     @property
     def on_cpu(self) -> bool:
