@@ -8,6 +8,10 @@ short list is run, and the one with the lowest validation loss counts. One run o
 of zero-shot, the prompt, the prompt with its head, and Tip-Adapter; GDA alone is fitted to the same
 shots and needs neither passes nor validation. The JSON file is written after every run; `--resume`
 skips what it holds, so that several processes may share it.
+
+    python -m benchmarks.accuracy DATA --backbone SPEC --few-shots
+
+compares heads without a search at 1 to 16 shots; DATA may be a file of features.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from benchmarks.support import few_shots
 from benchmarks.support.output import (
     RESULTS,
     Comparison,
@@ -202,8 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = make_parser(__doc__, SEEDS, PASSES)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--few-shots", action="store_true", help="heads alone, 1 to 16 shots")
     options = parser.parse_args(arguments)
     with setting_of(options) as setting:
+        if options.few_shots:
+            few_shots.compare(setting).print()
+            return
         path = options.json or RESULTS / "accuracy.json"
         results = Results.open(path, setting.facts(), resume=options.resume)
         measure(setting, results, options.methods)

@@ -12,7 +12,7 @@ from tests.figures import ROOT
 
 PRODUCT = ("service", "sharpzo_cli", "sharpzo_client", "sharpzo_core", "sharpzo_engine", "worker")
 #: Kept flat on purpose: one module for each command, and for each duty of a worker.
-WIDE = {ROOT / "sharpzo_cli", ROOT / "benchmarks", ROOT / "worker"}
+WIDE = {ROOT / "sharpzo_cli", ROOT / "worker"}
 MOST_MODULES = 16
 
 

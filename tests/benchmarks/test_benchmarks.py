@@ -18,7 +18,6 @@ from benchmarks import (
     accuracy,
     base_to_new,
     encoders,
-    few_shots,
     gpu,
     ingestion,
     memory,
@@ -27,6 +26,7 @@ from benchmarks import (
     sizing,
     time_to_accuracy,
 )
+from benchmarks.support import few_shots
 from benchmarks.support.feature_file import FeatureFile
 from benchmarks.support.output import Comparison, Table, percent
 from benchmarks.support.results import Results

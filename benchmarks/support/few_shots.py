@@ -1,23 +1,20 @@
-"""Heads that need neither a search nor validation images, at few shots.
+"""Heads that need neither a search nor validation images: `benchmarks.accuracy --few-shots`.
 
-    python -m benchmarks.few_shots DATA... [--backbone SPEC] [--shots 1 2 4 8 16] [--draws 20]
-
-DATA is a folder of photos or a file of features. Every draw takes other training images; `GDA with
-texts` draws the classes' means towards the texts of the hand-written prompt.
+The dataset is a folder of photos or a file of features. Every draw takes other training images;
+`GDA with texts` draws the classes' means towards the texts of the hand-written prompt.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from benchmarks.support.feature_file import FeatureFile
-from benchmarks.support.output import RESULTS, Row, Table, machine_facts, write_json
-from sharpzo_engine import Encoder, extract_features, load_backbone, load_dataset
+from benchmarks.support.output import Row, Table
+from benchmarks.support.setting import Setting
+from sharpzo_engine import Encoder, extract_features, load_dataset
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.heads.fitting import LinearHead, fit_gda
 from sharpzo_engine.heads.stacking import accuracy
@@ -25,6 +22,12 @@ from sharpzo_engine.prompts.classifier import zero_shot_weights
 
 SHOTS, DRAWS = (1, 2, 4, 8, 16), 20
 ZERO_SHOT, GDA, INFORMED = "zero-shot", "GDA", "GDA with texts"
+
+
+def compare(setting: Setting) -> Table:
+    """Measure the setting's dataset at every number of shots."""
+    file = read(setting.folder, setting.backbone, setting.cache)
+    return table(measure(setting.folder.stem, file, setting.backbone, SHOTS, DRAWS))
 
 
 def read(path: Path, backbone: Encoder, cache: Path) -> FeatureFile:
@@ -72,28 +75,3 @@ def table(rows: Sequence[Row]) -> Table:
         lines.append([str(dataset), str(shots), *means, f"{gains.mean():+.1f} ± {error:.1f}"])
     header = ("dataset", "shots", ZERO_SHOT, GDA, INFORMED, "gain")
     return Table("Heads at few shots: test accuracy, %", header, lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", type=Path, nargs="+")
-    parser.add_argument("--backbone", default="tiny", help="tiny, local-dir:PATH or a model's name")
-    parser.add_argument("--shots", type=int, nargs="+", default=list(SHOTS))
-    parser.add_argument("--draws", type=int, default=DRAWS)
-    parser.add_argument("--json", type=Path, default=RESULTS / "few_shots.json")
-    options = parser.parse_args(arguments)
-    backbone = load_backbone(options.backbone)
-    rows: list[Row] = []
-    with TemporaryDirectory() as cache:
-        for path in options.data:
-            file = read(path, backbone, Path(cache))
-            rows += measure(path.stem, file, backbone, options.shots, options.draws)
-    table(rows).print()
-    write_json(options.json, {"machine": machine_facts(), "rows": rows})
-
-
-if __name__ == "__main__":
-    main()
