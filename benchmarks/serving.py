@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,7 @@ BATCHES = (1, 4, 8, 16, 32)  # that the plain process tries
 CONCURRENCIES = (1, 4, 16, 64)
 OPEN_SHARES = (0.5, 0.8)  # of the closed loop's rate
 BROKEN = 0.05
+PRECISIONS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 TURNS = 4  # of the latency in the time of one measurement
 TOLERANCE = 1e-4  # of a probability; batches of other sizes round otherwise
 VIT, TINY = "vit", "tiny"
@@ -436,24 +437,19 @@ def compare_services(
 
 def measure_agreement(spec: str, folder: Path) -> Row:
     """The share of images with the same zero-shot label in bfloat16, and the smallest cosine."""
-    import torch
-    from sharpzo_engine.clip.backbone import ImagePrecision
-
     from sharpzo_engine import Backbone, load_backbone, load_dataset
     from sharpzo_engine.clip.features import extract_features
+    from sharpzo_engine.prompts.classifier import zero_shot_weights
 
     dataset = load_dataset(folder)
     examples = [*dataset.train, *(dataset.val or ()), *dataset.test]
+    backbone = load_backbone(spec, device="cpu")
+    assert isinstance(backbone, Backbone)
+    classes = zero_shot_weights(backbone, "a photo of a", dataset.class_names)
     found = []
-    precisions: tuple[ImagePrecision, ...] = ("float32", "bfloat16")
-    for precision in precisions:
-        backbone = load_backbone(spec, device="cpu")
-        assert isinstance(backbone, Backbone)
-        tokens = backbone.tokenize("a photo of a", dataset.class_names)
-        context = torch.as_tensor(backbone.token_embeddings(tokens.context))
-        classes = torch.as_tensor(backbone.text_encoder(tokens).encode(context[None]))[0]
+    for precision in PRECISIONS:
         backbone.encode_images_in(precision)
-        images = torch.as_tensor(extract_features(examples, backbone).images)
+        images = extract_features(examples, backbone).images
         found.append((images, (images @ classes.T).argmax(-1)))
     (exact, label), (rounded, its) = found
     return {
@@ -461,7 +457,7 @@ def measure_agreement(spec: str, folder: Path) -> Row:
         "backbone": spec,
         "dataset": folder.name,
         "images": len(examples),
-        "share": float((label == its).float().mean()),
+        "share": float((label == its).mean()),
         "cosine": float((exact * rounded).sum(-1).min()),
     }
 
@@ -626,8 +622,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--photos", type=Path, help="a dataset folder, to compare labels on")
     parser.add_argument("--photo-backbone", default=TINY, metavar="SPEC")
     options = parser.parse_args(arguments)
-    rows = run(FULL if options.full else SHORT, options.backbones, options.against)
-    rows += agreements(options.photos, options.photo_backbone)
+    labels = agreements(options.photos, options.photo_backbone)
+    rows = run(FULL if options.full else SHORT, options.backbones, options.against) + labels
     for table in tables(rows):
         table.print()
     write_json(options.json, {"machine": machine_facts(), "rows": rows})
