@@ -18,7 +18,7 @@ from sharpzo_engine.data.dataset import load_dataset
 from sharpzo_engine.errors import TuningInterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import FrameType
 
@@ -230,16 +230,11 @@ def _print_result(tuned: Tuned) -> None:
     result = tuned.result
     rows = [(name, percent(value)) for name, value in result.comparison.items()]
     print_table(f"Accuracy on {result.comparison_split} images", ("", "accuracy"), rows)
-    passes, head = result.metrics["forward_passes"], result.prompt.metadata["head"]
-    typer.echo(f"{passes:,} forward passes, {tuned.seconds:.1f} seconds")
-    typer.echo(f"classifier:  {describe_head(head)}")
+    metadata = result.prompt.metadata
+    typer.echo(f"{result.metrics['forward_passes']:,} forward passes, {tuned.seconds:.1f} seconds")
+    typer.echo(f"classifier:  {metadata['head']['name']}")
+    typer.echo(f"chosen:      {metadata['choice']['reason']}")
     typer.echo(f"prompt file: {tuned.artifact}")
     if tuned.reports:
         page, data = tuned.reports
         typer.echo(f"run report:  {page} (as JSON: {data})")
-
-
-def describe_head(head: Mapping[str, object]) -> str:
-    if head["kind"] == "none":
-        return "the tuned prompt"
-    return f"{'the tuned prompt with ' if head['prompt_weight'] else ''}head {head['kind']}"

@@ -10,12 +10,32 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sharpzo_engine.errors import ConfigError
 
 PositiveFloat = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=0, le=10_000_000)]
+
+
+def _has_one_gap(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError("a template needs {} once, in place of the class name")
+    return template
+
+
+Template = Annotated[str, Field(min_length=3, max_length=200), AfterValidator(_has_one_gap)]
+
+#: The seven templates that Radford et al. (arXiv 2103.00020) found to be best on ImageNet.
+TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 
 #: Values that may change when a run resumes: budgets, and what follows the search.
 EXTENDABLE = ("total_steps", "max_forward_passes", "max_seconds", "head")
@@ -52,6 +72,10 @@ class PromptConfig(_StrictModel):
 
     context: Annotated[str, Field(min_length=1, max_length=200)] = "a photo of a"
     """Words whose token embeddings the search starts from; their token count is M."""
+
+    templates: Annotated[tuple[Template, ...], Field(max_length=100, strict=False)] = TEMPLATES
+    """Sentences with `{}` for the class name. Their mean is a second zero-shot classifier, and says
+    with `context` what a head knows of a class beside its images. CLIP's seven by default."""
 
     intrinsic_dim: Annotated[int, Field(ge=2, le=4096)] = 512
     """Dimension d of the search space."""

@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 import numpy as np
 
 from sharpzo_engine._version import __version__
+from sharpzo_engine.clip.encoder import Floats
 from sharpzo_engine.clip.features import Features
+from sharpzo_engine.clip.level import Level
+from sharpzo_engine.clip.texts import template_embeddings
 from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.heads.fitting import LinearHead
 from sharpzo_engine.heads.stacking import (
@@ -32,6 +35,7 @@ from sharpzo_engine.search.loop import Search
 from sharpzo_engine.search.methods import stage_label
 from sharpzo_engine.search.objective import Objective
 from sharpzo_engine.search.progress import Phase
+from sharpzo_engine.search.prompt_space import PromptSpace
 
 Metrics = dict[str, float | int | None]
 OnRow = Callable[[int, int], None]  #: (rows of the loss landscape done, rows in all)
@@ -96,13 +100,27 @@ def fit_head(finished: FinishedSearch) -> Stacking:
 
 
 def _head_data(finished: FinishedSearch) -> HeadData:
-    space, point = finished.search.space, finished.search.best.point
-    embeddings = space.class_embeddings(np.stack([space.origin, point]))
-    scale = np.float32(space.backbone.logit_scale)
-    zero_shot, tuned = (
-        LinearHead(scale * rows, np.zeros(len(rows), np.float32)) for rows in embeddings
+    search, space = finished.search, finished.search.space
+    embeddings = space.class_embeddings(np.stack([space.origin, search.best.point]))
+    templates = finished.config.prompt.templates
+    texts = None
+    if templates and space.backbone.level is not Level.IMAGES:
+        texts = template_embeddings(space.backbone, templates, space.class_names)
+    zero_shot, tuned = (_as_head(rows, space) for rows in embeddings)
+    return HeadData(
+        train=finished.train,
+        validation=finished.validation,
+        source=finished.source,
+        prompt=tuned,
+        zero_shot=zero_shot,
+        templates=None if texts is None else _as_head(texts, space),
+        unbiased=search.unbiased_logits(),
     )
-    return HeadData(finished.train, finished.validation, finished.source, tuned, zero_shot)
+
+
+def _as_head(embeddings: Floats, space: PromptSpace) -> LinearHead:
+    scale = np.float32(space.backbone.logit_scale)
+    return LinearHead(scale * embeddings, np.zeros(len(embeddings), np.float32))
 
 
 def _compare(
@@ -199,11 +217,12 @@ def _to_prompt(
             "config": config.model_dump(mode="json"),
             "metrics": metrics,
             "head": served.describe(),
+            "choice": stacking.choice.describe(),
             **origin,
             "point": point.tolist(),
             "projection_sha256": space.projection_sha256,
             "engine_version": __version__,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-        stacked=None if served.kind == "none" else matrix,
+        stacked=None if served.is_prompt else matrix,
     )

@@ -57,6 +57,14 @@ class Features:
         """Some of the images: a slice, positions, or a mask."""
         return Features(self.images[chosen], self.labels[chosen])
 
+    def turns(self) -> NDArray[np.int64]:
+        """The number of earlier images of the same class, for each image [N]."""
+        found = np.empty_like(self.labels)
+        for label in np.unique(self.labels):
+            own = self.labels == label
+            found[own] = np.arange(own.sum())
+        return found
+
 
 def extract_features(
     examples: Sequence[Example],

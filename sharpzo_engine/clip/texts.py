@@ -37,6 +37,23 @@ def encode_texts(encoder: TokenEncoder, tokenizer: Tokenizer, texts: Sequence[st
     return found
 
 
+def template_embeddings(
+    encoder: Encoder, templates: Sequence[str], class_names: Sequence[str]
+) -> Floats:
+    """L2-normalised means over the templates [C, E], of class names put in place of `{}`.
+
+    Raises:
+        LevelMissing: the encoder knows no texts.
+        TextError: a text is too long for the text tower.
+    """
+    names = [name.replace("_", " ") for name in class_names]
+    texts = [template.replace("{}", name) for template in templates for name in names]
+    embeddings = encoder.encode_texts(texts).reshape(len(templates), len(names), -1)
+    mean = embeddings.mean(0)
+    unit: Floats = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    return unit
+
+
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Each text's ids, from the first of the text to the last, with SOS and EOT.
 

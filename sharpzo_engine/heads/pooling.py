@@ -31,13 +31,19 @@ SMALLEST_DECREASE = 1e-9
 
 @dataclass(frozen=True)
 class Pool:
-    """Weights of some classifiers, and the loss of their weighted sum (infinite without one)."""
+    """Weights of some classifiers, and the cross-entropies of their weighted sum."""
 
     weights: tuple[float, ...]
-    loss: float  #: mean cross-entropy
+    losses: Array  #: of each image [n]; empty if there is no sum
+    right: NDArray[np.bool_]  #: whether the largest logit is the image's own class [n]
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy; infinite if there is no sum."""
+        return float(self.losses.mean()) if self.losses.size else math.inf
 
 
-NO_POOL = Pool((), math.inf)
+NO_POOL = Pool((), np.empty(0), np.empty(0, np.bool_))
 
 
 def spread(logits: Real) -> float:
@@ -60,8 +66,9 @@ def fit_pool(members: Sequence[Real], labels: Labels) -> Pool:
     weights = _newton(logits, labels)
     if not (weights > 0).all():
         return NO_POOL
-    loss = _cross_entropy(weights, logits, labels)
-    return Pool(tuple((weights / scales).tolist()), loss)
+    losses = _cross_entropies(weights, logits, labels)
+    right = _mix(weights, logits).argmax(1) == labels
+    return Pool(tuple((weights / scales).tolist()), losses, right)
 
 
 def _newton(logits: Array, labels: Labels) -> Array:
@@ -94,13 +101,13 @@ def _newton_step(weights: Array, logits: Array, labels: Labels) -> Array:
 
 def _loss(weights: Array, logits: Array, labels: Labels) -> float:
     prior = 0.5 * PRIOR / len(labels) * float(weights @ weights)
-    return _cross_entropy(weights, logits, labels) + prior
+    return float(_cross_entropies(weights, logits, labels).mean()) + prior
 
 
-def _cross_entropy(weights: Array, logits: Array, labels: Labels) -> float:
+def _cross_entropies(weights: Array, logits: Array, labels: Labels) -> Array:
     mixed = _mix(weights, logits)
-    own = mixed[np.arange(len(labels)), labels]
-    return float((log_sum_exp(mixed) - own).mean())
+    own: Array = log_sum_exp(mixed) - mixed[np.arange(len(labels)), labels]
+    return own
 
 
 def _mix(weights: Array, logits: Array) -> Array:

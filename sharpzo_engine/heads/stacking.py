@@ -1,25 +1,31 @@
-"""A head stacked on the tuned prompt; the result is one matrix and one bias.
+"""What a tuned prompt is served with: the prompt, a head, or both; one matrix and one bias.
 
-    logits = scale f T^T + alpha (f W + b)
+    logits = w (scale f T^T) + alpha (f W + b)
 
-Alpha, the penalty, and whether there is a head at all are chosen by the cross-entropy on images
-that the fit has not seen:
+T is the hand-written prompt, the mean of its templates, or the tuned prompt. Weights, the penalty,
+and what is served are chosen by the cross-entropy on images that the fit has not seen:
 
 - `official`: the dataset's validation images.
 - `holdout`: the images held out of the shots; the chosen head is then fitted again on all shots.
 - `training`: too few shots to hold any out. Heads are cross-validated by leaving out one shot at a
-  time. The tuned prompt was trained on all shots, so the hand-written prompt takes its place there.
+  time. The tuned prompt was trained on all shots, so it is no candidate there.
 
-The validation images also chose the prompt. With few of them that makes the prompt look much better
-than it is, so below `MIN_JUDGED` per class nothing is weighed: the answer is GDA, whose means are
-drawn towards the classes' texts.
+The validation images have also chosen the tuned prompt. So each half of them judges the best prompt
+of the other half (`HeadData.unbiased`).
+
+`auto` serves the head `gda` unless another candidate is clearly better: its loss is lower by more
+than `CLEARLY` standard errors of the difference, and its accuracy higher by more than one. The best
+of many candidates on few images is mostly the luckiest one, and a lower loss may be no more than
+better calibration.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,13 +47,17 @@ from sharpzo_engine.heads.pooling import NO_POOL, Pool, fit_pool, spread
 PENALTIES = (0.1, 1.0)
 #: Sharpnesses to try for Tip-Adapter; the first is the published default.
 SHARPNESSES = (5.5, 1.0, 2.0, 10.0, 20.0)
-#: Validation images per class below which classifiers are not weighed.
-MIN_JUDGED = 4
+#: Standard errors of a difference of losses beyond which it is not chance.
+CLEARLY = 2.0
 #: Logits used to choose a head; of more images an evenly spaced sample is taken.
 MAX_LOGITS = 2**20
 
-ZERO_SHOT, PROMPT = "zero-shot", "tuned prompt"
-HEAD_ALONE, STACKED, TIP_ADAPTER = "head alone", "prompt + head", "Tip-Adapter"
+#: Rows of the comparison.
+ZERO_SHOT, TEMPLATES, PROMPT = "zero-shot", "zero-shot, templates", "tuned prompt"
+HEAD_ALONE, STACKED, WRITTEN_STACKED = "head alone", "prompt + head", "hand-written + head"
+TIP_ADAPTER = "Tip-Adapter"
+#: Candidates' names of the prompts.
+NAMES = {ZERO_SHOT: "hand-written prompt", TEMPLATES: "templates", PROMPT: PROMPT}
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,20 @@ class HeadData:
     source: str  #: source of the validation images, see `tuner.split_validation`
     prompt: LinearHead  #: the tuned prompt
     zero_shot: LinearHead  #: the hand-written prompt
+    templates: LinearHead | None = None  #: mean of the templates' texts, if the encoder knows texts
+    #: Logits [n, C] of the validation images by tuned prompts that they have not chosen.
+    unbiased: Real | None = None
 
     @property
     def classes(self) -> int:
         """C."""
         return len(self.prompt.bias)
+
+    @property
+    def texts(self) -> Real:
+        """What the classes' names say [C, E]: half the hand-written prompt, half the templates."""
+        written: Real = self.zero_shot.weights
+        return written if self.templates is None else written + self.templates.weights
 
     @property
     def everything(self) -> Features:
@@ -73,20 +92,39 @@ class HeadData:
     def folds(self) -> Iterator[tuple[Features, Features]]:
         """Pairs of images to fit to and to validate on; none if there is only one shot."""
         if self.source != "training":
-            yield self.train, _thinned(self.validation, self.classes)
+            yield self.train, self.validation[self._sample]
             return
-        turn = _turns(self.train.labels)
+        turn = self.train.turns()
         shots = int(turn.max()) + 1
         if shots > 1:
             for shot in range(shots):
                 yield self.train[turn != shot], self.train[turn == shot]
+
+    def judged_prompts(self, images: Real) -> dict[str, Real]:
+        """Logits [n, C] of the judged images by each prompt that did not see them."""
+        found = {ZERO_SHOT: self.zero_shot.logits(images)}
+        if self.templates is not None:
+            found[TEMPLATES] = self.templates.logits(images)
+        if self.unbiased is not None and self.source != "training":
+            found[PROMPT] = self.unbiased[self._sample]
+        return found
+
+    def prompt_named(self, name: str) -> LinearHead:
+        """The prompt of a row."""
+        found = {ZERO_SHOT: self.zero_shot, TEMPLATES: self.templates, PROMPT: self.prompt}[name]
+        return found or self.zero_shot
+
+    @property
+    def _sample(self) -> slice:
+        """Evenly spaced validation images, which are ordered by class."""
+        return slice(None, None, -(-len(self.validation) * self.classes // MAX_LOGITS))
 
 
 Fit = Callable[[Features, HeadData], Head]
 
 
 def _fit_gda(features: Features, data: HeadData) -> LinearHead:
-    return fit_gda(features, data.classes, data.zero_shot.weights)
+    return fit_gda(features, data.classes, data.texts)
 
 
 def _fit_linear(features: Features, data: HeadData, penalty: float) -> LinearHead:
@@ -119,19 +157,29 @@ CACHES = tuple(Recipe("tip-adapter", partial(_fit_cache, sharpness=b), b) for b 
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe with its weights, and its loss on unseen images."""
+    """A candidate: a prompt, a head or both, with their weights and losses on unseen images."""
 
-    recipe: Recipe | None  #: None for the prompt alone
-    prompt_weight: float  #: 1, or 0 for the head alone
-    alpha: float | None  #: weight of the head's logits; None gives them the prompt's spread
-    temperature: float
-    loss: float  #: cross-entropy at that temperature; infinite if the trial failed
+    prompt: str | None  #: the row of the prompt; None for a head alone
+    recipe: Recipe | None  #: None for a prompt alone
+    pool: Pool  #: weights of prompt and head, in this order
+
+    @property
+    def name(self) -> str:
+        """`tuned prompt + gda`."""
+        parts = [NAMES[self.prompt]] if self.prompt else []
+        return " + ".join([*parts, self.recipe.kind] if self.recipe else parts)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy; infinite if nothing could be judged."""
+        return self.pool.loss
 
 
 @dataclass(frozen=True)
 class Stack:
     """The classifier that an artifact contains."""
 
+    name: str  #: see `Trial.name`
     kind: str  #: none, gda or linear
     head: LinearHead  #: matrix and bias, in float32
     alpha: float
@@ -139,9 +187,15 @@ class Stack:
     temperature: float  #: divides the logits for calibrated probabilities
     penalty: float | None
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it is the tuned prompt itself."""
+        return self.name == PROMPT
+
     def describe(self) -> dict[str, float | str | None]:
         """Its entry in the artifact's metadata."""
         return {
+            "name": self.name,
             "kind": self.kind,
             "alpha": self.alpha,
             "prompt_weight": self.prompt_weight,
@@ -151,91 +205,131 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One line of `Choice`."""
+
+    name: str
+    loss: float  #: cross-entropy on the judged images
+    accuracy: float  #: on the same images, a fraction
+    difference: float | None  #: to the default's loss; None if the default says nothing
+    standard_error: float | None  #: of the difference
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Why the served classifier was chosen."""
+
+    reason: str
+    images: int  #: that judged
+    candidates: tuple[Candidate, ...] = ()  #: best first
+
+    def describe(self) -> dict[str, object]:
+        """Its entry in the artifact's metadata."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Stacking:
-    """The stack to serve, and all classifiers to compare it with."""
+    """The stack to serve, why, and all classifiers to compare it with."""
 
     served: Stack
+    choice: Choice
     rows: Mapping[str, Head]
 
 
 class _Validation:
-    """Validates recipes on images that they have not seen."""
+    """Validates candidates on images that they have not seen."""
 
     def __init__(self, data: HeadData) -> None:
         self._data = data
         self._everything = data.everything
         self._fitted: dict[tuple[Recipe, int], Head] = {}
         self._folds = list(data.folds())
-        judged = [unseen for _, unseen in self._folds] or [data.train]
-        self._judged = Features(
-            np.concatenate([part.images for part in judged]),
-            np.concatenate([part.labels for part in judged]),
-        )
-        stands_in = data.source == "training"
-        self._prompt = data.zero_shot if stands_in else data.prompt
+        self._judged = data.train[:0]
+        for _, unseen in self._folds:
+            self._judged = _join(self._judged, unseen)
+        self._prompts = data.judged_prompts(self._judged.images)
 
     @property
-    def is_small(self) -> bool:
-        """Whether there are too few images to weigh classifiers by."""
-        return len(self._judged) < MIN_JUDGED * self._data.classes
+    def images(self) -> int:
+        """How many images judge."""
+        return len(self._judged)
 
-    def prompt_alone(self) -> Trial:
-        """Score the prompt without a head."""
-        if not self._folds:
-            return _of_prompt(None, NO_POOL)
-        return _of_prompt(None, self._pool(self._prompt.logits(self._judged.images)))
-
-    def stacked(self, recipe: Recipe, prompt: LinearHead | None = None) -> Trial:
-        """Score a head combined with a prompt (by default the tuned one)."""
-        if not self._folds:
-            return Trial(recipe, 1.0, None, 1.0, 0.0)
-        logits = (prompt or self._prompt).logits(self._judged.images)
-        return self._beside(recipe, logits, self._unseen(recipe))
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Rows of the prompts that can be judged."""
+        return tuple(self._prompts) if self._folds else ()
 
     def alone(self, recipe: Recipe) -> Trial:
-        """Score a head without the prompt."""
-        if not self._folds:
-            return _of_head(recipe, NO_POOL)
-        return _of_head(recipe, self._pool(self._unseen(recipe)))
+        """Judge a head without a prompt."""
+        return Trial(None, recipe, self._pool(self._unseen(recipe)) if self._folds else NO_POOL)
 
-    def _beside(self, recipe: Recipe, prompt: Real, head: Real) -> Trial:
-        """Weigh both; use only one of them if the other does not improve it."""
-        pool = self._pool(prompt, head)
-        if not pool.weights:
-            return _best(
-                [_of_prompt(recipe, self._pool(prompt)), _of_head(recipe, self._pool(head))]
-            )
-        first, second = pool.weights
-        return Trial(recipe, 1.0, second / first, 1 / first, pool.loss)
+    def prompt_alone(self, prompt: str) -> Trial:
+        """Judge a prompt without a head."""
+        known = prompt in self.prompts
+        return Trial(prompt, None, self._pool(self._prompts[prompt]) if known else NO_POOL)
+
+    def stacked(self, prompt: str, recipe: Recipe) -> Trial:
+        """Judge both; use only one of them if the other does not improve it.
+
+        A tuned prompt that cannot be judged is weighed as if it were the hand-written one.
+        """
+        if not self._folds:
+            return Trial(prompt, recipe, NO_POOL)
+        logits = self._prompts.get(prompt, self._prompts[ZERO_SHOT])
+        pool = self._pool(logits, self._unseen(recipe))
+        if pool.weights:
+            return Trial(prompt, recipe, pool)
+        return _best([Trial(prompt, None, self._pool(logits)), self.alone(recipe)])
 
     def finish(self, trial: Trial) -> Stack:
-        """Fit to all images and add up; falls back to the prompt if the sum is not finite."""
-        prompt = self._data.prompt
+        """Fit to all images and add up; falls back to the tuned prompt if that is not finite."""
+        prompt = self._data.prompt_named(trial.prompt or PROMPT)
         head = self._fitted_to_all(trial.recipe) if trial.recipe else None
-        if trial.recipe is None or not isinstance(head, LinearHead):
-            return Stack("none", prompt, 0.0, 1.0, trial.temperature, None)
-        alpha = self._alpha(trial, prompt, head)
-        weight, recipe = trial.prompt_weight, trial.recipe
+        if not isinstance(head, LinearHead) or trial.recipe is None:
+            # A prompt keeps its scale; the inverse of its weight is the temperature.
+            temperature = 1 / trial.pool.weights[0] if trial.pool.weights else 1.0
+            return Stack(trial.name, "none", prompt, 0.0, 1.0, temperature, None)
+        weight, alpha, temperature = self._weights(trial, prompt, head)
         total = LinearHead(
             weight * prompt.weights + alpha * head.weights, weight * prompt.bias + alpha * head.bias
         )
         total = LinearHead(*total.in_float32())
         if not total.is_finite:
-            return self.finish(self.prompt_alone())
-        return Stack(recipe.kind, total, alpha, weight, trial.temperature, recipe.setting)
+            return self.finish(self.prompt_alone(PROMPT))
+        recipe = trial.recipe
+        return Stack(trial.name, recipe.kind, total, alpha, weight, temperature, recipe.setting)
+
+    def _weights(self, trial: Trial, prompt: LinearHead, head: Head) -> tuple[float, float, float]:
+        """Weights of prompt and head, and the temperature.
+
+        A head is scaled by its weight, which calibrates its probabilities; beside a prompt so that
+        the prompt keeps its scale. What could not be judged gets the prompt's spread.
+        """
+        weights = trial.pool.weights
+        if not weights:
+            images = self._data.train.images
+            alpha = spread(prompt.logits(images)) / (spread(head.logits(images)) or 1.0)
+            return (1.0 if trial.prompt else 0.0), alpha, 1.0
+        if not trial.prompt:
+            return 0.0, weights[0], 1.0
+        return 1.0, weights[1] / weights[0], 1 / weights[0]
 
     def tip_adapter(self) -> BlendedHead:
         """The cache model combined with the hand-written prompt, as published."""
         prompt = self._data.zero_shot
-        trial = _best([self.stacked(recipe, prompt) for recipe in CACHES])
+        trial = _best([self.stacked(ZERO_SHOT, recipe) for recipe in CACHES])
+        if trial.prompt and not trial.recipe:
+            return BlendedHead(prompt, 1.0, prompt, 0.0)
         head = self._fitted_to_all(trial.recipe or CACHES[0])
-        return BlendedHead(prompt, trial.prompt_weight, head, self._alpha(trial, prompt, head))
+        weight, alpha, _ = self._weights(trial, prompt, head)
+        return BlendedHead(prompt, weight, head, alpha)
 
     def _pool(self, *members: Real) -> Pool:
         return fit_pool(members, self._judged.labels)
 
     def _unseen(self, recipe: Recipe) -> Real:
-        """Logits [n, C] of the validation images, from heads that have not seen them."""
+        """Logits [n, C] of the judged images, from heads that have not seen them."""
         return np.concatenate(
             [self._fit(recipe, seen).logits(judged.images) for seen, judged in self._folds]
         )
@@ -249,45 +343,70 @@ class _Validation:
             self._fitted[key] = recipe.fit(features, self._data)
         return self._fitted[key]
 
-    def _alpha(self, trial: Trial, prompt: LinearHead, head: Head) -> float:
-        if trial.alpha is not None:
-            return trial.alpha
-        images = self._data.train.images
-        return spread(prompt.logits(images)) / (spread(head.logits(images)) or 1.0)
-
-
-def _of_prompt(recipe: Recipe | None, pool: Pool) -> Trial:
-    """A prompt keeps its scale; the inverse of its pool weight is the temperature."""
-    weight = pool.weights[0] if pool.weights else 1.0
-    return Trial(recipe, 1.0, 0.0, 1 / weight, pool.loss)
-
-
-def _of_head(recipe: Recipe, pool: Pool) -> Trial:
-    """A head is scaled by its pool weight, which calibrates its probabilities."""
-    return Trial(recipe, 0.0, pool.weights[0] if pool.weights else None, 1.0, pool.loss)
-
 
 def stack_heads(kind: str, data: HeadData) -> Stacking:
-    """Choose, fit and stack a head; `kind` is `TuningConfig.head` (`none` fits nothing)."""
+    """Choose, fit and stack; `kind` is `TuningConfig.head` (`none` serves the tuned prompt)."""
     validation = _Validation(data)
-    plain = {ZERO_SHOT: data.zero_shot, PROMPT: data.prompt}
+    rows: dict[str, Head] = {ZERO_SHOT: data.zero_shot}
+    if data.templates is not None:
+        rows[TEMPLATES] = data.templates
+    rows[PROMPT] = data.prompt
     if kind == "none":
-        return Stacking(validation.finish(validation.prompt_alone()), plain)
+        choice = Choice("head is none, which asks for the tuned prompt alone", validation.images)
+        return Stacking(validation.finish(validation.prompt_alone(PROMPT)), choice, rows)
     recipes = [r for name in RECIPES for r in RECIPES[name] if kind in (name, "auto")]
-    stacked = [validation.stacked(recipe) for recipe in recipes]
     alone = [validation.alone(recipe) for recipe in recipes]
-    none = [validation.prompt_alone()] if kind == "auto" else []
-    if kind == "auto" and validation.is_small:
-        served = validation.finish(validation.alone(GDA))
-    else:
-        served = validation.finish(_best([*none, *stacked, *alone]))
-    rows: dict[str, Head] = {
-        **plain,
+    stacked = {p: [validation.stacked(p, recipe) for recipe in recipes] for p in NAMES if p in rows}
+    trials = [*alone, *(trial for p in validation.prompts for trial in stacked[p])]
+    if kind == "auto":
+        trials += [validation.prompt_alone(p) for p in validation.prompts]
+    default = alone[0] if kind == "auto" else _best(alone)
+    trial, choice = _choose(default, trials, validation.images)
+    rows |= {
         HEAD_ALONE: validation.finish(_best(alone)).head,
-        STACKED: validation.finish(_best(stacked)).head,
+        STACKED: validation.finish(_best(stacked[PROMPT])).head,
+        WRITTEN_STACKED: validation.finish(_best(stacked[ZERO_SHOT])).head,
         TIP_ADAPTER: validation.tip_adapter(),
     }
-    return Stacking(served, rows)
+    return Stacking(validation.finish(trial), choice, rows)
+
+
+def _choose(default: Trial, trials: Sequence[Trial], images: int) -> tuple[Trial, Choice]:
+    """The clearly better trial of the lowest loss; the default if there is none."""
+    judged = sorted((trial for trial in trials if trial.pool.weights), key=lambda t: t.loss)
+    if not judged:
+        reason = f"{default.name}: no image is left to compare candidates on"
+        return default, Choice(reason, images)
+    unique = {trial.name: trial for trial in reversed(judged)}  # of one kind, the best
+    lines = tuple(_candidate(trial, default) for trial in reversed(unique.values()))
+    for trial in judged:
+        if _is_clearly_better(trial, default):
+            reason = f"{trial.name}: clearly better than {default.name} on {images} images"
+            return trial, Choice(reason, images, lines)
+    reason = f"{default.name}: nothing is clearly better on {images} images"
+    return default, Choice(reason, images, lines)
+
+
+def _is_clearly_better(trial: Trial, default: Trial) -> bool:
+    if not default.pool.weights:
+        return True  # it tells no class from another
+    lower, error = _paired(default.pool.losses, trial.pool.losses)
+    more, spread_of_more = _paired(trial.pool.right, default.pool.right)
+    return lower > CLEARLY * error and more > spread_of_more
+
+
+def _candidate(trial: Trial, default: Trial) -> Candidate:
+    right = float(trial.pool.right.mean())
+    if not default.pool.weights:
+        return Candidate(trial.name, trial.loss, right, None, None)
+    difference, error = _paired(trial.pool.losses, default.pool.losses)
+    return Candidate(trial.name, trial.loss, right, difference, error)
+
+
+def _paired(one: NDArray[Any], other: NDArray[Any]) -> tuple[float, float]:
+    """Mean difference of values of the same images [n], n > 1, and its standard error."""
+    apart = one.astype(np.float64) - other
+    return float(apart.mean()), float(apart.std(ddof=1)) / math.sqrt(len(apart))
 
 
 def accuracy(head: Head, features: Features) -> float:
@@ -306,18 +425,3 @@ def _join(first: Features, second: Features) -> Features:
     return Features(
         np.concatenate([first.images, second.images]), np.concatenate([first.labels, second.labels])
     )
-
-
-def _thinned(features: Features, classes: int) -> Features:
-    """An evenly spaced sample; images are ordered by class."""
-    step = -(-len(features) * classes // MAX_LOGITS)
-    return features[::step]
-
-
-def _turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The number of earlier images of the same class, for each image [N]."""
-    turns = np.empty_like(labels)
-    for label in np.unique(labels):
-        own = labels == label
-        turns[own] = np.arange(own.sum())
-    return turns

@@ -120,10 +120,10 @@ class RunReport:
 
     def _classifier(self) -> str:
         """The classifier of `after`: the served one, or the prompt if there are no test images."""
-        head = self.metadata.get("head", {"kind": "none"})
-        if head["kind"] == "none" or self.split != "test":
+        if self.split != "test":
             return "tuned prompt"
-        return f"{'prompt + ' if head['prompt_weight'] else ''}head {head['kind']}"
+        name: str = self.metadata["head"]["name"]
+        return name
 
     def _comparison(self) -> dict[str, float | None]:
         own = {"zero-shot": self.before.accuracy, "tuned prompt": self.after.accuracy}

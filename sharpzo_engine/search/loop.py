@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from sharpzo_engine.search.prompt_space import PromptSpace
 from sharpzo_engine.search.stages.stage import Descent, Stage, StageState, StepOutcome
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
 Clock = Callable[[], float]
 
 #: Steps of stage 2 are cheap and are validated about once per this many evaluations.
@@ -73,6 +75,7 @@ class Search:
         origin = objective.space.origin
         self.best = Validated(origin, validation.score(origin))
         self.start = self.best.score
+        self._half_best = [self.best] * len(self.start.halves)
         self._best_rank = _rank(self.start)
         self._stage: Stage = self._first_stage()
 
@@ -100,6 +103,24 @@ class Search:
         # The validation after the last step is not in the history, and may find a better point.
         is_last = self._config.selection == "last" or _rank(self.best.score) < ranks[step]
         return len(self.history) if is_last else step
+
+    def unbiased_logits(self) -> Floats | None:
+        """Logits [N, C] of the validation images by points that they have not chosen.
+
+        Each half is judged by the best point on the other half. None if a class has one image.
+        """
+        halves = self._validation.halves
+        if not halves:
+            return None
+        chosen = [found.point for found in reversed(self._half_best)]
+        if self._config.selection == "last":
+            chosen = [self.best.point] * len(halves)
+        embeddings = self.space.class_embeddings(np.stack(chosen))
+        images = self._validation.features.images
+        logits = np.empty((len(images), embeddings.shape[1]), np.float32)
+        for half, rows in zip(halves, embeddings, strict=True):
+            logits[half] = images[half] @ (self.space.backbone.logit_scale * rows).T
+        return logits
 
     @property
     def phase(self) -> Phase:
@@ -149,6 +170,8 @@ class Search:
         self._since_validation = 0
         scored = [Validated(p, self._validation.score(p)) for p in self._stage.candidates]
         best = min(scored, key=lambda validated: _rank(validated.score))
+        for half, kept in enumerate(self._half_best):
+            self._half_best[half] = min((kept, *scored), key=partial(_loss_on, half))
         improved = _rank(best.score) < self._best_rank
         self._stale = 0 if improved else self._stale + 1
         self._best_rank = min(self._best_rank, _rank(best.score))
@@ -270,12 +293,14 @@ class Search:
                 **{f"stage.{name}": array for name, array in stage.arrays.items()},
                 **history_arrays(self.history),
                 "best_point": self.best.point,
+                "half_points": np.array([found.point for found in self._half_best]),
             },
             scalars={
                 "phase": self.phase,
                 "stage": stage.scalars,
                 "best": [self.best.score.loss, self.best.score.accuracy],
                 "start": [self.start.loss, self.start.accuracy],
+                "halves": [list(found.score.halves) for found in self._half_best],
                 "stale": self._stale,
                 "since_validation": self._since_validation,
                 "first_step": self._first_step,
@@ -292,6 +317,11 @@ class Search:
         self.history = history_records(arrays)
         self.best = Validated(arrays["best_point"], Score(*scalars["best"]))
         self.start = Score(*scalars["start"])
+        if "halves" in scalars:  # checkpoints of version 0.1 have none
+            self._half_best = [
+                Validated(point, Score(math.nan, math.nan, tuple(losses)))
+                for point, losses in zip(arrays["half_points"], scalars["halves"], strict=True)
+            ]
         self._best_rank = min(self._ranks().values())
         self._stage = self._stage_2() if scalars["phase"] == "stage2" else self._first_stage()
         own = {k.removeprefix("stage."): v for k, v in arrays.items() if k.startswith("stage.")}
@@ -316,4 +346,12 @@ class Search:
 
 def _rank(score: Score) -> tuple[float, float]:
     """Sort key, lower is better: first the loss, which is smoother than accuracy on few images."""
-    return (math.inf if math.isnan(score.loss) else score.loss, -score.accuracy)
+    return (_comparable(score.loss), -score.accuracy)
+
+
+def _loss_on(half: int, validated: Validated) -> float:
+    return _comparable(validated.score.halves[half])
+
+
+def _comparable(loss: float) -> float:
+    return math.inf if math.isnan(loss) else loss

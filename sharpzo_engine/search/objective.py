@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from sharpzo_engine.clip.encoder import (
     DifferentiablePrompts,
+    ImageLoss,
     Prompts,
     TextPrecision,
     require,
@@ -32,6 +34,7 @@ class Score:
 
     loss: float
     accuracy: float
+    halves: tuple[float, ...] = ()  #: mean cross-entropies on `Objective.halves`
 
 
 class Objective:
@@ -58,8 +61,23 @@ class Objective:
         """Loss and accuracy of one point [d]; counts as one forward pass."""
         self.forward_passes += 1
         embeddings = self.space.class_embeddings(point[None])
-        loss = float(self._images.losses(embeddings)[0])
-        return Score(loss, self._images.accuracy(embeddings[0]))
+        loss, *halves = (float(part.losses(embeddings)[0]) for part in self._parts)
+        return Score(loss, self._images.accuracy(embeddings[0]), tuple(halves))
+
+    @cached_property
+    def halves(self) -> tuple[NDArray[np.bool_], ...]:
+        """Two masks [N] of every second image of a class; none if no class has two images.
+
+        The best point on one half can be judged on the other, which did not choose it.
+        """
+        odd = self.features.turns() % 2 == 1
+        return (~odd, odd) if odd.any() else ()
+
+    @cached_property
+    def _parts(self) -> list[ImageLoss]:
+        """The losses of all images, and of the halves."""
+        parts = [self.features[half] for half in self.halves]
+        return [self._images, *(self.space.backbone.image_loss(p.images, p.labels) for p in parts)]
 
     def in_precision(self, name: TextPrecision) -> Callable[[Array], Array]:
         """The same objective and pass counter with the text tower in another precision.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sharpzo_cli.tuning import TuningView, describe_head, stop_on_interrupt
+from sharpzo_cli.tuning import TuningView, stop_on_interrupt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,18 +90,6 @@ def test_a_report_never_replaces_another_file(sharpzo: Any, squares: Path, tmp_p
         assert ran.error.startswith("error: ")
     assert config.read_text() == "{}"
     assert list(tmp_path.iterdir()) == [config]
-
-
-@pytest.mark.parametrize(
-    ("head", "shown"),
-    [
-        ({"kind": "none", "prompt_weight": 1.0}, "the tuned prompt"),
-        ({"kind": "gda", "prompt_weight": 1.0}, "the tuned prompt with head gda"),
-        ({"kind": "linear", "prompt_weight": 0.0}, "head linear"),
-    ],
-)
-def test_the_classifier_is_described(head: dict[str, object], shown: str) -> None:
-    assert describe_head(head) == shown
 
 
 def test_evaluate_measures_what_is_served(

@@ -1,5 +1,6 @@
 """The whole line on a small random CLIP: budgets, selection, resuming, classifying."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -253,14 +254,23 @@ def test_equal_seeds_give_equal_prompts(
 
 def test_a_result_compares_what_could_have_been_served(undisturbed: TuneResult) -> None:
     metrics, rows = undisturbed.metrics, undisturbed.comparison
-    names = ["zero-shot", "tuned prompt", "head alone", "prompt + head", "Tip-Adapter"]
+    names = [
+        "zero-shot", "zero-shot, templates", "tuned prompt", "head alone", "prompt + head",
+        "hand-written + head", "Tip-Adapter",
+    ]  # fmt: skip
     assert (list(rows), undisturbed.comparison_split) == (names, "test")
     assert metrics["zero_shot_accuracy"] == rows["zero-shot"]
     assert metrics["prompt_test_accuracy"] == rows["tuned prompt"]
     assert metrics["head_test_accuracy"] == rows["head alone"]
     assert metrics["tip_adapter_test_accuracy"] == rows["Tip-Adapter"]
     head = undisturbed.prompt.metadata["head"]
-    assert head.keys() == {"kind", "alpha", "prompt_weight", "temperature", "penalty"}
+    assert head.keys() == {"name", "kind", "alpha", "prompt_weight", "temperature", "penalty"}
+    choice = undisturbed.prompt.metadata["choice"]
+    assert head["name"] in choice["reason"]
+    assert {"gda", "hand-written prompt", "templates", "tuned prompt"} <= {
+        c["name"] for c in choice["candidates"]
+    }
+    json.dumps(choice, allow_nan=False)
 
 
 def test_without_test_images_validation_images_compare(pictures: Path, clip: Backbone) -> None:
@@ -297,7 +307,7 @@ def test_without_a_head_the_prompt_answers_alone(pictures: Path, clip: Backbone)
     assert result.prompt.stacked is None
     assert result.prompt.metadata["head"]["kind"] == "none"
     assert result.metrics["test_accuracy"] == result.metrics["prompt_test_accuracy"]
-    assert list(result.comparison) == ["zero-shot", "tuned prompt"]
+    assert list(result.comparison) == ["zero-shot", "zero-shot, templates", "tuned prompt"]
     assert result.metrics["head_test_accuracy"] is None
 
 

@@ -1,6 +1,7 @@
 """Choosing and stacking: on unseen images only, and never worse for a head that does harm."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from sharpzo_engine.heads.stacking import (
     HEAD_ALONE,
     PROMPT,
     STACKED,
+    TEMPLATES,
     TIP_ADAPTER,
+    WRITTEN_STACKED,
     ZERO_SHOT,
     HeadData,
     accuracy,
@@ -44,7 +47,10 @@ def head_data(source: str = "official", shots: int = 8, **changes: object) -> He
     }
     if source == "training":
         fields["validation"] = fields["train"]
-    return HeadData(**{**fields, **changes})  # type: ignore[arg-type]
+    data = HeadData(**{**fields, **changes})  # type: ignore[arg-type]
+    if "unbiased" in changes:
+        return data
+    return replace(data, unbiased=data.prompt.logits(data.validation.images))
 
 
 def mislabelled(features: Features) -> Features:
@@ -106,15 +112,18 @@ def test_a_good_head_is_stacked_and_gains() -> None:
     found = stack_heads("auto", head_data())
     test = clusters(40, seed=2)
     assert found.served.kind in ("gda", "linear")
-    assert list(found.rows) == [ZERO_SHOT, PROMPT, HEAD_ALONE, STACKED, TIP_ADAPTER]
+    names = [ZERO_SHOT, PROMPT, HEAD_ALONE, STACKED, WRITTEN_STACKED, TIP_ADAPTER]
+    assert list(found.rows) == names
     rows = {name: accuracy(head, test) for name, head in found.rows.items()}
     assert accuracy(found.served.head, test) >= max(rows[PROMPT], rows[HEAD_ALONE] - 0.02)
 
 
 def test_the_stack_is_one_matrix_and_one_bias() -> None:
-    wanted, test = head_data(), clusters(3, seed=2)
+    wanted = head_data(validation=clusters(40, seed=1), prompt=a_prompt(0.9))
+    test = clusters(3, seed=2)
     served = stack_heads("gda", wanted).served
-    head = fit_gda(wanted.train, CLASSES, wanted.zero_shot.weights)
+    assert served.name == "tuned prompt + gda"
+    head = fit_gda(wanted.train, CLASSES, wanted.texts)
     expected = wanted.prompt.logits(test.images) + served.alpha * head.logits(test.images)
     np.testing.assert_allclose(served.head.logits(test.images), expected, rtol=0, atol=1e-4)
     assert (served.prompt_weight, served.head.weights.dtype) == (1.0, np.float32)
@@ -131,7 +140,7 @@ def test_auto_takes_no_head_that_only_does_harm() -> None:
 def test_auto_drops_a_prompt_that_only_does_harm() -> None:
     good = a_prompt(0.9)
     served = stack_heads("auto", head_data(prompt=LinearHead(-good.weights, good.bias))).served
-    assert served.prompt_weight == 0
+    assert "tuned prompt" not in served.name
     assert accuracy(served.head, clusters(40, seed=2)) > 0.6
 
 
@@ -167,7 +176,7 @@ def test_held_out_images_are_trained_on_in_the_end() -> None:
         np.concatenate([wanted.train.images, wanted.validation.images]),
         np.concatenate([wanted.train.labels, wanted.validation.labels]),
     )
-    head = fit_gda(both, CLASSES, wanted.zero_shot.weights)
+    head = fit_gda(both, CLASSES, wanted.texts)
     logits = served.alpha * head.logits(test.images)
     expected = served.prompt_weight * wanted.prompt.logits(test.images) + logits
     np.testing.assert_allclose(served.head.logits(test.images), expected, rtol=0, atol=1e-4)
@@ -204,24 +213,59 @@ def test_a_prompt_that_knows_the_training_images_by_heart_does_not_silence_the_h
 def test_with_one_shot_the_head_is_spread_as_the_prompt() -> None:
     wanted = head_data("training", 1)
     served = stack_heads("auto", wanted).served
-    assert (served.kind, served.temperature) == ("gda", 1.0)
-    assert served.prompt_weight == 0
-    head = fit_gda(wanted.train, CLASSES, wanted.zero_shot.weights).logits(wanted.train.images)
+    assert (served.name, served.temperature) == ("gda", 1.0)
+    head = fit_gda(wanted.train, CLASSES, wanted.texts).logits(wanted.train.images)
     of_prompt = spread(wanted.prompt.logits(wanted.train.images))
     assert served.alpha * spread(head) == pytest.approx(of_prompt)
 
 
 @pytest.mark.parametrize("source", ["official", "holdout", "training"])
-def test_few_validation_images_weigh_nothing(source: str) -> None:
-    """They have chosen the prompt: here it knows them by heart, and nothing else."""
-    few = clusters(3, seed=1)
+def test_a_prompt_that_chose_itself_is_not_served(source: str) -> None:
+    """It knows the validation images by heart, and nothing else; unbiased logits show that."""
+    few = clusters(8, seed=1)
     by_heart = LinearHead(*fit_gda(few, CLASSES).in_float32())
-    wanted = head_data(source, train=few, validation=few, prompt=by_heart)
-    served = stack_heads("auto", wanted).served
-    assert (served.kind, served.prompt_weight) == ("gda", 0)
-    enough = clusters(stacking.MIN_JUDGED, seed=1)
-    wanted = head_data(source, train=enough, validation=enough, prompt=a_prompt(1.0))
-    assert stack_heads("auto", wanted).served.prompt_weight == 1
+    noise = a_prompt(0.0, seed=8).logits(few.images)
+    wanted = head_data(source, train=few, validation=few, prompt=by_heart, unbiased=noise)
+    assert "tuned prompt" not in stack_heads("auto", wanted).served.name
+
+
+def test_a_lead_that_may_be_chance_serves_the_default() -> None:
+    """Two images per class cannot show that the better prompt is better; many can."""
+    for images, name in ((2, "gda"), (40, "tuned prompt + linear")):
+        wanted = head_data(validation=clusters(images, seed=1), prompt=a_prompt(0.9))
+        found = stack_heads("auto", wanted)
+        assert found.served.name == name
+        assert found.choice.images == images * CLASSES
+        assert found.choice.candidates[0].loss < next(
+            line.loss for line in found.choice.candidates if line.name == "hand-written prompt"
+        )
+        assert name in found.choice.reason
+
+
+def test_a_hand_written_prompt_can_be_served() -> None:
+    """Training images say the wrong thing, and the tuned prompt is noise."""
+    wanted = head_data(
+        train=mislabelled(clusters(8)), prompt=a_prompt(0.0), zero_shot=a_prompt(0.9)
+    )
+    found = stack_heads("auto", wanted)
+    assert (found.served.name, found.served.kind) == ("hand-written prompt", "none")
+    np.testing.assert_array_equal(found.served.head.weights, wanted.zero_shot.weights)
+    assert not found.served.is_prompt
+
+
+def test_templates_are_a_row_and_half_of_the_texts() -> None:
+    wanted = head_data(templates=a_prompt(0.6))
+    assert TEMPLATES in stack_heads("auto", wanted).rows
+    np.testing.assert_allclose(
+        wanted.texts, wanted.zero_shot.weights + a_prompt(0.6).weights, rtol=1e-6
+    )
+    found = stack_heads("auto", wanted)
+    expected = fit_gda(wanted.train, CLASSES, wanted.texts)
+    (recipe,) = stacking.RECIPES["gda"]
+    fitted = recipe.fit(wanted.train, wanted)
+    assert isinstance(fitted, LinearHead)
+    np.testing.assert_array_equal(fitted.weights, expected.weights)
+    assert "templates + gda" in {line.name for line in found.choice.candidates}
 
 
 @pytest.mark.parametrize("source", ["official", "holdout", "training"])

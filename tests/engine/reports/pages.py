@@ -35,6 +35,7 @@ def a_report(names: Sequence[str] = ("cat", "dog"), steps: int = 120, **changes:
         "backbone": {"name": "ViT-B-16", "pretrained": "openai", "fingerprint": "f" * 64},
         "config": TuningConfig().model_dump(mode="json"),
         "metrics": metrics,
+        "head": {"name": "tuned prompt", "kind": "none"},
         "validation_source": "holdout",
         "stopped_by": "completed",
         "projection_sha256": "a" * 64,
