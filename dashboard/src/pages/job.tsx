@@ -110,7 +110,7 @@ function Summary({ job }: { job: Job }) {
   );
 }
 
-function TuningFacts({ job: { metrics } }: { job: Job }) {
+function TuningFacts({ job: { metrics, stopped_by } }: { job: Job }) {
   return (
     <>
       <Fact name="Zero-shot">
@@ -129,6 +129,7 @@ function TuningFacts({ job: { metrics } }: { job: Job }) {
       {metrics.prompt_test_accuracy != null && (
         <Fact name="Prompt without head">{percent(metrics.prompt_test_accuracy)}</Fact>
       )}
+      {stopped_by === "finished" && <Fact name="Search">finished early, as asked</Fact>}
       <Fact name="Training loss">{decimal(metrics.loss)}</Fact>
       {metrics.selected_step != null && (
         <Fact name="Selected step">
