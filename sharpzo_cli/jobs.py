@@ -74,7 +74,7 @@ def submit(
 ) -> None:
     """Submit a job that tunes a prompt on a dataset; print its id.
 
-    With --watch, Ctrl-C asks the job to finish with its best prompt so far and goes on watching;
+    With --watch, Ctrl-C asks the job to finish with its best prompt so far and continues to watch;
     a second Ctrl-C stops watching.
     """
     from sharpzo_cli.values import Hyperparameters

@@ -55,10 +55,10 @@ def tune(
         backbone: the frozen CLIP model.
         config: hyperparameters; None is the `default` preset.
         on_step: called with `Progress` after every step, during preparation and during evaluation.
-            It may raise `FinishSearch`: the search takes no more steps, and the run completes with
-            the best prompt so far (`stopped_by` is "finished"). Raised during preparation, it ends
-            the search before its first step; during evaluation it changes nothing. It may also
-            raise `TuningInterrupted` (or `TuningCancelled`); then a checkpoint is written.
+            It may raise `FinishSearch`: the search takes no further step, and the run completes
+            with the best prompt so far (`stopped_by` is "finished"). Raised during preparation, it
+            ends the search before its first step; during evaluation it changes nothing. It may
+            also raise `TuningInterrupted` (or `TuningCancelled`); then a checkpoint is written.
         checkpoint_dir: folder for checkpoints; None disables them.
         checkpoint_seconds: longest time between two checkpoints; the first ones are more frequent.
         resume: continue from the folder's last checkpoint, if there is one. On a CPU the result is

@@ -211,7 +211,7 @@ class Jobs(Resource):
     def finish(self, job_id: str) -> Job:
         """End a tuning job's search after the current step, and keep its best prompt so far.
 
-        The job goes on to fit its head and to measure the result, and succeeds; `wait` for it. A
+        The job then fits its head, measures the result and succeeds; `wait` for it. A
         paused job is queued to finish. Of requests to pause and to finish, the later one counts.
 
         Raises:

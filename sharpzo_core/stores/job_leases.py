@@ -338,7 +338,7 @@ class JobLeases:
         """Charge the tenant for forward passes that the job reports for the first time.
 
         A job whose tenant has used up its forward passes is paused: it saves a checkpoint, and can
-        be resumed when there are new ones. One that finishes searches no more, and goes on.
+        be resumed when there are new ones. One that finishes is not: it takes no further step.
         """
         added = job.forward_passes - job.charged_passes
         if added <= 0:

@@ -113,7 +113,7 @@ class Search:
         return [self._config.total_steps, self._config.max_forward_passes]
 
     def finish(self) -> None:
-        """Take no more steps: `run` ends as if the budget were used up."""
+        """Take no further step: `run` ends as if the budget were used up."""
         self._finish_asked = True
 
     def run(self, checkpoints: Checkpointing | None = None) -> Array:
