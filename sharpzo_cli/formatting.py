@@ -194,6 +194,7 @@ def _about(job: Job) -> Iterator[tuple[str, str]]:
     yield "kind", job.kind
     yield "status", job.status + (f" (attempt {job.attempt})" if job.attempt > 1 else "")
     yield "error", "" if job.error is None else f"{job.error.code}: {job.error.message}"
+    yield "stopped by", job.stopped_by or ""
     yield "phase", phase_title(job.phase, job.phase_label) if job.phase else ""
     yield "step", f"{progress.step:,} of {progress.total_steps:,}" if progress.total_steps else ""
     yield "forward passes", f"{progress.forward_passes:,}" if progress.forward_passes else ""

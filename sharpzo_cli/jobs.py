@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="jobs",
-    help="Submit, watch, pause, resume and cancel jobs.",
+    help="Submit, watch, pause, resume, finish and cancel jobs.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -72,7 +72,11 @@ def submit(
     url: opt.Url = opt.DEFAULT_URL,
     as_json: opt.Json = False,
 ) -> None:
-    """Submit a job that tunes a prompt on a dataset; print its id."""
+    """Submit a job that tunes a prompt on a dataset; print its id.
+
+    With --watch, Ctrl-C asks the job to finish with its best prompt so far and continues to watch;
+    a second Ctrl-C stops watching.
+    """
     from sharpzo_cli.values import Hyperparameters
 
     options = {"shots": shots, "seed": seed, "max_forward_passes": passes, "head": head}
@@ -171,6 +175,14 @@ def resume(job_id: opt.JobId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json 
 
 
 @app.command()
+def finish(job_id: opt.JobId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
+    """End a tuning job's search early; it publishes its best prompt so far."""
+    with service(url) as client:
+        job = client.jobs.finish(job_id)
+    print_model(job, _say_finishing, as_json=as_json)
+
+
+@app.command()
 def delete(job_id: opt.JobId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
     """Delete an ended job with its report and results, not its prompt."""
     with service(url) as client:
@@ -220,16 +232,21 @@ def results(
 def announce(job: Job, url: str, *, watch: bool, as_json: bool) -> None:
     """Print a new job's id alone on standard output, so that a script can use it.
 
-    With `watch` the job is followed until it ends, and the id goes to standard error.
+    With `watch` the job is followed until it ends, and the id goes to standard error; a tuning job
+    is asked to finish at the first Ctrl-C.
     """
     from sharpzo_cli.watching import watch_job
 
     if watch:
         say(job.id, err=True)
-        watch_job(url, job.id, as_json=as_json)
+        watch_job(url, job.id, as_json=as_json, finishes=job.kind == "tuning")
     else:
         print_model(job, say_id, as_json=as_json)
 
 
 def _say_status(job: Job) -> None:
     say(f"{job.id} is {job.status}")
+
+
+def _say_finishing(job: Job) -> None:
+    say(f"{job.id} is {job.status if job.is_terminal else 'finishing'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.output import percent, print_json, print_table, writable
 from sharpzo_client.display import STAGES, PassRate, RunState, display, phase_title
 from sharpzo_engine.data.dataset import load_dataset
-from sharpzo_engine.errors import TuningInterrupted
+from sharpzo_engine.errors import FinishSearch, TuningInterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sharpzo_engine.search.progress import OnStep
 
 
+FINISHING = "finishing with the best prompt so far; press Ctrl-C again to stop at once"
 #: What draws a report; not in the extra `edge`.
 REPORT_PACKAGES = ("jinja2", "matplotlib")
 
@@ -64,7 +65,7 @@ def run_tuning(request: TuneRequest, *, as_json: bool) -> None:
     Raises:
         UsageProblem: an option is wrong.
         EngineError: tuning failed.
-        KeyboardInterrupt: Ctrl-C; with a checkpoint folder the run can be resumed.
+        KeyboardInterrupt: Ctrl-C, twice; with a checkpoint folder the run can be resumed.
     """
     try:
         tuned = _tune(request)
@@ -92,12 +93,12 @@ def _tune(request: TuneRequest) -> Tuned:
         view = TuningView(shown, config.max_forward_passes)
         view.say("loading the backbone")
         backbone = load_backbone(request.backbone, request.pretrained, request.device)
-        with stop_on_interrupt() as stop_if_interrupted:
+        with finish_on_interrupt(lambda: shown.say(FINISHING)) as end_if_interrupted:
             result = tune(
                 dataset,
                 backbone,
                 config,
-                on_step=_in_turn(view.show, stop_if_interrupted),
+                on_step=_in_turn(view.show, end_if_interrupted),
                 checkpoint_dir=request.checkpoint_dir,
                 resume=request.resume,
             )
@@ -134,34 +135,41 @@ def _report_path(request: TuneRequest) -> Path | None:
     return page
 
 
-def _in_turn(show: OnStep, stop_if_interrupted: Callable[[], None]) -> OnStep:
+def _in_turn(show: OnStep, end_if_interrupted: Callable[[], None]) -> OnStep:
     def on_step(step: EngineProgress) -> None:
         show(step)
-        stop_if_interrupted()
+        end_if_interrupted()
 
     return on_step
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], None]]:
-    """Let the first Ctrl-C wait for the end of a step and its checkpoint; the second does not wait.
+def finish_on_interrupt(tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Let the first Ctrl-C finish the search, and the second wait for a step and its checkpoint.
 
-    Yields a function to call after each step, which raises TuningInterrupted after Ctrl-C.
+    The third does not wait. `tell` is called at the first one. Yields a function to call after each
+    step, which raises FinishSearch after one Ctrl-C and TuningInterrupted after two.
     """
-    interrupted = False
+    pressed = 0
 
-    def remember(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-        signal.signal(signal.SIGINT, previous)
+    def count(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed > 1:
+            signal.signal(signal.SIGINT, previous)
+            return
+        with suppress(RuntimeError):  # it came while a line was written, which has a lock
+            tell()
 
-    def stop_if_interrupted() -> None:
-        if interrupted:
+    def end_if_interrupted() -> None:
+        if pressed > 1:
             raise TuningInterrupted
+        if pressed:
+            raise FinishSearch
 
-    previous = signal.signal(signal.SIGINT, remember)
+    previous = signal.signal(signal.SIGINT, count)
     try:
-        yield stop_if_interrupted
+        yield end_if_interrupted
     finally:
         signal.signal(signal.SIGINT, previous)
 
@@ -230,8 +238,10 @@ def _print_result(tuned: Tuned) -> None:
     result = tuned.result
     rows = [(name, percent(value)) for name, value in result.comparison.items()]
     print_table(f"Accuracy on {result.comparison_split} images", ("", "accuracy"), rows)
-    metadata = result.prompt.metadata
-    typer.echo(f"{result.metrics['forward_passes']:,} forward passes, {tuned.seconds:.1f} seconds")
+    passes, metadata = result.metrics["forward_passes"], result.prompt.metadata
+    early = f", finished early after step {len(result.history)}"
+    early = early if result.stopped_by == "finished" else ""
+    typer.echo(f"{passes:,} forward passes, {tuned.seconds:.1f} seconds{early}")
     typer.echo(f"classifier:  {metadata['head']['name']}")
     typer.echo(f"chosen:      {metadata['choice']['reason']}")
     typer.echo(f"prompt file: {tuned.artifact}")

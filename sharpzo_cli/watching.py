@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sharpzo_cli.errors import RunFailed
+from sharpzo_cli.errors import CliError, RunFailed
 from sharpzo_cli.formatting import event_line, show_outcome
 from sharpzo_cli.output import print_json, say
 from sharpzo_cli.remote import service
@@ -17,26 +17,32 @@ from sharpzo_client.progress import JobView
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sharpzo_client import Client, Job
+    from sharpzo_client import Client, Job, JobEvent
 
 POLL_SECONDS = 1.0  # between two requests for the job's progress
 POLL_TIMEOUT = 10.0  # seconds of inactivity
 
 
-def watch_job(url: str, job_id: str, *, as_json: bool) -> None:
+def watch_job(url: str, job_id: str, *, as_json: bool, finishes: bool = False) -> None:
     """Follow a job until it ends; with `as_json` print each event as a line and nothing else.
+
+    With `finishes`, the first Ctrl-C asks the job to finish, and the job is followed to its end.
 
     Raises:
         RunFailed: it failed or was cancelled.
         KeyboardInterrupt: Ctrl-C; the job keeps running.
     """
-    with service(url) as client:
-        job = client.jobs.get(job_id)  # an unknown id fails before anything is drawn
+    follower = _Follower(url, job_id, as_json=as_json)
+    try:
         try:
-            job = _watch_events(client, job_id) if as_json else _watch(client, job)
+            job = follower.follow()
         except KeyboardInterrupt:
-            say(_next_commands(job_id), err=True)
-            raise
+            if not finishes or not _finishing(url, job_id):
+                raise
+            job = follower.follow()
+    except KeyboardInterrupt:
+        say(_next_commands(job_id), err=True)
+        raise
     if not as_json:
         show_outcome(job)
     if job.status != "succeeded":
@@ -45,22 +51,53 @@ def watch_job(url: str, job_id: str, *, as_json: bool) -> None:
         raise RunFailed(f"job {job_id} {job.status}{reason}", fix)
 
 
-def _watch_events(client: Client, job_id: str) -> Job:
-    for event in client.jobs.stream_events(job_id):
-        print_json(event.model_dump(mode="json"))
-    return client.jobs.get(job_id)
+def _finishing(url: str, job_id: str) -> bool:
+    """Ask the job to finish; False, with the reason printed, if it cannot."""
+    try:
+        # Ctrl-C may have left the follower's connection in the middle of an answer.
+        with service(url) as client:
+            client.jobs.finish(job_id)
+    except CliError as error:
+        say(f"it was not asked to finish: {error.what}", err=True)
+        return False
+    say("finishing with the best prompt so far; press Ctrl-C again to stop watching", err=True)
+    return True
 
 
-def _watch(client: Client, job: Job) -> Job:
-    with display() as shown:
-        view = JobView(shown)
-        with _polling(client.base_url, job.id, view) as poll_now:
-            for event in client.jobs.stream_events(job.id):
-                shown.say(event_line(event))
-                poll_now()
-        ended = client.jobs.get(job.id)
-        view.update(ended)
-    return ended
+class _Follower:
+    """Shows a job's events and its progress; may be interrupted and continued."""
+
+    def __init__(self, url: str, job_id: str, *, as_json: bool) -> None:
+        self._url = url
+        self._job_id = job_id
+        self._as_json = as_json
+        self._last = 0  # `seq` of the last event that was shown
+
+    def follow(self) -> Job:
+        """Show what happens until the job ends; returns it as it is then."""
+        with service(self._url) as client:
+            job = client.jobs.get(self._job_id)  # an unknown id fails before anything is drawn
+            if self._as_json:
+                for event in self._events(client):
+                    print_json(event.model_dump(mode="json"))
+                return client.jobs.get(self._job_id)
+            return self._draw(client, job)
+
+    def _draw(self, client: Client, job: Job) -> Job:
+        with display() as shown:
+            view = JobView(shown)
+            with _polling(client.base_url, job.id, view) as poll_now:
+                for event in self._events(client):
+                    shown.say(event_line(event))
+                    poll_now()
+            ended = client.jobs.get(job.id)
+            view.update(ended)
+        return ended
+
+    def _events(self, client: Client) -> Iterator[JobEvent]:
+        for event in client.jobs.stream_events(self._job_id, self._last):
+            self._last = event.seq
+            yield event
 
 
 @contextmanager
@@ -99,6 +136,6 @@ def _polling(url: str, job_id: str, view: JobView) -> Iterator[Callable[[], None
 
 def _next_commands(job_id: str) -> str:
     return (
-        f"{job_id} keeps running; watch it with `sharpzo jobs watch {job_id}`, "
-        f"cancel it with `sharpzo jobs cancel {job_id}`"
+        f"{job_id} keeps running; watch it with `sharpzo jobs watch {job_id}`, finish it early "
+        f"with `sharpzo jobs finish {job_id}`, cancel it with `sharpzo jobs cancel {job_id}`"
     )

@@ -172,7 +172,7 @@ class _Drawing:
         self.state = RunState("starting")
         self.live: Live | None = None
         self._began = time.monotonic()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may print in the middle of `show`
 
     def show(self, state: RunState) -> None:
         with self._lock:

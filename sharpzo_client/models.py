@@ -145,6 +145,10 @@ class Job(Model):
     metrics: Metrics = Field(default_factory=Metrics)
     prompt_id: str | None = None
     """the prompt that a tuning job has published, or that another job applies"""
+    finishing: bool = False
+    """asked to end its search and to publish its best prompt so far"""
+    stopped_by: str | None = None
+    """what ended the search: completed, max_forward_passes, max_seconds or finished"""
     error: ErrorInfo | None = None
     attempt: int = 0
     checkpoint: Checkpoint | None = None

@@ -62,11 +62,17 @@ class JobView:
             budget=(job.config or {}).get("max_forward_passes"),
             rate=self._rate.per_second if searching else None,
             eta=job.progress.eta_seconds if job.status == "running" else None,
-            note="waiting for a worker" if job.status == "queued" else "",
+            note=_note(job),
             searching=searching,
             ended=job.is_terminal,
         )
         self._shown.show(self._last)
+
+
+def _note(job: Job) -> str:
+    if job.status == "queued":
+        return "waiting for a worker"
+    return "finishing" if job.finishing and not job.is_terminal else ""
 
 
 def job_title(job: Job) -> str:

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from sharpzo_engine.clip.torch.backbone import Backbone
     from sharpzo_engine.config import CmaConfig, PromptConfig, TuningConfig, ZoConfig
     from sharpzo_engine.data.dataset import Dataset, Example, few_shot, load_dataset
-    from sharpzo_engine.errors import EngineError, TuningCancelled, TuningInterrupted
+    from sharpzo_engine.errors import (
+        EngineError,
+        FinishSearch,
+        TuningCancelled,
+        TuningInterrupted,
+    )
     from sharpzo_engine.prompts.artifact import TunedPrompt
     from sharpzo_engine.prompts.classifier import Prediction, PromptClassifier
     from sharpzo_engine.prompts.evaluation import Evaluation, evaluate
@@ -51,6 +56,7 @@ _HOME = {
     "Evaluation": "prompts.evaluation",
     "Example": "data.dataset",
     "Features": "clip.features",
+    "FinishSearch": "errors",
     "GaussNewton": "search.stages.gauss_newton",
     "Objective": "search.objective",
     "Prediction": "prompts.classifier",
@@ -85,6 +91,7 @@ __all__ = [
     "Evaluation",
     "Example",
     "Features",
+    "FinishSearch",
     "GaussNewton",
     "Level",
     "Objective",

@@ -16,8 +16,9 @@ EngineError
  ├── NotCalibrated          a prompt has no calibration temperature
  ├── CheckpointError        a checkpoint is damaged or belongs to another run
  ├── MissingPackage         an optional package is not installed
- └── TuningInterrupted      a caller's `on_step` asked the run to stop
-      └── TuningCancelled   the run was cancelled
+ ├── TuningInterrupted      a caller's `on_step` asked the run to stop
+ │    └── TuningCancelled   the run was cancelled
+ └── FinishSearch           a caller's `on_step` asked the search to end with its best so far
 
 `code` is the stable, machine-readable name that the REST API and the SDK repeat.
 This module imports nothing, so that every process can import it.
@@ -140,3 +141,9 @@ class TuningCancelled(TuningInterrupted):
     """The run was cancelled."""
 
     code = "cancelled"
+
+
+class FinishSearch(EngineError):  # noqa: N818 - not a fault
+    """The search is to end now, and the run to complete with the best prompt so far."""
+
+    code = "finish_search"

@@ -48,7 +48,7 @@ class TuneResult:
     prompt: TunedPrompt
     metrics: Metrics  #: accuracies are fractions
     history: tuple[StepRecord, ...]
-    stopped_by: str  #: "completed", "max_forward_passes" or "max_seconds"
+    stopped_by: str  #: "completed", "max_forward_passes", "max_seconds" or "finished"
     validation_source: str  #: "official", "holdout" or "training", see `split_validation`
     comparison: Mapping[str, float]  #: classifier -> accuracy
     comparison_split: str  #: "test"; if there is none, "validation" or "training"

@@ -14,7 +14,7 @@ from sharpzo_engine.clip.level import Level
 from sharpzo_engine.clip.residuals import prototypes
 from sharpzo_engine.config import EXTENDABLE, TuningConfig
 from sharpzo_engine.data.dataset import Dataset, Example, few_shot, group_by_label, select_classes
-from sharpzo_engine.errors import DatasetError
+from sharpzo_engine.errors import DatasetError, FinishSearch
 from sharpzo_engine.result import FinishedSearch, Metrics, TuneResult, create_result, fit_head
 from sharpzo_engine.search.checkpoint import (
     BACKBONE,
@@ -54,8 +54,11 @@ def tune(
             decides the sample.
         backbone: the frozen CLIP model.
         config: hyperparameters; None is the `default` preset.
-        on_step: called with `Progress` after every step and during preparation. It may raise
-            `TuningInterrupted` (or `TuningCancelled`); then a checkpoint is written.
+        on_step: called with `Progress` after every step, during preparation and during evaluation.
+            It may raise `FinishSearch`: the search takes no further step, and the run completes
+            with the best prompt so far (`stopped_by` is "finished"). Raised during preparation, it
+            ends the search before its first step; during evaluation it changes nothing. It may
+            also raise `TuningInterrupted` (or `TuningCancelled`); then a checkpoint is written.
         checkpoint_dir: folder for checkpoints; None disables them.
         checkpoint_seconds: longest time between two checkpoints; the first ones are more frequent.
         resume: continue from the folder's last checkpoint, if there is one. On a CPU the result is
@@ -100,6 +103,8 @@ def tune(
     if resume and checkpoints and (snapshot := checkpoints.load()):
         search.restore(snapshot)
         checkpoints.resumed(len(search.history))
+    if report.finish_asked:
+        search.finish()
     search.run(checkpoints)
     report.phase, report.search = "evaluating", search
     about = {"name": dataset.name, "shots": dataset.shots or config.shots}
@@ -161,6 +166,7 @@ class _Reporter:
         self._on_step = on_step
         self.phase: Phase = "preparing"
         self.search: Search | None = None
+        self.finish_asked = False
 
     def embedding(self, what: str) -> OnProgress:
         """A callback that reports the progress of embedding a split."""
@@ -173,15 +179,17 @@ class _Reporter:
     def send(self, message: str) -> None:
         if self._on_step is None:
             return
-        self._on_step(
-            Progress(
-                phase=self.phase,
-                step=len(self.search.history) if self.search else 0,
-                total_steps=self._config.total_steps,
-                forward_passes=self.search.forward_passes if self.search else 0,
-                message=message,
-            )
+        progress = Progress(
+            phase=self.phase,
+            step=len(self.search.history) if self.search else 0,
+            total_steps=self._config.total_steps,
+            forward_passes=self.search.forward_passes if self.search else 0,
+            message=message,
         )
+        try:
+            self._on_step(progress)
+        except FinishSearch:  # images embedded so far are of no use without the others
+            self.finish_asked = True
 
 
 def _identity(

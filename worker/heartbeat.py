@@ -4,13 +4,13 @@ from typing import Self
 
 from sharpzo_core.errors import LeaseLost
 from sharpzo_core.periodic import Periodic
-from sharpzo_core.records.jobs import JobStatus, Lease
+from sharpzo_core.records.jobs import Job, JobStatus, Lease
 from sharpzo_core.stores.job_leases import JobLeases
-from sharpzo_engine.errors import TuningInterrupted
+from sharpzo_engine.errors import FinishSearch, TuningInterrupted
 
 
 class Heartbeat:
-    """Extends a lease from its own thread, and remembers the status that the job has meanwhile.
+    """Extends a lease from its own thread, and remembers what the job is asked to do meanwhile.
 
     An unavailable database does not stop the run; whether the lease still holds is seen once the
     database is back.
@@ -20,6 +20,7 @@ class Heartbeat:
         self._leases = leases
         self._lease = lease
         self._status = JobStatus.RUNNING
+        self._finishing = False
         self._lost = False
         self._thread = Periodic("lease renewal", seconds, self._renew)
 
@@ -32,12 +33,12 @@ class Heartbeat:
 
     def _renew(self) -> None:
         try:
-            self.set_status(self._leases.renew(self._lease))
+            self.observe(self._leases.renew(self._lease))
         except LeaseLost:
             self._lost = True
 
-    def set_status(self, status: JobStatus) -> None:
-        self._status = status
+    def observe(self, job: Job) -> None:
+        self._status, self._finishing = job.status, job.finishing
 
     def check(self) -> None:
         """Return if this worker is to continue the job.
@@ -45,8 +46,11 @@ class Heartbeat:
         Raises:
             LeaseLost: another worker owns it.
             TuningInterrupted: it is to be cancelled or paused.
+            FinishSearch: it is to end its search.
         """
         if self._lost:
             raise LeaseLost
         if self._status is not JobStatus.RUNNING:
             raise TuningInterrupted
+        if self._finishing:
+            raise FinishSearch

@@ -47,6 +47,7 @@ class Reporter:
 
         Raises:
             TuningInterrupted: the worker shuts down, or the job was asked to stop or pause.
+            FinishSearch: the job was asked to finish.
             LeaseLost: another worker owns the job.
         """
         if progress.record is not None:
@@ -55,9 +56,9 @@ class Reporter:
         if draining or phase is not self._phase or now - self._written >= WRITE_SECONDS:
             self._written = now
             self._write(progress, phase, now)
-        self._heartbeat.check()
         if draining:
             raise TuningInterrupted
+        self._heartbeat.check()
 
     def complete(self, history: Sequence[StepRecord]) -> None:
         """Write every step again, those included that a killed worker had not written.
@@ -89,11 +90,11 @@ class Reporter:
 
     def _write(self, progress: Progress, phase: Phase, now: float) -> None:
         try:
-            status = self._leases.save_progress(
+            job = self._leases.save_progress(
                 self._lease, _job_progress(progress, phase), self._metrics, self._steps
             )
             self._steps.clear()
-            self._heartbeat.set_status(status)
+            self._heartbeat.observe(job)
             self._tell(progress, phase, now)
         except StorageUnavailable:
             logger.warning(

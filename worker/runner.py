@@ -209,7 +209,9 @@ def _publish(job: Job, lease: Lease, result: TuneResult, deps: RunnerDeps) -> Jo
     )
     with_retries(lambda: deps.artifacts.put_bytes(prompt_key(prompt.id), data), deps.sleep)
     _store_report(job, dataset, result, deps)
-    ended = with_retries(lambda: deps.leases.succeed(lease, prompt, metrics), deps.sleep)
+    ended = with_retries(
+        lambda: deps.leases.succeed(lease, prompt, metrics, result.stopped_by), deps.sleep
+    )
     if ended.status is not JobStatus.SUCCEEDED:
         deps.artifacts.delete(prompt_key(prompt.id))
         return ended

@@ -1,4 +1,4 @@
-"""Jobs: submit a tuning job; watch, pause, resume and cancel any job."""
+"""Jobs: submit a tuning job, or finish it early; watch, pause, resume and cancel any job."""
 
 import csv
 import io
@@ -144,6 +144,18 @@ def resume_job(job_id: str, services: ServicesDep) -> JobPublic:
 def cancel_job(job_id: str, services: ServicesDep) -> JobPublic:
     """Cancel a job; a running job saves a checkpoint first. Repeating this changes nothing."""
     return JobPublic.from_record(services.jobs.request_cancel(job_id, services.origin))
+
+
+@router.post("/{job_id}/finish", status_code=202, responses=problems(404, 409))
+def finish_job(job_id: str, services: ServicesDep) -> JobPublic:
+    """End a tuning job's search early: it succeeds with the best prompt so far.
+
+    A paused job is queued to finish. Repeating this changes nothing.
+    """
+    job = services.jobs.request_finish(job_id, services.origin)
+    if job.status is JobStatus.QUEUED:
+        services.notify(job.id)
+    return JobPublic.from_record(job)
 
 
 @router.get(

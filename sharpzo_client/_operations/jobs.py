@@ -43,8 +43,10 @@ def delete_job(job_id: str) -> Operation[None]:
     return api.delete("jobs", job_id)
 
 
-def change_state(job_id: str, action: Literal["pause", "resume", "cancel"]) -> Operation[Job]:
-    """Pause, resume or cancel a job; repeating the call changes nothing, so it may be retried."""
+def change_state(
+    job_id: str, action: Literal["pause", "resume", "cancel", "finish"]
+) -> Operation[Job]:
+    """Ask a job for one of these; repeating the call changes nothing, so it may be retried."""
     return Operation(method="POST", path=api.path("jobs", job_id, action), read=reads(Job))
 
 

@@ -208,6 +208,18 @@ class Jobs(Resource):
         """Cancel a job; a running job stops after the current step."""
         return self._transport.send(ops.change_state(job_id, "cancel"))
 
+    def finish(self, job_id: str) -> Job:
+        """End a tuning job's search after the current step, and keep its best prompt so far.
+
+        The job then fits its head, measures the result and succeeds; `wait` for it. A
+        paused job is queued to finish. Of requests to pause and to finish, the later one counts.
+
+        Raises:
+            ConflictError: It does not search: it waits, has ended, is being cancelled, or is not a
+                tuning job.
+        """
+        return self._transport.send(ops.change_state(job_id, "finish"))
+
     def delete(self, job_id: str) -> None:
         """Delete a job.
 
@@ -345,6 +357,10 @@ class AsyncJobs(AsyncResource):
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job."""
         return await self._transport.send(ops.change_state(job_id, "cancel"))
+
+    async def finish(self, job_id: str) -> Job:
+        """End a tuning job's search after the current step, and keep its best prompt so far."""
+        return await self._transport.send(ops.change_state(job_id, "finish"))
 
     async def delete(self, job_id: str) -> None:
         """Delete a job."""

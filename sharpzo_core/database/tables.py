@@ -121,6 +121,8 @@ jobs = sa.Table(
     sa.Column("eta_seconds", sa.Double),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("prompt_id", ID),
+    sa.Column("finishing", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("stopped_by", sa.String(32)),
     sa.Column("result_folder", sa.String(64)),
     sa.Column("error_code", sa.String(64)),
     sa.Column("error_message", sa.Text),

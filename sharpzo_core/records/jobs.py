@@ -41,6 +41,7 @@ class Request(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     CANCEL = "cancel"
+    FINISH = "finish"
 
 
 class Phase(StrEnum):
@@ -59,6 +60,7 @@ class EventType(StrEnum):
     PAUSED = "paused"
     RESUMED = "resumed"  #: Resume requested, or continued at a checkpoint's step
     CANCELLING = "cancelling"  #: Cancel requested
+    FINISHING = "finishing"  #: Finish requested
     RELEASED = "released"  #: Its worker shut down and released it
     WORKER_LOST = "worker_lost"  #: Its worker, or the process that ran it, is gone
     CHECKPOINT_FAILED = (
@@ -123,6 +125,21 @@ REQUESTS: Mapping[Request, Mapping[JobStatus, JobStatus]] = {
         JobStatus.CANCELLING: JobStatus.CANCELLING,
         JobStatus.CANCELLED: JobStatus.CANCELLED,
     },
+    # Of a job that has been asked already, see `Job.finishing`, this asks for nothing new.
+    Request.FINISH: {
+        JobStatus.RUNNING: JobStatus.RUNNING,
+        JobStatus.PAUSING: JobStatus.RUNNING,  # instead of pausing
+        JobStatus.PAUSED: JobStatus.QUEUED,  # the next worker only finishes it
+    },
+}
+
+#: Why a job with this status cannot be finished, and what to do.
+NOT_FINISHED: Mapping[JobStatus, str] = {
+    JobStatus.QUEUED: "no worker has it (cancel it, or ask again once it runs)",
+    JobStatus.CANCELLING: "the request to cancel comes first (resume it once it is cancelled)",
+    JobStatus.SUCCEEDED: "it has published its prompt already",
+    JobStatus.FAILED: "it has ended (resume it, then ask again once it runs)",
+    JobStatus.CANCELLED: "it has ended (resume it, then ask again once it runs)",
 }
 
 #: Statuses in which a worker holds the job's lease.
@@ -188,6 +205,8 @@ class Job(NewJob):
     forward_passes: int = 0
     eta_seconds: float | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    finishing: bool = False  #: Asked to end its search and publish its best prompt so far
+    stopped_by: str | None = None  #: What ended the search of a job that has succeeded
     result_folder: str | None = None  #: Below the job's results; that of the claim that ended it
     error_code: str | None = None
     error_message: str | None = None

@@ -186,6 +186,13 @@ class JobPublic(PublicModel):
     prompt_id: str | None
     """The prompt that a tuning job has published, or that another job applies."""
 
+    finishing: bool
+    """It has been asked to end its search, and to publish its best prompt so far."""
+
+    stopped_by: str | None
+    """What ended the search of a job that has succeeded: `completed`, `max_forward_passes`,
+    `max_seconds`, or `finished` by request."""
+
     error: ErrorPublic | None
     attempt: int
     """How often a worker has started it, not counting attempts that ended in a clean release."""

@@ -131,14 +131,14 @@ class JobLeases:
         row = connection.execute(query).one_or_none()
         return None if row is None else read_job(row)
 
-    def renew(self, lease: Lease) -> JobStatus:
-        """Extend the lease; returns the job's status, which a request may have changed.
+    def renew(self, lease: Lease) -> Job:
+        """Extend the lease; returns the job, which a request may have changed.
 
         Raises:
             LeaseLost: another worker has the job, or it has ended.
         """
         with writing(self._engine) as connection:
-            return self._write(connection, lease, {}).status
+            return self._write(connection, lease, {})
 
     def save_progress(
         self,
@@ -146,11 +146,11 @@ class JobLeases:
         progress: JobProgress,
         metrics: Mapping[str, float | None],
         steps: Sequence[JobStep] = (),
-    ) -> JobStatus:
+    ) -> Job:
         """Write the job's progress and its newest steps in ascending order; extends the lease.
 
-        Steps recorded earlier with the same or a higher number are replaced: a run that resumed
-        from a checkpoint repeats them.
+        Returns the job, which a request may have changed. Steps recorded earlier with the same or a
+        higher number are replaced: a run that resumed from a checkpoint repeats them.
 
         Raises:
             LeaseLost: another worker has the job, or it has ended.
@@ -171,7 +171,7 @@ class JobLeases:
                 connection.execute(sa.delete(job_steps).where(job_steps.c.job_id == job.id, stale))
                 rows = [vars(step) | {"job_id": job.id} for step in steps]
                 connection.execute(sa.insert(job_steps), rows)
-            return job.status
+            return job
 
     def save_checkpoint(self, lease: Lease, checkpoint: CheckpointRef) -> JobStatus:
         """Record a durable checkpoint. The job made progress, so workers lost before do not count.
@@ -209,8 +209,16 @@ class JobLeases:
             values |= {"rings": 1, "rung_at": self._clock()}
             return self._change(connection, lease, _RELEASED, status=JobStatus.QUEUED, **values)
 
-    def succeed(self, lease: Lease, prompt: NewPrompt, metrics: Mapping[str, float | None]) -> Job:
+    def succeed(
+        self,
+        lease: Lease,
+        prompt: NewPrompt,
+        metrics: Mapping[str, float | None],
+        stopped_by: str = "completed",
+    ) -> Job:
         """Publish the prompt and end the job, in one transaction.
+
+        `stopped_by` is what ended the search, as the engine's `TuneResult` names it.
 
         A job with a request to cancel ends as cancelled instead and publishes nothing.
 
@@ -226,7 +234,11 @@ class JobLeases:
             event = NewEvent(
                 EventType.SUCCEEDED,
                 f"published as {published.name}:{published.version}",
-                data={"prompt_id": published.id, "metrics": dict(metrics)},
+                data={
+                    "prompt_id": published.id,
+                    "metrics": dict(metrics),
+                    "stopped_by": stopped_by,
+                },
             )
             return self._change(
                 connection,
@@ -234,6 +246,7 @@ class JobLeases:
                 event,
                 status=JobStatus.SUCCEEDED,
                 prompt_id=published.id,
+                stopped_by=stopped_by,
                 metrics=dict(metrics),
                 finished_at=now,
                 **NO_LEASE,
@@ -325,7 +338,7 @@ class JobLeases:
         """Charge the tenant for forward passes that the job reports for the first time.
 
         A job whose tenant has used up its forward passes is paused: it saves a checkpoint, and can
-        be resumed when there are new ones.
+        be resumed when there are new ones. One that finishes is not: it takes no further step.
         """
         added = job.forward_passes - job.charged_passes
         if added <= 0:
@@ -337,6 +350,7 @@ class JobLeases:
             self._max_passes is None
             or used < self._max_passes
             or job.status is not JobStatus.RUNNING
+            or job.finishing
         ):
             return job
         return self._change(connection, lease, _USED_UP, status=JobStatus.PAUSING)

@@ -51,6 +51,7 @@ _MOVE_EVENTS: Mapping[JobStatus, NewEvent] = {
     JobStatus.CANCELLED: NewEvent(EventType.CANCELLED, "cancelled while no worker had it"),
     JobStatus.CANCELLING: NewEvent(EventType.CANCELLING, "asked to stop"),
 }
+_FINISHING = NewEvent(EventType.FINISHING, "asked to finish with the best prompt so far")
 #: What a request that queues a job again resets.
 _RESET: Mapping[str, Any] = {
     "phase": None,
@@ -71,20 +72,26 @@ def move(
     target: JobStatus,
     now: datetime,
     data: Mapping[str, Any] | None = None,
+    *,
+    finishing: bool = False,
     **others: Any,  # noqa: ANN401 - columns of `jobs`
 ) -> Job:
     """Change a job, which the caller has locked, as a request demands; see `REQUESTS`.
 
-    `data` is added to the event.
+    `data` is added to the event. Any request that changes a job takes the place of an earlier one
+    to finish it.
     """
-    if target is job.status:
+    if target is job.status and finishing == job.finishing:
         return job
-    values: dict[str, Any] = {"status": target, **others}
+    values: dict[str, Any] = {"finishing": finishing, **others}
+    if target is not job.status:
+        values["status"] = target
     if target is JobStatus.CANCELLED:
         values |= {"finished_at": now, **NO_LEASE}
     elif target is JobStatus.QUEUED:
         values |= _RESET
-    event = replace(_MOVE_EVENTS[target], data=dict(data or {}))
+    event = _FINISHING if finishing else _MOVE_EVENTS[target]
+    event = replace(event, data=dict(data or {}))
     return change(connection, jobs.c.id == job.id, event, now, **values) or job
 
 

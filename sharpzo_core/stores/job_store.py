@@ -16,6 +16,7 @@ from sharpzo_core.ids import Prefix
 from sharpzo_core.records.datasets import DatasetStatus
 from sharpzo_core.records.jobs import (
     FORMATS,
+    NOT_FINISHED,
     REQUESTS,
     TERMINAL,
     EventType,
@@ -149,30 +150,43 @@ class JobStore(MeteredStore):
         """
         return self._request(job_id, Request.CANCEL, origin)
 
+    def request_finish(self, job_id: str, origin: Origin = UNKNOWN) -> Job:
+        """Let a tuning job end its search, and publish its best prompt so far.
+
+        A paused job is queued for this, and the caller notifies a worker. Of requests to pause and
+        to finish, the later one counts. Repeating the request changes nothing.
+
+        Raises:
+            NotFound: there is no such job, or the dataset of a paused one has been deleted.
+            StateConflict: the job does not search: it waits, has ended or is being cancelled, or is
+                of another kind.
+            AuthInvalid: the key of `origin` has been revoked.
+        """
+        return self._request(job_id, Request.FINISH, origin)
+
     def _request(self, job_id: str, request: Request, origin: Origin) -> Job:
         """Do as `REQUESTS` says; repeating a request changes nothing."""
         now, data = self._clock(), _asked_with(origin)
         with writing(self._engine) as connection:
-            if request is Request.RESUME:
+            if request in (Request.RESUME, Request.FINISH):
                 # Lock the key before the job, as `KeyStore.revoke` does, against deadlocks.
                 self._require_key(connection, origin)
             job = get_job(connection, job_id, self._tenant, lock=True)
-            target = REQUESTS[request].get(job.status)
-            if target is None:
-                raise StateConflict(f"the job is {job.status}: there is nothing to {request}")
+            target, finishing = _target(job, request)
+            others: dict[str, Any] = {}
             if target is JobStatus.QUEUED and target is not job.status:
-                self._require_room(connection, job)
-                return move(connection, job, target, now, data, key_id=origin.key_id or job.key_id)
-            return move(connection, job, target, now, data)
+                self._require_room(connection, job, finishing=finishing)
+                others["key_id"] = origin.key_id or job.key_id
+            return move(connection, job, target, now, data, finishing=finishing, **others)
 
-    def _require_room(self, connection: sa.Connection, job: Job) -> None:
+    def _require_room(self, connection: sa.Connection, job: Job, *, finishing: bool) -> None:
         """Check that what a job needs to be queued again still exists."""
         self._require_ready(connection, job.dataset_id)
         if job.prompt_id is not None:
             lock_prompt(connection, job.prompt_id, self._tenant)
         if is_terminal(job.status):
             self._quotas.check_job(connection, job.tenant, self._clock())
-        else:  # a paused job already counts as active
+        elif not finishing:  # a paused job already counts as active
             passes_only = replace(self._quotas, max_active_jobs=None)
             passes_only.check_job(connection, job.tenant, self._clock())
 
@@ -269,6 +283,28 @@ class JobStore(MeteredStore):
             rows = connection.execute(_thinned(wanted, total, stride))
             runs = groupby(rows, key=attrgetter("run"))
             return [_merge_run([_read_step(row) for row in run]) for _, run in runs]
+
+
+def _target(job: Job, request: Request) -> tuple[JobStatus, bool]:
+    """The status that the request leads to, and whether the job is to finish in it.
+
+    Raises:
+        StateConflict: the job cannot do that now.
+    """
+    target = REQUESTS[request].get(job.status)
+    if request is not Request.FINISH:
+        if target is None:
+            raise StateConflict(f"the job is {job.status}: there is nothing to {request}")
+        return target, job.finishing and target is job.status
+    if job.kind is not JobKind.TUNING:
+        raise StateConflict(
+            f"a job of kind {job.kind} has no search to finish (wait for it, or cancel it)"
+        )
+    if job.finishing and job.status is not JobStatus.FAILED:
+        return job.status, True
+    if target is None:
+        raise StateConflict(f"the job is {job.status}: {NOT_FINISHED[job.status]}")
+    return target, True
 
 
 def _asked_with(origin: Origin) -> dict[str, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sharpzo_engine.clip.parallel import numpy_on_one_thread
 from sharpzo_engine.config import TuningConfig
-from sharpzo_engine.errors import TuningInterrupted
+from sharpzo_engine.errors import FinishSearch, TuningInterrupted
 from sharpzo_engine.search.checkpoint import Checkpointing, Snapshot
 from sharpzo_engine.search.history import StepRecord, history_arrays, history_records
 from sharpzo_engine.search.methods import (
@@ -69,6 +69,7 @@ class Search:
         self._since_validation = 0
         self._stale = 0
         self._first_step, self._stage_began = 0, self._began
+        self._finish_asked = False
         self.stopped_by = "completed"
         self.training_loss = math.nan  # of the best point, once the search is over
         self.history: list[StepRecord] = []
@@ -132,8 +133,14 @@ class Search:
         """The budgets that stage 2's schedule depends on."""
         return [self._config.total_steps, self._config.max_forward_passes]
 
+    def finish(self) -> None:
+        """Take no further step: `run` ends as if the budget were used up."""
+        self._finish_asked = True
+
     def run(self, checkpoints: Checkpointing | None = None) -> Array:
         """Search to the end of the budget and return the best validated point [d].
+
+        `on_step` may end it earlier by raising `FinishSearch`, and so may `finish`.
 
         Raises:
             TuningInterrupted: raised by `on_step`; a checkpoint is written first.
@@ -205,14 +212,19 @@ class Search:
         )
         if self._change_point_reached():
             self._begin_stage_2()
-        self._on_step(progress)
+        try:
+            self._on_step(progress)
+        except FinishSearch:
+            self.finish()
 
     def _is_over(self) -> bool:
         """Whether the search must stop now; stores the reason."""
         config = self._config
         if len(self.history) >= config.total_steps or self._stage.exhausted:
             return True
-        if config.max_seconds is not None and self.seconds >= config.max_seconds:
+        if self._finish_asked:
+            self.stopped_by = "finished"
+        elif config.max_seconds is not None and self.seconds >= config.max_seconds:
             self.stopped_by = "max_seconds"
         elif not self._affords(self._stage.passes_per_step):
             self.stopped_by = "max_forward_passes"

@@ -30,4 +30,5 @@ class Progress:
         return self.stage_label or self.phase.capitalize()
 
 
-OnStep = Callable[[Progress], None]  #: may raise `TuningInterrupted` to stop the run
+#: May raise `FinishSearch` to end the search well, or `TuningInterrupted` to stop the run.
+OnStep = Callable[[Progress], None]

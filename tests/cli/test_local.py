@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sharpzo_cli.tuning import TuningView, stop_on_interrupt
+from sharpzo_cli.tuning import FINISHING, TuningView, finish_on_interrupt
+from sharpzo_engine.errors import FinishSearch, TuningInterrupted
+from sharpzo_engine.prompts.artifact import TunedPrompt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -237,12 +239,12 @@ def test_another_dataset_is_refused(
     assert "classes" in ran.error
 
 
-def test_ctrl_c_leaves_a_checkpoint_to_resume(
+def test_ctrl_c_finishes_with_the_best_prompt_so_far(
     sharpzo: Any, squares: Path, small_backbone: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     out, kept = tmp_path / "p.safetensors", tmp_path / "kept"
     command = ["tune", squares, *QUICK, "--backbone", f"local-dir:{small_backbone}"]
-    command += ["--out", out, "--checkpoint-dir", kept, "--json"]
+    command += ["--out", out, "--checkpoint-dir", kept]
     show = TuningView.show
     shown: list[int] = []
 
@@ -253,6 +255,40 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume(
         show(view, step)
 
     monkeypatch.setattr(TuningView, "show", press_ctrl_c_at_step_3)
+    usual = signal.getsignal(signal.SIGINT)
+    ran = sharpzo(*command)
+    assert ran.code == 0, ran.err
+    assert signal.getsignal(signal.SIGINT) is usual
+    assert max(shown) == 3
+    assert ran.err.splitlines().count(FINISHING) == 1
+    assert "seconds, finished early after step 3" in ran.out
+    assert f"prompt file: {out}" in ran.out
+    assert TunedPrompt.load(out).metadata["stopped_by"] == "finished"
+    assert out.with_suffix(".html").exists()
+    ran = sharpzo(*command, "--resume", "--json")
+    assert ran.code == 0
+    answer = json.loads(ran.out)
+    assert (answer["steps"], answer["stopped_by"]) == (6, "completed")
+    assert shown.count(1) == 1
+
+
+def test_two_ctrl_c_leave_a_checkpoint_to_resume(
+    sharpzo: Any, squares: Path, small_backbone: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    out, kept = tmp_path / "p.safetensors", tmp_path / "kept"
+    command = ["tune", squares, *QUICK, "--backbone", f"local-dir:{small_backbone}"]
+    command += ["--out", out, "--checkpoint-dir", kept, "--json"]
+    show = TuningView.show
+    shown: list[int] = []
+
+    def press_ctrl_c_twice_at_step_3(view: TuningView, step: Any) -> None:
+        shown.append(step.step)
+        if shown.count(3) == 1 and step.step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        show(view, step)
+
+    monkeypatch.setattr(TuningView, "show", press_ctrl_c_twice_at_step_3)
     usual = signal.getsignal(signal.SIGINT)
     ran = sharpzo(*command)
     assert (ran.code, ran.out) == (130, "")
@@ -267,8 +303,26 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume(
     assert shown.count(1) == 1
 
 
-def test_the_second_ctrl_c_does_not_wait() -> None:
-    with stop_on_interrupt():
+def test_the_third_ctrl_c_does_not_wait() -> None:
+    told: list[str] = []
+    with finish_on_interrupt(lambda: told.append("finishing")) as end_if_interrupted:
+        end_if_interrupted()
         signal.raise_signal(signal.SIGINT)
+        with pytest.raises(FinishSearch):
+            end_if_interrupted()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(TuningInterrupted):
+            end_if_interrupted()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    assert told == ["finishing"]
+
+
+def test_ctrl_c_in_the_middle_of_a_line_finishes_all_the_same() -> None:
+    def tell() -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    with finish_on_interrupt(tell) as end_if_interrupted:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(FinishSearch):
+            end_if_interrupted()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,6 +20,7 @@ from sharpzo_core.records.keys import Scope
 from sharpzo_core.settings import Settings
 from sharpzo_core.stores.key_store import KeyStore
 from tests.cli.terminals import on_terminal
+from tests.helpers import eventually
 from tests.service.servers import server_thread
 
 if TYPE_CHECKING:
@@ -119,6 +121,27 @@ def test_a_job_is_paused_resumed_and_cancelled(
     events = [event.type for event in running.client.jobs.stream_events(job)]
     assert events[-1] == "cancelled"
     assert answer("jobs", "delete", job) == {"deleted": job}
+
+
+def test_a_job_is_finished_early(
+    answer: Any, sharpzo: Any, running: Running, dataset_id: str
+) -> None:
+    long = ["--set", "total_steps=100000", "--set", "change_point=100000"]
+    job = answer("jobs", "submit", dataset_id, *QUICK, *long)["id"]
+    eventually(lambda: running.client.jobs.get(job).progress.step > 0, 60)
+    assert sharpzo("jobs", "finish", job).out == f"{job} is finishing\n"
+    ended = running.client.jobs.wait(job, poll=0.1, timeout=90)
+    assert answer("jobs", "finish", job)["stopped_by"] == ended.stopped_by == "finished"
+    assert sharpzo("jobs", "finish", job).out == f"{job} is succeeded\n"
+    assert re.search(r"stopped by +finished", sharpzo("jobs", "show", job).out)
+
+
+def test_a_job_that_is_through_is_not_finished_early(
+    sharpzo: Any, url: str, tuned: tuple[str, str]
+) -> None:
+    ran = sharpzo("jobs", "finish", tuned[0])
+    assert ran.code == 1
+    assert "the job is succeeded: it has published its prompt already" in ran.err
 
 
 def test_the_same_idempotency_key_gives_the_same_job(answer: Any, dataset_id: str) -> None:

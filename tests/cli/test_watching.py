@@ -125,6 +125,70 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(running: Running, long_job: s
     assert running.client.jobs.get(long_job).status == "running"
 
 
+def submitted(text: str) -> str:
+    """The id of the job that `submit --watch` has printed."""
+    return re.findall(r"job_\w+", text)[0]
+
+
+def long_submission(dataset_id: str) -> list[str]:
+    values = ["total_steps=100000", "change_point=100000", "prompt.intrinsic_dim=8"]
+    values += ["cma.population_size=4", "shots=4"]
+    return ["jobs", "submit", dataset_id, "--watch"] + [w for v in values for w in ("--set", v)]
+
+
+def test_ctrl_c_finishes_the_job_that_the_command_has_submitted(
+    running: Running, dataset_id: str, url: str
+) -> None:
+    with on_terminal(*long_submission(dataset_id), pipe=True) as watched:
+        eventually(lambda: "stage 1: CMA-ES ━" in watched.text, 60)
+        os.killpg(watched.process.pid, signal.SIGINT)
+        assert watched.end() == 0
+        shown = watched.output()
+    job = running.client.jobs.get(submitted(watched.text))
+    assert (job.status, job.stopped_by) == ("succeeded", "finished")
+    text = watched.text.replace("\n", "")
+    assert "finishing with the best prompt so far; press Ctrl-C again to stop watching" in text
+    assert watched.text.count("accepted") == 1
+    assert watched.text.count("asked to finish") == 1
+    assert str(job.prompt_id) in shown
+    assert "Traceback" not in watched.text
+
+
+def test_the_second_ctrl_c_stops_watching(
+    sharpzo: Any, running: Running, dataset_id: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sharpzo_cli import watching
+
+    told = watching.event_line
+
+    def press_ctrl_c(event: Any) -> str:
+        if event.type == "finishing" or "stage 1" in told(event):
+            signal.raise_signal(signal.SIGINT)
+        return told(event)
+
+    monkeypatch.setattr(watching, "event_line", press_ctrl_c)
+    ran = sharpzo(*long_submission(dataset_id))
+    assert ran.code == 130
+    job = submitted(ran.err)
+    assert ran.err.splitlines()[-1].startswith(f"{job} keeps running")
+    assert running.client.jobs.wait(job, poll=0.1, timeout=60).stopped_by == "finished"
+
+
+def test_ctrl_c_leaves_a_job_waiting_that_cannot_finish(
+    running: Running, long_job: str, dataset_id: str, url: str
+) -> None:
+    eventually(lambda: running.client.jobs.get(long_job).status == "running", 60)
+    with on_terminal(*long_submission(dataset_id)) as watched:
+        eventually(lambda: "waiting for a worker" in watched.text, 60)
+        os.killpg(watched.process.pid, signal.SIGINT)
+        assert watched.end() == 130
+    text = watched.text.replace("\n", "")
+    assert "it was not asked to finish: the job is queued: no worker has it" in text
+    job = submitted(watched.text)
+    assert running.client.jobs.get(job).status == "queued"
+    assert running.client.jobs.cancel(job).status == "cancelled"
+
+
 def test_watch_continues_after_the_connection_was_cut(
     running: Running, long_job: str, proxy: Proxy
 ) -> None:
@@ -193,6 +257,24 @@ def test_tune_draws_on_standard_error_alone(
     assert bool(COLOUR.search(tuned.raw)) is not bool(no_color)
     assert "done ━" in tuned.text
     assert "step 40/40" in tuned.text
+
+
+@pytest.mark.slow
+def test_ctrl_c_finishes_a_local_run(squares: Path, small_backbone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    command = tune_command(squares, small_backbone, out)
+    command = [*command, "--set", "total_steps=100000", "--set", "change_point=100000"]
+    with on_terminal(*command, pipe=True) as tuned:
+        eventually(lambda: re.search(r"stage 1: CMA-ES ━.*step \d", tuned.text), 60)
+        os.killpg(tuned.process.pid, signal.SIGINT)
+        assert tuned.end() == 0
+        shown = tuned.output()
+    said = "finishing with the best prompt so far; press Ctrl-C again to stop at once"
+    assert said in tuned.text.replace("\n", "")
+    assert re.search(r"finished early after step \d+", shown)
+    assert f"prompt file: {out}" in shown.replace("\n", "")
+    assert out.stat().st_size > 0
+    assert "Traceback" not in tuned.text
 
 
 @pytest.mark.slow

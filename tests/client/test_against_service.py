@@ -342,6 +342,26 @@ def test_a_job_is_put_by_and_goes_on_and_another_goes_on_from_there(
     assert [event.type for event in client.jobs.stream_events(job.id)][-1] == "cancelled"
 
 
+def test_a_job_finishes_early_with_its_best_prompt_so_far(client: Client, dataset_id: str) -> None:
+    job = client.jobs.create(dataset_id, config=CONFIG | LONG)
+    _await(client, job.id, lambda job: job.progress.step > 5)
+    asked = client.jobs.finish(job.id)
+    assert asked.finishing
+    ended = client.jobs.wait(job.id, poll=0.1, timeout=120)
+    assert (ended.status, ended.stopped_by) == ("succeeded", "finished")
+    assert 5 < ended.progress.step < LONG["total_steps"]
+    assert ended.metrics.test_accuracy is not None
+    assert client.prompts.get(str(ended.prompt_id)).job_id == job.id
+    assert client.jobs.report(job.id)["headline"]["stopped_by"] == "finished"
+    assert [e.type for e in client.jobs.events(job.id)].count("finishing") == 1
+    assert client.jobs.finish(job.id) == ended
+
+    ended = client.jobs.wait(client.jobs.create(dataset_id, config=CONFIG).id, poll=0.1)
+    assert ended.stopped_by == "completed"
+    with pytest.raises(ConflictError, match="has published its prompt already"):
+        client.jobs.finish(ended.id)
+
+
 def _await(client: Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
     deadline = time.monotonic() + 30
     while not condition(job := client.jobs.get(job_id)):
@@ -368,6 +388,8 @@ async def test_the_async_client_does_the_same(
         events = [event async for event in client.jobs.stream_events(job.id)]
         assert events[-1].type == "succeeded"
         assert (await client.jobs.wait(job.id, progress=True)).id == job.id
+        with pytest.raises(ConflictError, match="has published its prompt already"):
+            await client.jobs.finish(job.id)
         answer = await client.prompts.classify("colours", [photos / "test" / "red" / "0.png"])
         assert answer.results[0].best is not None
         await client.prompts.download("colours", tmp_path / "p.safetensors")

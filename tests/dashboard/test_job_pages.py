@@ -66,6 +66,20 @@ def test_curves_move_and_survive_the_api_s_restart(cluster: Cluster, open_page: 
     assert job.id not in [other.id for other in cluster.client.jobs.list()]
 
 
+def test_a_job_finishes_early_at_the_press_of_a_button(
+    cluster: Cluster, open_page: OpenPage
+) -> None:
+    job = cluster.submit(**ENDLESS)
+    page = open_page(f"/jobs/{job.id}")
+    wait_for_steps(page, 0)
+    page.get_by_role("button", name="Finish now").click()
+    expect(page.locator(".status")).to_have_text("succeeded")
+    expect(page.get_by_role("button", name="Finish now")).to_be_hidden()
+    expect(page.get_by_label("Summary")).to_contain_text("finished early, as asked")
+    expect(page.locator(".events")).to_contain_text("asked to finish with the best prompt so far")
+    assert cluster.client.jobs.get(job.id).stopped_by == "finished"
+
+
 def test_a_job_shows_how_its_prompt_was_found(cluster: Cluster, open_page: OpenPage) -> None:
     job = cluster.wait_until_ended(cluster.submit(name="explained").id)
     selected = job.metrics.selected_step

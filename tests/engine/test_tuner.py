@@ -1,7 +1,7 @@
 """The whole line on a small random CLIP: budgets, selection, resuming, classifying."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sharpzo_engine import (
+    FinishSearch,
     PromptClassifier,
     TunedPrompt,
     TuneResult,
@@ -247,6 +248,132 @@ def test_equal_seeds_give_equal_prompts(
     other = run(pictures, clip, small(seed=2))
     assert again.prompt.vectors_sha256 == undisturbed.prompt.vectors_sha256
     assert other.prompt.vectors_sha256 != undisturbed.prompt.vectors_sha256
+
+
+# --- finishing early
+
+
+def finishing(phase: str, at: int = 0) -> tuple[list[Progress], Callable[[Progress], None]]:
+    """An `on_step` that asks to finish once, and what it was told."""
+    told: list[Progress] = []
+    asked: list[Progress] = []
+
+    def on_step(progress: Progress) -> None:
+        told.append(progress)
+        if not asked and progress.phase == phase and progress.step >= at:
+            asked.append(progress)
+            raise FinishSearch
+
+    return told, on_step
+
+
+@pytest.mark.parametrize(
+    ("phase", "at"), [("stage1", 1), ("stage1", 8), ("stage2", 9), ("stage2", 20)]
+)
+def test_a_search_that_is_asked_to_finish_takes_no_more_steps(
+    pictures: Path, clip: Backbone, phase: str, at: int
+) -> None:
+    told, on_step = finishing(phase, at)
+    result = run(pictures, clip, small(), on_step=on_step)
+    assert [p.record.step for p in told if p.record] == list(range(1, at + 1))
+    assert (result.stopped_by, len(result.history)) == ("finished", at)
+    validated = [r.val_loss for r in result.history if r.val_loss is not None]
+    assert result.metrics["val_loss"] <= min(validated, default=np.inf)  # type: ignore[operator]
+    assert result.metrics["test_accuracy"] is not None
+    assert result.prompt.stacked is not None
+    assert result.prompt.metadata["stopped_by"] == "finished"
+    assert result.report.to_json()["headline"]["stopped_by"] == "finished"
+    assert "finished early, as asked" in result.report.to_html()
+
+
+def test_the_last_point_is_validated_as_at_the_end_of_a_budget(
+    pictures: Path, clip: Backbone
+) -> None:
+    _, on_step = finishing("stage2", 20)
+    result = run(pictures, clip, small(), on_step=on_step)
+    assert result.history[-1].val_loss is None  # steps of stage 2 are validated rarely
+    # One validation, and the training loss of the result.
+    assert result.metrics["forward_passes"] == result.history[-1].forward_passes + 1 + 1
+
+
+def test_asking_to_finish_at_the_last_step_changes_nothing(
+    pictures: Path, clip: Backbone, undisturbed: TuneResult
+) -> None:
+    _, on_step = finishing("stage2", 24)
+    result = run(pictures, clip, small(), on_step=on_step)
+    assert result.stopped_by == "completed"
+    assert result.prompt.vectors_sha256 == undisturbed.prompt.vectors_sha256
+
+
+def test_a_run_asked_to_finish_while_it_prepares_gives_the_hand_written_prompt_and_a_head(
+    pictures: Path, clip: Backbone, tmp_path: Path
+) -> None:
+    told, on_step = finishing("preparing")
+    options = {"checkpoint_dir": tmp_path / "kept", "cache_dir": tmp_path / "cache"}
+    result = run(pictures, clip, small(), on_step=on_step, **options)
+    assert [p.message for p in told if p.phase == "preparing"] == [
+        "embedding training images: 12 of 12",
+        "embedding validation images: 6 of 6",
+    ]
+    assert (result.stopped_by, result.history) == ("finished", ())
+    assert (result.metrics["steps"], result.metrics["selected_step"]) == (0, 0)
+    assert result.metrics["prompt_test_accuracy"] == result.metrics["zero_shot_accuracy"]
+    assert result.prompt.stacked is not None
+    assert result.report.to_html()
+
+
+def test_asking_to_finish_while_the_result_is_measured_changes_nothing(
+    pictures: Path, clip: Backbone, undisturbed: TuneResult
+) -> None:
+    def on_step(progress: Progress) -> None:
+        if progress.phase == "evaluating":
+            raise FinishSearch
+
+    result = run(pictures, clip, small(), on_step=on_step)
+    assert result.stopped_by == "completed"
+    assert result.metrics["test_accuracy"] == undisturbed.metrics["test_accuracy"]
+    assert result.prompt.vectors_sha256 == undisturbed.prompt.vectors_sha256
+
+
+@pytest.mark.parametrize(
+    ("phase", "at"), [("preparing", 0), ("stage1", 5), ("stage1", 8), ("stage2", 17)]
+)
+def test_a_run_that_finished_early_can_be_continued_as_if_it_had_not(
+    pictures: Path, clip: Backbone, undisturbed: TuneResult, tmp_path: Path, phase: str, at: int
+) -> None:
+    _, on_step = finishing(phase, at)
+    early = run(pictures, clip, small(), on_step=on_step, checkpoint_dir=tmp_path)
+    assert len(early.history) == at
+    told: list[Progress] = []
+    options = {"checkpoint_dir": tmp_path, "resume": True, "on_step": told.append}
+    resumed = run(pictures, clip, small(), **options)
+    assert [p.record.step for p in told if p.record] == list(range(at + 1, 25))
+    assert resumed.stopped_by == "completed"
+    assert resumed.prompt.vectors_sha256 == undisturbed.prompt.vectors_sha256
+
+
+def test_a_resumed_run_finishes_at_once_with_what_the_checkpoint_holds(
+    pictures: Path, clip: Backbone, tmp_path: Path
+) -> None:
+    interrupted(pictures, clip, small(), tmp_path, 14)
+    told, on_step = finishing("preparing")
+    options = {"checkpoint_dir": tmp_path, "resume": True, "on_step": on_step}
+    result = run(pictures, clip, small(), **options)
+    assert not any(p.record for p in told)
+    assert (result.stopped_by, len(result.history)) == ("finished", 14)
+    validated = [r.val_loss for r in result.history if r.val_loss is not None]
+    assert result.metrics["val_loss"] <= min(validated)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("method", ["cma-es", "zo", "sharpzo"])
+def test_every_method_can_finish_before_its_first_step(
+    pictures: Path, clip: Backbone, method: str
+) -> None:
+    _, on_step = finishing("preparing")
+    result = run(pictures, clip, small(method=method), on_step=on_step)
+    assert (result.stopped_by, result.history) == ("finished", ())
+    assert result.metrics["val_loss"] is not None
+    assert result.metrics["prompt_test_accuracy"] == result.metrics["zero_shot_accuracy"]
 
 
 # --- heads

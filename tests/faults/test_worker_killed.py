@@ -53,6 +53,29 @@ def test_a_killed_worker_costs_one_attempt_and_changes_nothing(
     assert steps == list(range(1, LONG["total_steps"] + 1))
 
 
+@pytest.mark.parametrize("strike", [kill_group, kill_child])
+def test_a_job_that_was_to_finish_is_finished_by_the_next_worker(
+    cluster: Cluster, strike: Strike
+) -> None:
+    job = cluster.submit(**ENDLESS)
+    cluster.wait_until_saved(job.id)
+    cluster.wait_until_running(job.id, 30)
+
+    asked = cluster.client.jobs.finish(job.id)
+    strike(cluster, job.id)  # before it notices, or while it does
+    ended = cluster.wait_until_ended(job.id)
+
+    assert (asked.status, asked.finishing) == ("running", True)
+    assert (ended.status, ended.stopped_by, ended.attempt) == ("succeeded", "finished", 2)
+    assert cluster.prompts_of(job.id) == 1
+    (resumed,) = [e for e in cluster.events(job.id) if e.type == "resumed"]
+    assert ended.progress.step == resumed.data["step"]  # no step more than the checkpoint has
+    steps = [record.step for record in cluster.client.jobs.metrics(job.id, resolution=10_000)]
+    assert steps == list(range(1, ended.progress.step + 1))
+    types = cluster.event_types(job.id)
+    assert types.index("finishing") < types.index("worker_lost") < types.index("succeeded")
+
+
 def test_sigterm_puts_the_job_down_and_the_attempt_does_not_count(cluster: Cluster) -> None:
     job = cluster.submit(**ENDLESS)
     cluster.wait_until_running(job.id, 30)

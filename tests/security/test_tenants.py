@@ -197,7 +197,7 @@ def bodies(world: World, method: str, path: str) -> list[tuple[dict[str, Any], d
     known["POST", "/v1/encoders/{backbone}/contexts"] = [({"json": words},) * 2]
     known["POST", "/v1/embeddings"] = [({"json": {"input": "a", "model": "toy"}},) * 2]
     known["POST", "/v1/prompts/{ref}/batch"] = known["POST", "/v1/prompts/{ref}/evaluate"]
-    for action in ("pause", "resume", "cancel"):
+    for action in ("pause", "resume", "cancel", "finish"):
         known["POST", f"/v1/jobs/{{job_id}}/{action}"] = [({}, {})]
     known["POST", "/v1/keys/{key_id}/rotate"] = [({}, {})]
     known["PUT", "/v1/prompts/{ref}/pin"] = [({}, {})]

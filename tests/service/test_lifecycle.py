@@ -57,7 +57,7 @@ from worker.sweeper import Sweeper
 
 T = TypeVar("T")
 
-MOVES = ("pause", "resume", "cancel")
+MOVES = ("pause", "resume", "cancel", "finish")
 WORKERS = ("wrk_a", "wrk_b")
 MAX_JOBS = 3
 APPLIED = "pets"  # the prompt that jobs apply

@@ -15,7 +15,7 @@ import pytest
 from sharpzo_core.backbones import BackboneSpec
 from sharpzo_core.errors import StorageUnavailable
 from sharpzo_core.records.checkpoints import FILES, checkpoint_prefix
-from sharpzo_core.records.jobs import EventType, Job, JobStatus
+from sharpzo_core.records.jobs import EventType, Job, JobStatus, NewJob
 from sharpzo_core.records.prompts import prompt_key, report_key
 from sharpzo_core.schemas.prompts import PromptPublic
 from sharpzo_engine import TunedPrompt, __version__
@@ -24,6 +24,7 @@ from sharpzo_engine.errors import (
     BackboneError,
     BackboneMismatch,
     EncoderAway,
+    FinishSearch,
     TooFewImages,
     TuningInterrupted,
 )
@@ -314,6 +315,30 @@ def test_a_pause_is_noticed_and_the_attempt_does_not_count(
     assert workplace.jobs.events(job.id)[-1].type is EventType.PAUSED
 
 
+def test_a_request_to_finish_is_noticed_at_the_next_write(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    now = [0.0]
+    asked = []
+
+    def script(on_step: OnStep, _: OnCheckpoint) -> None:
+        on_step(progress(1))
+        workplace.jobs.request_finish(workplace.leases.held()[0].lease.job_id)
+        now[0] += 1.0
+        for step in (2, 3):
+            with suppress(FinishSearch):
+                on_step(progress(step))
+                continue
+            asked.append(step)
+        with suppress(FinishSearch):
+            on_step(Progress("evaluating", 3, 10, 30))
+
+    job = after(workplace, replace(deps, ticks=lambda: now[0]), script)
+    assert asked == [2, 3]
+    assert job.status is JobStatus.SUCCEEDED
+    assert job.prompt_id is not None
+
+
 def test_a_pause_that_is_taken_back_too_late_queues_the_job(
     workplace: Workplace, deps: RunnerDeps
 ) -> None:
@@ -584,6 +609,101 @@ def test_half_of_the_classes_are_tuned_on(workplace: Workplace, deps: RunnerDeps
     done = workplace.jobs.get(job.id)
     assert workplace.prompts.get(str(done.prompt_id)).classes == ("cat", "dog")
     assert done.metrics["test_images"] == 4
+
+
+def finishing_at(step: int, workplace: Workplace, job_id: str) -> Any:
+    """The engine's `tune`, and a user who asks the job to finish after this step."""
+
+    def tune(*args: Any, on_step: OnStep, **options: Any) -> Any:
+        def watched(progress: Progress) -> None:
+            if progress.step == step and progress.record:
+                workplace.jobs.request_finish(job_id)
+            on_step(progress)
+
+        return slot.tune(*args, on_step=watched, **options)
+
+    return tune
+
+
+def test_a_real_run_that_is_asked_to_finish_publishes_its_best_prompt(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    now = iter(range(10**6))
+    load = partial(slot.load_backbone, workplace.settings.device)
+    job = workplace.submit(notify=False)
+    tune = finishing_at(7, workplace, job.id)
+    real = replace(deps, load_backbone=load, tune=tune, ticks=lambda: float(next(now)))
+    assert run_job(job.id, real) is JobStatus.SUCCEEDED
+    done = workplace.jobs.get(job.id)
+    assert (done.stopped_by, done.finishing, done.attempt) == ("finished", True, 1)
+    assert (done.step, done.total_steps) == (7, 7)
+    assert len(workplace.jobs.steps(job.id)) == 7
+    assert done.metrics["test_accuracy"] is not None
+    stored = TunedPrompt.load(workplace.artifacts.get_bytes(prompt_key(str(done.prompt_id))))
+    assert stored.metadata["stopped_by"] == "finished"
+    report = json.loads(workplace.artifacts.get_bytes(report_key(job.id, "json")))
+    assert report["headline"]["stopped_by"] == "finished"
+    types = [event.type for event in workplace.jobs.events(job.id)]
+    assert types.index(EventType.FINISHING) < types.index(EventType.SUCCEEDED)
+    # A longer run goes on from there.
+    assert done.checkpoint is not None
+    assert done.checkpoint.step == 7
+    more = workplace.jobs.create(
+        NewJob(
+            dataset_id=job.dataset_id,
+            backbone=job.backbone,
+            config=job.config,
+            from_checkpoint=job.id,
+            checkpoint=done.checkpoint,
+        )
+    )
+    prefix = checkpoint_prefix(more.id, done.checkpoint.folder)
+    for name in FILES:
+        key = f"{checkpoint_prefix(job.id, done.checkpoint.folder)}/{name}"
+        if workplace.artifacts.exists(key):
+            workplace.artifacts.put_bytes(f"{prefix}/{name}", workplace.artifacts.get_bytes(key))
+    assert run_job(more.id, replace(real, tune=slot.tune)) is JobStatus.SUCCEEDED
+    longer = workplace.jobs.get(more.id)
+    assert (longer.step, longer.stopped_by) == (40, "completed")
+
+
+def test_another_worker_finishes_at_once_what_one_was_asked_to_finish(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    """The request came while its worker shut down; the job waited in the queue meanwhile."""
+    draining = [False]
+
+    def tune(*args: Any, on_step: OnStep, **options: Any) -> Any:
+        def watched(progress: Progress) -> None:
+            if progress.step == 5:
+                workplace.jobs.request_finish(job.id)
+                draining[0] = True
+            on_step(progress)
+
+        return slot.tune(*args, on_step=watched, **options)
+
+    load = partial(slot.load_backbone, workplace.settings.device)
+    job = workplace.submit(notify=False)
+    real = replace(deps, load_backbone=load, tune=tune, draining=lambda: draining[0])
+    assert run_job(job.id, real) is JobStatus.QUEUED
+    assert workplace.jobs.get(job.id).finishing
+    draining[0] = False
+    assert run_job(job.id, replace(real, tune=slot.tune)) is JobStatus.SUCCEEDED
+    done = workplace.jobs.get(job.id)
+    assert (done.step, done.stopped_by) == (5, "finished")
+
+
+def test_a_paused_job_is_finished_by_the_next_worker(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    load = partial(slot.load_backbone, workplace.settings.device)
+    job = workplace.submit(notify=False)
+    workplace.jobs.request_pause(job.id)
+    assert workplace.jobs.request_finish(job.id).status is JobStatus.QUEUED
+    assert run_job(job.id, replace(deps, load_backbone=load, tune=slot.tune)) == "succeeded"
+    done = workplace.jobs.get(job.id)
+    assert (done.step, done.stopped_by, workplace.jobs.steps(job.id)) == (0, "finished", [])
+    assert done.metrics["prompt_test_accuracy"] == done.metrics["zero_shot_accuracy"]
 
 
 def test_the_real_engine_tunes_a_stored_dataset(workplace: Workplace, deps: RunnerDeps) -> None:

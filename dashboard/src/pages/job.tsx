@@ -110,7 +110,7 @@ function Summary({ job }: { job: Job }) {
   );
 }
 
-function TuningFacts({ job: { metrics } }: { job: Job }) {
+function TuningFacts({ job: { metrics, stopped_by } }: { job: Job }) {
   return (
     <>
       <Fact name="Zero-shot">
@@ -129,6 +129,7 @@ function TuningFacts({ job: { metrics } }: { job: Job }) {
       {metrics.prompt_test_accuracy != null && (
         <Fact name="Prompt without head">{percent(metrics.prompt_test_accuracy)}</Fact>
       )}
+      {stopped_by === "finished" && <Fact name="Search">finished early, as asked</Fact>}
       <Fact name="Training loss">{decimal(metrics.loss)}</Fact>
       {metrics.selected_step != null && (
         <Fact name="Selected step">
@@ -172,16 +173,18 @@ function runningSeconds(job: Job): number | null {
   return (end - Date.parse(job.started_at)) / 1000;
 }
 
-type Move = "pause" | "resume" | "cancel";
+type Move = "pause" | "resume" | "cancel" | "finish";
 const MOVES: Record<Move, readonly Job["status"][]> = {
   pause: ["queued", "running"],
   resume: ["paused", "failed", "cancelled"],
   cancel: ["queued", "running", "pausing", "paused"],
+  finish: ["running", "pausing", "paused"],
 };
 const DONE: Record<Move, string> = {
   pause: "The job saves a checkpoint and pauses.",
   resume: "The job continues from its last checkpoint.",
   cancel: "The job stops; it can be resumed from its last checkpoint.",
+  finish: "The job ends its search and publishes its best prompt so far.",
 };
 
 function Actions({ job, onResumed }: { job: Job; onResumed: () => void }) {
@@ -197,6 +200,7 @@ function Actions({ job, onResumed }: { job: Job; onResumed: () => void }) {
     if (await attempt(act, "The job was deleted; its prompt stays.")) go("/jobs");
   };
   const may = (name: Move) => MOVES[name].includes(job.status);
+  const mayFinish = may("finish") && job.kind === "tuning" && !job.finishing;
   return (
     <p class="actions">
       {job.prompt_id !== null && (
@@ -213,6 +217,11 @@ function Actions({ job, onResumed }: { job: Job; onResumed: () => void }) {
       {may("resume") && (
         <button class="quiet" onClick={() => move("resume")}>
           Resume
+        </button>
+      )}
+      {mayFinish && (
+        <button class="quiet" onClick={() => move("finish")}>
+          Finish now
         </button>
       )}
       {may("cancel") && (

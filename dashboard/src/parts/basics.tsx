@@ -26,7 +26,7 @@ export function Status({ job }: { job: Job }) {
   return (
     <span class={`status ${job.status}`}>
       {job.status}
-      {doing && <small> {job.phase_label}</small>}
+      {doing && <small> {job.finishing ? "finishing" : job.phase_label}</small>}
     </span>
   );
 }

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+import sqlalchemy as sa
 
 from sharpzo_core.database.engine import writing
-from sharpzo_core.database.tables import jobs
+from sharpzo_core.database.tables import datasets, jobs
 from sharpzo_core.errors import CoreError, LeaseLost, NotFound, StateConflict
 from sharpzo_core.ids import Prefix, new_id
 from sharpzo_core.records.jobs import (
@@ -16,7 +17,10 @@ from sharpzo_core.records.jobs import (
     EventType,
     Job,
     JobKind,
+    JobProgress,
     JobStatus,
+    Origin,
+    Phase,
     Request,
 )
 from sharpzo_core.records.prompts import NewPrompt
@@ -98,6 +102,7 @@ MOVES: dict[str, Callable[[Stores, Job], object]] = {
     "request_pause": lambda stores, job: stores.jobs.request_pause(job.id),
     "request_resume": lambda stores, job: stores.jobs.request_resume(job.id),
     "request_cancel": lambda stores, job: stores.jobs.request_cancel(job.id),
+    "request_finish": lambda stores, job: stores.jobs.request_finish(job.id),
     "succeed": lambda stores, job: stores.leases.succeed(lease_of(job), prompt_of(job), {}),
     "complete": lambda stores, job: stores.leases.complete(lease_of(job), "folder", {}),
     "fail": lambda stores, job: stores.leases.fail(lease_of(job), "code", "message"),
@@ -119,6 +124,7 @@ LEADS = {
     (JobStatus.RUNNING, "recover"): JobStatus.QUEUED,
     (JobStatus.PAUSING, "request_resume"): JobStatus.RUNNING,
     (JobStatus.PAUSING, "request_cancel"): JobStatus.CANCELLING,
+    (JobStatus.PAUSING, "request_finish"): JobStatus.RUNNING,
     (JobStatus.PAUSING, "succeed"): JobStatus.SUCCEEDED,
     (JobStatus.PAUSING, "complete"): JobStatus.SUCCEEDED,
     (JobStatus.PAUSING, "fail"): JobStatus.FAILED,
@@ -126,6 +132,7 @@ LEADS = {
     (JobStatus.PAUSING, "recover"): JobStatus.PAUSED,
     (JobStatus.PAUSED, "request_resume"): JobStatus.QUEUED,
     (JobStatus.PAUSED, "request_cancel"): JobStatus.CANCELLED,
+    (JobStatus.PAUSED, "request_finish"): JobStatus.QUEUED,
     (JobStatus.CANCELLING, "release"): JobStatus.CANCELLED,
     (JobStatus.CANCELLING, "recover"): JobStatus.CANCELLED,
     (JobStatus.CANCELLING, "fail"): JobStatus.FAILED,
@@ -208,7 +215,7 @@ def test_a_request_may_be_repeated(stores: Stores, status: JobStatus, request_: 
         return
     first = ask(job.id)
     assert first.status is REQUESTS[request_][status]
-    if first.status in REQUESTS[request_]:
+    if first.status in REQUESTS[request_] or first.finishing:
         assert ask(job.id) == first
 
 
@@ -262,6 +269,135 @@ def test_a_job_that_was_to_be_cancelled_names_no_results(stores: Stores) -> None
     job = cancelling(stores)
     ended = stores.leases.complete(lease_of(job), "folder", {"images": 3})
     assert (ended.status, ended.result_folder, ended.metrics) == ("cancelled", None, {})
+
+
+# --- finishing early
+
+FINISHABLE = [JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.PAUSED]
+
+
+@pytest.mark.parametrize("status", FINISHABLE)
+def test_a_request_to_finish_stays_in_the_row_and_in_the_events(
+    stores: Stores, status: JobStatus
+) -> None:
+    job = AT[status](stores)
+    asked = stores.jobs.request_finish(job.id, Origin(request_id="req-1"))
+    assert asked == stores.jobs.get(job.id)
+    assert asked.finishing
+    event = stores.jobs.events(job.id)[-1]
+    assert (event.type, event.level) == (EventType.FINISHING, "info")
+    moved = {} if asked.status is status else {"status": asked.status}
+    assert event.data == {"request_id": "req-1", **moved}
+    assert stores.jobs.request_finish(job.id) == asked
+    assert stores.jobs.events(job.id)[-1] == event
+
+
+def test_whoever_has_the_job_learns_that_it_is_to_finish(stores: Stores) -> None:
+    job = running(stores)
+    assert not stores.leases.renew(lease_of(job)).finishing
+    stores.jobs.request_finish(job.id)
+    assert stores.leases.renew(lease_of(job)).finishing
+    progress = JobProgress(Phase.STAGE1, 1, 10, 10)
+    assert stores.leases.save_progress(lease_of(job), progress, {}).finishing
+    (held,) = stores.leases.held()
+    recovered = stores.leases.recover(held)
+    assert recovered is not None
+    assert (recovered.status, recovered.finishing) == (JobStatus.QUEUED, True)
+    assert stores.jobs.request_finish(job.id) == recovered  # asked already
+    again = stores.leases.claim(job.id, "wrk_b")
+    assert again is not None
+    assert again.finishing
+    released = stores.leases.release(lease_of(again))
+    assert (released.status, released.finishing) == (JobStatus.QUEUED, True)
+
+
+def test_a_finished_job_says_what_ended_its_search(stores: Stores) -> None:
+    job = running(stores)
+    stores.jobs.request_finish(job.id)
+    ended = stores.leases.succeed(lease_of(job), prompt_of(job), {}, "finished")
+    assert (ended.status, ended.stopped_by) == (JobStatus.SUCCEEDED, "finished")
+    assert stores.jobs.events(job.id)[-1].data["stopped_by"] == "finished"
+    assert stores.jobs.request_finish(job.id) == ended  # an answer that was lost
+    other = running(stores)
+    stores.leases.succeed(lease_of(other), prompt_of(other), {}, "max_seconds")
+    assert stores.jobs.get(other.id).stopped_by == "max_seconds"
+    with pytest.raises(StateConflict, match="has published its prompt already"):
+        stores.jobs.request_finish(other.id)
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (JobStatus.QUEUED, r"no worker has it \(cancel it, or ask again once it runs\)"),
+        (JobStatus.CANCELLING, r"cancel comes first \(resume it once it is cancelled\)"),
+        (JobStatus.SUCCEEDED, "has published its prompt already"),
+        (JobStatus.FAILED, r"it has ended \(resume it, then ask again once it runs\)"),
+        (JobStatus.CANCELLED, r"it has ended \(resume it, then ask again once it runs\)"),
+    ],
+)
+def test_a_job_that_cannot_finish_says_what_to_do(
+    stores: Stores, status: JobStatus, advice: str
+) -> None:
+    job = AT[status](stores)
+    with pytest.raises(StateConflict, match=f"the job is {status}: .*{advice}"):
+        stores.jobs.request_finish(job.id)
+    assert not stores.jobs.get(job.id).finishing
+
+
+@pytest.mark.parametrize("kind", [JobKind.EVALUATION, JobKind.CLASSIFICATION])
+def test_a_job_without_a_search_cannot_finish(stores: Stores, kind: JobKind) -> None:
+    prompt = stores.prompts.publish(prompt_of(stores.job(name="pets")))
+    job = stores.claimed(kind=kind, prompt_id=prompt.id)
+    with pytest.raises(
+        StateConflict, match=rf"{kind} has no search .*\(wait for it, or cancel it\)"
+    ):
+        stores.jobs.request_finish(job.id)
+
+
+def test_of_pausing_and_finishing_the_later_request_counts_and_cancelling_before_both(
+    stores: Stores,
+) -> None:
+    job = running(stores)
+    stores.jobs.request_finish(job.id)
+    asked = stores.jobs.request_pause(job.id)
+    assert (asked.status, asked.finishing) == (JobStatus.PAUSING, False)
+    asked = stores.jobs.request_finish(job.id)
+    assert (asked.status, asked.finishing) == (JobStatus.RUNNING, True)
+    asked = stores.jobs.request_cancel(job.id)
+    assert (asked.status, asked.finishing) == (JobStatus.CANCELLING, False)
+    with pytest.raises(StateConflict):
+        stores.jobs.request_finish(job.id)
+    ended = stores.leases.succeed(lease_of(job), prompt_of(job), {}, "finished")
+    assert (ended.status, ended.stopped_by) == (JobStatus.CANCELLED, None)
+    resumed = stores.jobs.request_resume(job.id)
+    assert (resumed.status, resumed.finishing) == (JobStatus.QUEUED, False)
+
+
+def test_a_pause_that_its_worker_noticed_too_late_still_ends_in_finishing(stores: Stores) -> None:
+    """The worker stopped for the pause; the request to finish came before it released the job."""
+    job = pausing(stores)
+    stores.jobs.request_finish(job.id)
+    released = stores.leases.release(lease_of(job))
+    assert (released.status, released.finishing) == (JobStatus.QUEUED, True)
+
+
+def test_a_failed_job_that_was_to_finish_is_resumed_to_search(stores: Stores) -> None:
+    job = running(stores)
+    stores.jobs.request_finish(job.id)
+    stores.leases.fail(lease_of(job), "code", "message")
+    with pytest.raises(StateConflict, match="resume it"):
+        stores.jobs.request_finish(job.id)
+    resumed = stores.jobs.request_resume(job.id)
+    assert (resumed.status, resumed.finishing) == (JobStatus.QUEUED, False)
+
+
+def test_a_paused_job_whose_dataset_is_gone_cannot_finish(stores: Stores) -> None:
+    job = paused(stores)
+    with writing(stores.engine) as connection:
+        connection.execute(sa.delete(datasets).where(datasets.c.id == job.dataset_id))
+    with pytest.raises(NotFound):
+        stores.jobs.request_finish(job.id)
+    assert stores.jobs.get(job.id).status is JobStatus.PAUSED
 
 
 def test_jobs_are_listed_by_kind(stores: Stores) -> None:

@@ -79,7 +79,7 @@ def test_a_revocation_cancels_what_the_key_started_and_nothing_else(
     assert found[running.id] is JobStatus.CANCELLING  # its worker hears at its next heartbeat
     assert found[done.id] is JobStatus.SUCCEEDED
     assert {found[job.id] for job in kept} == {JobStatus.QUEUED}
-    assert stores.leases.renew(lease_of(claimed)) is JobStatus.CANCELLING
+    assert stores.leases.renew(lease_of(claimed)).status is JobStatus.CANCELLING
     assert stores.leases.release(lease_of(claimed)).status is JobStatus.CANCELLED
     assert stores.jobs.events(waiting.id)[-1].type == "cancelled"
 

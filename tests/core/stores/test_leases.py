@@ -92,7 +92,7 @@ def test_every_write_renews_the_lease(stores: Stores) -> None:
         lambda: stores.leases.save_progress(lease, progress(1), {}),
     ):
         stores.clock.pass_seconds(5)
-        assert write() is JobStatus.RUNNING
+        assert write().status is JobStatus.RUNNING
         expected = stores.clock.now + timedelta(seconds=LEASE_SECONDS)
         assert only_lease(stores).expires_at == expected
 

@@ -189,7 +189,8 @@ def test_who_runs_less_comes_first(stores: Stores) -> None:
 
 
 def report(leases: JobLeases, job: Job, passes: int) -> JobStatus:
-    return leases.save_progress(lease_of(job), JobProgress(Phase.STAGE1, 1, 10, passes), {})
+    progress = JobProgress(Phase.STAGE1, 1, 10, passes)
+    return leases.save_progress(lease_of(job), progress, {}).status
 
 
 def test_passes_are_charged_once_whatever_is_repeated(stores: Stores) -> None:
@@ -249,6 +250,27 @@ def test_a_job_is_paused_when_the_passes_are_used_up(stores: Stores) -> None:
     assert job_for(stores, "b", jobs).status is JobStatus.QUEUED
     stores.clock.now = datetime(2026, 2, 1, tzinfo=UTC)
     assert jobs.for_tenant("a").request_resume(second.id).status is JobStatus.QUEUED
+
+
+def test_a_job_that_finishes_is_not_paused_for_passes_that_it_no_longer_takes(
+    stores: Stores,
+) -> None:
+    jobs = JobStore(stores.engine, stores.clock, quotas=Quotas(max_forward_passes=100))
+    leases = JobLeases(
+        stores.engine,
+        lease_seconds=LEASE_SECONDS,
+        max_attempts=3,
+        clock=stores.clock,
+        max_passes=100,
+    )
+    claimed = [leases.claim(job_for(stores, "a", jobs).id, "wrk") for _ in range(2)]
+    first, second = (job for job in claimed if job is not None)
+    jobs.for_tenant("a").request_finish(first.id)
+    assert report(leases, second, 100) is JobStatus.PAUSING
+    assert leases.release(lease_of(second)).status is JobStatus.PAUSED
+    assert report(leases, first, 5) is JobStatus.RUNNING
+    # Nor does a paused job need passes to finish.
+    assert jobs.for_tenant("a").request_finish(second.id).status is JobStatus.QUEUED
 
 
 def test_a_budget_beyond_what_is_left_is_refused(stores: Stores) -> None:

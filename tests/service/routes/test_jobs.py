@@ -118,7 +118,7 @@ def test_unknown_ids(shared_client: TestClient) -> None:
     for job_id in ("job_00000000000000000000000000", "' OR 1=1--", "%00", "x" * 5000):
         for path in ("", "/events", "/metrics", "/report"):
             assert_problem(shared_client.get(f"/v1/jobs/{job_id}{path}"), 404, "not_found")
-        for move in ("pause", "resume", "cancel"):
+        for move in ("pause", "resume", "cancel", "finish"):
             assert_problem(shared_client.post(f"/v1/jobs/{job_id}/{move}"), 404, "not_found")
         assert_problem(shared_client.delete(f"/v1/jobs/{job_id}"), 404, "not_found")
 
@@ -175,6 +175,98 @@ def test_pause_resume_and_go_on_in_another_job(
     assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
     assert not services.artifacts.exists(f"{checkpoint_prefix(job_id, 'claim')}/{FILES[0]}")
     assert services.artifacts.exists(f"{checkpoint_prefix(more['id'], 'claim')}/{FILES[0]}")
+
+
+def finish(client: TestClient, job_id: str) -> dict[str, Any]:
+    response = client.post(f"/v1/jobs/{job_id}/finish")
+    assert response.status_code == 202, response.text
+    job: dict[str, Any] = response.json()
+    return job
+
+
+def prompt_of(job_id: str) -> NewPrompt:
+    return NewPrompt(
+        id=new_id(Prefix.PROMPT),
+        name="pets",
+        job_id=job_id,
+        backbone={"name": "tiny", "pretrained": None, "fingerprint": "f"},
+        classes=("cat", "dog"),
+        metrics={},
+        sha256="1" * 64,
+    )
+
+
+def test_a_running_job_is_asked_to_finish_and_does(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    leases, lease = claim(services, job_id)
+    before = client.get(f"/v1/jobs/{job_id}").json()
+    assert (before["finishing"], before["stopped_by"]) == (False, None)
+    asked = finish(client, job_id)
+    assert (asked["status"], asked["finishing"]) == ("running", True)
+    assert finish(client, job_id) == asked  # repeating changes nothing
+    leases.succeed(lease, prompt_of(job_id), {}, "finished")
+    done = client.get(f"/v1/jobs/{job_id}").json()
+    assert (done["status"], done["stopped_by"]) == ("succeeded", "finished")
+    assert finish(client, job_id) == done
+    events = client.get(f"/v1/jobs/{job_id}/events").json()["data"]
+    assert [event["type"] for event in events] == ["queued", "started", "finishing", "succeeded"]
+    assert events[2]["message"] == "asked to finish with the best prompt so far"
+    assert events[2]["data"].keys() == {"request_id"}
+    assert events[3]["data"]["stopped_by"] == "finished"
+
+
+def test_a_pausing_job_finishes_and_a_paused_one_is_queued_for_that(
+    client: TestClient, services: Services, dataset_id: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    leases, lease = claim(services, job_id)
+    client.post(f"/v1/jobs/{job_id}/pause")
+    asked = finish(client, job_id)
+    assert (asked["status"], asked["finishing"]) == ("running", True)
+    paused = client.post(f"/v1/jobs/{job_id}/pause").json()  # takes it back
+    assert (paused["status"], paused["finishing"]) == ("pausing", False)
+    leases.release(lease)
+    eventually(services.queue.depth)
+    depth = services.queue.depth()
+    asked = finish(client, job_id)
+    assert (asked["status"], asked["finishing"]) == ("queued", True)
+    eventually(lambda: services.queue.depth() == depth + 1)
+    assert finish(client, job_id)["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("status", "detail"),
+    [
+        ("queued", "no worker has it (cancel it, or ask again once it runs)"),
+        ("cancelling", "the request to cancel comes first (resume it once it is cancelled)"),
+        ("succeeded", "it has published its prompt already"),
+        ("failed", "it has ended (resume it, then ask again once it runs)"),
+        ("cancelled", "it has ended (resume it, then ask again once it runs)"),
+    ],
+)
+def test_a_job_that_cannot_finish_is_refused_with_what_to_do(
+    client: TestClient, services: Services, dataset_id: str, status: str, detail: str
+) -> None:
+    job_id = submit(client, dataset_id)["id"]
+    if status != "queued":
+        leases, lease = claim(services, job_id)
+    if status in ("cancelling", "cancelled"):
+        finish(client, job_id)  # cancelling wins
+        client.post(f"/v1/jobs/{job_id}/cancel")
+    if status == "cancelled":
+        leases.release(lease)
+    elif status == "failed":
+        leases.fail(lease, "code", "message")
+    elif status == "succeeded":
+        leases.succeed(lease, prompt_of(job_id), {})
+    before = client.get(f"/v1/jobs/{job_id}").json()
+    assert (before["status"], before["finishing"]) == (status, False)
+    response = client.post(f"/v1/jobs/{job_id}/finish")
+    body = assert_problem(response, 409, "state_conflict")
+    assert body["detail"] == f"the job is {status}: {detail}"
+    assert client.get(f"/v1/jobs/{job_id}").json() == before
 
 
 def test_a_stream_passes_over_an_end_that_was_not_the_last(

@@ -333,6 +333,10 @@ def test_a_job_that_applies_a_prompt_is_paused_resumed_cancelled_and_not_tuned_o
     job = client.post(f"/v1/prompts/pets/{action}", json=body).json()
     for move, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
         assert client.post(f"/v1/jobs/{job['id']}/{move}").json()["status"] == status
+        finished = client.post(f"/v1/jobs/{job['id']}/finish")
+        assert (
+            "has no search to finish" in assert_problem(finished, 409, "state_conflict")["detail"]
+        )
     response = client.post("/v1/jobs", json=body | {"from_checkpoint": job["id"]})
     (error,) = assert_problem(response, 422, "validation_error")["errors"]
     assert error["pointer"] == "/from_checkpoint"
