@@ -144,7 +144,7 @@ class ZoConfig(_StrictModel):
 
     anchor: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     """Strength mu of the penalty (mu / C) sum_c |T_c(w) - T_c(0)|^2 on the training loss of both
-    stages. 1 keeps the context useful for classes that it was not tuned on, at no pass."""
+    stages. With 1 a context loses less on classes that it was not tuned on, at no pass."""
 
     mask: Literal["none", "z-score", "gradient"] = "none"
     """Which coordinates may move: all; the paper's pruning score w^2 z(g^2); or the largest |g|."""
