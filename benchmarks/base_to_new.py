@@ -1,68 +1,179 @@
-"""Base to new: what a prompt that was tuned on half of the classes does for the other half.
+"""Base to new: what is learned from some classes, on the classes that no image was seen of.
 
-    python -m benchmarks.base_to_new PHOTOS --backbone local-dir:PATH [--passes N] [--seeds 1 2 3]
+    python -m benchmarks.base_to_new DATA --backbone local-dir:PATH [--splits first last even odd]
+                                     [--passes N] [--seeds 1 2 3] [--json FILE] [--resume]
 
-The first half of the classes (rounded up) is tuned on; then the tuned context, with the names of
-the rest put behind it, classifies test images of the rest among the rest. No image of them was
-seen. A head has no answer for a class without images, so there is none here.
+DATA is a folder of photos or a file of features. Of every split, named by which classes are the
+base, test images of base classes are classified among these and those of new classes among those:
+by the hand-written prompt, by CLIP's seven templates, by a prompt tuned on the base classes with
+and without `zo.anchor`, and by the head that is fitted to the base classes' images and all texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 
-from benchmarks.support.output import RESULTS, Row, Table
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.support.feature_file import FeatureFile
+from benchmarks.support.few_shots import read
+from benchmarks.support.output import RESULTS, Row, Table, percent
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
-from sharpzo_engine import evaluate, tune
-from sharpzo_engine.data.dataset import select_classes
+from benchmarks.support.templates import template_embeddings
+from sharpzo_engine import Encoder, Features, Objective, PromptSpace, TuningConfig
+from sharpzo_engine.config import PromptConfig
+from sharpzo_engine.heads.fitting import LinearHead, fit_gda
+from sharpzo_engine.heads.stacking import accuracy
+from sharpzo_engine.search.loop import Search
 
 SEEDS, PASSES = (1, 2, 3), 10_000
+SPLITS: dict[str, Callable[[int], Sequence[int]]] = {
+    "first": lambda classes: range(-(-classes // 2)),
+    "last": lambda classes: range(classes // 2, classes),
+    "even": lambda classes: range(0, classes, 2),
+    "odd": lambda classes: range(1, classes, 2),
+}
+WRITTEN, TEMPLATES = "hand-written prompt", "seven templates"
+TUNED, ANCHORED = "tuned, anchor 0", "tuned, anchor 1"
+HEAD, TEMPLATE_HEAD = "head, hand-written prompt", "head, seven templates"
+ANCHORS = {TUNED: 0.0, ANCHORED: 1.0}
+Floats = NDArray[np.float32]
 
 
-def run(setting: Setting, seed: int) -> list[Row]:
-    """Accuracies (fractions) on base and new classes, of the hand-written prompt and the tuned."""
-    dataset = setting.dataset(seed)
-    new = select_classes(dataset, "new")
-    config = setting.config(seed, {"head": "none", "classes": "base"})
-    result = tune(dataset, setting.backbone, config, cache_dir=setting.cache)
-    prompts = setting.backbone.prompts(config.prompt.context, new.class_names)
-    contexts = [prompts.initial_context, result.prompt.context]
-    images = setting.features(new.test)
-    zero_shot, tuned = (
-        evaluate(prompts.encode(context[None])[0], images, new.class_names).accuracy
-        for context in contexts
-    )
-    return [
-        {
-            "seed": seed,
-            "base_zero_shot": result.metrics["zero_shot_accuracy"],
-            "base_tuned": result.metrics["prompt_test_accuracy"],
-            "new_zero_shot": zero_shot,
-            "new_tuned": tuned,
+@dataclass(frozen=True)
+class Part:
+    """Some classes of a dataset, numbered from 0."""
+
+    file: FeatureFile
+    labels: Sequence[int]
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the labels."""
+        return [self.file.class_names[label] for label in self.labels]
+
+    def of(self, features: Features) -> Features:
+        """The images of these classes."""
+        kept = features[np.flatnonzero(np.isin(features.labels, self.labels))]
+        return Features(kept.images, np.searchsorted(self.labels, kept.labels))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One split of a dataset into base and new classes, on one backbone."""
+
+    file: FeatureFile
+    encoder: Encoder
+    split: str
+
+    @cached_property
+    def base(self) -> Part:
+        """What is learned from."""
+        return Part(self.file, list(SPLITS[self.split](len(self.file.class_names))))
+
+    @cached_property
+    def new(self) -> Part:
+        """The rest."""
+        labels = range(len(self.file.class_names))
+        return Part(self.file, [label for label in labels if label not in self.base.labels])
+
+    def zero_shot(self) -> list[Row]:
+        """Both zero-shot classifiers."""
+        names = self.file.class_names
+        found = {WRITTEN: self._written(names), TEMPLATES: template_embeddings(self.encoder, names)}
+        return [self._row(name, _linear(texts), 0) for name, texts in found.items()]
+
+    def head(self, config: TuningConfig) -> list[Row]:
+        """The head fitted to the base classes' shots, with either texts."""
+        names = self.file.class_names
+        drawn = self.file.few_shot(config.shots, config.seed)
+        shots = drawn[np.flatnonzero(np.isin(drawn.labels, self.base.labels))]
+        texts = {
+            HEAD: self._written(names),
+            TEMPLATE_HEAD: template_embeddings(self.encoder, names),
         }
-    ]
+        heads = {name: fit_gda(shots, len(names), rows) for name, rows in texts.items()}
+        return [self._row(name, head, config.seed) for name, head in heads.items()]
+
+    def tuned(self, config: TuningConfig, name: str) -> list[Row]:
+        """The context tuned on the base classes."""
+        base, file = self.base, self.file
+        space = PromptSpace(self.encoder, base.class_names, config.prompt, config.seed)
+        shots = base.of(file.few_shot(config.shots, config.seed))
+        training = Objective(space, shots, config.zo.anchor)
+        search = Search(config, training, Objective(space, base.of(file.validation)))
+        context = space.context(search.run()[None])
+        prompts = self.encoder.prompts(config.prompt.context, file.class_names)
+        row = self._row(name, _linear(prompts.encode(context)[0]), config.seed)
+        return [row | {"forward_passes": search.forward_passes, "seconds": search.seconds}]
+
+    def _written(self, names: Sequence[str]) -> Floats:
+        prompts = self.encoder.prompts(PromptConfig().context, names)
+        return prompts.encode(prompts.initial_context[None])[0]
+
+    def _row(self, name: str, head: LinearHead, seed: int) -> Row:
+        """Accuracies (fractions) of base images among base and of new images among new classes."""
+        found = {
+            key: accuracy(_of_classes(head, part.labels), part.of(self.file.test))
+            for key, part in (("base", self.base), ("new", self.new))
+        }
+        return {"split": self.split, "row": name, "seed": seed} | found
+
+
+def _linear(texts: Floats) -> LinearHead:
+    return LinearHead(texts, np.zeros(len(texts), np.float32))
+
+
+def _of_classes(head: LinearHead, labels: Sequence[int]) -> LinearHead:
+    return LinearHead(head.weights[labels], head.bias[labels])
+
+
+def measure(setting: Setting, results: Results, splits: Sequence[str]) -> None:
+    """Run what is missing."""
+    file = read(setting.folder, setting.backbone, setting.cache)
+    for split in splits:
+        task = Task(file, setting.backbone, split)
+        results.measure([split, "zero-shot"], task.zero_shot)
+        for seed in setting.seeds:
+            config = setting.config(seed, {"head": "none"})
+            results.measure([split, "head", seed], partial(task.head, config))
+            for name, anchor in ANCHORS.items():
+                config = setting.config(seed, {"head": "none", "zo": {"anchor": anchor}})
+                results.measure([split, name, seed], partial(task.tuned, config, name))
 
 
 def tables(rows: Sequence[Row], title: str) -> list[Table]:
-    """One line per seed, and their mean."""
-    keys = ("base_zero_shot", "base_tuned", "new_zero_shot", "new_tuned")
-    lines = [[str(row["seed"]), *[f"{row[key]:.1%}" for key in keys]] for row in rows]
-    means = [sum(row[key] for row in rows) / len(rows) for key in keys]
-    header = ("seed", "base, zero-shot", "base, tuned", "new, zero-shot", "new, tuned")
-    lines.append(["mean", *[f"{mean:.1%}" for mean in means]])
-    return [Table(f"Base to new: {title}", header, lines)]
+    """Means and deviations over seeds of every split; H is the harmonic mean of both means."""
+    lines = []
+    for split in dict.fromkeys(row["split"] for row in rows):
+        for name in (WRITTEN, TEMPLATES, TUNED, ANCHORED, HEAD, TEMPLATE_HEAD):
+            own = [row for row in rows if (row["split"], row["row"]) == (split, name)]
+            if own:
+                base, new = ([row[key] for row in own] for key in ("base", "new"))
+                cells = [percent(base), percent(new), f"{_harmonic(base, new):.1%}"]
+                lines.append([f"{split}: {name}", *cells])
+    return [Table(f"Base to new: {title}", ("base classes: row", "base", "new", "H"), lines)]
+
+
+def _harmonic(base: Sequence[float], new: Sequence[float]) -> float:
+    """2 / (1 / base + 1 / new) of the means; 0 if one is."""
+    one, other = float(np.mean(base)), float(np.mean(new))
+    return 2 * one * other / (one + other) if one + other else 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    options = make_parser(__doc__, SEEDS, PASSES).parse_args(arguments)
+    parser = make_parser(__doc__, SEEDS, PASSES)
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["first"])
+    options = parser.parse_args(arguments)
     with setting_of(options) as setting:
         path = options.json or RESULTS / "base_to_new.json"
         results = Results.open(path, setting.facts(), resume=options.resume)
-        for seed in setting.seeds:
-            results.measure([seed], partial(run, setting, seed))
+        measure(setting, results, options.splits)
         for table in tables(results.rows, setting.title):
             table.print()
 

@@ -166,6 +166,10 @@ class ZoConfig(_StrictModel):
     damping: PositiveFloat = 0.1
     """Gauss-Newton: initial Levenberg-Marquardt damping lambda."""
 
+    anchor: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    """Strength mu of the penalty (mu / C) sum_c |T_c(w) - T_c(0)|^2 on the training loss of both
+    stages. With 1 a context loses less on classes that it was not tuned on, at no pass."""
+
     mask: Literal["none", "z-score", "gradient"] = "none"
     """Which coordinates may move: all; the paper's pruning score w^2 z(g^2); or the largest |g|."""
 
@@ -261,6 +265,8 @@ class TuningConfig(_StrictModel):
             raise ValueError(
                 "numerics 'reference' ranks in float32 (set cma.ranking_precision to float32)"
             )
+        if self.zo.anchor:
+            raise ValueError("numerics 'reference' has no anchor (set zo.anchor to 0)")
         return self
 
     @model_validator(mode="after")

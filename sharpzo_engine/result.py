@@ -183,7 +183,8 @@ def _run_report(
     seconds, passes = (history[-1].seconds, history[-1].forward_passes) if history else (0.0, 0)
     speed = SearchSpeed(seconds, passes)
     rng = generator(finished.config.seed, Purpose.LANDSCAPE)
-    objective = Objective(space, finished.train)  # separate, so that its passes are not counted
+    # Separate, so that its passes are not counted.
+    objective = Objective(space, finished.train, finished.config.zo.anchor)
     landscape = compute_landscape(objective, space.origin, point, rng, speed, on_row)
     stages: tuple[Phase, ...] = ("stage1", "stage2")
     return RunReport(

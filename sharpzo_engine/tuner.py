@@ -92,9 +92,8 @@ def tune(
     if backbone.level is Level.IMAGES:
         prompts = prototypes(train_features.images, train_features.labels, len(dataset.class_names))
     space = PromptSpace(backbone, dataset.class_names, config.prompt, config.seed, prompts=prompts)
-    search = Search(
-        config, Objective(space, train_features), Objective(space, val_features), on_step
-    )
+    training = Objective(space, train_features, config.zo.anchor)
+    search = Search(config, training, Objective(space, val_features), on_step)
     checkpoints = None
     if checkpoint_dir:
         identity = _identity(config, backbone, dataset.class_names, train, validation)

@@ -106,7 +106,8 @@ class Setting:
         view_seed = config.seed if config.training_view == "random" else None
         seen = extract_features(train, self.backbone, cache_dir=self.cache, view_seed=view_seed)
         space = PromptSpace(self.backbone, dataset.class_names, config.prompt, config.seed)
-        return Objective(space, seen), Objective(space, self.features(validation))
+        training = Objective(space, seen, config.zo.anchor)
+        return training, Objective(space, self.features(validation))
 
     def features(self, examples: Sequence[Any]) -> Features:
         """Embeddings of centre crops."""

@@ -19,6 +19,7 @@ from sharpzo_engine.clip.encoder import (
 )
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.clip.level import Level
+from sharpzo_engine.search.anchored_loss import AnchoredLoss
 from sharpzo_engine.search.prompt_space import PromptSpace
 
 Array = NDArray[np.float64]
@@ -40,18 +41,25 @@ class Score:
 class Objective:
     """Mean cross-entropy of search points on a fixed set of image features (METHOD: eq. of L(w)).
 
+    With `anchor` mu > 0, the loss has the term (mu / C) sum_c |T_c(w) - T_c(0)|^2 as well, and so
+    have its derivatives; see `AnchoredLoss`.
+
     `objective(points [n, d] float64) -> losses [n] float64`. `forward_passes` counts the points
     and directions evaluated, `backward_passes` the reverse passes, which only `gradient` uses.
     Results do not depend on the batching of points, except for rounding.
     """
 
-    def __init__(self, space: PromptSpace, features: Features) -> None:
+    def __init__(self, space: PromptSpace, features: Features, anchor: float = 0.0) -> None:
         """The loss is computed where the encoder computes."""
         self.space = space
         self.features = features
         self.forward_passes = 0
         self.backward_passes = 0
-        self._images = space.backbone.image_loss(features.images, features.labels)
+        self._images: ImageLoss = space.backbone.image_loss(features.images, features.labels)
+        if anchor:
+            # Not counted: every search begins by scoring this point, and that is counted.
+            written = space.class_embeddings(space.origin[None])[0]
+            self._images = AnchoredLoss(self._images, written, anchor)
 
     def __call__(self, points: Array) -> Array:
         """Mean cross-entropy [n] of points [n, d]; NaN if a point overflows the tower."""

@@ -92,11 +92,46 @@ def test_accuracy_has_every_row(setting: Setting) -> None:
     assert all(line[-1] in ("met", "missed") for line in differences.rows)
 
 
-def test_base_to_new_scores_classes_that_were_not_tuned_on(setting: Setting) -> None:
-    (row,) = base_to_new.run(setting, 1)
-    assert 0 <= row["new_tuned"] <= 1
-    (table,) = base_to_new.tables([row], "small")
-    assert [line[0] for line in table.rows] == ["1", "mean"]
+def test_base_to_new_scores_classes_that_were_not_learned_from(
+    setting: Setting, tmp_path: Path
+) -> None:
+    results = Results(None, {})
+    base_to_new.measure(setting, results, ["first", "odd"])
+    (table,) = base_to_new.tables(results.rows, "small")
+    assert len(table.rows) == 2 * 6
+    assert {row["split"] for row in results.rows} == {"first", "odd"}
+    assert all(0 <= row["base"] <= 1 and 0 <= row["new"] <= 1 for row in results.rows)
+    file = few_shots.read(setting.folder, setting.backbone, setting.cache)
+    on_features = replace(setting, folder=_saved(file, tmp_path / "small.npz"))
+    again = Results(None, {})
+    base_to_new.measure(on_features, again, ["odd"])
+    kept = [row for row in results.rows if row["split"] == "odd"]
+    assert _without_seconds(again.rows) == _without_seconds(kept)
+
+
+@pytest.mark.parametrize(
+    ("split", "base", "new"),
+    [
+        ("first", [0, 1, 2], [3, 4]),
+        ("last", [2, 3, 4], [0, 1]),
+        ("even", [0, 2, 4], [1, 3]),
+        ("odd", [1, 3], [0, 2, 4]),
+    ],
+)
+def test_splits_of_the_classes(
+    setting: Setting, split: str, base: list[int], new: list[int]
+) -> None:
+    features = Features(np.eye(5, dtype=np.float32), np.arange(5))
+    file = FeatureFile(tuple("abcde"), "", features, features, features)
+    task = base_to_new.Task(file, setting.backbone, split)
+    assert (task.base.labels, task.new.labels) == (base, new)
+    part = task.new.of(features)
+    assert part.images.argmax(1).tolist() == new
+    assert part.labels.tolist() == list(range(len(new)))
+
+
+def _without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def test_encoders_without_derivatives_are_tuned_on(setting: Setting, tmp_path: Path) -> None:
@@ -113,16 +148,17 @@ def test_heads_at_few_shots_are_compared(setting: Setting, tmp_path: Path) -> No
     file = few_shots.read(setting.folder, setting.backbone, tmp_path)
     rows = few_shots.measure("small", file, setting.backbone, (1, 2), draws=2)
     assert [line[:2] for line in few_shots.table(rows).rows] == [["small", "1"], ["small", "2"]]
-    arrays = {f"{split}_images": part.images for split, part in _splits(file)}
-    arrays |= {f"{split}_labels": part.labels for split, part in _splits(file)}
-    about = {"class_names": file.class_names, "backbone_fingerprint": file.fingerprint}
-    np.savez(tmp_path / "small.npz", **arrays, **about)
-    again = few_shots.read(tmp_path / "small.npz", setting.backbone, tmp_path)
+    again = few_shots.read(_saved(file, tmp_path / "small.npz"), setting.backbone, tmp_path)
     assert few_shots.measure("small", again, setting.backbone, (1, 2), draws=2) == rows
 
 
-def _splits(file: FeatureFile) -> list[tuple[str, Features]]:
-    return [("train", file.train), ("val", file.validation), ("test", file.test)]
+def _saved(file: FeatureFile, path: Path) -> Path:
+    splits = {"train": file.train, "val": file.validation, "test": file.test}
+    arrays = {f"{split}_images": part.images for split, part in splits.items()}
+    arrays |= {f"{split}_labels": part.labels for split, part in splits.items()}
+    about = {"class_names": file.class_names, "backbone_fingerprint": file.fingerprint}
+    np.savez(path, **arrays, **about)
+    return path
 
 
 def test_a_server_with_the_weights_is_compared_with_none(setting: Setting) -> None:

@@ -97,6 +97,7 @@ def test_faults_name_the_field(values: dict[str, object], path: tuple[str, ...])
         ({"zo": {"optimizer": "adam"}}, "zo.optimizer to sgd"),
         ({"zo": {"optimizer": "gauss-newton"}}, "zo.optimizer to sgd"),
         ({"cma": {"ranking_precision": "bfloat16"}}, "set cma.ranking_precision"),
+        ({"zo": {"anchor": 1.0}}, "set zo.anchor to 0"),
     ],
 )
 def test_the_reference_preset_refuses_what_the_released_code_does_not_have(

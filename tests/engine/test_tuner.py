@@ -59,6 +59,27 @@ def run(pictures: Path, clip: Backbone, config: TuningConfig, **options: Any) ->
     return tune(load_dataset(pictures, shots=config.shots), clip, config, **options)
 
 
+def test_an_anchor_holds_the_prompt_and_is_no_part_of_validation(
+    pictures: Path, clip: Backbone
+) -> None:
+    free, held = (
+        run(pictures, clip, small(zo={"anchor": anchor}, selection="last", head="none"))
+        for anchor in (0.0, 1e3)
+    )
+    names = list(held.prompt.class_names)
+    prompts = clip.prompts("a photo of a", names)
+    written = prompts.encode(prompts.initial_context[None])[0]
+    far, near = (
+        float(np.square(result.prompt.class_embeddings - written).sum()) for result in (free, held)
+    )
+    assert near < 0.1 * far
+    assert held.metrics["forward_passes"] is not None
+    assert held.history[0].val_loss is not None
+    images = extract_features(load_dataset(pictures, shots=4).val, clip)
+    loss = clip.image_loss(images.images, images.labels).losses(held.prompt.class_embeddings[None])
+    assert held.metrics["val_loss"] == pytest.approx(float(loss[0]), rel=1e-5)
+
+
 def test_tuning_gains_and_the_artifact_gives_the_same_answers(
     pictures: Path, clip: Backbone, tmp_path: Path
 ) -> None:
