@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 from sharpzo_cli.errors import UsageProblem
+from sharpzo_cli.formatting import interval_text
 from sharpzo_cli.output import percent, print_json, print_table
 from sharpzo_engine.data.dataset import load_dataset
 
@@ -215,6 +216,11 @@ def _print_evaluation(report: EvaluationReport) -> None:
         for key, name, show in _SHOWN
         if after[key] is not None
     ]
+    intervals = (
+        "" if side is None else interval_text(side.accuracy, side.images)
+        for side in (plain, measured)
+    )
+    figures.insert(1, ("... 95% interval", *intervals))  # below the accuracy
     print_table(title, ("", "zero-shot", report.classifier), figures)
     rows = [
         (one.name, percent(one.accuracy), percent(one.precision), str(one.images))
