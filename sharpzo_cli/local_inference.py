@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sharpzo_engine import Dataset, Encoder, Prediction, PromptClassifier, TunedPrompt
     from sharpzo_engine.data.layout import Part
+    from sharpzo_engine.prompts.evaluation import Assessment
     from sharpzo_engine.reports.evaluation_report import EvaluationReport
 
     #: Key in the JSON -> for each image its predictions, best first.
@@ -216,11 +217,7 @@ def _print_evaluation(report: EvaluationReport) -> None:
         for key, name, show in _SHOWN
         if after[key] is not None
     ]
-    intervals = (
-        "" if side is None else interval_text(side.accuracy, side.images)
-        for side in (plain, measured)
-    )
-    figures.insert(1, ("... 95% interval", *intervals))  # below the accuracy
+    figures.insert(1, ("... 95% interval", _interval(plain), _interval(measured)))
     print_table(title, ("", "zero-shot", report.classifier), figures)
     rows = [
         (one.name, percent(one.accuracy), percent(one.precision), str(one.images))
@@ -233,6 +230,10 @@ def _print_evaluation(report: EvaluationReport) -> None:
             (name, *map(str, row)) for name, row in zip(names, measured.confusion, strict=True)
         ]
         print_table("Confusion: true class by row", ("", *names), matrix)
+
+
+def _interval(measured: Assessment | None) -> str:
+    return "" if measured is None else interval_text(measured.accuracy, measured.images)
 
 
 def _nats(value: float | None) -> str:
