@@ -178,7 +178,7 @@ def measured(metrics: Metrics) -> list[tuple[str, str]]:
 
 
 def accuracy_text(accuracy: float | None, images: int | None, *, interval: bool = True) -> str:
-    """An accuracy with its 95 % interval and images, as in `92.0% (88.1-94.7, 270 images)`.
+    """An accuracy with its 95 % interval and images, as in `92.2% (88.4-94.9, 270 images)`.
 
     What is unknown is left out; `interval=False` is for images that also chose the prompt.
     """
@@ -193,7 +193,7 @@ def images_text(images: int) -> str:
 
 
 def interval_text(accuracy: float, images: int) -> str:
-    """The 95 % interval in percent, as in `88.1-94.7`."""
+    """The 95 % interval in percent, as in `88.4-94.9`."""
     return "-".join(f"{100 * bound:.1f}" for bound in wilson_interval(accuracy, images))
 
 

@@ -132,8 +132,8 @@ class MetricsPublic(PublicModel):
     """What a job has reached; accuracies are fractions from 0 to 1.
 
     `accuracy` and what follows belong to evaluations, `images` and `errors` to classifications too.
-    Fields named `_low` and `_high` are the 95 % interval of an accuracy, by Wilson's score: the
-    chance of which images were drawn for the test.
+    Fields named `_low` and `_high` are the 95 % interval of an accuracy (Wilson's score), which
+    covers which images happened to be drawn for the test.
     """
 
     zero_shot_accuracy: float | None = None

@@ -10,8 +10,8 @@ _Z = 1.959963984540054  # quantile of the standard normal distribution at 0.975
 def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
     """Wilson's score interval at 95 % for the accuracy of a classifier, as fractions.
 
-    `accuracy` is k / n for k right of n `images`. It covers the chance of which images were drawn
-    for the test, nothing else: not another seed or draw of the shots, nor photos of another kind.
+    `accuracy` is k / n for k right of n `images`. It covers which images happened to be
+    drawn for the test, nothing else: not another seed or other shots, nor photos of another kind.
     Unlike the usual mean ± 1.96 standard errors it stays within 0 and 1, and keeps its width where
     all answers are right: 15 of 15 give 79.6 % to 100 %.
 

@@ -135,13 +135,13 @@ class RunReport:
         own = {"zero-shot": self.before.accuracy, "tuned prompt": self.after.accuracy}
         return {name: _finite(value) for name, value in {**own, **self.comparison}.items()}
 
-    def _intervals(self) -> dict[str, tuple[float, float]]:
+    def _intervals(self) -> dict[str, list[float]]:
         """The comparison's intervals; only on test images, as the others chose the prompt."""
         if self.split != "test":
             return {}
         images = self.after.images
         return {
-            name: wilson_interval(value, images)
+            name: list(wilson_interval(value, images))
             for name, value in self._comparison().items()
             if value is not None
         }

@@ -31,7 +31,7 @@ SPLITS = {
 }
 #: What the intervals on a page are, and what they are not.
 INTERVAL = (
-    "The 95% intervals (Wilson's score) are the chance of which test images were drawn, not of "
+    "The 95% intervals (Wilson's score) cover which images happened to be drawn for the test, not "
     "another seed or other shots; they do not test whether two classifiers differ."
 )
 NO_INTERVAL = (
@@ -101,10 +101,10 @@ def points(difference: float | None) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−")  # noqa: RUF001 - a minus
 
 
-def interval_text(bounds: tuple[float | None, float | None]) -> str:
-    """`(0.7961, 1.0)` as `79.6 to 100.0%`; a dash if there is no interval."""
+def interval_text(bounds: Sequence[float | None]) -> str:
+    """`(0.7961, 1.0)` as a range, 79.6 to 100.0%; a dash if there is no interval."""
     low, high = bounds
-    return DASH if low is None or high is None else f"{100 * low:.1f} to {high:.1%}"
+    return DASH if low is None or high is None else f"{100 * low:.1f}{DASH}{high:.1%}"
 
 
 def figure_text(value: float | None) -> str:

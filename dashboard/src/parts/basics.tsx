@@ -85,7 +85,7 @@ export function Basis({ accuracy, images, split = "test" }: BasisProps) {
   return (
     <small class="basis">
       {split === "test" && (
-        <span class="nowrap" title="95 % interval: the chance of which images were drawn">
+        <span class="nowrap" title="95 % interval: it covers which images happened to be drawn">
           {interval(accuracy, images)} (95 %),
         </span>
       )}{" "}
