@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sharpzo_cli.output import Row, percent, print_facts, print_list
 from sharpzo_client.display import clock, phase_title
+from sharpzo_engine.prompts.interval import wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,20 +26,23 @@ if TYPE_CHECKING:
         Prompt,
     )
 
-JOB_HEADER = ("JOB", "STATUS", "ACCURACY", "AGE", "NAME")
-PROMPT_HEADER = ("PROMPT", "VERSION", "ACCURACY", "AGE", "NAME")
+JOB_HEADER = ("JOB", "STATUS", "ACCURACY", "IMAGES", "AGE", "NAME")
+PROMPT_HEADER = ("PROMPT", "VERSION", "ACCURACY", "IMAGES", "AGE", "NAME")
 DATASET_HEADER = ("DATASET", "STATUS", "CLASSES", "IMAGES", "AGE", "NAME")
 ALIAS_HEADER = ("ALIAS", "VERSION", "PROMPT", "NAME")
 HISTORY_HEADER = ("SEQ", "WHEN", "ACTION", "PROMPT", "COMMENT")
 
-#: Field of the metrics -> name; those that end in accuracy are fractions.
-METRICS = {
+#: Accuracies among the metrics -> name.
+ACCURACIES = {
     "zero_shot_accuracy": "zero-shot accuracy",
     "val_accuracy": "validation accuracy",
     "prompt_test_accuracy": "test accuracy, prompt alone",
     "test_accuracy": "test accuracy",
     "accuracy": "accuracy",
     "macro_accuracy": "mean accuracy of classes",
+}
+#: Other metrics -> name.
+METRICS = {
     "loss": "loss",
     "nll": "negative log-likelihood",
     "ece": "calibration error",
@@ -163,13 +167,46 @@ def show_outcome(job: Job) -> None:
 
 
 def measured(metrics: Metrics) -> list[tuple[str, str]]:
+    """Names and values of what is known, an accuracy with the images that it was measured on."""
     found = []
-    for field, name in METRICS.items():
-        value = getattr(metrics, field)
+    for field, name in ACCURACIES.items():
+        value, (images, interval) = getattr(metrics, field), _measured_on(metrics, field)
         if value is not None:
-            share = field.endswith("accuracy")
-            found.append((name, percent(value) if share else f"{value:,.4g}"))
-    return found
+            found.append((name, accuracy_text(value, images, interval=interval)))
+    values = ((name, getattr(metrics, field)) for field, name in METRICS.items())
+    return found + [(name, f"{value:,.4g}") for name, value in values if value is not None]
+
+
+def accuracy_text(accuracy: float | None, images: int | None, *, interval: bool = True) -> str:
+    """An accuracy with its 95 % interval and images, as in `92.2% (88.4-94.9, 270 images)`.
+
+    What is unknown is left out; `interval=False` is for images that also chose the prompt.
+    """
+    if accuracy is None or not images:
+        return percent(accuracy)
+    bounds = f"{interval_text(accuracy, images)}, " if interval else ""
+    return f"{percent(accuracy)} ({bounds}{images_text(images)})"
+
+
+def images_text(images: int) -> str:
+    return f"{images:,} {'image' if images == 1 else 'images'}"
+
+
+def interval_text(accuracy: float, images: int) -> str:
+    """The 95 % interval in percent, as in `88.4-94.9`."""
+    return "-".join(f"{100 * bound:.1f}" for bound in wilson_interval(accuracy, images))
+
+
+def _measured_on(metrics: Metrics, field: str) -> tuple[int | None, bool]:
+    """The images of an accuracy, None if unknown; and whether it has an interval.
+
+    It has none on validation images, which chose the prompt, or as a mean over classes.
+    """
+    if metrics.accuracy is not None:  # an evaluation: all of its figures are of the same images
+        return metrics.images, field != "macro_accuracy"
+    if field == "val_accuracy" or not metrics.test_images:
+        return metrics.validation_images, False
+    return metrics.test_images, True
 
 
 def when(moment: datetime | None, *, seconds: bool = False) -> str:
@@ -222,16 +259,22 @@ def _settings(config: Mapping[str, object] | None) -> list[tuple[str, str]]:
 
 
 def _job_row(job: Job) -> Row:
-    accuracy = job.metrics.test_accuracy
-    for other in (job.metrics.accuracy, job.metrics.val_accuracy):
-        accuracy = other if accuracy is None else accuracy
     return (
         job.id,
         _state(job),
-        _NOTHING if accuracy is None else percent(accuracy),
+        *_accuracy_cells(job.metrics, "test_accuracy", "accuracy", "val_accuracy"),
         age(job.created_at),
         job.name or "",
     )
+
+
+def _accuracy_cells(metrics: Metrics, *fields: str) -> tuple[str, str]:
+    """The first accuracy that is known, and its images."""
+    for field in fields:
+        accuracy, (images, _) = getattr(metrics, field), _measured_on(metrics, field)
+        if accuracy is not None:
+            return percent(accuracy), f"{images:,}" if images else _NOTHING
+    return _NOTHING, _NOTHING
 
 
 def _state(job: Job) -> str:
@@ -242,12 +285,11 @@ def _state(job: Job) -> str:
 
 
 def _prompt_row(prompt: Prompt) -> Row:
-    accuracy = prompt.metrics.test_accuracy
     name = " ".join([prompt.name or "", *(f"@{alias}" for alias in prompt.aliases)])
     return (
         prompt.id,
         _NOTHING if prompt.version is None else str(prompt.version),
-        _NOTHING if accuracy is None else percent(accuracy),
+        *_accuracy_cells(prompt.metrics, "test_accuracy"),
         age(prompt.created_at),
         name,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 from sharpzo_cli.errors import UsageProblem
+from sharpzo_cli.formatting import interval_text
 from sharpzo_cli.output import percent, print_json, print_table
 from sharpzo_engine.data.dataset import load_dataset
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from sharpzo_engine import Dataset, Encoder, Prediction, PromptClassifier, TunedPrompt
     from sharpzo_engine.data.layout import Part
+    from sharpzo_engine.prompts.evaluation import Assessment
     from sharpzo_engine.reports.evaluation_report import EvaluationReport
 
     #: Key in the JSON -> for each image its predictions, best first.
@@ -215,6 +217,7 @@ def _print_evaluation(report: EvaluationReport) -> None:
         for key, name, show in _SHOWN
         if after[key] is not None
     ]
+    figures.insert(1, ("... 95% interval", _interval(plain), _interval(measured)))
     print_table(title, ("", "zero-shot", report.classifier), figures)
     rows = [
         (one.name, percent(one.accuracy), percent(one.precision), str(one.images))
@@ -227,6 +230,10 @@ def _print_evaluation(report: EvaluationReport) -> None:
             (name, *map(str, row)) for name, row in zip(names, measured.confusion, strict=True)
         ]
         print_table("Confusion: true class by row", ("", *names), matrix)
+
+
+def _interval(measured: Assessment | None) -> str:
+    return "" if measured is None else interval_text(measured.accuracy, measured.images)
 
 
 def _nats(value: float | None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sharpzo_cli.errors import UsageProblem
+from sharpzo_cli.formatting import images_text, interval_text
 from sharpzo_cli.output import percent, print_json, print_table, writable
 from sharpzo_client.display import STAGES, PassRate, RunState, display, phase_title
 from sharpzo_engine.data.dataset import load_dataset
@@ -236,8 +237,7 @@ def _summary(tuned: Tuned) -> dict[str, object]:
 
 def _print_result(tuned: Tuned) -> None:
     result = tuned.result
-    rows = [(name, percent(value)) for name, value in result.comparison.items()]
-    print_table(f"Accuracy on {result.comparison_split} images", ("", "accuracy"), rows)
+    _print_comparison(result)
     passes, metadata = result.metrics["forward_passes"], result.prompt.metadata
     early = f", finished early after step {len(result.history)}"
     early = early if result.stopped_by == "finished" else ""
@@ -248,3 +248,14 @@ def _print_result(tuned: Tuned) -> None:
     if tuned.reports:
         page, data = tuned.reports
         typer.echo(f"run report:  {page} (as JSON: {data})")
+
+
+def _print_comparison(result: TuneResult) -> None:
+    """Print the accuracies; with intervals on test images, as all others chose the prompt."""
+    split, images = result.comparison_split, result.report.after.images
+    header = ("", "accuracy", "95% interval") if split == "test" else ("", "accuracy")
+    rows = [
+        (name, percent(value), interval_text(value, images))[: len(header)]
+        for name, value in result.comparison.items()
+    ]
+    print_table(f"Accuracy on {images_text(images)} ({split})", header, rows)

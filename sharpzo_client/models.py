@@ -98,9 +98,18 @@ class Metrics(Model):
     """Results of a job or prompt; None: not measured (yet)."""
 
     zero_shot_accuracy: float | None = None
+    """accuracy of the hand-written prompt on test images, or on validation images without them"""
+    zero_shot_accuracy_low: float | None = None
+    """lower bound of its 95 % interval, by Wilson's score; None without test images"""
+    zero_shot_accuracy_high: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None
     """accuracy on test images, including the head"""
+    test_accuracy_low: float | None = None
+    """lower bound of its 95 % interval, by Wilson's score"""
+    test_accuracy_high: float | None = None
+    test_images: int | None = None
+    validation_images: int | None = None
     prompt_test_accuracy: float | None = None
     """accuracy on test images without the head"""
     loss: float | None = None
@@ -108,6 +117,9 @@ class Metrics(Model):
     """step that the prompt was taken from; 0 is the hand-written prompt"""
     accuracy: float | None = None
     """accuracy of an evaluation; the following fields too are of evaluations"""
+    accuracy_low: float | None = None
+    """lower bound of its 95 % interval, by Wilson's score"""
+    accuracy_high: float | None = None
     macro_accuracy: float | None = None
     top5_accuracy: float | None = None
     nll: float | None = None

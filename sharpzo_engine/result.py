@@ -27,6 +27,7 @@ from sharpzo_engine.heads.stacking import (
 )
 from sharpzo_engine.prompts.artifact import Stacked, TunedPrompt
 from sharpzo_engine.prompts.evaluation import evaluate
+from sharpzo_engine.prompts.interval import interval_figures
 from sharpzo_engine.randomness import Purpose, generator
 from sharpzo_engine.reports.report import RunReport
 from sharpzo_engine.search.history import StepRecord
@@ -146,11 +147,16 @@ def _metrics(
     test_images: int,
     validation_images: int,
 ) -> Metrics:
-    """Metrics of the run; test accuracies are None if there are no test images."""
+    """Metrics of the run; test accuracies are None if there are no test images.
+
+    Only test accuracies have intervals: the other images have chosen what is measured on them.
+    """
     tested: Mapping[str, float] = comparison if test_images else {}
     return {
         "zero_shot_accuracy": tested.get(ZERO_SHOT, search.start.accuracy),
+        **interval_figures("zero_shot_accuracy", tested.get(ZERO_SHOT), test_images),
         "test_accuracy": served,
+        **interval_figures("test_accuracy", served, test_images),
         "prompt_test_accuracy": tested.get(PROMPT),
         "head_test_accuracy": tested.get(HEAD_ALONE),
         "tip_adapter_test_accuracy": tested.get(TIP_ADAPTER),

@@ -9,6 +9,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ import typer
 from sharpzo_cli.demo.digits import HeldOut, write_digits
 from sharpzo_cli.demo.server import running_service
 from sharpzo_cli.errors import RunFailed
+from sharpzo_cli.formatting import accuracy_text
 from sharpzo_cli.interrupts import interrupt
-from sharpzo_cli.output import percent, print_json, print_table
+from sharpzo_cli.output import print_json, print_table
 from sharpzo_client import Client, Job, SharpzoError
 
 if TYPE_CHECKING:
@@ -99,10 +101,11 @@ def count_correct(client: Client, ref: str, images: Sequence[HeldOut]) -> int:
 def _print(outcome: Outcome, out: Path) -> None:
     job, metrics = outcome.job, outcome.job.metrics
     passes, seconds = job.progress.forward_passes, f"{outcome.seconds:.1f}"
+    shown = partial(accuracy_text, images=metrics.test_images)
     rows = [
-        ("zero-shot prompt", percent(metrics.zero_shot_accuracy), "0", ""),
-        ("tuned prompt", percent(metrics.prompt_test_accuracy), f"{passes:,}", seconds),
-        ("prompt + head", percent(metrics.test_accuracy), f"{passes:,}", seconds),
+        ("zero-shot prompt", shown(metrics.zero_shot_accuracy), "0", ""),
+        ("tuned prompt", shown(metrics.prompt_test_accuracy), f"{passes:,}", seconds),
+        ("prompt + head", shown(metrics.test_accuracy), f"{passes:,}", seconds),
     ]
     print_table(
         "Handwritten digits, backbone tiny",

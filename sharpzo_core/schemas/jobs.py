@@ -132,13 +132,23 @@ class MetricsPublic(PublicModel):
     """What a job has reached; accuracies are fractions from 0 to 1.
 
     `accuracy` and what follows belong to evaluations, `images` and `errors` to classifications too.
+    Fields named `_low` and `_high` are the 95 % interval of an accuracy (Wilson's score), which
+    covers which images happened to be drawn for the test.
     """
 
     zero_shot_accuracy: float | None = None
+    """On the test images; if there are none, on the validation images, and without an interval."""
+
+    zero_shot_accuracy_low: float | None = None
+    zero_shot_accuracy_high: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None
     """Of the prompt with its head."""
 
+    test_accuracy_low: float | None = None
+    test_accuracy_high: float | None = None
+    test_images: int | None = None
+    validation_images: int | None = None
     prompt_test_accuracy: float | None = None
     """Without the head."""
 
@@ -147,6 +157,8 @@ class MetricsPublic(PublicModel):
     """The step that the prompt was taken from; 0 is the hand-written prompt."""
 
     accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
     macro_accuracy: float | None = None
     """Mean over the classes."""
 

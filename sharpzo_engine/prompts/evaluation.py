@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.errors import DatasetError
+from sharpzo_engine.prompts.interval import interval_figures
 
 BINS = 15  # in a reliability diagram, as in Guo et al. 2017
 TOP = 5
@@ -116,6 +117,7 @@ class Assessment:
         return {
             "images": self.images,
             "accuracy": self.accuracy,
+            **interval_figures("accuracy", self.accuracy, self.images),
             "macro_accuracy": self.macro_accuracy,
             "top5_accuracy": self.top5_accuracy,
             "nll": self.calibration.nll,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from sharpzo_engine.reports.report_page import (
     EXTREMES,
+    INTERVAL,
     MAX_ROWS,
     class_lists,
     confused_pairs,
     confusion_matrix,
+    figure_text,
     fill_template,
+    interval_text,
+    percent,
 )
 from sharpzo_engine.reports.report_plots import draw_reliability
 
@@ -24,15 +28,16 @@ CAPTIONS = {
     "calibrated": "Calibrated with its temperature",
     "zero_shot": "Zero-shot",
 }
-#: Rows of the table of figures: name, key, and whether it is a fraction.
-FIGURES = (
-    ("accuracy", "accuracy", True),
-    ("mean accuracy per class", "macro_accuracy", True),
-    ("top-5 accuracy", "top5_accuracy", True),
-    ("expected calibration error", "ece", True),
-    ("… at the prompt's temperature", "calibrated_ece", True),
-    ("negative log-likelihood", "nll", False),
-    ("… at the prompt's temperature", "calibrated_nll", False),
+#: Rows of the table of figures: name, key, and what writes the value.
+FIGURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("accuracy", "accuracy", percent),
+    ("… 95% interval", "interval", interval_text),
+    ("mean accuracy per class", "macro_accuracy", percent),
+    ("top-5 accuracy", "top5_accuracy", percent),
+    ("expected calibration error", "ece", percent),
+    ("… at the prompt's temperature", "calibrated_ece", percent),
+    ("negative log-likelihood", "nll", figure_text),
+    ("… at the prompt's temperature", "calibrated_nll", figure_text),
 )
 
 
@@ -48,6 +53,7 @@ def render(data: Data) -> str:
         **data,
         title=data["labels"].get("prompt") or data["classifier"],
         rows=list(_figures(data)),
+        words={"interval": INTERVAL},
         diagrams=[
             (CAPTIONS[name], data["calibration"][name], Markup(svg))  # noqa: S704 - ours
             for name, svg in figures.items()
@@ -59,12 +65,15 @@ def render(data: Data) -> str:
     )
 
 
-def _figures(data: Data) -> Iterator[dict[str, Any]]:
-    before = data["zero_shot"] or {}
-    for name, key, fraction in FIGURES:
-        after = data["figures"][key]
-        if after is not None:
-            yield {"name": name, "after": after, "before": before.get(key), "fraction": fraction}
+def _figures(data: Data) -> Iterator[dict[str, str]]:
+    before, after = (
+        {**figures, "interval": (figures["accuracy_low"], figures["accuracy_high"])}
+        for figures in (data["zero_shot"] or data["figures"], data["figures"])
+    )
+    for name, key, show in FIGURES:
+        if after[key] is not None:
+            told = "" if before[key] is None else show(before[key])
+            yield {"name": name, "after": show(after[key]), "before": told}
 
 
 def _class_lists(rows: Sequence[Data], *, compared: bool) -> Iterator[dict[str, Any]]:

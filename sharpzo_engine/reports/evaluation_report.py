@@ -10,6 +10,7 @@ from typing import Any
 from sharpzo_engine.errors import ImageError
 from sharpzo_engine.prompts.artifact import TunedPrompt
 from sharpzo_engine.prompts.evaluation import Assessment, Calibration
+from sharpzo_engine.prompts.interval import interval_figures
 
 FORMAT = "sharpzo-evaluation/1"
 LISTED_ERRORS = 100  # unreadable images listed in the report, at most
@@ -32,9 +33,11 @@ class EvaluationReport:
     def figures(self) -> dict[str, float | int | None]:
         """The summary figures."""
         zero_shot = self.zero_shot
+        plain = None if zero_shot is None else zero_shot.accuracy
         return {
             **self.assessment.figures(),
-            "zero_shot_accuracy": None if zero_shot is None else zero_shot.accuracy,
+            "zero_shot_accuracy": plain,
+            **interval_figures("zero_shot_accuracy", plain, self.assessment.images),
             "zero_shot_ece": None if zero_shot is None else zero_shot.calibration.ece,
             "errors": len(self.errors),
         }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharpzo_engine.files import write_atomically
+from sharpzo_engine.prompts.interval import interval_figures, wilson_interval
 from sharpzo_engine.search.landscape import Landscape, NoLandscape
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class RunReport:
             "dataset": {**self.metadata["dataset"], "classes": len(self.class_names)},
             "headline": self._headline(),
             "comparison": self._comparison(),
+            "intervals": self._intervals(),
             "metrics": self._metrics,
             "history": _history(self.history, self.stage_labels),
             "classes": self._classes(),
@@ -106,13 +108,17 @@ class RunReport:
         return {name: _finite(value) for name, value in self.metadata["metrics"].items()}
 
     def _headline(self) -> dict[str, Any]:
-        metrics = self._metrics
+        metrics, images = self._metrics, self.after.images
+        before, after = self.before.accuracy, self.after.accuracy
+        tested = self.split == "test"
         return {
-            "zero_shot_accuracy": self.before.accuracy,
-            "tuned_accuracy": self.after.accuracy,
+            "zero_shot_accuracy": before,
+            **interval_figures("zero_shot_accuracy", before if tested else None, images),
+            "tuned_accuracy": after,
+            **interval_figures("tuned_accuracy", after if tested else None, images),
             "classifier": self._classifier(),
             "split": self.split,
-            "images": self.after.images,
+            "images": images,
             **{name: metrics.get(name) for name in ("forward_passes", "seconds", "steps")},
             "stopped_by": self.metadata["stopped_by"],
             "landscape_passes": self.landscape_passes,
@@ -128,6 +134,17 @@ class RunReport:
     def _comparison(self) -> dict[str, float | None]:
         own = {"zero-shot": self.before.accuracy, "tuned prompt": self.after.accuracy}
         return {name: _finite(value) for name, value in {**own, **self.comparison}.items()}
+
+    def _intervals(self) -> dict[str, list[float]]:
+        """The comparison's intervals; only on test images, as the others chose the prompt."""
+        if self.split != "test":
+            return {}
+        images = self.after.images
+        return {
+            name: list(wilson_interval(value, images))
+            for name, value in self._comparison().items()
+            if value is not None
+        }
 
     def _classes(self) -> list[dict[str, Any]]:
         return [

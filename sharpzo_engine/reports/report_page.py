@@ -30,6 +30,15 @@ SPLITS = {
     "validation": "validation images (the dataset has no test split)",
     "training": "the training images (the dataset has no test or validation split)",
 }
+#: What the intervals on a page are, and what they are not.
+INTERVAL = (
+    "The 95% intervals (Wilson's score) cover which images happened to be drawn for the test, not "
+    "another seed or other shots; they do not test whether two classifiers differ."
+)
+NO_INTERVAL = (
+    "The prompt was chosen by these images and is likely to do worse on new ones, so no intervals "
+    "are given."
+)
 VALIDATION = {
     "official": "the dataset's own validation split",
     "holdout": "held out of the shots",
@@ -43,13 +52,18 @@ def render(data: Data) -> str:
         "report.html.j2",
         **data,
         figures={name: Markup(svg) for name, svg in draw_figures(data).items()},  # noqa: S704 - ours
-        gains=_gains(data["comparison"]),
+        gains=_gains(data["comparison"], data["intervals"]),
         class_lists=list(class_lists(data["classes"])),
         matrix=confusion_matrix(data["classes"], data["confusion"]),
         pairs=confused_pairs(data["classes"], data["confusion"]),
         settings=list(_settings(data["config"])),
         facts=[fact for fact in _facts(data) if fact[1] is not None],
-        words={"stopped_by": STOPPED_BY, "split": SPLITS},
+        words={
+            "stopped_by": STOPPED_BY,
+            "split": SPLITS,
+            "interval": INTERVAL,
+            "no_interval": NO_INTERVAL,
+        },
     )
 
 
@@ -62,7 +76,12 @@ def fill_template(name: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "figure": figure_text}
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "figure": figure_text,
+        "interval": interval_text,
+    }
     page = environment.get_template(name).render(**values)
     # Folder names may contain lone surrogates, but the file must be valid UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
@@ -83,6 +102,12 @@ def points(difference: float | None) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−")  # noqa: RUF001 - a minus
 
 
+def interval_text(bounds: Sequence[float | None]) -> str:
+    """`(0.7961, 1.0)` as a range, 79.6 to 100.0%; a dash if there is no interval."""
+    low, high = bounds
+    return DASH if low is None or high is None else f"{100 * low:.1f}{DASH}{high:.1%}"
+
+
 def figure_text(value: float | None) -> str:
     """A count with thousands separators, or a number with three digits."""
     if value is None:
@@ -93,11 +118,16 @@ def figure_text(value: float | None) -> str:
 # Parts of the page
 
 
-def _gains(comparison: Mapping[str, float | None]) -> list[dict[str, Any]]:
-    """Rows of the comparison, with their gains over the first row."""
+def _gains(comparison: Mapping[str, float | None], intervals: Data) -> list[dict[str, Any]]:
+    """Rows of the comparison, with their gains over the first row, and intervals if any."""
     base = next(iter(comparison.values()), None)
     return [
-        {"name": name, "accuracy": value, "gain": _minus(value, base) if index else None}
+        {
+            "name": name,
+            "accuracy": value,
+            "interval": intervals.get(name),
+            "gain": _minus(value, base) if index else None,
+        }
         for index, (name, value) in enumerate(comparison.items())
     ]
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sharpzo_cli.formatting import interval_text
 from sharpzo_cli.tuning import FINISHING, TuningView, finish_on_interrupt
 from sharpzo_engine.errors import FinishSearch, TuningInterrupted
 from sharpzo_engine.prompts.artifact import TunedPrompt
+from sharpzo_engine.prompts.interval import wilson_interval
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +66,12 @@ def test_tune_prints_a_table_for_people(
     for row in ("zero-shot", "tuned prompt", "head alone", "prompt + head", "Tip-Adapter"):
         assert row in ran.out
     assert "classifier: " in ran.out
+    assert "Accuracy on 6 images (test)" in ran.out
+    shares = re.findall(r"(\d+\.\d)%[^\d]+(\d+\.\d)-(\d+\.\d)", ran.out)
+    assert len(shares) == 5
+    for share, low, high in shares:
+        right = round(float(share) / 100 * 6)
+        assert [low, high] == [f"{100 * bound:.1f}" for bound in wilson_interval(right / 6, 6)]
     for name in ("p.safetensors", "p.html", "p.json"):
         assert str(tmp_path / name) in ran.out.replace("\n", "")
 
@@ -205,6 +214,10 @@ def test_evaluate_counts_every_image(sharpzo: Any, tuned: Path, squares: Path) -
     assert set(answer["per_class_accuracy"]) == set(answer["classes"]) == {"red", "green", "blue"}
     shown = sharpzo("evaluate", tuned, squares, "--split", "val").out
     assert "of 6 images" in shown
+    assert "... 95% interval" in shown
+    assert interval_text(answer["accuracy"], 6) == "-".join(
+        f"{100 * answer[name]:.1f}" for name in ("accuracy_low", "accuracy_high")
+    )
     assert "Confusion" in shown
 
 

@@ -12,7 +12,7 @@ import pytest
 from sharpzo_cli import formatting
 from sharpzo_cli.main import main
 from sharpzo_cli.output import print_facts, print_json, print_list, print_table, say
-from sharpzo_client import Dataset, ImageResult, Job, JobEvent, Prediction
+from sharpzo_client import Dataset, ImageResult, Job, JobEvent, Metrics, Prediction
 
 HOSTILE = [
     "\x1b[2J\x1b[31mgone\x1b[0m",
@@ -93,6 +93,37 @@ def test_only_the_last_column_is_cut_and_only_on_a_terminal(
     assert name.endswith("n…")
     assert len(job) + 2 + len(status) + 2 + len(name) <= 60
     assert tuple(whole) == rows[0]
+
+
+def test_an_accuracy_says_what_it_was_measured_on() -> None:
+    shown = formatting.accuracy_text
+    assert shown(1.0, 15) == "100.0% (79.6-100.0, 15 images)"
+    assert shown(0.75, 1200, interval=False) == "75.0% (1,200 images)"
+    assert shown(0.0, 1) == "0.0% (0.0-79.3, 1 image)"
+    assert shown(0.5, None) == shown(0.5, 0) == "50.0%"
+    assert shown(None, 15) == "\u2013"
+
+
+def test_only_accuracies_on_test_images_have_intervals() -> None:
+    images = {"test_images": 10, "validation_images": 4}
+    tested = Metrics(zero_shot_accuracy=0.4, val_accuracy=0.5, test_accuracy=0.6, **images)
+    assert [value for _, value in formatting.measured(tested)] == [
+        "40.0% (16.8-68.7, 10 images)",
+        "50.0% (4 images)",
+        "60.0% (31.3-83.2, 10 images)",
+    ]
+    untested = Metrics(zero_shot_accuracy=0.5, val_accuracy=0.75, **images | {"test_images": 0})
+    assert [value for _, value in formatting.measured(untested)] == [
+        "50.0% (4 images)",
+        "75.0% (4 images)",
+    ]
+    evaluated = Metrics(zero_shot_accuracy=0.4, accuracy=0.6, macro_accuracy=0.5, images=10)
+    assert [value for _, value in formatting.measured(evaluated)] == [
+        "40.0% (16.8-68.7, 10 images)",
+        "60.0% (31.3-83.2, 10 images)",
+        "50.0% (10 images)",
+        "10",
+    ]
 
 
 def test_bytes_of_a_name_that_are_not_utf_8_are_escapes_in_json(

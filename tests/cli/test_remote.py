@@ -103,6 +103,12 @@ def test_a_job_is_shown_with_its_last_events(
     shown = sharpzo("jobs", "show", tuned[0]).out
     for part in (tuned[0], tuned[1], "test accuracy", "shots=4", "zo.optimizer=", "entered stage"):
         assert part in shown
+    metrics = told["metrics"]
+    bounds = "-".join(f"{100 * metrics[f'test_accuracy_{end}']:.1f}" for end in ("low", "high"))
+    assert f"{metrics['test_accuracy']:.1%} ({bounds}, 6 images)" in shown
+    assert f"{metrics['val_accuracy']:.1%} ({metrics['validation_images']} images)" in shown
+    (line,) = (line for line in sharpzo("jobs", "list").out.splitlines() if tuned[0] in line)
+    assert line.split()[2:4] == [f"{metrics['test_accuracy']:.1%}", "6"]
     assert answer("jobs", "show", tuned[0], "--events", "0")["events"] == []
 
 

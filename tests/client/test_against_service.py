@@ -25,6 +25,7 @@ from sharpzo_client import (
     NotFoundError,
     UnprocessableEntityError,
 )
+from sharpzo_engine.prompts.interval import wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,6 +112,9 @@ def test_metrics_follow_the_steps(client: Client, job: Job) -> None:
     assert job.metrics.zero_shot_accuracy is not None
     assert job.metrics.test_accuracy is not None
     assert job.metrics.prompt_test_accuracy is not None
+    interval = (job.metrics.test_accuracy_low, job.metrics.test_accuracy_high)
+    assert interval == wilson_interval(job.metrics.test_accuracy, job.metrics.test_images or 0)
+    assert client.prompts.get(str(job.prompt_id)).metrics == job.metrics
     assert len(client.jobs.metrics(job.id, from_step=3, to_step=10)) == 8
 
 
@@ -405,6 +409,7 @@ def test_a_dataset_is_evaluated_and_labelled(
     assert measured.metrics.accuracy == pytest.approx(job.metrics.test_accuracy)
     report = client.jobs.report(measured.id)
     assert report["figures"]["accuracy"] == measured.metrics.accuracy
+    assert report["figures"]["accuracy_low"] == measured.metrics.accuracy_low
     page = client.jobs.download_report(measured.id, tmp_path / "evaluation.html")
     assert "<svg" in page.read_text()
 

@@ -455,6 +455,9 @@ def test_a_prompt_is_measured_on_a_dataset(
     assert (job.kind, job.config["split"], job.prompt_id) == ("evaluation", "val", tuned.second.id)
     row = evaluations.get_by_role("row", name=tuned.dataset.name)
     expect(row).to_contain_text(f"{100 * (job.metrics.accuracy or 0):.1f} %")
+    low, high = job.metrics.accuracy_low or 0, job.metrics.accuracy_high or 0
+    expect(row).to_contain_text(f"{100 * low:.1f}\u2013{100 * high:.1f}")
+    expect(row).to_contain_text(f"{job.metrics.images} val")
     figure = page.get_by_role("img", name="Calibration error")
     expect(figure).to_have_accessible_name(
         f"Calibration error. Tuned: {100 * (job.metrics.ece or 0):.1f} %, "

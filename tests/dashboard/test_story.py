@@ -70,6 +70,11 @@ def test_from_an_upload_to_answers(
     shown = page.get_by_label("Summary")
     expect(shown).to_contain_text(f"{100 * metrics.test_accuracy:.1f} %")
     expect(shown).to_contain_text(f"{100 * metrics.zero_shot_accuracy:.1f} %")
+    tested = (metrics.test_accuracy_low, metrics.test_accuracy_high)
+    plain = (metrics.zero_shot_accuracy_low, metrics.zero_shot_accuracy_high)
+    for low, high in (tested, plain):  # the page computes what the engine does
+        bounds = f"{100 * (low or 0):.1f}\u2013{100 * (high or 0):.1f}"
+        expect(shown).to_contain_text(f"{bounds} (95 %), 1,097 images")
 
     page.get_by_role("link", name="Prompt", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("v1")

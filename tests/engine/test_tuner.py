@@ -30,6 +30,7 @@ from sharpzo_engine.clip.torch.backbone import Backbone
 from sharpzo_engine.errors import BackboneError, BackboneMismatch, CheckpointError, DatasetError
 from sharpzo_engine.heads.fitting import fit_gda
 from sharpzo_engine.heads.stacking import accuracy
+from sharpzo_engine.prompts.interval import wilson_interval
 from sharpzo_engine.search.checkpoint import CheckpointEvent
 from sharpzo_engine.search.progress import Progress
 from sharpzo_engine.tuner import split_validation
@@ -411,6 +412,9 @@ def test_a_result_compares_what_could_have_been_served(undisturbed: TuneResult) 
     assert metrics["prompt_test_accuracy"] == rows["tuned prompt"]
     assert metrics["head_test_accuracy"] == rows["head alone"]
     assert metrics["tip_adapter_test_accuracy"] == rows["Tip-Adapter"]
+    for name in ("zero_shot_accuracy", "test_accuracy"):
+        interval = wilson_interval(metrics[name], metrics["test_images"])  # type: ignore[arg-type]
+        assert (metrics[f"{name}_low"], metrics[f"{name}_high"]) == interval
     head = undisturbed.prompt.metadata["head"]
     assert head.keys() == {"name", "kind", "alpha", "prompt_weight", "temperature", "penalty"}
     choice = undisturbed.prompt.metadata["choice"]
@@ -426,6 +430,7 @@ def test_without_test_images_validation_images_compare(pictures: Path, clip: Bac
     result = tune(dataset, clip, small())
     assert result.comparison_split == "validation"
     assert result.metrics["test_accuracy"] is result.metrics["prompt_test_accuracy"] is None
+    assert result.metrics["test_accuracy_low"] is result.metrics["zero_shot_accuracy_low"] is None
     assert result.comparison["tuned prompt"] == pytest.approx(result.metrics["val_accuracy"])
 
 

@@ -49,6 +49,7 @@ from sharpzo_engine import (
     tune,
 )
 from sharpzo_engine.checksummed import seal
+from sharpzo_engine.prompts.interval import wilson_interval
 from sharpzo_engine.reports.evaluation_report import EvaluationReport
 from tests.helpers import CLASSES, Workplace
 from worker import shards, slot
@@ -304,6 +305,9 @@ def test_an_evaluation_measures_by_class_names(
     assert found["labels"]["prompt"] == "shapes:1"
     assert done.metrics["zero_shot_accuracy"] == found["zero_shot"]["accuracy"]
     assert (done.metrics["images"], done.metrics["errors"]) == (6, 0)
+    for name in ("accuracy", "zero_shot_accuracy"):
+        interval = wilson_interval(done.metrics[name] or 0.0, 6)
+        assert (done.metrics[f"{name}_low"], done.metrics[f"{name}_high"]) == interval
     page = workplace.artifacts.get_bytes(
         evaluation_key(job.id, str(done.result_folder), "html")
     ).decode()

@@ -1,10 +1,11 @@
 // Several jobs in one chart.
+import type { ComponentProps } from "preact";
 import { useMemo, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { ApiError, api, body, type Job, type Step } from "../api/client";
 import { AXES, AxisChoice, axisOr, type Axis } from "../charts/axis";
 import { LineChart } from "../charts/line-chart";
-import { Empty, Status, Table, Text, isOver } from "../parts/basics";
+import { Basis, Empty, Status, Table, Text, compared, isOver } from "../parts/basics";
 import { count, decimal, duration, isolated, percent } from "../parts/format";
 import { Choice } from "../parts/forms/choice";
 import { Shown, useResource } from "../parts/resource";
@@ -216,9 +217,7 @@ function Runs({ runs, onDrop }: { runs: readonly Run[]; onDrop: (id: string) => 
               <td>
                 <Status job={job} />
               </td>
-              <td class="number">{percent(job.metrics.zero_shot_accuracy)}</td>
-              <td class="number">{percent(job.metrics.val_accuracy)}</td>
-              <td class="number">{percent(job.metrics.test_accuracy)}</td>
+              <Accuracies of={job.metrics} />
               <td class="number">{count(job.progress.forward_passes)}</td>
               <td class="number">{duration(steps.at(-1)?.seconds)}</td>
               <td>
@@ -235,6 +234,24 @@ function Runs({ runs, onDrop }: { runs: readonly Run[]; onDrop: (id: string) => 
         </tbody>
       </Table>
     </section>
+  );
+}
+
+function Accuracies({ of }: { of: Job["metrics"] }) {
+  const cells: ComponentProps<typeof Basis>[] = [
+    { accuracy: of.zero_shot_accuracy, ...compared(of) },
+    { accuracy: of.val_accuracy, images: of.validation_images, split: "validation" },
+    { accuracy: of.test_accuracy, images: of.test_images },
+  ];
+  return (
+    <>
+      {cells.map((cell, index) => (
+        <td key={index} class="number">
+          {percent(cell.accuracy)}
+          <Basis {...cell} />
+        </td>
+      ))}
+    </>
   );
 }
 

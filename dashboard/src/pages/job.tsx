@@ -1,11 +1,22 @@
 // One job: its progress, its history, and everything that can be done with it.
+import type { ComponentChildren } from "preact";
 import { useRef, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, download, type Job, type JobEvent } from "../api/client";
 import { key } from "../api/key";
 import { useEvents, useLiveJob } from "../api/live";
 import { Curves } from "../charts/curves";
-import { Empty, Fact, JobLink, Progress, Status, Text, isOver } from "../parts/basics";
+import {
+  Basis,
+  Empty,
+  Fact,
+  JobLink,
+  Progress,
+  Status,
+  Text,
+  compared,
+  isOver,
+} from "../parts/basics";
 import { count, decimal, duration, isolated, moment, percent, points } from "../parts/format";
 import { attempt } from "../parts/notices";
 import { Waiting, useResource } from "../parts/resource";
@@ -111,23 +122,27 @@ function Summary({ job }: { job: Job }) {
 }
 
 function TuningFacts({ job: { metrics, stopped_by } }: { job: Job }) {
+  const reached = metrics.test_accuracy ?? metrics.val_accuracy;
   return (
     <>
       <Fact name="Zero-shot">
         <span class="large">{percent(metrics.zero_shot_accuracy)}</span>
+        <Basis accuracy={metrics.zero_shot_accuracy} {...compared(metrics)} />
       </Fact>
       <Fact name={metrics.test_accuracy == null ? "Validation accuracy" : "Tuned"}>
-        <span class="large good-text">
-          {percent(metrics.test_accuracy ?? metrics.val_accuracy)}
-        </span>{" "}
+        <span class="large good-text">{percent(reached)}</span>{" "}
         {metrics.test_accuracy != null && (
           <small class="nowrap">
             {points(metrics.zero_shot_accuracy, metrics.test_accuracy)} points
           </small>
         )}
+        <Basis accuracy={reached} {...compared(metrics)} />
       </Fact>
       {metrics.prompt_test_accuracy != null && (
-        <Fact name="Prompt without head">{percent(metrics.prompt_test_accuracy)}</Fact>
+        <Fact name="Prompt without head">
+          {percent(metrics.prompt_test_accuracy)}
+          <Basis accuracy={metrics.prompt_test_accuracy} {...compared(metrics)} />
+        </Fact>
       )}
       {stopped_by === "finished" && <Fact name="Search">finished early, as asked</Fact>}
       <Fact name="Training loss">{decimal(metrics.loss)}</Fact>
@@ -145,11 +160,17 @@ function TuningFacts({ job: { metrics, stopped_by } }: { job: Job }) {
 }
 
 function ApplyingFacts({ job: { metrics, kind } }: { job: Job }) {
-  const pairs: [string, string][] =
+  const accuracy = (value: number | null | undefined) => (
+    <>
+      {percent(value)}
+      <Basis accuracy={value} images={metrics.images} />
+    </>
+  );
+  const pairs: [string, ComponentChildren][] =
     kind === "evaluation"
       ? [
-          ["Accuracy", percent(metrics.accuracy)],
-          ["Zero-shot", percent(metrics.zero_shot_accuracy)],
+          ["Accuracy", accuracy(metrics.accuracy)],
+          ["Zero-shot", accuracy(metrics.zero_shot_accuracy)],
           ["Mean over classes", percent(metrics.macro_accuracy)],
           ["Calibration error", percent(metrics.ece)],
         ]

@@ -2,7 +2,17 @@
 import { useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
 import { api, body, type Job } from "../api/client";
-import { Empty, Progress, Status, Table, Text, Time, isOver } from "../parts/basics";
+import {
+  Basis,
+  Empty,
+  Progress,
+  Status,
+  Table,
+  Text,
+  Time,
+  isOver,
+  compared,
+} from "../parts/basics";
 import { count, duration, percent } from "../parts/format";
 import { Shown, useResource } from "../parts/resource";
 import { useTitle } from "../parts/title";
@@ -209,14 +219,22 @@ function Took({ job }: { job: Job }) {
 function Result({ job }: { job: Job }) {
   const { metrics } = job;
   if (job.error !== null) return <span class="bad-text">{job.error.code}</span>;
-  if (job.kind !== "tuning") return <>{percent(metrics.accuracy)}</>;
-  if (metrics.test_accuracy == null) {
-    return metrics.val_accuracy == null ? <>–</> : <>{percent(metrics.val_accuracy)} val</>;
+  if (job.kind !== "tuning") {
+    return (
+      <>
+        {percent(metrics.accuracy)}
+        <Basis accuracy={metrics.accuracy} images={metrics.images} />
+      </>
+    );
   }
+  const { test_accuracy: tested, val_accuracy: validated } = metrics;
   return (
-    <span class="nowrap">
-      <small>{percent(metrics.zero_shot_accuracy)} → </small>
-      {percent(metrics.test_accuracy)}
-    </span>
+    <>
+      <span class="nowrap">
+        {tested != null && <small>{percent(metrics.zero_shot_accuracy)} → </small>}
+        {percent(tested ?? validated)}
+      </span>
+      <Basis accuracy={tested ?? validated} {...compared(metrics)} />
+    </>
   );
 }

@@ -6,7 +6,7 @@ import { ClassAccuracy } from "../charts/class-accuracy";
 import { Confusion } from "../charts/confusion";
 import { Reliability } from "../charts/reliability";
 import { AliasesCard, listAliases } from "../parts/prompts/aliases";
-import { Fact, JobLink, Share, Table, Text, Time } from "../parts/basics";
+import { Basis, Fact, JobLink, Share, Table, Text, Time } from "../parts/basics";
 import { EvaluationsCard, useEvaluations } from "../parts/prompts/evaluations";
 import { count, decimal, duration, percent, points } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
@@ -99,16 +99,18 @@ function Title({ prompt, onChange }: { prompt: Prompt; onChange: () => void }) {
 }
 
 function Headline({ prompt }: { prompt: Prompt }) {
-  const { before, after, split } = accuracies(prompt);
+  const { before, after, split, images } = accuracies(prompt);
   const { metrics, residency } = prompt;
   return (
     <section class="card" aria-label="Facts">
       <dl class="facts">
         <Fact name={`Tuned, ${split} images`}>
           <span class="large">{percent(after)}</span>
+          <Basis accuracy={after} images={images} split={split} />
         </Fact>
         <Fact name="Zero-shot">
           <span class="large faint">{percent(before)}</span>
+          <Basis accuracy={before} images={images} split={split} />
         </Fact>
         <Fact name="Gain, points">
           <span class="large">{points(before, after)}</span>
@@ -186,7 +188,7 @@ function VersionsCard({ prompt }: { prompt: Prompt }) {
 }
 
 function Version({ version, isHere }: { version: Prompt; isHere: boolean }) {
-  const { before, after } = accuracies(version);
+  const { before, after, split, images } = accuracies(version);
   return (
     <tr>
       <td>
@@ -198,6 +200,7 @@ function Version({ version, isHere }: { version: Prompt; isHere: boolean }) {
       </td>
       <td>
         <Share of={after} />
+        <Basis accuracy={after} images={images} split={split} />
       </td>
       <td class="number">{points(before, after)}</td>
       <td class="wide-only">

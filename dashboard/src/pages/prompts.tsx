@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { api, body, type Prompt } from "../api/client";
-import { Share, Table, Text, Time } from "../parts/basics";
+import { Basis, Share, Table, Text, Time } from "../parts/basics";
 import { count, points } from "../parts/format";
 import { ShownList, useList } from "../parts/list";
 import { notify } from "../parts/notices";
@@ -77,7 +77,7 @@ function Prompts({ prompts }: { prompts: Prompt[] }) {
 }
 
 function Row({ prompt }: { prompt: Prompt }) {
-  const { before, after, split } = accuracies(prompt);
+  const { before, after, split, images } = accuracies(prompt);
   return (
     <tr>
       <td class="head">
@@ -98,10 +98,11 @@ function Row({ prompt }: { prompt: Prompt }) {
       </td>
       <td data-label="Zero-shot">
         <Share of={before} kind="before" />
+        <Basis accuracy={before} images={images} split={split} />
       </td>
       <td data-label="Tuned">
         <Share of={after} kind="after" />
-        {split === "validation" && after !== null && <small> val</small>}
+        <Basis accuracy={after} images={images} split={split} />
       </td>
       <td class="number" data-label="Gain">
         {points(before, after)}

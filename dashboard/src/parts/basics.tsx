@@ -2,7 +2,7 @@
 import type { ComponentChildren } from "preact";
 import { Link } from "wouter-preact";
 import type { Job } from "../api/client";
-import { ago, duration, moment, percent } from "./format";
+import { ago, count, duration, interval, moment, percent } from "./format";
 
 /** Text of a user, isolated so that its writing direction does not affect the text around it. */
 export function Text({ children, title }: { children: string; title?: string }) {
@@ -42,13 +42,58 @@ export function Progress({ job }: { job: Job }) {
   );
 }
 
+interface ShareProps {
+  of: number | null;
+  kind?: "before" | "after";
+  /** Of an accuracy with an interval: the images that it was measured on. */
+  images?: number | null | undefined;
+}
+
 /** A fraction as a bar with its number. */
-export function Share({ of, kind }: { of: number | null; kind?: "before" | "after" }) {
+export function Share({ of, kind, images }: ShareProps) {
   return (
     <span class="share">
       <meter class={kind ?? "after"} min={0} max={1} value={of ?? 0} aria-hidden="true" />
       <span>{percent(of)}</span>
+      {of !== null && images ? <small>{interval(of, images)}</small> : null}
     </span>
+  );
+}
+
+interface Measured {
+  images: number | null | undefined;
+  split?: "test" | "validation";
+}
+
+interface BasisProps extends Measured {
+  accuracy: number | null | undefined;
+}
+
+/** The images on which a tuning job compares accuracies. */
+export function compared({
+  test_images: test,
+  validation_images: other,
+}: Job["metrics"]): Measured {
+  return test ? { images: test } : { images: other, split: "validation" };
+}
+
+/** What an accuracy rests on; no interval on validation images, as they also chose the prompt. */
+export function Basis({ accuracy, images, split = "test" }: BasisProps) {
+  const kind = split === "test" ? "" : "validation ";
+  if (accuracy == null) return null;
+  if (!images) return kind === "" ? null : <small class="basis">validation images</small>;
+  return (
+    <small class="basis">
+      {split === "test" && (
+        <span class="nowrap" title="95 % interval: it covers which images happened to be drawn">
+          {interval(accuracy, images)} (95 %),
+        </span>
+      )}{" "}
+      <span class="nowrap">
+        {count(images)} {kind}
+        {images === 1 ? "image" : "images"}
+      </span>
+    </small>
   );
 }
 

@@ -8,6 +8,15 @@ export function percent(fraction: number | null | undefined): string {
   return fraction == null ? DASH : `${(100 * fraction).toFixed(1)} %`;
 }
 
+/** Wilson's 95 % interval of an accuracy, in percent; as `prompts/interval.py` of the engine. */
+export function interval(accuracy: number, images: number): string {
+  const square = 1.959963984540054 ** 2 / images;
+  const middle = accuracy + square / 2;
+  const half = Math.sqrt(square * (accuracy * (1 - accuracy) + square / 4));
+  const [low, high] = [(middle - half) / (1 + square), (middle + half) / (1 + square)];
+  return `${(100 * Math.max(0, low)).toFixed(1)}–${(100 * Math.min(1, high)).toFixed(1)}`;
+}
+
 /** A difference of two fractions, in percentage points with its sign. */
 export function points(from: number | null | undefined, to: number | null | undefined): string {
   if (from == null || to == null) return DASH;

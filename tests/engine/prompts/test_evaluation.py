@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from sharpzo_engine.errors import DatasetError, ImageError
 from sharpzo_engine.prompts.artifact import TunedPrompt
 from sharpzo_engine.prompts.evaluation import BINS, Assessment, Tally
+from sharpzo_engine.prompts.interval import wilson_interval
 from sharpzo_engine.reports.evaluation_report import LISTED_ERRORS, EvaluationReport
+from sharpzo_engine.reports.report_page import interval_text
 
 NAMES = ("cat", "dog", "bird")
 
@@ -179,7 +182,25 @@ def test_the_report_lists_some_errors_and_counts_all() -> None:
 def test_the_summary_has_both_sides() -> None:
     figures = a_report().figures()
     assert {"accuracy", "ece", "calibrated_ece", "zero_shot_accuracy", "errors"} <= set(figures)
-    assert a_report(compared=False).figures()["zero_shot_accuracy"] is None
+    alone = a_report(compared=False).figures()
+    assert alone["zero_shot_accuracy"] is alone["zero_shot_accuracy_low"] is None
+
+
+def test_accuracies_have_their_intervals_in_the_figures_and_on_the_page() -> None:
+    report = a_report()
+    figures, data, page = report.figures(), report.to_json(), report.to_html()
+    for name, found in (("accuracy", data["figures"]), ("zero_shot_accuracy", data["zero_shot"])):
+        bounds = (found["accuracy_low"], found["accuracy_high"])
+        assert bounds == wilson_interval(found["accuracy"], 60)
+        assert bounds == (figures[f"{name}_low"], figures[f"{name}_high"])
+        assert page.count(interval_text(bounds)) == 2  # in the headline and in the table
+    assert "on 60 images" in page
+    (row,) = re.findall(r"<tr><td>… 95% interval</td>.*?</tr>", page, re.DOTALL)
+    assert row.count("<td") == 3
+    (row,) = re.findall(
+        r"<tr><td>… 95% interval</td>.*?</tr>", a_report(compared=False).to_html(), re.DOTALL
+    )
+    assert row.count("<td") == 2
 
 
 def test_names_that_are_no_characters_are_written_all_the_same() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from sharpzo_engine import Backbone, TuneResult, TuningConfig, load_dataset, tune
+from sharpzo_engine.prompts.interval import wilson_interval
 from sharpzo_engine.reports.report_page import percent, points, render
 from sharpzo_engine.search.landscape import ACROSS, ALONG, Landscape, NoLandscape
 from tests.engine.reports.pages import a_history, a_report
@@ -243,6 +244,37 @@ def test_the_split_is_said() -> None:
     trained = a_report(metrics=untested, validation_source="training")
     assert trained.split == "training"
     assert "the training images (the dataset" in trained.to_html()
+
+
+def test_every_compared_accuracy_has_its_interval_and_a_whisker() -> None:
+    report = replace(a_report(), comparison={"head alone": 1.0, "nothing": None})
+    data, html = report.to_json(), report.to_html()
+    measured = {name: value for name, value in data["comparison"].items() if value is not None}
+    assert len(measured) == 3
+    assert data["intervals"] == {
+        name: list(wilson_interval(value, 40)) for name, value in measured.items()
+    }
+    assert "91.2\u2013100.0%" in html
+    left, width = (f"{100 * share:.2f}%" for share in (0.91238, 1 - 0.91238))
+    assert f'<b style="left:{left};width:{width}"></b>' in html
+    assert html[html.index("Comparison</h2>") : html.index("Search</h2>")].count("</b></div>") == 3
+    head = data["headline"]
+    assert (head["tuned_accuracy_low"], head["tuned_accuracy_high"]) == wilson_interval(
+        report.after.accuracy, 40
+    )
+    assert "All on the same 40 test images" in html
+
+
+def test_images_that_chose_the_prompt_give_no_interval() -> None:
+    untested = a_report().metadata["metrics"] | {"test_images": 0, "validation_images": 40}
+    report = a_report(metrics=untested)
+    data, html = report.to_json(), report.to_html()
+    assert data["intervals"] == {}
+    assert data["headline"]["tuned_accuracy_low"] is None
+    assert "95%" not in html
+    assert "All on the same 40 validation images" in html
+    assert "no intervals are given" in html
+    assert "Accuracy on 40 validation images" in html
 
 
 def test_both_files_are_written(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ function Jobs({ jobs, datasets }: { jobs: Job[]; datasets: Dataset[] }) {
       <thead>
         <tr>
           <th>Dataset</th>
-          <th>Zero-shot and tuned</th>
+          <th>Zero-shot and tuned, 95 % interval</th>
           <th class="number" title="Expected calibration error">
             ECE
           </th>
@@ -79,11 +79,18 @@ function Jobs({ jobs, datasets }: { jobs: Job[]; datasets: Dataset[] }) {
               <Link href={`/datasets/${dataset}`}>
                 <Named>{names.get(dataset) ?? dataset}</Named>
               </Link>{" "}
-              <small>{String(config["split"] ?? "")}</small>
+              <small>
+                {job.metrics.images != null && count(job.metrics.images)}{" "}
+                {String(config["split"] ?? "")}
+              </small>
             </td>
             <td class="pair">
-              <Share of={job.metrics.zero_shot_accuracy ?? null} kind="before" />
-              <Share of={job.metrics.accuracy ?? null} kind="after" />
+              <Share
+                of={job.metrics.zero_shot_accuracy ?? null}
+                kind="before"
+                images={job.metrics.images}
+              />
+              <Share of={job.metrics.accuracy ?? null} kind="after" images={job.metrics.images} />
             </td>
             <td class="number">{percent(job.metrics.ece)}</td>
             <td>

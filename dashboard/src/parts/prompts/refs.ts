@@ -23,15 +23,20 @@ export interface BeforeAfter {
   after: number | null;
   /** The images on which both were measured. */
   split: "test" | "validation";
+  /** How many those are; null if unknown. */
+  images: number | null;
 }
 
 /** Accuracy of the hand-written and of the tuned prompt, on the same images. */
 export function accuracies({ metrics }: Pick<Prompt, "metrics">): BeforeAfter {
   const [before, after] = [metrics["zero_shot_accuracy"] ?? null, metrics["test_accuracy"] ?? null];
-  if (after !== null) return { before, after, split: "test" };
+  if (after !== null) {
+    return { before, after, split: "test", images: metrics["test_images"] ?? null };
+  }
   return {
     before: metrics["zero_shot_val_accuracy"] ?? null,
     after: metrics["val_accuracy"] ?? null,
     split: "validation",
+    images: metrics["validation_images"] ?? null,
   };
 }
