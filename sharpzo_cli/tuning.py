@@ -91,7 +91,7 @@ def _tune(request: TuneRequest) -> Tuned:
 
     began = time.monotonic()
     with display() as shown:
-        view = TuningView(shown, config.max_forward_passes)
+        view = TuningView(shown, config.pass_limit)
         view.say("loading the backbone")
         backbone = load_backbone(request.backbone, request.pretrained, request.device)
         with finish_on_interrupt(lambda: shown.say(FINISHING)) as end_if_interrupted:

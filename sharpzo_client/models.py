@@ -160,7 +160,7 @@ class Job(Model):
     finishing: bool = False
     """asked to end its search and to publish its best prompt so far"""
     stopped_by: str | None = None
-    """what ended the search: completed, max_forward_passes, max_seconds or finished"""
+    """what ended the search: completed, enough, max_forward_passes, max_seconds or finished"""
     error: ErrorInfo | None = None
     attempt: int = 0
     checkpoint: Checkpoint | None = None

@@ -6,7 +6,6 @@ overlays on it (`PRESETS`). Names of the reference code are accepted as input al
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -25,6 +24,10 @@ def _has_one_gap(template: str) -> str:
 
 
 Template = Annotated[str, Field(min_length=3, max_length=200), AfterValidator(_has_one_gap)]
+
+#: Forward passes after which more hardly change what is served, by a prompt alone and beside a head
+#: (docs/method.md has the measurement).
+ENOUGH_ALONE, ENOUGH_BESIDE_HEAD = 16_000, 4_000
 
 #: The seven templates that Radford et al. (arXiv 2103.00020) found to be best on ImageNet.
 TEMPLATES = (
@@ -226,7 +229,9 @@ class TuningConfig(_StrictModel):
     """Generations without a better validation loss after which `auto` ends stage 1."""
 
     max_forward_passes: Annotated[int, Field(ge=1, le=10**12)] | None = None
-    """Budget in evaluations of the loss; the run completes normally when it is used up."""
+    """Budget in evaluations of the loss; the run completes normally when it is used up. null ends
+    the search when more hardly change what is served: after 4,000 beside a head, and with `head`
+    none after 16,000 at most, or when validation has not improved for half of them."""
 
     max_seconds: PositiveFloat | None = None
     """Budget in seconds of tuning; the run completes normally when it is used up."""
@@ -272,7 +277,7 @@ class TuningConfig(_StrictModel):
     @model_validator(mode="after")
     def _budget_holds_a_generation(self) -> Self:
         begins_with_cma = self.method in ("sharpzo", "cma-es") and self.change_point != 0
-        budget = self.max_forward_passes or math.inf
+        budget = self.pass_limit
         if begins_with_cma and budget < self.cma.population_size:
             raise ValueError(
                 f"max_forward_passes {budget} is less than one generation (raise it, or lower "
@@ -285,6 +290,13 @@ class TuningConfig(_StrictModel):
         if self.zo.optimizer == "gauss-newton" and self.zo.mask != "none":
             raise ValueError("zo.optimizer gauss-newton has no mask (set zo.mask to none)")
         return self
+
+    @property
+    def pass_limit(self) -> int:
+        """Evaluations of the loss after which the search ends at the latest."""
+        if self.max_forward_passes is not None:
+            return self.max_forward_passes
+        return ENOUGH_ALONE if self.head == "none" else ENOUGH_BESIDE_HEAD
 
     @property
     def needs_derivatives(self) -> str | None:
@@ -389,6 +401,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {"prompt": PromptConfig, "cma": CmaConfi
 _PAPER: dict[str, Any] = {
     "head": "none",
     "total_steps": 20_000,
+    "max_forward_passes": 10**9,  # steps are its only budget
     "prompt": {"projection": "gaussian", "projection_std": 0.2},
     "cma": {"bound": 5.0, "covariance": "full", "sharpness_estimator": "zo"},
     "zo": {

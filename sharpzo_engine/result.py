@@ -49,7 +49,7 @@ class TuneResult:
     prompt: TunedPrompt
     metrics: Metrics  #: accuracies are fractions
     history: tuple[StepRecord, ...]
-    stopped_by: str  #: "completed", "max_forward_passes", "max_seconds" or "finished"
+    stopped_by: str  #: "completed", "enough", "max_forward_passes", "max_seconds", "finished"
     validation_source: str  #: "official", "holdout" or "training", see `split_validation`
     comparison: Mapping[str, float]  #: classifier -> accuracy
     comparison_split: str  #: "test"; if there is none, "validation" or "training"

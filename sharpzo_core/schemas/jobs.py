@@ -202,8 +202,9 @@ class JobPublic(PublicModel):
     """It has been asked to end its search, and to publish its best prompt so far."""
 
     stopped_by: str | None
-    """What ended the search of a job that has succeeded: `completed`, `max_forward_passes`,
-    `max_seconds`, or `finished` by request."""
+    """What ended the search of a job that has succeeded: `completed` (all steps), `enough` (more
+    passes would hardly change the result), `max_forward_passes`, `max_seconds`, or `finished` by
+    request."""
 
     error: ErrorPublic | None
     attempt: int

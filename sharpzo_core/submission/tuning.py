@@ -1,6 +1,5 @@
 """Accepting a tuning job: every check that a request must pass, without HTTP."""
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -136,7 +135,7 @@ def _check_continues(source: Job, dataset_id: str, backbone: str, config: Tuning
     if config.total_steps <= source.checkpoint.step:
         message = f"the checkpoint is at step {source.checkpoint.step} already (give more)"
         raise ValidationFailed([("/config/total_steps", message)])
-    if (config.max_forward_passes or math.inf) <= source.forward_passes:
+    if config.pass_limit <= source.forward_passes:
         message = f"the job to continue took {source.forward_passes} already (give more)"
         raise ValidationFailed([("/config/max_forward_passes", message)])
 

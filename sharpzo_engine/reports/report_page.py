@@ -23,6 +23,7 @@ STOPPED_BY = {
     "completed": "search completed",
     "max_forward_passes": "budget of forward passes used up",
     "max_seconds": "time budget used up",
+    "enough": "more passes would hardly change the result",
     "finished": "finished early, as asked",
 }
 SPLITS = {

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharpzo_engine.clip.parallel import numpy_on_one_thread
-from sharpzo_engine.config import TuningConfig
+from sharpzo_engine.config import ENOUGH_BESIDE_HEAD, TuningConfig
 from sharpzo_engine.errors import FinishSearch, TuningInterrupted
 from sharpzo_engine.search.checkpoint import Checkpointing, Snapshot
 from sharpzo_engine.search.history import StepRecord, history_arrays, history_records
@@ -78,6 +78,7 @@ class Search:
         self.start = self.best.score
         self._half_best = [self.best] * len(self.start.halves)
         self._best_rank = _rank(self.start)
+        self._best_passes = 0  # before it was found
         self._stage: Stage = self._first_stage()
 
     @property
@@ -129,9 +130,9 @@ class Search:
         return self._stage.name
 
     @property
-    def _budget(self) -> list[int | None]:
+    def _budget(self) -> list[int]:
         """The budgets that stage 2's schedule depends on."""
-        return [self._config.total_steps, self._config.max_forward_passes]
+        return [self._config.total_steps, self._config.pass_limit]
 
     def finish(self) -> None:
         """Take no further step: `run` ends as if the budget were used up."""
@@ -181,6 +182,7 @@ class Search:
             self._half_best[half] = min((kept, *scored), key=partial(_loss_on, half))
         improved = _rank(best.score) < self._best_rank
         self._stale = 0 if improved else self._stale + 1
+        self._best_passes = self.forward_passes if improved else self._best_passes
         self._best_rank = min(self._best_rank, _rank(best.score))
         if self._config.selection == "last":
             self.best = scored[0]  # the stage's own point
@@ -227,14 +229,25 @@ class Search:
         elif config.max_seconds is not None and self.seconds >= config.max_seconds:
             self.stopped_by = "max_seconds"
         elif not self._affords(self._stage.passes_per_step):
-            self.stopped_by = "max_forward_passes"
+            is_own = config.max_forward_passes is not None
+            self.stopped_by = "max_forward_passes" if is_own else "enough"
+        elif config.max_forward_passes is None and self._has_settled:
+            self.stopped_by = "enough"
         return self.stopped_by != "completed"
 
     def _affords(self, passes: int) -> bool:
-        budget = self._config.max_forward_passes
         # The validations after this step and at the end also count.
         reserve = 2 * len(self._stage.candidates)
-        return budget is None or self.forward_passes + passes + reserve <= budget
+        return self.forward_passes + passes + reserve <= self._config.pass_limit
+
+    @property
+    def _has_settled(self) -> bool:
+        """Whether validation has not improved for as many passes as it took to the best point.
+
+        A shorter patience fails: validation often stalls for thousands of passes and goes on.
+        """
+        since = self.forward_passes - self._best_passes
+        return since >= max(ENOUGH_BESIDE_HEAD, self._best_passes)
 
     def _change_point_reached(self) -> bool:
         config = self._config
@@ -248,9 +261,7 @@ class Search:
     def _stage_1_share(self) -> float:
         """Largest fraction of any budget that stage 1 has used."""
         config = self._config
-        shares = [len(self.history) / config.total_steps]
-        if config.max_forward_passes is not None:
-            shares.append(self.forward_passes / config.max_forward_passes)
+        shares = [len(self.history) / config.total_steps, self.forward_passes / config.pass_limit]
         if config.max_seconds is not None:
             shares.append(self.seconds / config.max_seconds)
         return max(shares)
@@ -275,12 +286,10 @@ class Search:
     def _stage_2_horizon(self) -> int:
         """Steps that the budgets leave for stage 2."""
         steps = self._config.total_steps - len(self.history)
-        budget = self._config.max_forward_passes
-        if budget is None:
-            return steps
         per_step = passes_per_stage_2_step(self._config, self._objective)
         per_step *= 1 + 1 / PASSES_BETWEEN_VALIDATIONS
-        return min(steps, int((budget - self.forward_passes) / per_step))
+        left = self._config.pass_limit - self.forward_passes
+        return min(steps, int(left / per_step))
 
     def _eta(self) -> float | None:
         """Seconds left, estimated from the stage's speed; None if the change point is unknown."""
@@ -314,6 +323,7 @@ class Search:
                 "start": [self.start.loss, self.start.accuracy],
                 "halves": [list(found.score.halves) for found in self._half_best],
                 "stale": self._stale,
+                "best_passes": self._best_passes,
                 "since_validation": self._since_validation,
                 "first_step": self._first_step,
                 "forward_passes": self.forward_passes,
@@ -339,6 +349,7 @@ class Search:
         own = {k.removeprefix("stage."): v for k, v in arrays.items() if k.startswith("stage.")}
         self._stage.restore(StageState(own, scalars["stage"]))
         self._stale, self._since_validation = scalars["stale"], scalars["since_validation"]
+        self._best_passes = scalars.get("best_passes", scalars["forward_passes"])
         self._first_step = scalars["first_step"]
         self._objective.forward_passes = self._validation.forward_passes = 0
         self._passes_before = scalars["forward_passes"]

@@ -141,6 +141,61 @@ def test_where_no_step_is_better_the_hand_written_prompt_is_kept(clip: Backbone)
     assert search.selected_step == 0
 
 
+def test_without_a_budget_the_search_ends_when_more_would_change_little(
+    clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharpzo_engine.config.ENOUGH_BESIDE_HEAD", 150)
+    settings = config(head="auto", max_forward_passes=None, total_steps=10_000)
+    search = Search(settings, make_objective(clip), make_objective(clip, seed=1))
+    search.run()
+    assert search.stopped_by == "enough"
+    assert 100 < search.forward_passes <= 150
+    longer = config(head="auto", max_forward_passes=300, total_steps=10_000)
+    search = Search(longer, make_objective(clip), make_objective(clip, seed=1))
+    search.run()
+    assert search.stopped_by == "max_forward_passes"
+    assert search.forward_passes > 250
+
+
+def test_a_prompt_alone_ends_when_validation_has_long_been_better(
+    clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharpzo_engine.search.loop.ENOUGH_BESIDE_HEAD", 60)
+    settings = config(head="none", max_forward_passes=None, total_steps=10_000)
+    # Labels of validation that the training images contradict: nothing improves for long.
+    validation = make_objective(clip, seed=1)
+    search = Search(settings, make_objective(clip), validation)
+    search.run()
+    assert search.stopped_by == "enough"
+    best = [r for r in search.history if r.step == search.selected_step]
+    found = best[0].forward_passes if best else 0
+    since = search.forward_passes - found
+    assert max(60, found) <= since + 40 < max(60, found) + 120
+
+
+def test_a_point_is_judged_by_validation_images_that_did_not_choose_it(clip: Backbone) -> None:
+    validation = make_objective(clip, seed=1)
+    search = Search(config(), make_objective(clip), validation)
+    search.run()
+    logits = search.unbiased_logits()
+    first, second = validation.halves
+    assert logits is not None
+    assert (first ^ second).all()
+    chosen = [validated.point for validated in search._half_best]
+    assert not np.array_equal(*chosen)
+    scale = search.space.backbone.logit_scale
+    for half, point in ((first, chosen[1]), (second, chosen[0])):
+        expected = (
+            scale
+            * validation.features.images[half]
+            @ (search.space.class_embeddings(point[None])[0].T)
+        )
+        np.testing.assert_allclose(logits[half], expected, rtol=0, atol=1e-4)
+    losses = [validation.score(point).halves for point in chosen]
+    assert losses[0][0] <= losses[1][0]
+    assert losses[1][1] <= losses[0][1]
+
+
 def test_a_black_box_that_shows_nothing_is_followed_by_adam_on_differences(
     objective: Objective,
 ) -> None:
