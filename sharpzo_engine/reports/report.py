@@ -75,6 +75,7 @@ class RunReport:
             "headline": self._headline(),
             "comparison": self._comparison(),
             "intervals": self._intervals(),
+            "choice": dict(self.metadata["choice"]),
             "metrics": self._metrics,
             "history": _history(self.history, self.stage_labels),
             "classes": self._classes(),

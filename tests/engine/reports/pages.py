@@ -36,6 +36,26 @@ def a_report(names: Sequence[str] = ("cat", "dog"), steps: int = 120, **changes:
         "config": TuningConfig().model_dump(mode="json"),
         "metrics": metrics,
         "head": {"name": "tuned prompt", "kind": "none"},
+        "choice": {
+            "reason": "tuned prompt: clearly better than gda on 40 images",
+            "images": 40,
+            "candidates": [
+                {
+                    "name": "tuned prompt",
+                    "loss": 0.5,
+                    "accuracy": 0.75,
+                    "difference": -0.25,
+                    "standard_error": 0.125,
+                },
+                {
+                    "name": "gda",
+                    "loss": 0.75,
+                    "accuracy": 0.7,
+                    "difference": None,
+                    "standard_error": None,
+                },
+            ],
+        },
         "validation_source": "holdout",
         "stopped_by": "completed",
         "projection_sha256": "a" * 64,

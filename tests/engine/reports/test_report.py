@@ -80,6 +80,13 @@ def test_the_headline_says_what_was_reached(html: str) -> None:
     assert "4,800" in text
 
 
+def test_the_choice_is_explained_with_all_candidates(html: str) -> None:
+    text = re.sub(r"\s+", " ", " ".join(Page(html).text))
+    assert "clearly better than gda on 40 images" in text
+    assert "0.500 -0.250 ± 0.125 75.0%" in text
+    assert a_report().to_json()["choice"]["images"] == 40
+
+
 def test_nothing_outside_the_page_is_referred_to(html: str) -> None:
     page = Page(html)
     assert "http" not in html.replace("http-equiv", "")
