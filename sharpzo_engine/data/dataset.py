@@ -6,8 +6,9 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sharpzo_engine.data.folders import list_files
 from sharpzo_engine.data.layout import SPLITS, Part, labels_of
-from sharpzo_engine.data.layout_detection import usable
+from sharpzo_engine.data.layout_detection import list_images, usable
 from sharpzo_engine.data.sources import open_source
 from sharpzo_engine.errors import DatasetError, TooFewImages
 
@@ -83,6 +84,26 @@ def load_dataset(
     if shots is None:
         return select_classes(dataset, classes)
     return few_shot(dataset, shots, seed, classes)
+
+
+def list_unlabelled(folder: str | Path) -> tuple[Path, ...]:
+    """The images in a folder and all folders below it, sorted, whatever these are called.
+
+    In a folder that has a folder `train`, as datasets do, only the images in `train`.
+
+    Raises:
+        DatasetError: it is not a folder, cannot be listed, or has no images.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DatasetError(f"{root} is not a folder (name the folder of the unlabelled images)")
+    if (root / "train").is_dir():
+        root /= "train"
+    try:
+        images, _ = list_images(list_files(root))
+    except DatasetError as error:
+        raise DatasetError(f"{root}: {error}") from error
+    return tuple(root / image for image in images)
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int, classes: Part = "all") -> Dataset:
