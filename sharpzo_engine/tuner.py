@@ -13,10 +13,16 @@ from sharpzo_engine.clip.features import OnProgress, extract_features, hash_file
 from sharpzo_engine.clip.level import Level
 from sharpzo_engine.clip.residuals import prototypes
 from sharpzo_engine.config import EXTENDABLE, TuningConfig
-from sharpzo_engine.data.dataset import Dataset, Example, few_shot, group_by_label, select_classes
+from sharpzo_engine.data.dataset import (
+    Dataset,
+    Example,
+    check_unlabelled,
+    few_shot,
+    group_by_label,
+    select_classes,
+)
 from sharpzo_engine.data.layout import SPLITS
 from sharpzo_engine.errors import DatasetError, FinishSearch
-from sharpzo_engine.heads.fitting import check_unlabelled
 from sharpzo_engine.result import FinishedSearch, Metrics, TuneResult, create_result, fit_head
 from sharpzo_engine.search.checkpoint import (
     BACKBONE,

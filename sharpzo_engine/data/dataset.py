@@ -12,6 +12,8 @@ from sharpzo_engine.data.layout_detection import list_images, usable
 from sharpzo_engine.data.sources import open_source
 from sharpzo_engine.errors import DatasetError, TooFewImages
 
+UNLABELLED_PER_CLASS = 5  #: fewer unlabelled images move a class's mean at random
+
 
 @dataclass(frozen=True)
 class Example:
@@ -104,6 +106,20 @@ def list_unlabelled(folder: str | Path) -> tuple[Path, ...]:
     except DatasetError as error:
         raise DatasetError(f"{root}: {error}") from error
     return tuple(root / image for image in images)
+
+
+def check_unlabelled(images: int, classes: int) -> None:
+    """Check that there are enough unlabelled images to learn from.
+
+    Raises:
+        TooFewImages: there are fewer than five per class.
+    """
+    wanted = UNLABELLED_PER_CLASS * classes
+    if images < wanted:
+        raise TooFewImages(
+            f"{images} unlabelled images are too few for {classes} classes (give {wanted} or more, "
+            f"{UNLABELLED_PER_CLASS} per class, or none)"
+        )
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int, classes: Part = "all") -> Dataset:

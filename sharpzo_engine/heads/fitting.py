@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.clip.parallel import map_chunks, numpy_on_one_thread
-from sharpzo_engine.errors import TooFewImages
+from sharpzo_engine.data.dataset import check_unlabelled
 from sharpzo_engine.heads.lbfgs import minimise
 from sharpzo_engine.heads.pooling import spread
 from sharpzo_engine.softmax import log_sum_exp, softmax
@@ -30,7 +30,6 @@ ROUNDS = 10  # of expectation-maximisation; the accuracy no longer changes after
 #: Logits of unlabelled images are scaled to this spread. Chosen on validation images of four
 #: datasets, at 1, 4 and 16 shots.
 SHARPNESS = 3.0
-UNLABELLED_PER_CLASS = 5  #: fewer unlabelled images move a class's mean at random
 
 #: [...] in float32 or float64.
 Real = NDArray[np.floating[Any]]
@@ -135,20 +134,6 @@ def fit_gda(
         return _discriminant(residuals, means)
     pseudo = np.maximum(counts + strength, NO_SPREAD)  # images that each mean counts as
     return _refined(residuals, means, pseudo, unlabelled.astype(np.float64))
-
-
-def check_unlabelled(images: int, classes: int) -> None:
-    """Check that there are enough unlabelled images to learn from.
-
-    Raises:
-        TooFewImages: there are fewer than five per class.
-    """
-    wanted = UNLABELLED_PER_CLASS * classes
-    if images < wanted:
-        raise TooFewImages(
-            f"{images} unlabelled images are too few for {classes} classes (give {wanted} or more, "
-            f"{UNLABELLED_PER_CLASS} per class, or none)"
-        )
 
 
 def _discriminant(residuals: Array, means: Array, count: float | None = None) -> LinearHead:
