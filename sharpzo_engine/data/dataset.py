@@ -89,7 +89,7 @@ def load_dataset(
 
 
 def list_unlabelled(folder: str | Path) -> tuple[Path, ...]:
-    """The images in a folder and all folders below it, sorted, whatever these are called.
+    """The images in a folder and all folders below it, sorted; their names say nothing.
 
     In a folder that has a folder `train`, as datasets do, only the images in `train`.
 
