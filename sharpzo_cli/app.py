@@ -61,6 +61,14 @@ def options(
 @app.command(rich_help_panel=Panel.LOCAL)
 def tune(
     dataset: opt.DatasetName,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            "--unlabelled",
+            metavar="FOLDER",
+            help="More images of these classes, five per class or more; labels are not read.",
+        ),
+    ] = None,
     shots: opt.Shots = None,
     seed: opt.Seed = None,
     passes: opt.Passes = None,
@@ -104,6 +112,7 @@ def tune(
 
     request = TuneRequest(
         dataset=dataset,
+        unlabelled=unlabelled,
         root=root,
         hyperparameters=Hyperparameters(
             config,

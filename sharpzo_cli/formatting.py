@@ -237,6 +237,7 @@ def _about(job: Job) -> Iterator[tuple[str, str]]:
     yield "forward passes", f"{progress.forward_passes:,}" if progress.forward_passes else ""
     yield "time left", "" if progress.eta_seconds is None else clock(progress.eta_seconds)
     yield "dataset", job.dataset_id or ""
+    yield "unlabelled", job.unlabelled_dataset_id or ""
     yield "backbone", job.backbone or ""
     yield "prompt", job.prompt_id or ""
     yield "checkpoint of", job.from_checkpoint or ""

@@ -37,6 +37,16 @@ app = typer.Typer(
 @app.command()
 def submit(
     dataset: opt.DatasetId,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            "--unlabelled",
+            metavar="DATASET_ID",
+            help="A dataset with more images of these classes, five per class or more; labels are "
+            "not read.",
+            autocompletion=completion.datasets,
+        ),
+    ] = None,
     shots: opt.Shots = None,
     seed: opt.Seed = None,
     passes: opt.Passes = None,
@@ -84,6 +94,7 @@ def submit(
     with service(url) as client:
         job = client.jobs.create(
             dataset,
+            unlabelled_dataset_id=unlabelled,
             backbone=backbone,
             preset=preset,
             config=hyperparameters or None,

@@ -15,7 +15,7 @@ from sharpzo_cli.errors import UsageProblem
 from sharpzo_cli.formatting import images_text, interval_text
 from sharpzo_cli.output import percent, print_json, print_table, writable
 from sharpzo_client.display import STAGES, PassRate, RunState, display, phase_title
-from sharpzo_engine.data.dataset import load_dataset
+from sharpzo_engine.data.dataset import list_unlabelled, load_dataset
 from sharpzo_engine.errors import FinishSearch, TuningInterrupted
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ REPORT_PACKAGES = ("jinja2", "matplotlib")
 @dataclass(frozen=True)
 class TuneRequest:
     dataset: str  #: a path, or a name of the catalogue
+    unlabelled: Path | None  #: folder of more images
     root: Path | None
     preset: str
     hyperparameters: Hyperparameters  #: over the preset
@@ -87,6 +88,7 @@ def _tune(request: TuneRequest) -> Tuned:
     page = _report_path(request)
     # Before loading torch, so that a wrong path fails immediately.
     dataset = load_dataset(request.dataset, root=request.root)
+    unlabelled = list_unlabelled(request.unlabelled) if request.unlabelled else None
     from sharpzo_engine import load_backbone, tune
 
     began = time.monotonic()
@@ -102,6 +104,7 @@ def _tune(request: TuneRequest) -> Tuned:
                 on_step=_in_turn(view.show, end_if_interrupted),
                 checkpoint_dir=request.checkpoint_dir,
                 resume=request.resume,
+                unlabelled=unlabelled,
             )
         view.done()
     sha256, seconds = result.prompt.save(out), time.monotonic() - began
@@ -227,6 +230,7 @@ def _summary(tuned: Tuned) -> dict[str, object]:
         "comparison": dict(tuned.result.comparison),
         "comparison_split": tuned.result.comparison_split,
         "head": tuned.result.prompt.metadata["head"],
+        "unlabelled_images": tuned.result.prompt.metadata["unlabelled_images"],
         "stopped_by": tuned.result.stopped_by,
         "seconds": round(tuned.seconds, 3),
         "artifact": str(tuned.artifact),
@@ -242,6 +246,8 @@ def _print_result(tuned: Tuned) -> None:
     early = f", finished early after step {len(result.history)}"
     early = early if result.stopped_by == "finished" else ""
     typer.echo(f"{passes:,} forward passes, {tuned.seconds:.1f} seconds{early}")
+    if metadata["unlabelled_images"]:
+        typer.echo(f"unlabelled:  {images_text(metadata['unlabelled_images'])}")
     typer.echo(f"classifier:  {metadata['head']['name']}")
     typer.echo(f"chosen:      {metadata['choice']['reason']}")
     typer.echo(f"prompt file: {tuned.artifact}")

@@ -171,6 +171,8 @@ class Job(Model):
     finished_at: datetime | None = None
     config: Mapping[str, Any] | None = None
     dataset_id: str | None = None
+    unlabelled_dataset_id: str | None = None
+    """the dataset whose images it learns from without labels"""
     backbone: str | None = None
     name: str | None = None
     metadata: Mapping[str, Any] | None = None

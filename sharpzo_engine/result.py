@@ -66,6 +66,7 @@ class FinishedSearch:
     train: Features
     validation: Features
     source: str  #: source of the validation images, see `tuner.split_validation`
+    unlabelled: Floats | None = None  #: embeddings [U, E] of the images without labels
 
 
 def create_result(
@@ -79,6 +80,7 @@ def create_result(
     origin = {
         "dataset": finished.dataset,
         "validation_source": finished.source,
+        "unlabelled_images": 0 if finished.unlabelled is None else len(finished.unlabelled),
         "stopped_by": search.stopped_by,
     }
     prompt = _to_prompt(search, config, stacking, metrics, origin)
@@ -116,6 +118,7 @@ def _head_data(finished: FinishedSearch) -> HeadData:
         zero_shot=zero_shot,
         templates=None if texts is None else _as_head(texts, space),
         unbiased=search.unbiased_logits(),
+        unlabelled=finished.unlabelled,
     )
 
 

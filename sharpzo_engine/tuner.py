@@ -13,7 +13,15 @@ from sharpzo_engine.clip.features import OnProgress, extract_features, hash_file
 from sharpzo_engine.clip.level import Level
 from sharpzo_engine.clip.residuals import prototypes
 from sharpzo_engine.config import EXTENDABLE, TuningConfig
-from sharpzo_engine.data.dataset import Dataset, Example, few_shot, group_by_label, select_classes
+from sharpzo_engine.data.dataset import (
+    Dataset,
+    Example,
+    check_unlabelled,
+    few_shot,
+    group_by_label,
+    select_classes,
+)
+from sharpzo_engine.data.layout import SPLITS
 from sharpzo_engine.errors import DatasetError, FinishSearch
 from sharpzo_engine.result import FinishedSearch, Metrics, TuneResult, create_result, fit_head
 from sharpzo_engine.search.checkpoint import (
@@ -46,6 +54,7 @@ def tune(
     resume: bool = False,
     on_checkpoint: OnCheckpoint | None = None,
     cache_dir: str | Path | None = None,
+    unlabelled: Sequence[Path | Example] | None = None,
 ) -> TuneResult:
     """Tune a prompt for the dataset's classes with forward passes only.
 
@@ -69,10 +78,16 @@ def tune(
             is rejected or is resumed from. Without it, a checkpoint that cannot be written is only
             logged.
         cache_dir: folder in which image features are cached by content; None disables the cache.
+        unlabelled: more images of the dataset's classes, five per class or more, that nobody has
+            labelled. They refine the GDA head (`heads.fitting.fit_gda`) and nothing else, so they
+            may change when a run is resumed. The label of an `Example` is not looked at. Files
+            that the dataset names itself are left out: its shots, validation and test images.
 
     Raises:
         LevelMissing: the backbone does not give what the method needs.
         DatasetError: too few images, or an image that cannot be read.
+        TooFewImages: a class has fewer images than shots, or there are fewer than five unlabelled
+            images per class.
         CheckpointError: `resume` found another run's checkpoint.
         BackboneMismatch: `resume` found a checkpoint of a backbone with other weights.
         TuningInterrupted: raised by `on_step`.
@@ -84,10 +99,14 @@ def tune(
     cache = Path(cache_dir) if cache_dir else None
     dataset = _sampled(dataset, config)
     train, validation, source = split_validation(dataset, config)
+    more = None if unlabelled is None else _unlabelled(unlabelled, dataset)
     embed = partial(extract_features, backbone=backbone, cache_dir=cache)
     view_seed = config.seed if config.training_view == "random" else None
     train_features = embed(train, on_progress=report.embedding("training"), view_seed=view_seed)
     val_features = embed(validation, on_progress=report.embedding("validation"))
+    more_features = None
+    if more is not None:
+        more_features = embed(more, on_progress=report.embedding("unlabelled")).images
     prompts = None
     if backbone.level is Level.IMAGES:
         prompts = prototypes(train_features.images, train_features.labels, len(dataset.class_names))
@@ -107,7 +126,9 @@ def tune(
     search.run(checkpoints)
     report.phase, report.search = "evaluating", search
     about = {"name": dataset.name, "shots": dataset.shots or config.shots}
-    finished = FinishedSearch(config, search, about, train_features, val_features, source)
+    finished = FinishedSearch(
+        config, search, about, train_features, val_features, source, more_features
+    )
     report.send("fitting the head")
     stacking = fit_head(finished)
     test_features = embed(dataset.test, on_progress=report.embedding("test"))
@@ -155,6 +176,15 @@ def _at_most(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
     """The first `count` examples of each class; few-shot samples are in random order."""
     groups = group_by_label(examples).values()
     return tuple(example for group in groups for example in group[:count])
+
+
+def _unlabelled(images: Sequence[Path | Example], dataset: Dataset) -> tuple[Example, ...]:
+    """The images as examples whose label says nothing, without those of the sampled dataset."""
+    own = {e.path.resolve() for split in SPLITS for e in dataset.split(split)}
+    paths = [image.path if isinstance(image, Example) else Path(image) for image in images]
+    kept = tuple(Example(path, 0) for path in paths if path.resolve() not in own)
+    check_unlabelled(len(kept), len(dataset.class_names))
+    return kept
 
 
 class _Reporter:

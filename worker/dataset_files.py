@@ -63,6 +63,17 @@ class Materials:
         )
         return dataset
 
+    def unlabelled(self, record: DatasetRecord) -> tuple[Path, ...]:
+        """The training images, or all images of a dataset without labels; every file exists.
+
+        Raises:
+            NotFound: its files are gone.
+        """
+        listed = self.images(record, "train" if record.labelled else None)
+        paths = tuple(dict.fromkeys(image.path for image in listed if image.path is not None))
+        self.fetch(record, paths)
+        return paths
+
     def images(self, record: DatasetRecord, split: str | None) -> Sequence[ListedImage]:
         """The images of one split, or all of them, in the dataset's order; none is fetched yet.
 

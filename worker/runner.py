@@ -26,7 +26,7 @@ from worker.progress_writer import Reporter, finite_numbers
 from worker.retry import with_retries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from sharpzo_core.backbones import BackboneSpec
@@ -59,6 +59,7 @@ class Tune(Protocol):
         resume: bool,
         on_checkpoint: CheckpointKeeper,
         cache_dir: Path,
+        unlabelled: Sequence[Path] | None,
     ) -> TuneResult:
         """Tune a prompt."""
 
@@ -163,6 +164,10 @@ def _tune(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> TuneRes
     backbone = deps.load_backbone(_offered(job.backbone, settings))
     record = deps.datasets.for_tenant(job.tenant).get(job.dataset_id)
     dataset = deps.materials.dataset(record, config.shots, config.seed, config.classes)
+    unlabelled = None
+    if job.unlabelled_dataset_id is not None:
+        more = deps.datasets.for_tenant(job.tenant).get(job.unlabelled_dataset_id)
+        unlabelled = deps.materials.unlabelled(more)
     with ClaimFolder(deps.artifacts, settings.cache_dir, job, lease) as folder:
         checkpoints = CheckpointKeeper(folder, lease, deps.leases)
         with_retries(checkpoints.begin, deps.sleep)
@@ -176,6 +181,7 @@ def _tune(job: Job, lease: Lease, report: Reporter, deps: RunnerDeps) -> TuneRes
             resume=True,
             on_checkpoint=checkpoints,
             cache_dir=settings.cache_dir / "features",
+            unlabelled=unlabelled,
         )
     if result.history:
         with_retries(lambda: report.complete(result.history), deps.sleep)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sharpzo_engine import Features
 
@@ -37,10 +38,22 @@ class FeatureFile:
 
     def few_shot(self, shots: int, seed: int) -> Features:
         """`shots` training images of each class, drawn from `seed`."""
+        return self.train[np.concatenate([rows[:shots] for rows in self._shuffled(seed)])]
+
+    def beyond(self, shots: int, seed: int, rarest: float = 1.0) -> Features:
+        """The training images that `few_shot` leaves.
+
+        Of these, the first class keeps all, the last one the share `rarest`, and those between
+        them keep shares that fall linearly.
+        """
+        left = [rows[shots:] for rows in self._shuffled(seed)]
+        shares = np.linspace(1, rarest, len(left))
+        kept = [rows[: round(len(rows) * share)] for rows, share in zip(left, shares, strict=True)]
+        return self.train[np.concatenate(kept)]
+
+    def _shuffled(self, seed: int) -> list[NDArray[np.int64]]:
+        """The rows of each class's training images, in the order in which they are drawn."""
         rng = np.random.default_rng(seed)
         labels = self.train.labels
         classes = range(len(self.class_names))
-        rows = np.concatenate(
-            [rng.permutation(np.flatnonzero(labels == c))[:shots] for c in classes]
-        )
-        return self.train[rows]
+        return [rng.permutation(np.flatnonzero(labels == c)) for c in classes]

@@ -28,6 +28,7 @@ class Jobs(Resource):
         self,
         dataset_id: str,
         *,
+        unlabelled_dataset_id: str | None = None,
         backbone: str | None = None,
         preset: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -40,6 +41,8 @@ class Jobs(Resource):
 
         Args:
             dataset_id: The dataset to tune on.
+            unlabelled_dataset_id: A dataset with more images of the same classes, five per class or
+                more, which refine the GDA head; its labels are not read.
             backbone: One of `client.backbones.list()`; default: the service's own default.
             preset: Name of a set of hyperparameters.
             config: Hyperparameters that override the preset.
@@ -55,6 +58,7 @@ class Jobs(Resource):
         """
         operation = ops.create_job(
             dataset_id,
+            unlabelled_dataset_id=unlabelled_dataset_id,
             backbone=backbone,
             preset=preset,
             config=config,
@@ -240,6 +244,7 @@ class AsyncJobs(AsyncResource):
         self,
         dataset_id: str,
         *,
+        unlabelled_dataset_id: str | None = None,
         backbone: str | None = None,
         preset: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -251,6 +256,7 @@ class AsyncJobs(AsyncResource):
         """Submit a tuning job."""
         operation = ops.create_job(
             dataset_id,
+            unlabelled_dataset_id=unlabelled_dataset_id,
             backbone=backbone,
             preset=preset,
             config=config,

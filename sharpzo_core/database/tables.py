@@ -108,6 +108,7 @@ jobs = sa.Table(
     sa.Column("phase", sa.String(16)),
     sa.Column("phase_label", sa.String(64)),
     sa.Column("dataset_id", ID, nullable=False),  # a finished job outlives its dataset
+    sa.Column("unlabelled_dataset_id", ID),  # and this one
     sa.Column("backbone", NAME, nullable=False),
     sa.Column("config", sa.JSON, nullable=False),
     sa.Column("metadata", sa.JSON, nullable=False),
@@ -149,6 +150,7 @@ jobs = sa.Table(
     sa.Index(None, "tenant", "started_at"),
     sa.Index(None, "key_id"),
     sa.Index(None, "dataset_id"),
+    sa.Index(None, "unlabelled_dataset_id"),
     sa.Index(None, "prompt_id"),
 )
 

@@ -182,6 +182,7 @@ class NewJob:
     kind: JobKind = JobKind.TUNING
     name: str | None = None
     dataset_id: str
+    unlabelled_dataset_id: str | None = None  #: Whose images are learned from without labels
     backbone: str  #: As the request named it
     config: Mapping[str, Any]  #: The whole effective TuningConfig, or the parameters of other kinds
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -189,6 +190,12 @@ class NewJob:
     from_checkpoint: str | None = None  #: Id of the job whose checkpoint this one began with
     checkpoint: CheckpointRef | None = None  #: The newest one that is known to be durable
     charged_passes: int = 0  #: The largest number of forward passes that it ever reported
+
+    @property
+    def dataset_ids(self) -> tuple[str, ...]:
+        """The datasets that it reads."""
+        ids = (self.dataset_id, self.unlabelled_dataset_id)
+        return tuple(found for found in ids if found is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,11 @@ class JobCreate(RequestModel):
     dataset_id: ObjectId
     """A dataset that is ready."""
 
+    unlabelled_dataset_id: ObjectId | None = None
+    """A dataset that is ready, with more images of the same classes, five per class or more, that
+    refine the GDA head. Its labels are not read; of a dataset with splits the training images are
+    used. It may be the same dataset, whose images beyond the shots are used then."""
+
     backbone: Annotated[SafeText, Field(min_length=1, max_length=100)] | None = None
     """One of `GET /v1/backbones`; default: the operator's choice."""
 
@@ -217,6 +222,7 @@ class JobPublic(PublicModel):
     finished_at: datetime | None
     config: dict[str, Any]
     dataset_id: str
+    unlabelled_dataset_id: str | None
     backbone: str
     name: str | None
     metadata: dict[str, str]

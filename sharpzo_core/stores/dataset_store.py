@@ -168,7 +168,7 @@ class DatasetStore(MeteredStore):
         with writing(self._engine) as connection:
             self._get(connection, dataset_id, lock=True)
             used = sa.select(jobs.c.id).where(
-                jobs.c.dataset_id == dataset_id,
+                (jobs.c.dataset_id == dataset_id) | (jobs.c.unlabelled_dataset_id == dataset_id),
                 jobs.c.status.not_in(TERMINAL),
                 self._own(jobs),
             )

@@ -71,7 +71,7 @@ class JobStore(MeteredStore):
         with writing(self._engine) as connection:
             self._require_key(connection, origin)
             self._quotas.check_job(connection, job.tenant, now, _budget(job))
-            self._require_ready(connection, job.dataset_id)
+            self._require_ready(connection, job)
             if job.prompt_id is not None:
                 lock_prompt(connection, job.prompt_id, self._tenant)
             connection.execute(sa.insert(jobs).values(job_values(job)))
@@ -181,7 +181,7 @@ class JobStore(MeteredStore):
 
     def _require_room(self, connection: sa.Connection, job: Job, *, finishing: bool) -> None:
         """Check that what a job needs to be queued again still exists."""
-        self._require_ready(connection, job.dataset_id)
+        self._require_ready(connection, job)
         if job.prompt_id is not None:
             lock_prompt(connection, job.prompt_id, self._tenant)
         if is_terminal(job.status):
@@ -203,14 +203,15 @@ class JobStore(MeteredStore):
         if row is None or row.revoked_at is not None:
             raise AuthInvalid
 
-    def _require_ready(self, connection: sa.Connection, dataset_id: str) -> None:
-        mine = (datasets.c.id == dataset_id) & self._own(datasets)
-        query = sa.select(datasets.c.status).where(mine)
-        status = connection.execute(query.with_for_update(read=True)).scalar_one_or_none()
-        if status is None:
-            raise NotFound("dataset", dataset_id)
-        if status != DatasetStatus.READY:
-            raise StateConflict(f"the dataset is {status}, not ready")
+    def _require_ready(self, connection: sa.Connection, job: Job) -> None:
+        for dataset_id in job.dataset_ids:
+            mine = (datasets.c.id == dataset_id) & self._own(datasets)
+            query = sa.select(datasets.c.status).where(mine)
+            status = connection.execute(query.with_for_update(read=True)).scalar_one_or_none()
+            if status is None:
+                raise NotFound("dataset", dataset_id)
+            if status != DatasetStatus.READY:
+                raise StateConflict(f"the dataset is {status}, not ready")
 
     def delete(self, job_id: str) -> None:
         """Delete a finished job, its events and its steps; its prompt stays.

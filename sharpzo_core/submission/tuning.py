@@ -28,6 +28,7 @@ from sharpzo_core.stores.dataset_store import DatasetStore
 from sharpzo_core.stores.job_store import UNKNOWN, JobStore
 from sharpzo_engine.clip.level import Level
 from sharpzo_engine.config import EXTENDABLE, PRESETS, TuningConfig, differing, merge
+from sharpzo_engine.data.dataset import UNLABELLED_PER_CLASS
 from sharpzo_engine.data.layout import Part, labels_of
 from sharpzo_engine.errors import ConfigError
 
@@ -49,10 +50,11 @@ def submit_job(
 
     Raises:
         ValidationFailed: the backbone is not offered, the configuration is wrong, the dataset has
-            no labels or fewer images of a class than shots, or the job to continue is not tuning.
+            no labels or fewer images of a class than shots, the unlabelled images are too few, or
+            the job to continue is not tuning.
         NotFound: there is no such dataset, or no such job to continue.
         LevelMissing: the backbone gives no derivatives, and the method needs them.
-        StateConflict: the dataset is not ready, or the checkpoint is not available.
+        StateConflict: a dataset is not ready, or the checkpoint is not available.
         ConfigMismatch: a run cannot continue from that checkpoint in this way.
         TooManyJobs: the tenant's queue is full.
         QuotaExceeded: the tenant may not have this job now.
@@ -68,11 +70,14 @@ def submit_job(
     _check_level(spec, config)
     dataset = datasets.get(request.dataset_id)
     check_dataset(dataset, config.shots, config.classes)
+    if request.unlabelled_dataset_id is not None:
+        _check_unlabelled(datasets.get(request.unlabelled_dataset_id), dataset, config)
     if source is not None:
         _check_continues(source, dataset.id, backbone, config)
     check_queue(jobs, settings)
     new = NewJob(
         dataset_id=dataset.id,
+        unlabelled_dataset_id=request.unlabelled_dataset_id,
         backbone=backbone,
         config=config.model_dump(mode="json"),
         name=request.name,
@@ -205,6 +210,25 @@ def check_dataset(dataset: DatasetRecord, shots: int, classes: Part = "all") -> 
         raise ValidationFailed(
             [("/config/shots", _too_few(name, train.get(name, 0), shots)) for name in short]
         )
+
+
+def _check_unlabelled(more: DatasetRecord, dataset: DatasetRecord, config: TuningConfig) -> None:
+    """Check that a dataset has enough images to learn from without labels.
+
+    Raises:
+        StateConflict: it is not ready.
+        ValidationFailed: it has fewer than five images per class that is tuned on.
+    """
+    if more.status is not DatasetStatus.READY:
+        raise StateConflict(f"the dataset of unlabelled images is {more.status}, not ready")
+    classes = len(labels_of(config.classes, len(dataset.classes)))
+    images = more.splits["train"] if more.labelled else more.images
+    if more.id == dataset.id:
+        images -= config.shots * classes
+    wanted = UNLABELLED_PER_CLASS * classes
+    if images < wanted:
+        message = f"has {images} images to learn from, fewer than {wanted} ({classes} classes)"
+        raise ValidationFailed([("/unlabelled_dataset_id", message)])
 
 
 def _too_few(name: str, images: int, shots: int) -> str:

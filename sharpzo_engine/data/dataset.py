@@ -6,10 +6,13 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sharpzo_engine.data.folders import list_files
 from sharpzo_engine.data.layout import SPLITS, Part, labels_of
-from sharpzo_engine.data.layout_detection import usable
+from sharpzo_engine.data.layout_detection import list_images, usable
 from sharpzo_engine.data.sources import open_source
 from sharpzo_engine.errors import DatasetError, TooFewImages
+
+UNLABELLED_PER_CLASS = 5  #: fewer unlabelled images move a class's mean at random
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,40 @@ def load_dataset(
     if shots is None:
         return select_classes(dataset, classes)
     return few_shot(dataset, shots, seed, classes)
+
+
+def list_unlabelled(folder: str | Path) -> tuple[Path, ...]:
+    """The images in a folder and all folders below it, sorted; their names say nothing.
+
+    In a folder that has a folder `train`, as datasets do, only the images in `train`.
+
+    Raises:
+        DatasetError: it is not a folder, cannot be listed, or has no images.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DatasetError(f"{root} is not a folder (name the folder of the unlabelled images)")
+    if (root / "train").is_dir():
+        root /= "train"
+    try:
+        images, _ = list_images(list_files(root))
+    except DatasetError as error:
+        raise DatasetError(f"{root}: {error}") from error
+    return tuple(root / image for image in images)
+
+
+def check_unlabelled(images: int, classes: int) -> None:
+    """Check that there are enough unlabelled images to learn from.
+
+    Raises:
+        TooFewImages: there are fewer than five per class.
+    """
+    wanted = UNLABELLED_PER_CLASS * classes
+    if images < wanted:
+        raise TooFewImages(
+            f"{images} unlabelled images are too few for {classes} classes (give {wanted} or more, "
+            f"{UNLABELLED_PER_CLASS} per class, or none)"
+        )
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int, classes: Part = "all") -> Dataset:

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from sharpzo_engine.clip.features import Features
 from sharpzo_engine.clip.parallel import map_chunks, numpy_on_one_thread
+from sharpzo_engine.data.dataset import check_unlabelled
 from sharpzo_engine.heads.lbfgs import minimise
-from sharpzo_engine.softmax import log_sum_exp
+from sharpzo_engine.heads.pooling import spread
+from sharpzo_engine.softmax import log_sum_exp, softmax
 
 ROWS = 1024  #: images per chunk of work
 TOLERANCE = 1e-6  # logistic regression is done when a step lowers the loss by a smaller share
@@ -24,6 +26,10 @@ TOLERANCE = 1e-6  # logistic regression is done when a step lowers the loss by a
 #: more shots; and at most.
 ONE_SHOT_STRENGTH, LARGEST_STRENGTH = 4.0, 100.0
 NO_SPREAD = 1e-12  # a covariance with a smaller trace is rounding error
+ROUNDS = 10  # of expectation-maximisation; the accuracy no longer changes after them
+#: Logits of unlabelled images are scaled to this spread. Chosen on validation images of four
+#: datasets, at 1, 4 and 16 shots.
+SHARPNESS = 3.0
 
 #: [...] in float32 or float64.
 Real = NDArray[np.floating[Any]]
@@ -97,40 +103,85 @@ class BlendedHead:
         )
 
 
-def fit_gda(features: Features, classes: int, texts: Real | None = None) -> LinearHead:
+def fit_gda(
+    features: Features, classes: int, texts: Real | None = None, unlabelled: Real | None = None
+) -> LinearHead:
     """Gaussian discriminant analysis with one shrunk covariance (arXiv 2402.04087).
 
     All classes have the same prior, which drops out, because few-shot samples are balanced. With
-    `texts` [C, E], the classes' text embeddings, means are drawn towards them; see `_informed`. A
+    `texts` [C, E], the classes' text embeddings, means are drawn towards them; see `_prior`. A
     class without images gets what its text says, or else the mean of the other classes' rows.
+    `unlabelled` [U, E] are L2-normalised embeddings of more images of these classes, which refine
+    means and covariance by expectation-maximisation; see `_refined`.
+
+    Raises:
+        TooFewImages: there are unlabelled images, but fewer than five per class.
     """
-    if not np.isfinite(features.images).all():
+    if unlabelled is not None:
+        check_unlabelled(len(unlabelled), classes)
+    known = features.images if unlabelled is None else unlabelled
+    if not (np.isfinite(features.images).all() and np.isfinite(known).all()):
         return _undefined(features, classes)
     images, labels = features.images.astype(np.float64), features.labels
     means = _class_means(images, labels, classes)  # m_k
     residuals = images - means[labels]
+    counts = np.bincount(labels, minlength=classes)
+    strength = 0.0
     if texts is not None:
-        means = _informed(means, np.bincount(labels, minlength=classes), residuals, texts)
-    precision = _shrunk_precision(residuals, means)  # Sigma^-1 mu_k
+        prior, strength = _prior(means, counts, residuals, texts)
+        means = (counts[:, None] * means + strength * prior) / (counts + strength)[:, None]
+    if unlabelled is None:
+        return _discriminant(residuals, means)
+    pseudo = np.maximum(counts + strength, NO_SPREAD)  # images that each mean counts as
+    return _refined(residuals, means, pseudo, unlabelled.astype(np.float64))
+
+
+def _discriminant(residuals: Array, means: Array, count: float | None = None) -> LinearHead:
+    """The head of means [C, E] and of residuals [N, E] that count as `count` images."""
+    precision = _shrunk_precision(residuals, means, count)  # Sigma^-1 mu_k
     bias = -0.5 * (means * precision).sum(1)  # -1/2 mu_k^T Sigma^-1 mu_k
     return LinearHead(precision, bias).centred()
 
 
-def _informed(means: Array, counts: NDArray[np.int64], residuals: Array, texts: Real) -> Array:
-    """Posterior means mu_k = (n_k m_k + kappa q_k) / (n_k + kappa) [C, E].
+def _refined(residuals: Array, means: Array, counts: Array, unlabelled: Array) -> LinearHead:
+    """Expectation-maximisation over the unlabelled images u [U, E], from means [C, E].
 
-    The prior q_k is the text embedding t_k, moved and scaled to where the images are: q_k = m + g
-    (t_k - t), with g by least squares over the classes that have images (and m, t their means).
+    P = softmax(s z / spread(z)) [U, C] are the head's guesses, and c = max P its confidence. Mean k
+    becomes that of its counts[k] images and of all u, weighted by c P. The covariance is that of
+    the shots' residuals and of each u about the mean of its likeliest class, weighted by c. Without
+    c in the means, frequent classes pull at rare ones. Nothing forces classes to be equally
+    frequent.
+    """
+    anchor = counts[:, None] * means
+    head = _discriminant(residuals, means)
+    for _ in range(ROUNDS):
+        logits = head.logits(unlabelled)
+        guesses = softmax(SHARPNESS / max(spread(logits), NO_SPREAD) * logits)
+        likeliest, confidence = guesses.argmax(1), guesses.max(1)
+        shares = confidence[:, None] * guesses
+        means = (anchor + shares.T @ unlabelled) / (counts + shares.sum(0))[:, None]
+        apart = np.sqrt(confidence)[:, None] * (unlabelled - means[likeliest])
+        count = len(residuals) + float(confidence.sum())
+        head = _discriminant(np.concatenate([residuals, apart]), means, count)
+    return head
+
+
+def _prior(
+    means: Array, counts: NDArray[np.int64], residuals: Array, texts: Real
+) -> tuple[Array, float]:
+    """Prior means q_k [C, E], and how many images kappa each is worth.
+
+    The posterior means are mu_k = (n_k m_k + kappa q_k) / (n_k + kappa). q_k is the text embedding
+    t_k, moved and scaled to where the images are: q_k = m + g (t_k - t), with g by least squares
+    over the classes that have images (and m, t their means).
     """
     seen = counts > 0
-    spread = texts - texts[seen].mean(0)
+    spread_of_texts = texts - texts[seen].mean(0)
     centred = means[seen] - means[seen].mean(0)
-    size = float(np.square(spread[seen]).sum())
-    gain = float((spread[seen] * centred).sum()) / size if size > NO_SPREAD else 0.0
-    prior = means[seen].mean(0) + gain * spread
-    strength = _strength(means[seen] - prior[seen], counts[seen], residuals)
-    informed: Array = (counts[:, None] * means + strength * prior) / (counts + strength)[:, None]
-    return informed
+    size = float(np.square(spread_of_texts[seen]).sum())
+    gain = float((spread_of_texts[seen] * centred).sum()) / size if size > NO_SPREAD else 0.0
+    prior = means[seen].mean(0) + gain * spread_of_texts
+    return prior, _strength(means[seen] - prior[seen], counts[seen], residuals)
 
 
 def _strength(misses: Array, counts: NDArray[np.int64], residuals: Array) -> float:
@@ -162,14 +213,15 @@ def _class_means(images: Array, labels: NDArray[np.int64], classes: int) -> Arra
     return means
 
 
-def _shrunk_precision(residuals: Array, means: Array) -> Array:
+def _shrunk_precision(residuals: Array, means: Array, images: float | None = None) -> Array:
     """Rows Sigma^-1 mu_k [C, E] with Sigma^-1 = E ((N - 1) S + tr(S) I)^-1, S the residuals' own.
 
-    One image per class leaves no residuals; then Sigma = I, which is nearest-mean classification.
+    N is `images`, or else the number of residuals. One image per class leaves no residuals; then
+    Sigma = I, which is nearest-mean classification.
     """
     count, width = residuals.shape
     scatter = residuals.T @ residuals  # (N - 1) S
-    trace = scatter.trace() / max(1, count - 1)
+    trace = scatter.trace() / max(1, (images or count) - 1)
     if trace <= NO_SPREAD:
         return means
     return np.linalg.solve((scatter + trace * np.eye(width)) / width, means.T).T

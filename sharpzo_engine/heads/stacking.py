@@ -72,6 +72,7 @@ class HeadData:
     templates: LinearHead | None = None  #: mean of the templates' texts, if the encoder knows texts
     #: Logits [n, C] of the validation images by tuned prompts that they have not chosen.
     unbiased: Real | None = None
+    unlabelled: Real | None = None  #: embeddings [U, E] of images without labels, for GDA
 
     @property
     def classes(self) -> int:
@@ -124,7 +125,7 @@ Fit = Callable[[Features, HeadData], Head]
 
 
 def _fit_gda(features: Features, data: HeadData) -> LinearHead:
-    return fit_gda(features, data.classes, data.texts)
+    return fit_gda(features, data.classes, data.texts, data.unlabelled)
 
 
 def _fit_linear(features: Features, data: HeadData, penalty: float) -> LinearHead:

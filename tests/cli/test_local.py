@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -339,3 +340,21 @@ def test_ctrl_c_in_the_middle_of_a_line_finishes_all_the_same() -> None:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(FinishSearch):
             end_if_interrupted()
+
+
+def test_tune_learns_from_unlabelled_images(
+    sharpzo: Any, squares: Path, small_backbone: Path, tmp_path: Path
+) -> None:
+    options = ["--backbone", f"local-dir:{small_backbone}", "--no-report", "--json"]
+    options += ["--out", tmp_path / "p.safetensors"]
+    refused = sharpzo("tune", squares, *QUICK, *options, "--unlabelled", squares)
+    assert refused.code != 0
+    assert "0 unlabelled images are too few for 3 classes" in refused.err
+    refused = sharpzo("tune", squares, *QUICK, *options, "--unlabelled", tmp_path / "nowhere")
+    assert "nowhere is not a folder" in refused.err
+    more = tmp_path / "more" / "below"
+    shutil.copytree(squares / "train", more / "a")
+    shutil.copytree(squares / "val", more / "b")
+    ran = sharpzo("tune", squares, *QUICK, *options, "--unlabelled", more)
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["unlabelled_images"] == 18

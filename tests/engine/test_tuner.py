@@ -27,9 +27,17 @@ from sharpzo_engine import tuner as tuner_module
 from sharpzo_engine.clip import features as features_module
 from sharpzo_engine.clip.features import extract_features
 from sharpzo_engine.clip.torch.backbone import Backbone
-from sharpzo_engine.errors import BackboneError, BackboneMismatch, CheckpointError, DatasetError
+from sharpzo_engine.data.dataset import Example, list_unlabelled
+from sharpzo_engine.errors import (
+    BackboneError,
+    BackboneMismatch,
+    CheckpointError,
+    DatasetError,
+    TooFewImages,
+)
 from sharpzo_engine.heads.fitting import fit_gda
 from sharpzo_engine.heads.stacking import accuracy
+from sharpzo_engine.prompts.classifier import zero_shot_weights
 from sharpzo_engine.prompts.interval import wilson_interval
 from sharpzo_engine.search.checkpoint import CheckpointEvent
 from sharpzo_engine.search.progress import Progress
@@ -600,3 +608,73 @@ def test_weights_that_are_missing_never_become_random(tmp_path: Path) -> None:
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(BackboneError, match="device 'abacus'"):
         load_backbone("tiny", device="abacus")
+
+
+# --- images without labels
+
+
+def test_unlabelled_images_refine_the_head_alone(
+    pictures: Path, clip: Backbone, tmp_path: Path
+) -> None:
+    dataset = load_dataset(pictures, shots=1)
+    config = small(shots=1, head="gda", validation="holdout")
+    more = list_unlabelled(pictures)  # the shots are among them
+    assert len(more) == 18
+    said: list[str] = []
+    plain = tune(dataset, clip, config)
+    helped = tune(
+        dataset,
+        clip,
+        config,
+        unlabelled=[more[0], *(Example(path, 2) for path in more[1:])],
+        on_step=lambda progress: said.append(progress.message or ""),
+        cache_dir=tmp_path,
+    )
+    assert "embedding unlabelled images: 15 of 15" in said
+    assert plain.prompt.metadata["unlabelled_images"] == 0
+    assert helped.prompt.metadata["unlabelled_images"] == 15
+    assert helped.prompt.metadata["point"] == plain.prompt.metadata["point"]
+    assert helped.comparison["tuned prompt"] == plain.comparison["tuned prompt"]
+    own = {example.path for example in dataset.train}
+    rest = [Example(path, 0) for path in more if path not in own]
+    texts = zero_shot_weights(clip, config.prompt.context, dataset.class_names)
+    expected = fit_gda(
+        extract_features(dataset.train, clip), 3, texts, extract_features(rest, clip).images
+    )
+    test = extract_features(dataset.test, clip)
+    assert helped.comparison["head alone"] == accuracy(expected, test)
+
+
+def test_a_run_is_resumed_with_other_unlabelled_images(
+    pictures: Path, clip: Backbone, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"checkpoint_dir": tmp_path, "resume": True}
+    first = run(pictures, clip, small(), **options)
+    more = list_unlabelled(pictures / "test")
+    dataset = replace(load_dataset(pictures, shots=4), test=(), val=())
+    with pytest.raises(TooFewImages, match="9 unlabelled images are too few for 3 classes"):
+        tune(dataset, clip, small(), unlabelled=more)
+    again = tune(
+        replace(load_dataset(pictures, shots=4), test=()),
+        clip,
+        small(),
+        unlabelled=[*more, *list_unlabelled(pictures)],
+        **options,
+    )
+    assert again.prompt.metadata["unlabelled_images"] == 9 + 6
+    assert again.history == first.history
+
+
+def test_images_are_listed_in_all_folders_below(tmp_path: Path, pictures: Path) -> None:
+    for name in ("b.png", "deep/er/a.JPG", "notes.txt", ".hidden/c.png"):
+        path = tmp_path / "any" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    found = list_unlabelled(tmp_path / "any")
+    assert [path.name for path in found] == ["b.png", "a.JPG"]
+    assert all(path.relative_to(pictures / "train") for path in list_unlabelled(pictures))
+    with pytest.raises(DatasetError, match=r"nowhere is not a folder \(name"):
+        list_unlabelled(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="empty: no images found"):
+        list_unlabelled(tmp_path / "empty")

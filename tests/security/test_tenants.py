@@ -172,6 +172,14 @@ def bodies(world: World, method: str, path: str) -> list[tuple[dict[str, Any], d
             twice(lambda i: {"dataset_id": i, "config": {"shots": 3}}, *ids),
             twice(lambda i: {"dataset_id": i, "from_checkpoint": world.jobs["tuned"]}, *ids),
             twice(
+                lambda i: {
+                    "dataset_id": world.own_dataset,
+                    "unlabelled_dataset_id": i,
+                    "config": {"shots": 3},
+                },
+                *ids,
+            ),
+            twice(
                 lambda i: {"dataset_id": world.own_dataset, "from_checkpoint": i},
                 job,
                 new_id(Prefix.JOB),

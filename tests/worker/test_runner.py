@@ -197,6 +197,27 @@ def test_the_engine_gets_local_files_and_the_jobs_configuration(
     assert tune.options["resume"]
 
 
+def test_the_engine_gets_the_files_of_unlabelled_images(
+    workplace: Workplace, deps: RunnerDeps
+) -> None:
+    tune = FakeTune()
+    first = workplace.submit(notify=False)
+    run_job(first.id, replace(deps, tune=tune))
+    assert tune.options["unlabelled"] is None
+    new = NewJob(
+        dataset_id=first.dataset_id,
+        unlabelled_dataset_id=first.dataset_id,
+        backbone=first.backbone,
+        config=first.config,
+    )
+    job = workplace.jobs.create(new)
+    run_job(job.id, replace(deps, tune=tune))
+    paths = tune.options["unlabelled"]
+    assert {example.path for example in tune.dataset.train} <= set(paths)
+    assert all(path.is_file() for path in paths)
+    assert not {example.path for example in tune.dataset.test} & set(paths)
+
+
 def test_progress_phases_and_steps_are_written(workplace: Workplace, deps: RunnerDeps) -> None:
     def script(on_step: OnStep, _: OnCheckpoint) -> None:
         on_step(Progress("preparing", 0, 10, 0, message="embedding"))

@@ -64,7 +64,8 @@ def test_a_job_carries_its_whole_configuration(stores: Stores, settings: Setting
             "error",
             "attempt",
         ),
-        *("created_at", "started_at", "finished_at", "config", "dataset_id", "backbone"),
+        *("created_at", "started_at", "finished_at", "config", "dataset_id"),
+        *("unlabelled_dataset_id", "backbone", "finishing", "stopped_by"),
         *("name", "metadata", "checkpoint", "from_checkpoint"),
     }
 
@@ -114,6 +115,40 @@ def test_the_dataset_must_be_ready(stores: Stores, settings: Settings) -> None:
         submit(stores, settings, dataset_id=new_id(Prefix.DATASET))
     with pytest.raises(StateConflict):
         submit(stores, settings, dataset_id=stores.datasets.create("x").id)
+
+
+def test_unlabelled_images_come_from_a_second_dataset(stores: Stores, settings: Settings) -> None:
+    more = stores.ready_dataset(images=5)
+    job = submit(stores, settings, unlabelled_dataset_id=more.id)
+    assert job.unlabelled_dataset_id == stores.jobs.get(job.id).unlabelled_dataset_id == more.id
+    assert JobPublic.from_record(job).unlabelled_dataset_id == more.id
+    with pytest.raises(StateConflict, match="a job that is not finished uses this dataset"):
+        stores.datasets.delete(more.id)
+    stores.jobs.request_cancel(job.id)
+    stores.datasets.delete(more.id)
+    with pytest.raises(NotFound):
+        stores.jobs.request_resume(job.id)
+
+
+def test_few_unlabelled_images_are_refused(stores: Stores, settings: Settings) -> None:
+    few = stores.ready_dataset(images=4)
+    with pytest.raises(
+        ValidationFailed, match="has 8 images to learn from, fewer than 10"
+    ) as caught:
+        submit(stores, settings, unlabelled_dataset_id=few.id)
+    assert [where for where, _ in caught.value.errors] == ["/unlabelled_dataset_id"]
+    own = stores.ready_dataset(images=16)  # beyond twice 12 shots there are 8
+    request = {"dataset_id": own.id, "unlabelled_dataset_id": own.id}
+    with pytest.raises(ValidationFailed, match="has 8 images"):
+        submit(stores, settings, **request, config={"shots": 12})
+    assert submit(stores, settings, **request, config={"shots": 11}).unlabelled_dataset_id == own.id
+
+
+def test_the_unlabelled_dataset_must_be_ready(stores: Stores, settings: Settings) -> None:
+    with pytest.raises(NotFound):
+        submit(stores, settings, unlabelled_dataset_id=new_id(Prefix.DATASET))
+    with pytest.raises(StateConflict, match="unlabelled images is processing"):
+        submit(stores, settings, unlabelled_dataset_id=stores.datasets.create("x").id)
 
 
 def test_a_full_queue_says_when_to_come_back(stores: Stores, settings: Settings) -> None:

@@ -8,7 +8,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
 from sharpzo_engine.clip.features import Features
+from sharpzo_engine.errors import TooFewImages
 from sharpzo_engine.heads.fitting import (
+    ROUNDS,
+    SHARPNESS,
     TOLERANCE,
     BlendedHead,
     CacheHead,
@@ -201,3 +204,88 @@ def test_a_class_without_images_gets_what_its_text_says() -> None:
 
 def _right(head: LinearHead, features: Features) -> float:
     return float((head.logits(features.images).argmax(1) == features.labels).mean())
+
+
+# --- images without labels
+
+
+def test_rounds_of_unlabelled_images_are_the_formula() -> None:
+    shots, texts, more = clusters(3), texts_of(noise=3.0), clusters(9, seed=5).images
+    found = fit_gda(shots, CLASSES, texts, more)
+    images, labels = arrays(shots)
+    own = np.stack([images[labels == k].mean(0) for k in range(CLASSES)])
+    start = fit_gda(shots, CLASSES, texts)
+    count, informed = posterior(shots, texts.astype(np.float64))
+    u = more.astype(np.float64)
+    weights, bias = start.weights, start.bias
+    for _ in range(ROUNDS):
+        z = u @ weights.T + bias
+        z = z - z.mean(1, keepdims=True)
+        raised = np.exp(SHARPNESS * z / np.sqrt((z**2).mean()))
+        p = raised / raised.sum(1, keepdims=True)
+        sure = p.max(1)
+        shares = p * sure[:, None]
+        means = (count * informed + shares.T @ u) / (count + shares.sum(0)[:, None])
+        scatter = sum(np.outer(x - own[y], x - own[y]) for x, y in zip(images, labels, strict=True))
+        for x, k, w in zip(u, p.argmax(1), sure, strict=True):
+            scatter = scatter + w * np.outer(x - means[k], x - means[k])
+        trace = np.trace(scatter) / (len(images) + sure.sum() - 1)
+        weights = np.linalg.solve((scatter + trace * np.eye(WIDTH)) / WIDTH, means.T).T
+        bias = -0.5 * (means * weights).sum(1)
+    test = clusters(4, seed=1).images
+    expected = centred(test @ weights.T + bias)
+    np.testing.assert_allclose(found.logits(test), expected, rtol=0, atol=1e-4)
+
+
+def posterior(features: Features, texts: Array) -> tuple[float, Array]:
+    """How many images a class's mean counts as, and the means, from shots and texts."""
+    images, labels = arrays(features)
+    shots = len(images) // CLASSES
+    means = np.stack([images[labels == k].mean(0) for k in range(CLASSES)])
+    around, apart = texts - texts.mean(0), means - means.mean(0)
+    prior = means.mean(0) + (around * apart).sum() / (around**2).sum() * around
+    within = ((images - means[labels]) ** 2).sum() / (len(images) - CLASSES)
+    distance = ((means - prior) ** 2).sum() / (CLASSES - 1)
+    kappa = within / (distance - within / shots)
+    return shots + kappa, (shots * means + kappa * prior) / (shots + kappa)
+
+
+@pytest.mark.parametrize("texts", [None, texts_of(noise=3.0)])
+@pytest.mark.parametrize("frequencies", [(60,) * CLASSES, (60, 47, 33, 20, 6)])
+def test_unlabelled_images_help(
+    texts: NDArray[np.float32] | None, frequencies: tuple[int, ...]
+) -> None:
+    test, pool = clusters(60, seed=3), clusters(60, seed=4)
+    more = pool[pool.turns() < np.take(frequencies, pool.labels)].images
+    alone, helped = (
+        np.mean([_right(fit_gda(clusters(2, seed=s), CLASSES, texts, u), test) for s in range(10)])
+        for u in (None, more)
+    )
+    assert helped > alone + 0.02
+
+
+def test_a_class_without_shots_is_found_among_unlabelled_images() -> None:
+    seen, test, more = clusters(8), clusters(60, seed=3), clusters(30, seed=4).images
+    train = seen[seen.labels != CLASSES - 1]
+    unseen = test[test.labels == CLASSES - 1]
+    texts = texts_of(noise=1.0)
+    alone, helped = (_right(fit_gda(train, CLASSES, texts, u), unseen) for u in (None, more))
+    assert helped >= alone
+    assert fit_gda(train, CLASSES, None, more).is_finite
+
+
+def test_few_unlabelled_images_are_refused() -> None:
+    more = clusters(5).images
+    assert fit_gda(clusters(4), CLASSES, None, more).is_finite
+    with pytest.raises(TooFewImages, match=r"24 unlabelled .* 5 classes \(give 25 or more"):
+        fit_gda(clusters(4), CLASSES, None, more[1:])
+
+
+def test_unlabelled_images_that_are_not_finite_leave_no_head() -> None:
+    more = np.full((5 * CLASSES, WIDTH), np.nan)
+    assert not fit_gda(clusters(4), CLASSES, None, more).is_finite
+
+
+def test_equal_unlabelled_images_are_survived() -> None:
+    more = np.ones((5 * CLASSES, WIDTH)) / np.sqrt(WIDTH)
+    assert fit_gda(clusters(1), CLASSES, texts_of(), more).is_finite

@@ -118,6 +118,25 @@ def test_a_good_head_is_stacked_and_gains() -> None:
     assert accuracy(found.served.head, test) >= max(rows[PROMPT], rows[HEAD_ALONE] - 0.02)
 
 
+def test_unlabelled_images_are_used_in_the_head_and_in_cross_validation() -> None:
+    more = clusters(40, seed=4).images
+    plain, wanted = (head_data("training", 4, unlabelled=u) for u in (None, more))
+    served = stack_heads("gda", wanted).served
+    test = clusters(10, seed=2).images
+    head = fit_gda(wanted.train, CLASSES, wanted.texts, more)
+    trial = stack_heads("gda", wanted).choice.candidates[0]
+    assert served.name == trial.name == "gda"
+    expected = served.alpha * head.logits(test)
+    np.testing.assert_allclose(served.head.logits(test), expected, rtol=0, atol=1e-4)
+    unseen = [
+        fit_gda(seen, CLASSES, wanted.texts, more).logits(judged.images)
+        for seen, judged in wanted.folds()
+    ]
+    labels = np.concatenate([judged.labels for _, judged in wanted.folds()])
+    assert trial.loss == pytest.approx(fit_pool([np.concatenate(unseen)], labels).loss)
+    assert trial.loss != stack_heads("gda", plain).choice.candidates[0].loss
+
+
 def test_the_stack_is_one_matrix_and_one_bias() -> None:
     wanted = head_data(validation=clusters(40, seed=1), prompt=a_prompt(0.9))
     test = clusters(3, seed=2)
