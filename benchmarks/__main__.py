@@ -27,8 +27,7 @@ from typing import NamedTuple
 from benchmarks import ablation, accuracy, dashboard, ingestion, memory, serving, time_to_accuracy
 from benchmarks.support.output import RESULTS, Row, Table, machine_facts, to_markdown, write_json
 from benchmarks.support.results import Results
-from benchmarks.support.setting import Setting
-from sharpzo_cli.demo.digits import write_digits
+from benchmarks.support.setting import TINY, Setting, digits_in
 
 SECTIONS = (
     "objective",
@@ -103,14 +102,12 @@ def find_photos(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
     """A dataset's folder and a backbone."""
     real = Path(os.environ.get("SHARPZO_REAL_DATA", "/nonexistent"))
     if options.dataset:
-        yield options.dataset.resolve(), options.backbone or "tiny"
+        yield options.dataset.resolve(), options.backbone or TINY
     elif (real / "lite").is_dir():
         yield real / "clothing", options.backbone or f"local-dir:{real / 'lite'}"
     else:
         with TemporaryDirectory() as folder:
-            write_digits(Path(folder))
-            photos = (Path(folder) / "dataset").rename(Path(folder) / "digits")
-            yield photos, options.backbone or "tiny"
+            yield digits_in(Path(folder)), options.backbone or TINY
 
 
 def measure_objective(budget: Budget) -> Section:
