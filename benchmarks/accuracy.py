@@ -33,7 +33,7 @@ from benchmarks.support.output import (
     percent,
 )
 from benchmarks.support.results import Results
-from benchmarks.support.setting import Setting, make_parser, settings_of
+from benchmarks.support.setting import Setting, facts_of, make_parser, settings_of
 from sharpzo_engine import TuneResult, TuningConfig
 from sharpzo_engine.heads.fitting import fit_gda
 from sharpzo_engine.heads.stacking import accuracy
@@ -206,8 +206,8 @@ def _difference(rows: Sequence[Row], name: str, other: str) -> float | None:
 
 
 def _compare_heads(settings: Sequence[Setting], json: Path | None, *, resume: bool) -> None:
-    facts = {"sets": [setting.facts() for setting in settings]}
-    results = Results.open(json or RESULTS / "few_shots.json", facts, resume=resume)
+    path = json or RESULTS / "few_shots.json"
+    results = Results.open(path, facts_of(settings), resume=resume)
     served.measure(settings, results)
     for table in (
         *(few_shots.compare(setting) for setting in settings),

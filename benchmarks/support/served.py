@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-
-import numpy as np
+from itertools import product
 
 from benchmarks.support.feature_file import FeatureFile, search
 from benchmarks.support.few_shots import GDA, INFORMED, SHOTS, read
-from benchmarks.support.output import Comparison, Row, Table, comparison_table, percent
+from benchmarks.support.output import (
+    Comparison,
+    Row,
+    Table,
+    comparison_table,
+    mean_and_deviation,
+    percent,
+)
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting
 from sharpzo_engine.heads.fitting import fit_gda
@@ -38,14 +44,14 @@ OTHERS = (ZERO_SHOT, TEMPLATES, GDA, LINEAR, TIP_ADAPTER, WRITTEN_STACKED, INFOR
 MEAN_TARGET, WORST_TARGET = -0.5, -2.0
 
 
-def measure(settings: Sequence[Setting], results: Results, shots: Sequence[int] = SHOTS) -> None:
+def measure(settings: Sequence[Setting], results: Results) -> None:
     """Run what is missing, seed by seed, so that a run broken off has whole seeds."""
     files = [read(each.folder, each.backbone, each.cache) for each in settings]
     for seed in settings[0].seeds:
         for setting, file in zip(settings, files, strict=True):
-            for count in shots:
+            for count in SHOTS:
                 one = replace(setting, shots=count)
-                key = [setting.folder.stem, count, seed]
+                key: list[str | int] = [setting.folder.stem, count, seed]
                 results.measure(key, partial(run, one, file, seed))
 
 
@@ -84,36 +90,41 @@ def _stacking(finished: FinishedSearch, head: str) -> Stacking:
 
 def tables(rows: Sequence[Row], passes: int) -> list[Table]:
     """Means over seeds; and what is served against the best of the others on each dataset."""
-    cases = dict.fromkeys((str(row["dataset"]), int(row["shots"])) for row in rows)
-    lines, gains = [], dict[int, dict[str, float]]()
-    for dataset, shots in sorted(cases, key=lambda case: list(cases).index(case)):
-        own = [row for row in rows if (row["dataset"], row["shots"]) == (dataset, shots)]
-        means = {name: 100 * float(np.mean([row[name] for row in own])) for name in OTHERS}
-        served = percent([row[SERVED] for row in own])
-        best = max(means.values())
-        gain = 100 * float(np.mean([row[SERVED] for row in own])) - best
-        gains.setdefault(shots, {})[dataset] = gain
-        lines.append(
-            [dataset, str(shots), *(f"{mean:.1f}" for mean in means.values()), served,
-             f"{gain:+.1f}"]
-        )  # fmt: skip
+    datasets = list(dict.fromkeys(str(row["dataset"]) for row in rows))
+    shots = sorted({int(row["shots"]) for row in rows})
+    lines: list[list[str]] = []
+    gains: dict[int, dict[str, float]] = {count: {} for count in shots}
+    for dataset, count in product(datasets, shots):
+        own = [row for row in rows if (row["dataset"], row["shots"]) == (dataset, count)]
+        if not own:
+            continue
+        *others, served = (_mean(own, name) for name in (*OTHERS, SERVED))
+        gains[count][dataset] = gain = served - max(others)
+        cells = [*(f"{mean:.1f}" for mean in others), percent([row[SERVED] for row in own])]
+        lines.append([dataset, str(count), *cells, f"{gain:+.1f}"])
     seeds = len({row["seed"] for row in rows})
     title = f"Heads and what is served: test accuracy, %; {passes:,} forward passes, {seeds} seeds"
     header = ("dataset", "shots", *OTHERS, SERVED, "to the best")
     note = (
-        "Means over seeds, of what is served ± standard deviation; the best is of the others, by "
-        "its mean."
+        "Means over seeds; of what is served ± standard deviation, and its difference to the best "
+        "mean of the others, in points."
     )
-    compared = [line for shots in sorted(gains) for line in _compare(shots, gains[shots])]
+    compared = [line for count in shots for line in _compare(count, gains[count])]
     return [
         Table(title, header, lines, note),
         comparison_table("Served, to the best of the others on each dataset", compared),
     ]
 
 
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return 100 * mean_and_deviation([row[name] for row in rows])[0]
+
+
 def _compare(shots: int, gains: dict[str, float]) -> list[Comparison]:
     worst = min(gains, key=lambda name: gains[name])
     return [
-        Comparison(f"shots {shots}: mean", float(np.mean(list(gains.values()))), MEAN_TARGET),
+        Comparison(
+            f"shots {shots}: mean", mean_and_deviation(list(gains.values()))[0], MEAN_TARGET
+        ),
         Comparison(f"shots {shots}: worst, {worst}", gains[worst], WORST_TARGET),
     ]

@@ -171,6 +171,11 @@ def settings_of(options: argparse.Namespace, datasets: Sequence[Path]) -> Iterat
         yield settings
 
 
+def facts_of(settings: Sequence[Setting]) -> Row:
+    """What measurements on several datasets depend on."""
+    return {"sets": [setting.facts() for setting in settings]}
+
+
 def digits_in(folder: Path) -> Path:
     """Write scikit-learn's digits; the folder `digits` in `folder`."""
     write_digits(folder)
