@@ -24,11 +24,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from benchmarks import ablation, accuracy, dashboard, ingestion, memory, serving, time_to_accuracy
+from benchmarks import accuracy, dashboard, defaults, ingestion, memory, serving, time_to_accuracy
 from benchmarks.support.output import RESULTS, Row, Table, machine_facts, to_markdown, write_json
 from benchmarks.support.results import Results
-from benchmarks.support.setting import Setting
-from sharpzo_cli.demo.digits import write_digits
+from benchmarks.support.setting import TINY, Setting, digits_in, facts_of
 
 SECTIONS = (
     "objective",
@@ -38,7 +37,7 @@ SECTIONS = (
     "dashboard",
     "accuracy",
     "time_to_accuracy",
-    "ablation",
+    "defaults",
 )
 
 
@@ -51,8 +50,8 @@ class Budget:
     passes: int  #: of accuracy and time to accuracy
     seeds: tuple[int, ...]  #: of accuracy
     seeds_of_time: tuple[int, ...]
-    ablation_passes: int
-    ablation_seeds: tuple[int, ...]
+    defaults_passes: int
+    defaults_seeds: tuple[int, ...]
     variants: tuple[str, ...]
     plain_passes: int  #: that the plain text path is timed on
     serving: serving.Budget
@@ -67,9 +66,9 @@ FULL = Budget(
     passes=accuracy.PASSES,
     seeds=accuracy.SEEDS,
     seeds_of_time=time_to_accuracy.SEEDS,
-    ablation_passes=ablation.PASSES,
-    ablation_seeds=ablation.SEEDS,
-    variants=tuple(ablation.VARIANTS),
+    defaults_passes=defaults.PASSES,
+    defaults_seeds=defaults.SEEDS,
+    variants=tuple(defaults.VARIANTS),
     plain_passes=time_to_accuracy.PLAIN_PASSES,
     serving=serving.FULL,
     megabytes=ingestion.MEGABYTES,
@@ -81,8 +80,8 @@ SHORT = Budget(
     passes=3_000,
     seeds=(1,),
     seeds_of_time=(1,),
-    ablation_passes=1_000,
-    ablation_seeds=(1,),
+    defaults_passes=1_000,
+    defaults_seeds=(1,),
     variants=("default", "stage 1 alone", "stage 2 alone (change point 0)", "adam, jvp", "paper"),
     plain_passes=10,
     serving=serving.SHORT,
@@ -103,14 +102,12 @@ def find_photos(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
     """A dataset's folder and a backbone."""
     real = Path(os.environ.get("SHARPZO_REAL_DATA", "/nonexistent"))
     if options.dataset:
-        yield options.dataset.resolve(), options.backbone or "tiny"
+        yield options.dataset.resolve(), options.backbone or TINY
     elif (real / "lite").is_dir():
         yield real / "clothing", options.backbone or f"local-dir:{real / 'lite'}"
     else:
         with TemporaryDirectory() as folder:
-            write_digits(Path(folder))
-            photos = (Path(folder) / "dataset").rename(Path(folder) / "digits")
-            yield photos, options.backbone or "tiny"
+            yield digits_in(Path(folder)), options.backbone or TINY
 
 
 def measure_objective(budget: Budget) -> Section:
@@ -170,13 +167,13 @@ def measure_time(setting: Setting, parts: Path, plain_passes: int, *, resume: bo
     return Section(results.rows, time_to_accuracy.tables(results.rows, setting.title))
 
 
-def measure_ablation(
+def measure_defaults(
     setting: Setting, parts: Path, variants: Sequence[str], *, resume: bool
 ) -> Section:
     """One choice at a time."""
-    results = Results.open(parts / "ablation.json", setting.facts(), resume=resume)
-    ablation.measure(setting, results, variants)
-    return Section(results.rows, ablation.tables(results.rows, setting.title))
+    results = Results.open(parts / "defaults.json", facts_of([setting]), resume=resume)
+    defaults.measure([setting], results, variants)
+    return Section(results.rows, defaults.tables(results.rows, setting.passes))
 
 
 def measure_all(
@@ -185,7 +182,7 @@ def measure_all(
     """The sections with their names; those on photos keep what they have in `parts`."""
     large = replace(setting, seeds=budget.seeds, passes=budget.passes)
     few = replace(large, seeds=budget.seeds_of_time)
-    less = replace(setting, seeds=budget.ablation_seeds, passes=budget.ablation_passes)
+    less = replace(setting, seeds=budget.defaults_seeds, passes=budget.defaults_passes)
     plain_passes, variants = budget.plain_passes, budget.variants
     measures: dict[str, Callable[[], Section]] = {
         "objective": lambda: measure_objective(budget),
@@ -195,7 +192,7 @@ def measure_all(
         "dashboard": lambda: measure_dashboard(budget),
         "accuracy": lambda: measure_accuracy(large, parts, resume=resume),
         "time_to_accuracy": lambda: measure_time(few, parts, plain_passes, resume=resume),
-        "ablation": lambda: measure_ablation(less, parts, variants, resume=resume),
+        "defaults": lambda: measure_defaults(less, parts, variants, resume=resume),
     }
     for name in sections:
         yield name, measures[name]()

@@ -9,9 +9,10 @@ of zero-shot, the prompt, the prompt with its head, and Tip-Adapter; GDA alone i
 shots and needs neither passes nor validation. The JSON file is written after every run; `--resume`
 skips what it holds, so that several processes may share it.
 
-    python -m benchmarks.accuracy DATA --backbone SPEC --few-shots
+    python -m benchmarks.accuracy DATA... --backbone SPEC --few-shots [--passes 4000]
 
-compares heads without a search at 1 to 16 shots; DATA may be a file of features.
+compares heads without a search, and what `head: auto` serves after one, at 1 to 16 shots. DATA is
+any number of folders of photos, files of features, and `digits`, which brings its backbone `tiny`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
-from benchmarks.support import few_shots
+from benchmarks.support import few_shots, served
 from benchmarks.support.output import (
     RESULTS,
     Comparison,
@@ -31,7 +33,7 @@ from benchmarks.support.output import (
     percent,
 )
 from benchmarks.support.results import Results
-from benchmarks.support.setting import Setting, make_parser, setting_of
+from benchmarks.support.setting import Setting, facts_of, make_parser, settings_of
 from sharpzo_engine import TuneResult, TuningConfig
 from sharpzo_engine.heads.fitting import fit_gda
 from sharpzo_engine.heads.stacking import accuracy
@@ -203,16 +205,32 @@ def _difference(rows: Sequence[Row], name: str, other: str) -> float | None:
     return 100 * mean_and_deviation([first[seed] - second[seed] for seed in shared])[0]
 
 
+def _compare_heads(settings: Sequence[Setting], json: Path | None, *, resume: bool) -> None:
+    path = json or RESULTS / "few_shots.json"
+    results = Results.open(path, facts_of(settings), resume=resume)
+    served.measure(settings, results)
+    for table in (
+        *(few_shots.compare(setting) for setting in settings),
+        *served.tables(results.rows, settings[0].passes),
+    ):
+        table.print()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = make_parser(__doc__, SEEDS, PASSES)
+    parser = make_parser(__doc__, SEEDS, PASSES, datasets="+")
+    parser.set_defaults(passes=None)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--few-shots", action="store_true", help="heads alone, 1 to 16 shots")
+    parser.add_argument("--few-shots", action="store_true", help="heads at 1 to 16 shots")
     options = parser.parse_args(arguments)
-    with setting_of(options) as setting:
+    options.passes = options.passes or (served.PASSES if options.few_shots else PASSES)
+    if len(options.dataset) > 1 and not options.few_shots:
+        parser.error("several datasets are compared by --few-shots alone (name one, or add it)")
+    with settings_of(options, options.dataset) as settings:
         if options.few_shots:
-            few_shots.compare(setting).print()
+            _compare_heads(settings, options.json, resume=options.resume)
             return
+        (setting,) = settings
         path = options.json or RESULTS / "accuracy.json"
         results = Results.open(path, setting.facts(), resume=options.resume)
         measure(setting, results, options.methods)

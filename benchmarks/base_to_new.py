@@ -18,17 +18,16 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.support.feature_file import FeatureFile
+from benchmarks.support.feature_file import FeatureFile, search
 from benchmarks.support.few_shots import read
 from benchmarks.support.output import RESULTS, Row, Table, percent
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
 from benchmarks.support.templates import template_embeddings
-from sharpzo_engine import Encoder, Features, Objective, PromptSpace, TuningConfig
+from sharpzo_engine import Encoder, Features, TuningConfig
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.heads.fitting import LinearHead, fit_gda
 from sharpzo_engine.heads.stacking import accuracy
-from sharpzo_engine.search.loop import Search
 
 SEEDS, PASSES = (1, 2, 3), 10_000
 SPLITS: dict[str, Callable[[int], Sequence[int]]] = {
@@ -102,14 +101,12 @@ class Task:
     def tuned(self, config: TuningConfig, name: str) -> list[Row]:
         """The context tuned on the base classes."""
         base, file = self.base, self.file
-        space = PromptSpace(self.encoder, base.class_names, config.prompt, config.seed)
         shots = base.of(file.few_shot(config.shots, config.seed))
-        training = Objective(space, shots, config.zo.anchor)
-        search = Search(config, training, Objective(space, base.of(file.validation)))
-        context = space.context(search.run()[None])
+        found = search(self.encoder, base.class_names, shots, base.of(file.validation), config)
+        context = found.space.context(found.best.point[None])
         prompts = self.encoder.prompts(config.prompt.context, file.class_names)
         row = self._row(name, _linear(prompts.encode(context)[0]), config.seed)
-        return [row | {"forward_passes": search.forward_passes, "seconds": search.seconds}]
+        return [row | {"forward_passes": found.forward_passes, "seconds": found.seconds}]
 
     def _written(self, names: Sequence[str]) -> Floats:
         prompts = self.encoder.prompts(PromptConfig().context, names)

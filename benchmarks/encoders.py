@@ -24,18 +24,17 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from benchmarks.support.feature_file import FeatureFile
+from benchmarks.support.feature_file import FeatureFile, prompt_accuracy, search
 from benchmarks.support.output import RESULTS, Row, Table
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
-from sharpzo_engine import Encoder, Objective, PromptSpace, TuningConfig, tune
+from sharpzo_engine import Encoder, Objective, TuningConfig, tune
 from sharpzo_engine.clip.agreement import Photos
 from sharpzo_engine.clip.onnx.encoder import OnnxEncoder
 from sharpzo_engine.clip.onnx.export import export_encoder
 from sharpzo_engine.clip.onnx.manifest import MANIFEST, TEXT, Manifest, Precision, hash_files
 from sharpzo_engine.clip.onnx.quantize import to_int8
 from sharpzo_engine.data.images import decode_image
-from sharpzo_engine.search.loop import Search
 
 SEEDS, PASSES = (1, 2, 3, 4, 5), 10_000
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -82,15 +81,13 @@ def run(setting: Setting, named: Mapping[str, Encoder], seed: int, name: str) ->
 
 def _search(path: Path, encoder: Encoder, config: TuningConfig) -> Row:
     file = FeatureFile.read(path)
-    space = PromptSpace(encoder, file.class_names, config.prompt, config.seed)
-    train = Objective(space, file.few_shot(config.shots, config.seed))
-    search = Search(config, train, Objective(space, file.validation))
-    found, test = search.run(), Objective(space, file.test)
+    train = file.few_shot(config.shots, config.seed)
+    found = search(encoder, file.class_names, train, file.validation, config)
     return {
-        "zero_shot_accuracy": test.score(space.origin).accuracy,
-        "prompt_test_accuracy": test.score(found).accuracy,
-        "forward_passes": search.forward_passes,
-        "seconds": search.seconds,
+        "zero_shot_accuracy": Objective(found.space, file.test).score(found.space.origin).accuracy,
+        "prompt_test_accuracy": prompt_accuracy(found, file.test),
+        "forward_passes": found.forward_passes,
+        "seconds": found.seconds,
     }
 
 

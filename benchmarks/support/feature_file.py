@@ -1,4 +1,4 @@
-"""Datasets as image features.
+"""Datasets as image features, and searches on them.
 
 An `.npz` file has `class_names`, and `SPLIT_images` [N, E] and `SPLIT_labels` [N] for the splits
 train, val and test.
@@ -6,13 +6,15 @@ train, val and test.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharpzo_engine import Features
+from sharpzo_engine import Encoder, Features, Objective, PromptSpace, TuningConfig
+from sharpzo_engine.search.loop import Search
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,27 @@ class FeatureFile:
         labels = self.train.labels
         classes = range(len(self.class_names))
         return [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
+
+    def judges(self, shots: int) -> Features:
+        """The validation images of a run: the first `shots` of each class at most."""
+        return self.validation[self.validation.turns() < shots]
+
+
+def search(
+    encoder: Encoder,
+    class_names: Sequence[str],
+    train: Features,
+    validation: Features,
+    config: TuningConfig,
+) -> Search:
+    """A finished search for a prompt of these classes."""
+    space = PromptSpace(encoder, class_names, config.prompt, config.seed)
+    training = Objective(space, train, config.zo.anchor)
+    finished = Search(config, training, Objective(space, validation))
+    finished.run()
+    return finished
+
+
+def prompt_accuracy(finished: Search, test: Features) -> float:
+    """Test accuracy (a fraction) of the prompt that a search found."""
+    return Objective(finished.space, test).score(finished.best.point).accuracy

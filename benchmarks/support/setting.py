@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.support.output import RESULTS, Row
+from sharpzo_cli.demo.digits import write_digits
 from sharpzo_engine import (
     Backbone,
     Dataset,
@@ -32,6 +33,7 @@ from sharpzo_engine.tuner import split_validation
 
 #: The budget is in forward passes; steps shall never end a run before it does.
 NO_LIMIT = 10_000_000
+DIGITS, TINY = "digits", "tiny"  # a dataset by its name alone, and its backbone
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,17 @@ class Setting:
 
 
 def make_parser(
-    description: str | None, seeds: Sequence[int], passes: int
+    description: str | None, seeds: Sequence[int], passes: int, datasets: str | None = None
 ) -> argparse.ArgumentParser:
-    """Options of every benchmark on photos."""
+    """Options of every benchmark on photos; `datasets` is how many, as argparse's `nargs`."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", type=Path, help="a folder of photos, one folder per class")
-    parser.add_argument("--backbone", default="tiny", help="tiny, local-dir:PATH or a model's name")
+    about = "a folder of photos, one folder per class"
+    if datasets:
+        about += f"; a file of features; or `{DIGITS}`, which are written and take {TINY}"
+    parser.add_argument("dataset", type=Path, nargs=datasets, help=about)
+    parser.add_argument("--backbone", default=TINY, help="tiny, local-dir:PATH or a model's name")
     parser.add_argument("--pretrained", help="an open_clip tag or a checkpoint file")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--passes", type=int, default=passes, help="budget of a run")
@@ -141,13 +146,37 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def setting_of(options: argparse.Namespace) -> Iterator[Setting]:
     """The setting that the options describe; without `--cache` features live as long as it."""
+    with settings_of(options, [options.dataset]) as (setting,):
+        yield setting
+
+
+@contextmanager
+def settings_of(options: argparse.Namespace, datasets: Sequence[Path]) -> Iterator[list[Setting]]:
+    """The settings of several datasets, all on the options' backbone but `digits`."""
     with TemporaryDirectory() as temporary:
-        yield Setting(
-            folder=options.dataset.resolve(),
-            backbone_spec=options.backbone,
-            pretrained=options.pretrained,
-            cache=options.cache or Path(temporary),
-            shots=options.shots,
-            seeds=tuple(options.seeds),
-            passes=options.passes,
-        )
+        settings = []
+        for path in datasets:
+            digits = path == Path(DIGITS)
+            settings.append(
+                Setting(
+                    folder=digits_in(Path(temporary)) if digits else path.resolve(),
+                    backbone_spec=TINY if digits else options.backbone,
+                    pretrained=None if digits else options.pretrained,
+                    cache=options.cache or Path(temporary) / "cache",
+                    shots=options.shots,
+                    seeds=tuple(options.seeds),
+                    passes=options.passes,
+                )
+            )
+        yield settings
+
+
+def facts_of(settings: Sequence[Setting]) -> Row:
+    """What measurements on several datasets depend on."""
+    return {"sets": [setting.facts() for setting in settings]}
+
+
+def digits_in(folder: Path) -> Path:
+    """Write scikit-learn's digits; the folder `digits` in `folder`."""
+    write_digits(folder)
+    return (folder / "dataset").rename(folder / DIGITS)

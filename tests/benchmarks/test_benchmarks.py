@@ -14,9 +14,9 @@ from PIL import Image
 
 from benchmarks import __main__ as driver
 from benchmarks import (
-    ablation,
     accuracy,
     base_to_new,
+    defaults,
     encoders,
     gpu,
     ingestion,
@@ -26,15 +26,17 @@ from benchmarks import (
     sizing,
     time_to_accuracy,
 )
-from benchmarks.support import few_shots
+from benchmarks.support import few_shots, served
 from benchmarks.support.feature_file import FeatureFile
-from benchmarks.support.output import Comparison, Table, percent
+from benchmarks.support.output import DASH, Comparison, Table, percent
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting
 from sharpzo_engine import Features
 
 IMAGES = {"train": 5, "val": 2, "test": 2}  # per class
 PASSES = 150
+SETS = ("small", "digits")
+SEARCHED = ("tuned prompt", "Tip-Adapter", "hand-written + head")
 RUN = ["--passes", str(PASSES), "--shots", "4", "--seeds", "1"]
 
 
@@ -51,13 +53,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def kept_features(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options with which the digits are embedded once for all tests."""
+    return ["--cache", str(tmp_path_factory.mktemp("features"))]
+
+
 @pytest.fixture
 def setting(photos: Path, small_backbone: Path, tmp_path: Path) -> Setting:
     backbone = f"local-dir:{small_backbone}"
     return Setting(photos, backbone, None, tmp_path / "cache", shots=4, seeds=(1,), passes=PASSES)
 
 
-@pytest.mark.parametrize("benchmark", [accuracy, time_to_accuracy, ablation])
+@pytest.mark.parametrize("benchmark", [accuracy, time_to_accuracy])
 def test_benchmark_on_photos_prints_and_writes_and_resumes(
     benchmark: Any,
     setting: Setting,
@@ -69,8 +77,6 @@ def test_benchmark_on_photos_prints_and_writes_and_resumes(
     file = tmp_path / "results.json"
     arguments = [str(setting.folder), "--backbone", setting.backbone_spec, *RUN]
     arguments += ["--cache", str(setting.cache), "--json", str(file)]
-    if benchmark is ablation:
-        arguments += ["--variants", "default", "memory 0", "paper"]
     benchmark.main(arguments)
     first = json.loads(file.read_text())
     assert first["rows"]
@@ -78,6 +84,51 @@ def test_benchmark_on_photos_prints_and_writes_and_resumes(
     assert "seconds" in capsys.readouterr().out
     benchmark.main([*arguments, "--resume"])
     assert json.loads(file.read_text())["rows"] == first["rows"]
+
+
+def test_defaults_are_judged_on_several_datasets(
+    setting: Setting, kept_features: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = few_shots.read(setting.folder, setting.backbone, setting.cache)
+    file = tmp_path / "results.json"
+    arguments = [str(_saved(read, tmp_path / "small.npz")), "digits", *RUN, *kept_features]
+    arguments += ["--backbone", setting.backbone_spec, "--json", str(file)]
+    arguments += ["--variants", "memory 0", "paper"]
+    defaults.main(arguments)
+    first = json.loads(file.read_text())
+    assert [[row["row"], row["dataset"]] for row in first["rows"]] == [
+        [name, dataset] for name in ("default", "memory 0", "paper") for dataset in SETS
+    ]
+    assert all(row["forward_passes"] <= PASSES for row in first["rows"])
+    assert [each["backbone"] for each in first["setting"]["sets"]] != ["tiny", "tiny"]
+    assert "memory 0" in capsys.readouterr().out
+    defaults.main([*arguments, "--resume"])
+    assert json.loads(file.read_text())["rows"] == first["rows"]
+
+
+@pytest.mark.fast
+def test_differences_to_the_default_are_paired() -> None:
+    found = [
+        ("default", "a", 1, 0.50), ("default", "a", 2, 0.70), ("default", "b", 1, 0.40),
+        ("memory 0", "a", 1, 0.52), ("memory 0", "a", 2, 0.76), ("memory 0", "b", 1, 0.34),
+        ("memory 4", "a", 3, 0.90), ("memory 4", "b", 1, 0.45),
+    ]  # fmt: skip
+    keys = ("row", "dataset", "seed", "test_accuracy")
+    (table,) = defaults.tables([dict(zip(keys, row, strict=True)) for row in found], 1_000)
+    assert table.header == ("variant", "a", "b", "mean")
+    assert [list(line) for line in table.rows] == [
+        ["default", "60.0% ± 14.1", "40.0%", ""],
+        ["memory 0", "+4.0 ± 2.0", "-6.0", "-1.0 ± 5.0"],
+        ["memory 4", DASH, "+5.0", "+5.0"],
+    ]
+
+
+@pytest.mark.fast
+def test_defaults_look_at_what_there_is() -> None:
+    assert defaults.known_sets(None) == [Path("digits")]
+    assert [path.stem for path in defaults.known_sets(Path("real"))] == [
+        "clothing", "flowers", "scenes", "digits",
+    ]  # fmt: skip
 
 
 def test_accuracy_has_every_row(setting: Setting) -> None:
@@ -150,6 +201,85 @@ def test_heads_at_few_shots_are_compared(setting: Setting, tmp_path: Path) -> No
     assert [line[:2] for line in few_shots.table(rows).rows] == [["small", "1"], ["small", "2"]]
     again = few_shots.read(_saved(file, tmp_path / "small.npz"), setting.backbone, tmp_path)
     assert few_shots.measure("small", again, setting.backbone, (1, 2), draws=2) == rows
+
+
+def test_heads_are_compared_with_what_is_served_on_several_datasets(
+    setting: Setting,
+    kept_features: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(served, "SHOTS", (1, 2))
+    monkeypatch.setattr(few_shots, "SHOTS", (1,))
+    monkeypatch.setattr(few_shots, "DRAWS", 2)
+    read = few_shots.read(setting.folder, setting.backbone, setting.cache)
+    file = tmp_path / "results.json"
+    arguments = [str(_saved(read, tmp_path / "small.npz")), "digits", "--few-shots"]
+    arguments += [*RUN, *kept_features]
+    arguments += ["--backbone", setting.backbone_spec, "--json", str(file)]
+    accuracy.main(arguments)
+    first = json.loads(file.read_text())
+    assert [row["key"] for row in first["rows"]] == [
+        [dataset, shots, 1] for dataset in SETS for shots in (1, 2)
+    ]
+    for row in first["rows"]:
+        assert all(0 <= row[name] <= 1 for name in (*served.OTHERS, served.SERVED)), row
+        assert 0 < row["forward_passes"] <= PASSES
+    assert "worst" in capsys.readouterr().out
+    accuracy.main([*arguments, "--resume"])
+    assert json.loads(file.read_text())["rows"] == first["rows"]
+
+
+def test_what_is_measured_on_features_is_what_tuning_serves(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One shot: of the two validation images per class, one may be looked at."""
+    setting = replace(setting, shots=1)
+    tuned = setting.tune(setting.config(1, {"head": "auto"}))
+    drawn = setting.features(setting.dataset(1).train)
+    monkeypatch.setattr(FeatureFile, "few_shot", lambda *_: drawn)
+    file = few_shots.read(setting.folder, setting.backbone, setting.cache)
+    (row,) = served.run(setting, file, 1)
+    assert row[served.SERVED] == tuned.metrics["test_accuracy"]
+    assert row[served.SERVES] == tuned.prompt.metadata["head"]["name"]
+    assert row["forward_passes"] == tuned.metrics["forward_passes"]
+    shared = tuned.comparison.keys() & row.keys()
+    assert shared == {"zero-shot", "zero-shot, templates", *SEARCHED}
+    assert {name: row[name] for name in shared} == {n: tuned.comparison[n] for n in shared}
+
+
+@pytest.mark.fast
+def test_what_is_served_is_held_against_the_best_of_each_dataset() -> None:
+    def row(dataset: str, seed: int, best: str, served_is: float) -> dict[str, Any]:
+        others = dict.fromkeys(served.OTHERS, 0.5) | {best: 0.8}
+        return {"dataset": dataset, "shots": 4, "seed": seed, **others, served.SERVED: served_is}
+
+    rows = [
+        row("a", 1, "GDA", 0.82), row("a", 2, "GDA", 0.80),
+        row("b", 1, "Tip-Adapter", 0.77), row("b", 2, "GDA", 0.62),
+    ]  # fmt: skip
+    by_method, compared = served.tables(rows, 1_000)
+    assert [line[-2:] for line in by_method.rows] == [
+        ["81.0% ± 1.4", "+1.0"],
+        ["69.5% ± 10.6", "+4.5"],  # the best means are 65
+    ]
+    assert [list(line) for line in compared.rows] == [
+        ["shots 4: mean", "+2.8 points", "≥ -0.5 points", "met"],
+        ["shots 4: worst, a", "+1.0 points", "≥ -2.0 points", "met"],
+    ]
+    lost = [{**each, served.SERVED: 0.6} for each in rows]
+    verdicts = [line[-1] for line in served.tables(lost, 1_000)[1].rows]
+    assert verdicts == ["missed", "missed"]
+
+
+@pytest.mark.fast
+def test_several_datasets_without_few_shots_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        accuracy.main(["a", "digits"])
+    assert "--few-shots" in capsys.readouterr().err
 
 
 def _saved(file: FeatureFile, path: Path) -> Path:
@@ -232,7 +362,7 @@ def test_driver_writes_one_json_and_markdown(
     budget = replace(
         driver.SHORT,
         passes=100,
-        ablation_passes=100,
+        defaults_passes=100,
         variants=variants,
         serving=least,
         megabytes=1,
@@ -278,8 +408,8 @@ def test_digits_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.fast
-def test_every_variant_of_the_ablation_is_a_configuration(setting: Setting) -> None:
-    for values in ablation.VARIANTS.values():
+def test_every_variant_of_the_defaults_is_a_configuration(setting: Setting) -> None:
+    for values in defaults.VARIANTS.values():
         setting.config(1, {**values, "head": "none"})
 
 
