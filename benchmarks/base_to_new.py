@@ -1,12 +1,16 @@
 """Base to new: what is learned from some classes, on the classes that no image was seen of.
 
     python -m benchmarks.base_to_new DATA --backbone local-dir:PATH [--splits first last even odd]
-                                     [--passes N] [--seeds 1 2 3] [--json FILE] [--resume]
+                                     [--passes N] [--seeds 1 2 3] [--together]
+                                     [--json FILE] [--resume]
 
 DATA is a folder of photos or a file of features. Of every split, named by which classes are the
 base, test images of base classes are classified among these and those of new classes among those:
 by the hand-written prompt, by CLIP's seven templates, by a prompt tuned on the base classes with
 and without `zo.anchor`, and by the head that is fitted to the base classes' images and all texts.
+
+With `--together`, all test images are classified among all classes, as by a prompt that was tuned
+with the new classes as `extra_classes`; and by the head with and without its calibration.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from benchmarks.support.templates import template_embeddings
 from sharpzo_engine import Encoder, Features, TuningConfig
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.heads.fitting import LinearHead, fit_gda
-from sharpzo_engine.heads.stacking import accuracy
+from sharpzo_engine.heads.stacking import HeadData, accuracy, stack_heads
 
 SEEDS, PASSES = (1, 2, 3), 10_000
 SPLITS: dict[str, Callable[[int], Sequence[int]]] = {
@@ -39,7 +43,9 @@ SPLITS: dict[str, Callable[[int], Sequence[int]]] = {
 WRITTEN, TEMPLATES = "hand-written prompt", "seven templates"
 TUNED, ANCHORED = "tuned, anchor 0", "tuned, anchor 1"
 HEAD, TEMPLATE_HEAD = "head, hand-written prompt", "head, seven templates"
+PLAIN, SERVED = "head, not calibrated", "head, calibrated"
 ANCHORS = {TUNED: 0.0, ANCHORED: 1.0}
+HEADS = (HEAD, TEMPLATE_HEAD, PLAIN, SERVED)
 Floats = NDArray[np.float32]
 
 
@@ -68,6 +74,7 @@ class Task:
     file: FeatureFile
     encoder: Encoder
     split: str
+    together: bool = False  #: whether images are classified among all classes
 
     @cached_property
     def base(self) -> Part:
@@ -98,6 +105,26 @@ class Task:
         heads = {name: fit_gda(shots, len(names), rows) for name, rows in texts.items()}
         return [self._row(name, head, config.seed) for name, head in heads.items()]
 
+    def served(self, config: TuningConfig) -> list[Row]:
+        """The head among all classes, without and with the offset of the new ones."""
+        base, file = self.base, self.file
+        order = [*base.labels, *self.new.labels]
+        names = [file.class_names[label] for label in order]
+        written = _linear(self._written(names))
+        data = HeadData(
+            train=base.of(file.few_shot(config.shots, config.seed)),
+            validation=base.of(file.validation),
+            source="official",
+            prompt=written,
+            zero_shot=written,
+            templates=_linear(template_embeddings(self.encoder, names)),
+            extra_classes=len(self.new.labels),
+        )
+        plain = fit_gda(data.train, len(order), data.texts)
+        found = {PLAIN: plain, SERVED: stack_heads("gda", data).served.head}
+        back = np.argsort(order).tolist()
+        return [self._row(name, _of_classes(h, back), config.seed) for name, h in found.items()]
+
     def tuned(self, config: TuningConfig, name: str) -> list[Row]:
         """The context tuned on the base classes."""
         base, file = self.base, self.file
@@ -113,12 +140,15 @@ class Task:
         return prompts.encode(prompts.initial_context[None])[0]
 
     def _row(self, name: str, head: LinearHead, seed: int) -> Row:
-        """Accuracies (fractions) of base images among base and of new images among new classes."""
-        found = {
-            key: accuracy(_of_classes(head, part.labels), part.of(self.file.test))
-            for key, part in (("base", self.base), ("new", self.new))
-        }
+        """Accuracies (fractions) of base and of new images, among their own or all classes."""
+        found = {"base": self._accuracy(head, self.base), "new": self._accuracy(head, self.new)}
         return {"split": self.split, "row": name, "seed": seed} | found
+
+    def _accuracy(self, head: LinearHead, part: Part) -> float:
+        test = self.file.test
+        if self.together:
+            return accuracy(head, test[np.flatnonzero(np.isin(test.labels, part.labels))])
+        return accuracy(_of_classes(head, part.labels), part.of(test))
 
 
 def _linear(texts: Floats) -> LinearHead:
@@ -129,31 +159,35 @@ def _of_classes(head: LinearHead, labels: Sequence[int]) -> LinearHead:
     return LinearHead(head.weights[labels], head.bias[labels])
 
 
-def measure(setting: Setting, results: Results, splits: Sequence[str]) -> None:
+def measure(
+    setting: Setting, results: Results, splits: Sequence[str], *, together: bool = False
+) -> None:
     """Run what is missing."""
     file = read(setting.folder, setting.backbone, setting.cache)
     for split in splits:
-        task = Task(file, setting.backbone, split)
+        task = Task(file, setting.backbone, split, together)
+        head = task.served if together else task.head
         results.measure([split, "zero-shot"], task.zero_shot)
         for seed in setting.seeds:
             config = setting.config(seed, {"head": "none"})
-            results.measure([split, "head", seed], partial(task.head, config))
+            results.measure([split, "head", seed], partial(head, config))
             for name, anchor in ANCHORS.items():
                 config = setting.config(seed, {"head": "none", "zo": {"anchor": anchor}})
                 results.measure([split, name, seed], partial(task.tuned, config, name))
 
 
-def tables(rows: Sequence[Row], title: str) -> list[Table]:
+def tables(rows: Sequence[Row], title: str, *, together: bool = False) -> list[Table]:
     """Means and deviations over seeds of every split; H is the harmonic mean of both means."""
     lines = []
     for split in dict.fromkeys(row["split"] for row in rows):
-        for name in (WRITTEN, TEMPLATES, TUNED, ANCHORED, HEAD, TEMPLATE_HEAD):
+        for name in (WRITTEN, TEMPLATES, TUNED, ANCHORED, *HEADS):
             own = [row for row in rows if (row["split"], row["row"]) == (split, name)]
             if own:
                 base, new = ([row[key] for row in own] for key in ("base", "new"))
                 cells = [percent(base), percent(new), f"{_harmonic(base, new):.1%}"]
                 lines.append([f"{split}: {name}", *cells])
-    return [Table(f"Base to new: {title}", ("base classes: row", "base", "new", "H"), lines)]
+    about = "One label space" if together else "Base to new"
+    return [Table(f"{about}: {title}", ("base classes: row", "base", "new", "H"), lines)]
 
 
 def _harmonic(base: Sequence[float], new: Sequence[float]) -> float:
@@ -166,12 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = make_parser(__doc__, SEEDS, PASSES)
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["first"])
+    parser.add_argument("--together", action="store_true", help="all classes in one classifier")
     options = parser.parse_args(arguments)
+    name = "one_label_space.json" if options.together else "base_to_new.json"
     with setting_of(options) as setting:
-        path = options.json or RESULTS / "base_to_new.json"
+        path = options.json or RESULTS / name
         results = Results.open(path, setting.facts(), resume=options.resume)
-        measure(setting, results, options.splits)
-        for table in tables(results.rows, setting.title):
+        measure(setting, results, options.splits, together=options.together)
+        for table in tables(results.rows, setting.title, together=options.together):
             table.print()
 
 

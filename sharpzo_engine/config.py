@@ -6,11 +6,12 @@ overlays on it (`PRESETS`). Names of the reference code are accepted as input al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sharpzo_engine.data.class_names import MAX_CLASS_NAME, as_tokenised, display_name
 from sharpzo_engine.errors import ConfigError
 
 PositiveFloat = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
@@ -40,8 +41,23 @@ TEMPLATES = (
     "a photo of the small {}.",
 )
 
+
+def _as_class_name(name: str) -> str:
+    """Write a name as the folder of that name is read."""
+    name = display_name(name, {})
+    if not name or not name.isprintable():
+        raise ValueError("a class name needs letters, and no control characters")
+    return name
+
+
+ClassName = Annotated[
+    str, Field(min_length=1, max_length=MAX_CLASS_NAME), AfterValidator(_as_class_name)
+]
+#: Classes with images that calibrating classes without images takes.
+LEAST_CLASSES = 4
+
 #: Values that may change when a run resumes: budgets, and what follows the search.
-EXTENDABLE = ("total_steps", "max_forward_passes", "max_seconds", "head")
+EXTENDABLE = ("total_steps", "max_forward_passes", "max_seconds", "head", "extra_classes")
 
 #: Name in the reference code -> path of the field here.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -240,6 +256,10 @@ class TuningConfig(_StrictModel):
     """Classifier on image features that is stacked on the tuned prompt: none, Gaussian
     discriminant analysis, logistic regression, or the best of these on unseen images."""
 
+    extra_classes: Annotated[tuple[ClassName, ...], Field(max_length=1000, strict=False)] = ()
+    """Names of classes without images, which follow the dataset's. The search does not see them;
+    the head `gda` answers for all classes, and knows these by their texts."""
+
     prompt: PromptConfig = Field(default_factory=PromptConfig)
     cma: CmaConfig = Field(default_factory=CmaConfig)
     zo: ZoConfig = Field(default_factory=ZoConfig)
@@ -291,6 +311,57 @@ class TuningConfig(_StrictModel):
             raise ValueError("zo.optimizer gauss-newton has no mask (set zo.mask to none)")
         return self
 
+    @model_validator(mode="after")
+    def _extra_classes_are_new(self) -> Self:
+        known: set[str] = set()
+        for name in self.extra_classes:
+            if as_tokenised(name) in known:
+                raise ValueError(f"extra_classes name {name[:40]!r} twice (leave one out)")
+            known.add(as_tokenised(name))
+        if known and self.head in ("none", "linear"):
+            raise ValueError(
+                f"extra_classes need the head gda, not {self.head} (set head to auto or gda)"
+            )
+        return self
+
+    def check_extra_classes(
+        self, class_names: Sequence[str], *, has_texts: bool, has_judges: bool
+    ) -> None:
+        """Check that there can be classes without images beside those of the dataset.
+
+        Args:
+            class_names: the classes that have images.
+            has_texts: whether the encoder knows texts.
+            has_judges: whether there are two images per class, or validation images.
+
+        Raises:
+            ConfigError: there cannot; names the field and the way out.
+        """
+        if not self.extra_classes:
+            return
+        if not has_texts:
+            raise _extra_classes_error(
+                "are known by their texts, and the encoder knows none (choose an encoder of level "
+                "texts or higher)"
+            )
+        known = {as_tokenised(display_name(name, {})): name for name in class_names}
+        for name in self.extra_classes:
+            if as_tokenised(name) in known:
+                own = known[as_tokenised(name)][:40]
+                raise _extra_classes_error(
+                    f"name {name[:40]!r}, and the dataset has images of {own!r} (leave it out)"
+                )
+        if len(class_names) < LEAST_CLASSES:
+            raise _extra_classes_error(
+                f"are weighed by leaving out classes that have images, and {len(class_names)} are "
+                f"too few (add images of more classes: {LEAST_CLASSES} or more)"
+            )
+        if not has_judges:
+            raise _extra_classes_error(
+                "are weighed on images that the head was not fitted to, and with one per class "
+                "there are none (raise shots, or add validation images)"
+            )
+
     @property
     def pass_limit(self) -> int:
         """Evaluations of the loss after which the search ends at the latest."""
@@ -334,6 +405,10 @@ def config_error(error: ValidationError) -> ConfigError:
     faults = [(path, ", or ".join(dict.fromkeys(texts))) for path, texts in messages.items()]
     text = "; ".join(f"{'.'.join(path) or 'config'}: {message}" for path, message in faults)
     return ConfigError(text, faults)
+
+
+def _extra_classes_error(message: str) -> ConfigError:
+    return ConfigError(f"extra_classes: {message}", [(("extra_classes",), message)])
 
 
 def _field_path(location: tuple[int | str, ...]) -> tuple[str, ...]:

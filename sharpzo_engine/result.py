@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sharpzo_engine._version import __version__
 from sharpzo_engine.clip.encoder import Floats
@@ -38,6 +39,7 @@ from sharpzo_engine.search.objective import Objective
 from sharpzo_engine.search.progress import Phase
 from sharpzo_engine.search.prompt_space import PromptSpace
 
+Array = NDArray[np.float64]
 Metrics = dict[str, float | int | None]
 OnRow = Callable[[int, int], None]  #: (rows of the loss landscape done, rows in all)
 
@@ -68,12 +70,33 @@ class FinishedSearch:
     source: str  #: source of the validation images, see `tuner.split_validation`
     unlabelled: Floats | None = None  #: embeddings [U, E] of the images without labels
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The dataset's classes, then those without images."""
+        return (*self.search.space.class_names, *self.config.extra_classes)
+
+    def class_embeddings(self, points: Array) -> Floats:
+        """Points [n, d] -> L2-normalised embeddings of all classes [n, C, E].
+
+        Residuals belong to the classes that were searched; without any, an extra class has the
+        embedding of the hand-written prompt.
+        """
+        space = self.search.space
+        found = space.class_embeddings(points)
+        if not self.config.extra_classes:
+            return found
+        prompts = space.backbone.prompts(self.config.prompt.context, self.config.extra_classes)
+        contexts = space.context(points)
+        if not space.backbone.level.includes(Level.CONTEXTS):
+            contexts = np.stack([prompts.initial_context] * len(points))
+        return np.concatenate([found, prompts.encode(contexts)], axis=1)
+
 
 def create_result(
     finished: FinishedSearch, stacking: Stacking, test: Features, on_row: OnRow
 ) -> TuneResult:
     """Score the prompt and its head on the test images, which are used nowhere else."""
-    search, config = finished.search, finished.config
+    search = finished.search
     comparison, split = _compare(finished, stacking, test)
     served = accuracy(stacking.served.head, test) if split == "test" else None
     metrics = _metrics(search, comparison, served, len(test), len(finished.validation))
@@ -83,7 +106,7 @@ def create_result(
         "unlabelled_images": 0 if finished.unlabelled is None else len(finished.unlabelled),
         "stopped_by": search.stopped_by,
     }
-    prompt = _to_prompt(search, config, stacking, metrics, origin)
+    prompt = _to_prompt(finished, stacking, metrics, origin)
     report = replace(_run_report(finished, prompt, test, on_row), comparison=comparison)
     return TuneResult(
         prompt,
@@ -104,12 +127,13 @@ def fit_head(finished: FinishedSearch) -> Stacking:
 
 def _head_data(finished: FinishedSearch) -> HeadData:
     search, space = finished.search, finished.search.space
-    embeddings = space.class_embeddings(np.stack([space.origin, search.best.point]))
+    embeddings = finished.class_embeddings(np.stack([space.origin, search.best.point]))
     templates = finished.config.prompt.templates
     texts = None
     if templates and space.backbone.level is not Level.IMAGES:
-        texts = template_embeddings(space.backbone, templates, space.class_names)
+        texts = template_embeddings(space.backbone, templates, finished.class_names)
     zero_shot, tuned = (_as_head(rows, space) for rows in embeddings)
+    extra = len(finished.config.extra_classes)
     return HeadData(
         train=finished.train,
         validation=finished.validation,
@@ -117,8 +141,9 @@ def _head_data(finished: FinishedSearch) -> HeadData:
         prompt=tuned,
         zero_shot=zero_shot,
         templates=None if texts is None else _as_head(texts, space),
-        unbiased=search.unbiased_logits(),
+        unbiased=None if extra else search.unbiased_logits(),
         unlabelled=finished.unlabelled,
+        extra_classes=extra,
     )
 
 
@@ -182,12 +207,13 @@ def _run_report(
     search = finished.search
     space, point = search.space, search.best.point
     scored = test if len(test) else finished.validation
-    zero_shot, tuned = space.class_embeddings(np.stack([space.origin, point]))
-    before = evaluate(zero_shot, scored, space.class_names)
-    after = evaluate(tuned, scored, space.class_names)
+    names = finished.class_names
+    zero_shot, tuned = finished.class_embeddings(np.stack([space.origin, point]))
+    before = evaluate(zero_shot, scored, names)
+    after = evaluate(tuned, scored, names)
     if len(test):
         # Score the served head only on test images, as it may have been fitted to all others.
-        after = evaluate(prompt.weights, scored, space.class_names, prompt.bias)
+        after = evaluate(prompt.weights, scored, names, prompt.bias)
     history = tuple(search.history)
     seconds, passes = (history[-1].seconds, history[-1].forward_passes) if history else (0.0, 0)
     speed = SearchSpeed(seconds, passes)
@@ -197,7 +223,7 @@ def _run_report(
     landscape = compute_landscape(objective, space.origin, point, rng, speed, on_row)
     stages: tuple[Phase, ...] = ("stage1", "stage2")
     return RunReport(
-        space.class_names,
+        names,
         prompt.metadata,
         history,
         before,
@@ -208,23 +234,22 @@ def _run_report(
 
 
 def _to_prompt(
-    search: Search,
-    config: TuningConfig,
+    finished: FinishedSearch,
     stacking: Stacking,
     metrics: Metrics,
     origin: Mapping[str, object],
 ) -> TunedPrompt:
-    space, point = search.space, search.best.point
+    space, point = finished.search.space, finished.search.best.point
     served = stacking.served
     matrix = Stacked(*served.head.in_float32())
     return TunedPrompt(
-        class_names=space.class_names,
-        class_embeddings=space.class_embeddings(point[None])[0],
+        class_names=finished.class_names,
+        class_embeddings=finished.class_embeddings(point[None])[0],
         context=space.context(point[None])[0],
         logit_scale=space.backbone.logit_scale,
         metadata={
             "backbone": space.backbone.describe(),
-            "config": config.model_dump(mode="json"),
+            "config": finished.config.model_dump(mode="json"),
             "metrics": metrics,
             "head": served.describe(),
             "choice": stacking.choice.describe(),

@@ -85,7 +85,8 @@ def tune(
 
     Raises:
         LevelMissing: the backbone does not give what the method needs.
-        DatasetError: too few images, or an image that cannot be read.
+        ConfigError: `extra_classes` cannot be served beside the dataset's classes.
+        DatasetError: too few images, too long a class name, or an image that cannot be read.
         TooFewImages: a class has fewer images than shots, or there are fewer than five unlabelled
             images per class.
         CheckpointError: `resume` found another run's checkpoint.
@@ -100,6 +101,12 @@ def tune(
     dataset = _sampled(dataset, config)
     train, validation, source = split_validation(dataset, config)
     more = None if unlabelled is None else _unlabelled(unlabelled, dataset)
+    if config.extra_classes:
+        shots = dataset.shots or config.shots
+        judged = shots > 1 or source == "official"
+        has_texts = backbone.level.includes(Level.TEXTS)
+        config.check_extra_classes(dataset.class_names, has_texts=has_texts, has_judges=judged)
+        backbone.prompts(config.prompt.context, config.extra_classes)  # whether they can be encoded
     embed = partial(extract_features, backbone=backbone, cache_dir=cache)
     view_seed = config.seed if config.training_view == "random" else None
     train_features = embed(train, on_progress=report.embedding("training"), view_seed=view_seed)

@@ -72,6 +72,7 @@ def submit_job(
     check_dataset(dataset, config.shots, config.classes)
     if request.unlabelled_dataset_id is not None:
         _check_unlabelled(datasets.get(request.unlabelled_dataset_id), dataset, config)
+    _check_extra_classes(spec, dataset, config)
     if source is not None:
         _check_continues(source, dataset.id, backbone, config)
     check_queue(jobs, settings)
@@ -104,6 +105,20 @@ def _check_level(spec: BackboneSpec, config: TuningConfig) -> None:
             f"{config.needs_derivatives} needs a backbone of level {Level.TANGENTS}, {spec.name} "
             f"gives {spec.level} (leave it out, or choose another backbone)"
         )
+
+
+def _check_extra_classes(spec: BackboneSpec, dataset: DatasetRecord, config: TuningConfig) -> None:
+    labels = labels_of(config.classes, len(dataset.classes or ()))
+    names = (dataset.classes or ())[labels.start : labels.stop]
+    validated = bool(dataset.splits["val"]) and config.validation != "holdout"
+    try:
+        config.check_extra_classes(
+            names,
+            has_texts=spec.level.includes(Level.TEXTS),
+            has_judges=config.shots > 1 or validated,
+        )
+    except ConfigError as error:
+        raise _at_config(error) from error
 
 
 def check_queue(jobs: JobStore, settings: Settings) -> None:
@@ -182,8 +197,12 @@ def parse_config(values: Mapping[str, Any], preset: str) -> TuningConfig:
     try:
         return TuningConfig.parse(values, preset)
     except ConfigError as error:
-        faults = [(json_pointer(("config", *path)), message) for path, message in error.errors]
-        raise ValidationFailed(faults or [("/config", str(error))]) from error
+        raise _at_config(error) from error
+
+
+def _at_config(error: ConfigError) -> ValidationFailed:
+    faults = [(json_pointer(("config", *path)), message) for path, message in error.errors]
+    return ValidationFailed(faults or [("/config", str(error))])
 
 
 def check_dataset(dataset: DatasetRecord, shots: int, classes: Part = "all") -> None:

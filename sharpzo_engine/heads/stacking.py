@@ -17,6 +17,9 @@ of the other half (`HeadData.unbiased`).
 than `CLEARLY` standard errors of the difference, and its accuracy higher by more than one. The best
 of many candidates on few images is mostly the luckiest one, and a lower loss may be no more than
 better calibration.
+
+With classes without images, the head `gda` is served alone: embeddings from two contexts in one
+classifier are not comparable. See `unseen`.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from sharpzo_engine.heads.fitting import (
     fit_linear,
 )
 from sharpzo_engine.heads.pooling import NO_POOL, Pool, fit_pool, spread
+from sharpzo_engine.heads.unseen import Calibration, add_offset, calibrate
 
 #: L2 penalties to try for logistic regression on L2-normalised features.
 PENALTIES = (0.1, 1.0)
@@ -73,6 +77,7 @@ class HeadData:
     #: Logits [n, C] of the validation images by tuned prompts that they have not chosen.
     unbiased: Real | None = None
     unlabelled: Real | None = None  #: embeddings [U, E] of images without labels, for GDA
+    extra_classes: int = 0  #: how many of the last classes have no images
 
     @property
     def classes(self) -> int:
@@ -223,10 +228,14 @@ class Choice:
     reason: str
     images: int  #: that judged
     candidates: tuple[Candidate, ...] = ()  #: best first
+    calibration: Calibration | None = None  #: of classes without images, if there are any
 
     def describe(self) -> dict[str, object]:
         """Its entry in the artifact's metadata."""
-        return asdict(self)
+        found = asdict(self)
+        if self.calibration is None:
+            del found["calibration"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -347,11 +356,14 @@ class _Validation:
 
 def stack_heads(kind: str, data: HeadData) -> Stacking:
     """Choose, fit and stack; `kind` is `TuningConfig.head` (`none` serves the tuned prompt)."""
-    validation = _Validation(data)
     rows: dict[str, Head] = {ZERO_SHOT: data.zero_shot}
     if data.templates is not None:
         rows[TEMPLATES] = data.templates
     rows[PROMPT] = data.prompt
+    if data.extra_classes:
+        served, choice = _with_extra_classes(data)
+        return Stacking(served, choice, rows | {HEAD_ALONE: served.head})
+    validation = _Validation(data)
     if kind == "none":
         choice = Choice("head is none, which asks for the tuned prompt alone", validation.images)
         return Stacking(validation.finish(validation.prompt_alone(PROMPT)), choice, rows)
@@ -370,6 +382,29 @@ def stack_heads(kind: str, data: HeadData) -> Stacking:
         TIP_ADAPTER: validation.tip_adapter(),
     }
     return Stacking(validation.finish(trial), choice, rows)
+
+
+def _with_extra_classes(data: HeadData) -> tuple[Stack, Choice]:
+    """The head `gda` for all classes, calibrated; falls back to the tuned prompt as `finish`."""
+    classes = data.classes - data.extra_classes
+    own = data.everything
+    images = _join(own, data.validation) if data.source == "official" else own
+    fitted = np.arange(len(images)) < len(own)
+    calibration, weight = calibrate(images, fitted, classes, data.texts[:classes])
+    head = _fit_gda(own, data)
+    unit = spread(head.logits(own.images)[:, :classes]) or 1.0
+    head = add_offset(head, classes, calibration.offset * unit)
+    alpha = weight / unit  # calibrates the probabilities
+    total = LinearHead(*LinearHead(alpha * head.weights, alpha * head.bias).in_float32())
+    if not total.is_finite:
+        reason = f"{PROMPT}: the head gda is not finite"
+        return Stack(PROMPT, "none", data.prompt, 0.0, 1.0, 1.0, None), Choice(reason, 0)
+    reason = (
+        f"gda: the only head for classes without images, of which there are {data.extra_classes}; "
+        f"their offset was found by leaving out halves of the {classes} other classes"
+    )
+    served = Stack("gda", "gda", total, alpha, 0.0, 1.0, None)
+    return served, Choice(reason, len(images), calibration=calibration)
 
 
 def _choose(default: Trial, trials: Sequence[Trial], images: int) -> tuple[Trial, Choice]:

@@ -160,6 +160,22 @@ def test_base_to_new_scores_classes_that_were_not_learned_from(
     assert _without_seconds(again.rows) == _without_seconds(kept)
 
 
+def test_together_all_images_are_classified_among_all_classes(setting: Setting) -> None:
+    apart, together = Results(None, {}), Results(None, {})
+    for results, option in ((apart, False), (together, True)):
+        base_to_new.measure(setting, results, ["odd"], together=option)
+    (table,) = base_to_new.tables(together.rows, "small", together=True)
+    assert table.title.startswith("One label space")
+    assert [row[0] for row in table.rows][-2:] == [
+        "odd: head, not calibrated",
+        "odd: head, calibrated",
+    ]
+    own, all_ = ({row["row"]: row for row in r.rows} for r in (apart, together))
+    for name in own.keys() & all_.keys():  # more classes never make an image easier
+        assert all_[name]["base"] <= own[name]["base"]
+        assert all_[name]["new"] <= own[name]["new"]
+
+
 @pytest.mark.parametrize(
     ("split", "base", "new"),
     [

@@ -115,6 +115,32 @@ def test_evaluate_measures_what_is_served(
     assert evaluated["accuracy"] == pytest.approx(tuned["test_accuracy"])
 
 
+def test_classes_without_images_are_evaluated_and_classified(
+    sharpzo: Any, squares: Path, small_backbone: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "four", tmp_path / "p.safetensors"
+    shutil.copytree(squares, folder)
+    for split in ("train", "val", "test"):  # a fourth class
+        shutil.copytree(folder / split / "red", folder / split / "crimson")
+    options = ["--set", "extra_classes=[bright_yellow, grey]", "--out", out, "--json"]
+    ran = sharpzo("tune", folder, *QUICK, *options, "--backbone", f"local-dir:{small_backbone}")
+    assert json.loads(ran.out)["head"]["kind"] == "gda"
+    evaluated = json.loads(sharpzo("evaluate", out, squares, "--json").out)
+    assert evaluated["per_class_accuracy"]["grey"] is None
+    assert evaluated["per_class_accuracy"]["bright yellow"] is None
+    assert sharpzo("evaluate", out, squares).code == 0
+    image = next(squares.glob("test/*/0.png"))
+    ran = sharpzo("classify", out, image, "--top-k", "9", "--json")
+    (answer,) = json.loads(ran.out)["results"]
+    assert {"grey", "bright yellow", "crimson"} < {p["label"] for p in answer["predictions"]}
+    assert sharpzo("export", out, "--format", "onnx", "--out", tmp_path / "p.onnx").code == 0
+    refused = sharpzo(
+        "tune", squares, *QUICK, *options, "--backbone", f"local-dir:{small_backbone}"
+    )
+    assert refused.code != 0
+    assert "3 are too few (add images of more classes: 4 or more)" in refused.err
+
+
 def test_classify_labels_each_image(sharpzo: Any, tuned: Path, squares: Path) -> None:
     images = sorted(squares.glob("test/*/0.png"))
     ran = sharpzo("classify", tuned, *images, "--top-k", "2", "--json")

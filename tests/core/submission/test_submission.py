@@ -84,6 +84,9 @@ def test_a_job_carries_its_whole_configuration(stores: Stores, settings: Setting
         ({"config": {"prompt": {"context": "a\ud800"}}}, "/config/prompt/context"),
         ({"config": {"prompt": {"context": "a\x00"}}}, "/config/prompt/context"),
         ({"config": {"a/b~c": 1}}, "/config/a~1b~0c"),
+        ({"config": {"extra_classes": ["fox"]}}, "/config/extra_classes"),  # beside two classes
+        ({"config": {"extra_classes": ["Cat"]}}, "/config/extra_classes"),  # has images
+        ({"config": {"extra_classes": [""]}}, "/config/extra_classes"),
         ({"preset": "best"}, "/preset"),
         ({"backbone": "local-dir:/etc"}, "/backbone"),
     ],
@@ -95,6 +98,24 @@ def test_a_wrong_request_is_refused_with_a_pointer(
         submit(stores, settings, **request_)
     assert pointer in [where for where, _ in caught.value.errors]
     assert stores.jobs.list().items == []
+
+
+def test_classes_without_images_are_accepted_beside_four_with_images(
+    stores: Stores, settings: Settings
+) -> None:
+    names = ("ant", "bee", "cat", "dog")
+    dataset = stores.datasets.mark_ready(
+        stores.datasets.create("animals").id,
+        classes=names,
+        counts={"train": dict.fromkeys(names, 4)},
+        sha256="0" * 64,
+    )
+    wanted = {"shots": 4, "extra_classes": ["red_fox", "elk"]}
+    job = submit(stores, settings, dataset_id=dataset.id, config=wanted)
+    assert TuningConfig.model_validate(job.config).extra_classes == ("red fox", "elk")
+    wanted["shots"] = 1
+    with pytest.raises(ValidationFailed, match="raise shots, or add validation images"):
+        submit(stores, settings, dataset_id=dataset.id, config=wanted)
 
 
 def test_too_few_images_names_the_class(stores: Stores, settings: Settings) -> None:
