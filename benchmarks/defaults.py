@@ -61,6 +61,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 VARIANTS: Mapping[str, dict[str, Any]] = {
     DEFAULT: {},
+    "as many passes as the rule takes": {"max_forward_passes": None},
     **{
         name: values
         for name, values in CHOICES.items()
