@@ -104,7 +104,7 @@ def _print(outcome: Outcome, out: Path) -> None:
     rows = [
         ("zero-shot prompt", shown(metrics.zero_shot_accuracy), "0", ""),
         ("tuned prompt", shown(metrics.prompt_test_accuracy), f"{passes:,}", seconds),
-        ("prompt + head", shown(metrics.test_accuracy), f"{passes:,}", seconds),
+        ("what is served", shown(metrics.test_accuracy), f"{passes:,}", seconds),
     ]
     print_table(
         "Handwritten digits, backbone tiny",

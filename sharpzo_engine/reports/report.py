@@ -134,7 +134,8 @@ class RunReport:
 
     def _comparison(self) -> dict[str, float | None]:
         own = {"zero-shot": self.before.accuracy, "tuned prompt": self.after.accuracy}
-        return {name: _finite(value) for name, value in {**own, **self.comparison}.items()}
+        rows = own if "tuned prompt" not in self.comparison else {}
+        return {name: _finite(value) for name, value in {**rows, **self.comparison}.items()}
 
     def _intervals(self) -> dict[str, list[float]]:
         """The comparison's intervals; only on test images, as the others chose the prompt."""

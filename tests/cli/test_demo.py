@@ -83,7 +83,7 @@ def test_the_demo_ends_with_one_object_and_leaves_nothing_running(
     assert answer["forward_passes"] > 0
     assert 0.3 <= answer["zero_shot_accuracy"] <= answer["tuned_accuracy"] - 0.15
     assert "zero-shot prompt" in ran.out
-    assert "prompt + head" in ran.out
+    assert "what is served" in ran.out
     assert (tmp_path / "out" / "prompt.safetensors").stat().st_size > 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["labels"]["job"] == answer["job_id"]

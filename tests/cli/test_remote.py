@@ -115,7 +115,7 @@ def test_a_job_is_shown_with_its_last_events(
 def test_a_job_is_paused_resumed_and_cancelled(
     answer: Any, running: Running, dataset_id: str
 ) -> None:
-    long = ["--set", "total_steps=100000", "--set", "change_point=100000"]
+    long = ["--set", "total_steps=100000", "--set", "change_point=100000", "--passes", "1000000000"]
     long += ["--seed", "7", "--passes", "9999999", "--head", "none"]
     submitted = answer("jobs", "submit", dataset_id, *QUICK, *long)
     wanted = {"shots": 4, "seed": 7, "max_forward_passes": 9_999_999, "head": "none"}
@@ -132,7 +132,7 @@ def test_a_job_is_paused_resumed_and_cancelled(
 def test_a_job_is_finished_early(
     answer: Any, sharpzo: Any, running: Running, dataset_id: str
 ) -> None:
-    long = ["--set", "total_steps=100000", "--set", "change_point=100000"]
+    long = ["--set", "total_steps=100000", "--set", "change_point=100000", "--passes", "1000000000"]
     job = answer("jobs", "submit", dataset_id, *QUICK, *long)["id"]
     eventually(lambda: running.client.jobs.get(job).progress.step > 0, 60)
     assert sharpzo("jobs", "finish", job).out == f"{job} is finishing\n"

@@ -27,7 +27,7 @@ QUICK: dict[str, Any] = {
     "prompt": {"intrinsic_dim": 8},
     "cma": {"population_size": 4},
 }
-LONG = {**QUICK, "total_steps": 100_000, "change_point": 100_000}
+LONG = {**QUICK, "total_steps": 100_000, "change_point": 100_000, "max_forward_passes": 10**9}
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9;]*m")
 DRAWING = "\x1b[?25l"  # the cursor is hidden while something is drawn
 
@@ -131,7 +131,12 @@ def submitted(text: str) -> str:
 
 
 def long_submission(dataset_id: str) -> list[str]:
-    values = ["total_steps=100000", "change_point=100000", "prompt.intrinsic_dim=8"]
+    values = [
+        "total_steps=100000",
+        "change_point=100000",
+        "max_forward_passes=1000000000",
+        "prompt.intrinsic_dim=8",
+    ]
     values += ["cma.population_size=4", "shots=4"]
     return ["jobs", "submit", dataset_id, "--watch"] + [w for v in values for w in ("--set", v)]
 
@@ -263,7 +268,15 @@ def test_tune_draws_on_standard_error_alone(
 def test_ctrl_c_finishes_a_local_run(squares: Path, small_backbone: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.safetensors"
     command = tune_command(squares, small_backbone, out)
-    command = [*command, "--set", "total_steps=100000", "--set", "change_point=100000"]
+    command = [
+        *command,
+        "--set",
+        "total_steps=100000",
+        "--set",
+        "change_point=100000",
+        "--passes",
+        "1000000000",
+    ]
     with on_terminal(*command, pipe=True) as tuned:
         eventually(lambda: re.search(r"stage 1: CMA-ES ━.*step \d", tuned.text), 60)
         os.killpg(tuned.process.pid, signal.SIGINT)

@@ -39,7 +39,7 @@ CONFIG = {
     "cma": {"population_size": 4},
 }
 
-LONG = {"total_steps": 100_000, "change_point": 100_000}
+LONG = {"total_steps": 100_000, "change_point": 100_000, "max_forward_passes": 10**9}
 
 
 @pytest.fixture(scope="session")
@@ -304,7 +304,9 @@ def test_a_dataset_without_classes_fails(client: Client, photos: Path, tmp_path:
 
 
 def test_a_running_job_can_be_cancelled(client: Client, dataset_id: str) -> None:
-    job = client.jobs.create(dataset_id, config=CONFIG | {"total_steps": 1_000_000})
+    job = client.jobs.create(
+        dataset_id, config=CONFIG | {"total_steps": 1_000_000, "max_forward_passes": 10**9}
+    )
     with pytest.raises(ConflictError):
         client.jobs.delete(job.id)
     types = [event.type for event in _cancel_when_it_runs(client, job.id)]

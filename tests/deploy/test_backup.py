@@ -93,7 +93,12 @@ def test_a_destroyed_service_is_restored_and_serves_the_same_prompt(
         body = {"prompt_id": tuned["prompt_id"]}
         assert visitor.client.put("/v1/aliases/pets@live", json=body).is_success
         before = visitor.classify()
-        endless = {**CONFIG, "total_steps": 1_000_000, "change_point": 1_000_000}
+        endless = {
+            **CONFIG,
+            "total_steps": 1_000_000,
+            "change_point": 1_000_000,
+            "max_forward_passes": 10**9,
+        }
         running = visitor.post("/v1/jobs", json={"dataset_id": dataset, "config": endless})
         path = f"/v1/jobs/{running['id']}"
         eventually(lambda: visitor.get(path)["checkpoint"] is not None, 60)

@@ -140,7 +140,12 @@ def test_a_job_that_applies_the_prompt_tells_its_own_request(
 
 
 def test_events_name_the_request_that_they_tell_of(desk: Desk, dataset: str) -> None:
-    endless = {**CONFIG, "total_steps": 1_000_000, "change_point": 1_000_000}
+    endless = {
+        **CONFIG,
+        "total_steps": 1_000_000,
+        "change_point": 1_000_000,
+        "max_forward_passes": 10**9,
+    }
     job = desk.post("/v1/jobs", TUNE, json={"dataset_id": dataset, "config": endless})
     desk.post(f"/v1/jobs/{job['id']}/cancel", CANCEL)
     desk.client.post(f"/v1/jobs/{job['id']}/cancel")

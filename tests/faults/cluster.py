@@ -41,6 +41,7 @@ FAST = {
 #: A few seconds, shared by both stages.
 LONG: dict[str, Any] = {
     "total_steps": 600,
+    "max_forward_passes": 10**9,
     "change_point": 200,
     "cma": {"population_size": 256},
     "zo": {"optimizer": "adam", "queries": 128},
@@ -50,6 +51,7 @@ MINUTE = LONG | {"total_steps": 13_000, "change_point": 4_300}
 #: Long enough on any machine; to be cancelled.
 ENDLESS: dict[str, Any] = {
     "total_steps": 200_000,
+    "max_forward_passes": 10**9,
     "change_point": 20,
     "zo": {"optimizer": "adam", "queries": 512},
 }

@@ -352,7 +352,12 @@ def test_a_revoked_keys_running_job_is_stopped_by_its_worker(
     place = Workplace(settings)
     try:
         dataset = dataset_of(door, key)
-        config = CONFIG | {"shots": 3, "total_steps": 100_000, "change_point": 100_000}
+        config = CONFIG | {
+            "shots": 3,
+            "total_steps": 100_000,
+            "change_point": 100_000,
+            "max_forward_passes": 10**9,
+        }
         body = {"dataset_id": dataset, "config": config}
         running = door.ask("POST", "/v1/jobs", key, json=body).json()["id"]
         place.start_worker()

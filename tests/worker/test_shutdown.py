@@ -13,7 +13,7 @@ from sharpzo_core.records.jobs import JobStatus
 from tests.helpers import Workplace
 from worker import slot
 
-ENDLESS = {"total_steps": 1_000_000, "change_point": 1_000_000}
+ENDLESS = {"total_steps": 1_000_000, "change_point": 1_000_000, "max_forward_passes": 10**9}
 SECONDS = 30  # far more than a worker needs
 MOMENT = 2  # seconds in which a process that does nothing has surely begun to wait
 
