@@ -253,9 +253,9 @@ class TuningConfig(_StrictModel):
     """Budget in seconds of tuning; the run completes normally when it is used up."""
 
     head: Literal["none", "gda", "linear", "auto"] = "auto"
-    """What is served: with none the tuned prompt; with gda (Gaussian discriminant analysis) or linear
-    (logistic regression) a classifier on image features, with a prompt if that is clearly better
-    on unseen images; auto serves gda unless anything else is."""
+    """What is served: with none the tuned prompt; with gda (Gaussian discriminant analysis) or
+    linear (logistic regression) a classifier on image features, with a prompt if that is clearly
+    better on unseen images; auto serves gda unless anything else is."""
 
     extra_classes: Annotated[tuple[ClassName, ...], Field(max_length=1000, strict=False)] = ()
     """Names of classes without images, which follow the dataset's. The search does not see them;
