@@ -363,6 +363,21 @@ class TuningConfig(_StrictModel):
                 "there are none (raise shots, or add validation images)"
             )
 
+    def check_unlabelled(self) -> None:
+        """Check that what is served can learn from images without labels.
+
+        Raises:
+            ConfigError: it cannot; names the field and the way out.
+        """
+        if self.head in ("none", "linear"):
+            message = f"{self.head} learns nothing from unlabelled images (set it to auto or gda)"
+            raise ConfigError(f"head: {message}", [(("head",), message)])
+        if self.extra_classes:
+            raise _extra_classes_error(
+                "are weighed by leaving classes out, which unlabelled images do not allow (leave "
+                "out one of the two)"
+            )
+
     @property
     def pass_limit(self) -> int:
         """Evaluations of the loss after which the search ends at the latest."""

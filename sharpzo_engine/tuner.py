@@ -100,7 +100,10 @@ def tune(
     cache = Path(cache_dir) if cache_dir else None
     dataset = _sampled(dataset, config)
     train, validation, source = split_validation(dataset, config)
-    more = None if unlabelled is None else _unlabelled(unlabelled, dataset)
+    more = None
+    if unlabelled is not None:
+        config.check_unlabelled()
+        more = _unlabelled(unlabelled, dataset)
     if config.extra_classes:
         shots = dataset.shots or config.shots
         judged = shots > 1 or source == "official"

@@ -236,10 +236,15 @@ def _check_unlabelled(more: DatasetRecord, dataset: DatasetRecord, config: Tunin
 
     Raises:
         StateConflict: it is not ready.
-        ValidationFailed: it has fewer than five images per class that is tuned on.
+        ValidationFailed: it has fewer than five images per class that is tuned on, or what is to be
+            served learns nothing from them.
     """
     if more.status is not DatasetStatus.READY:
         raise StateConflict(f"the dataset of unlabelled images is {more.status}, not ready")
+    try:
+        config.check_unlabelled()
+    except ConfigError as error:
+        raise _at_config(error) from error
     classes = len(labels_of(config.classes, len(dataset.classes)))
     images = more.splits["train"] if more.labelled else more.images
     if more.id == dataset.id:

@@ -244,7 +244,7 @@ class Search:
     def _has_settled(self) -> bool:
         """Whether validation has not improved for as many passes as it took to the best point.
 
-        A shorter patience fails: validation often stalls for thousands of passes and goes on.
+        A shorter patience fails: validation often stalls for thousands of passes, then improves.
         """
         since = self.forward_passes - self._best_passes
         return since >= max(ENOUGH_BESIDE_HEAD, self._best_passes)

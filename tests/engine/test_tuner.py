@@ -32,6 +32,7 @@ from sharpzo_engine.errors import (
     BackboneError,
     BackboneMismatch,
     CheckpointError,
+    ConfigError,
     DatasetError,
     TooFewImages,
 )
@@ -643,6 +644,15 @@ def test_unlabelled_images_refine_the_head_alone(
     )
     test = extract_features(dataset.test, clip)
     assert helped.comparison["head alone"] == accuracy(expected, test)
+
+
+@pytest.mark.parametrize("changes", [{"head": "linear"}, {"extra_classes": ("scarf",)}])
+def test_unlabelled_images_that_nothing_learns_from_are_refused(
+    pictures: Path, clip: Backbone, changes: dict[str, Any]
+) -> None:
+    dataset = load_dataset(pictures, shots=1)
+    with pytest.raises(ConfigError, match="unlabelled images"):
+        tune(dataset, clip, small(shots=1, **changes), unlabelled=list_unlabelled(pictures))
 
 
 def test_a_run_is_resumed_with_other_unlabelled_images(

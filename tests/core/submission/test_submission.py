@@ -151,6 +151,19 @@ def test_unlabelled_images_come_from_a_second_dataset(stores: Stores, settings: 
         stores.jobs.request_resume(job.id)
 
 
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [({"head": "none"}, "/config/head"), ({"extra_classes": ["scarf"]}, "/config/extra_classes")],
+)
+def test_unlabelled_images_that_nothing_learns_from_are_refused(
+    stores: Stores, settings: Settings, config: dict[str, object], field: str
+) -> None:
+    own = stores.ready_dataset(images=40)
+    with pytest.raises(ValidationFailed) as caught:
+        submit(stores, settings, unlabelled_dataset_id=own.id, config=config)
+    assert [where for where, _ in caught.value.errors] == [field]
+
+
 def test_few_unlabelled_images_are_refused(stores: Stores, settings: Settings) -> None:
     few = stores.ready_dataset(images=4)
     with pytest.raises(
