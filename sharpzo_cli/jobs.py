@@ -187,7 +187,7 @@ def resume(job_id: opt.JobId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json 
 
 @app.command()
 def finish(job_id: opt.JobId, url: opt.Url = opt.DEFAULT_URL, as_json: opt.Json = False) -> None:
-    """End a tuning job's search early; it publishes its best prompt so far."""
+    """End a tuning search early, with its best prompt so far."""
     with service(url) as client:
         job = client.jobs.finish(job_id)
     print_model(job, _say_finishing, as_json=as_json)
