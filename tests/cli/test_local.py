@@ -64,12 +64,17 @@ def test_tune_prints_a_table_for_people(
     options = ["--backbone", f"local-dir:{small_backbone}", "--out", tmp_path / "p.safetensors"]
     ran = sharpzo("tune", squares, *QUICK, *options)
     assert ran.code == 0
-    for row in ("zero-shot", "tuned prompt", "head alone", "prompt + head", "Tip-Adapter"):
+    names = (
+        "zero-shot", "zero-shot, templates", "tuned prompt", "head alone", "prompt + head",
+        "hand-written + head", "Tip-Adapter",
+    )  # fmt: skip
+    for row in names:
         assert row in ran.out
     assert "classifier: " in ran.out
+    assert "chosen: " in ran.out
     assert "Accuracy on 6 images (test)" in ran.out
     shares = re.findall(r"(\d+\.\d)%[^\d]+(\d+\.\d)-(\d+\.\d)", ran.out)
-    assert len(shares) == 5
+    assert len(shares) == len(names)
     for share, low, high in shares:
         right = round(float(share) / 100 * 6)
         assert [low, high] == [f"{100 * bound:.1f}" for bound in wilson_interval(right / 6, 6)]
