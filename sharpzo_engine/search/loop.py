@@ -222,18 +222,25 @@ class Search:
     def _is_over(self) -> bool:
         """Whether the search must stop now; stores the reason."""
         config = self._config
-        if len(self.history) >= config.total_steps or self._stage.exhausted:
+        if len(self.history) >= config.total_steps:
+            return True
+        if self._stage.exhausted and not self._horizon_reached:
             return True
         if self._finish_asked:
             self.stopped_by = "finished"
         elif config.max_seconds is not None and self.seconds >= config.max_seconds:
             self.stopped_by = "max_seconds"
-        elif not self._affords(self._stage.passes_per_step):
+        elif self._horizon_reached or not self._affords(self._stage.passes_per_step):
             is_own = config.max_forward_passes is not None
             self.stopped_by = "max_forward_passes" if is_own else "enough"
         elif config.max_forward_passes is None and self._has_settled:
             self.stopped_by = "enough"
         return self.stopped_by != "completed"
+
+    @property
+    def _horizon_reached(self) -> bool:
+        """Whether stage 2 has done the steps that the passes were enough for."""
+        return isinstance(self._stage, Descent) and self._stage.is_done
 
     def _affords(self, passes: int) -> bool:
         # The validations after this step and at the end also count.

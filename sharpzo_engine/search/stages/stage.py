@@ -101,9 +101,14 @@ class Descent:
         return self._steps
 
     @property
-    def exhausted(self) -> bool:
+    def is_done(self) -> bool:
         """Whether the horizon is reached."""
         return self._steps >= self._horizon
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether further steps are pointless."""
+        return self.is_done
 
     def extend(self, horizon: int) -> None:
         """End after `horizon` steps in all; the schedule is stretched."""

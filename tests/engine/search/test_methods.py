@@ -150,6 +150,11 @@ def test_without_a_budget_the_search_ends_when_more_would_change_little(
     search.run()
     assert search.stopped_by == "enough"
     assert 100 < search.forward_passes <= 150
+    for passes in range(151, 171):  # also where the planned steps leave a few passes
+        monkeypatch.setattr("sharpzo_engine.config.ENOUGH_BESIDE_HEAD", passes)
+        search = Search(settings, make_objective(clip), make_objective(clip, seed=1))
+        search.run()
+        assert search.stopped_by == "enough"
     longer = config(head="auto", max_forward_passes=300, total_steps=10_000)
     search = Search(longer, make_objective(clip), make_objective(clip, seed=1))
     search.run()
