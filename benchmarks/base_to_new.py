@@ -27,8 +27,8 @@ from benchmarks.support.few_shots import read
 from benchmarks.support.output import RESULTS, Row, Table, percent
 from benchmarks.support.results import Results
 from benchmarks.support.setting import Setting, make_parser, setting_of
-from benchmarks.support.templates import template_embeddings
 from sharpzo_engine import Encoder, Features, TuningConfig
+from sharpzo_engine.clip.texts import template_embeddings
 from sharpzo_engine.config import PromptConfig
 from sharpzo_engine.heads.fitting import LinearHead, fit_gda
 from sharpzo_engine.heads.stacking import HeadData, accuracy, stack_heads
@@ -90,7 +90,10 @@ class Task:
     def zero_shot(self) -> list[Row]:
         """Both zero-shot classifiers."""
         names = self.file.class_names
-        found = {WRITTEN: self._written(names), TEMPLATES: template_embeddings(self.encoder, names)}
+        found = {
+            WRITTEN: self._written(names),
+            TEMPLATES: self._templates(names),
+        }
         return [self._row(name, _linear(texts), 0) for name, texts in found.items()]
 
     def head(self, config: TuningConfig) -> list[Row]:
@@ -100,7 +103,7 @@ class Task:
         shots = drawn[np.flatnonzero(np.isin(drawn.labels, self.base.labels))]
         texts = {
             HEAD: self._written(names),
-            TEMPLATE_HEAD: template_embeddings(self.encoder, names),
+            TEMPLATE_HEAD: self._templates(names),
         }
         heads = {name: fit_gda(shots, len(names), rows) for name, rows in texts.items()}
         return [self._row(name, head, config.seed) for name, head in heads.items()]
@@ -117,7 +120,7 @@ class Task:
             source="official",
             prompt=written,
             zero_shot=written,
-            templates=_linear(template_embeddings(self.encoder, names)),
+            templates=_linear(self._templates(names)),
             extra_classes=len(self.new.labels),
         )
         plain = fit_gda(data.train, len(order), data.texts)
@@ -134,6 +137,9 @@ class Task:
         prompts = self.encoder.prompts(config.prompt.context, file.class_names)
         row = self._row(name, _linear(prompts.encode(context)[0]), config.seed)
         return [row | {"forward_passes": found.forward_passes, "seconds": found.seconds}]
+
+    def _templates(self, names: Sequence[str]) -> NDArray[np.float32]:
+        return template_embeddings(self.encoder, PromptConfig().templates, names)
 
     def _written(self, names: Sequence[str]) -> Floats:
         prompts = self.encoder.prompts(PromptConfig().context, names)
