@@ -19,7 +19,7 @@ of many candidates on few images is mostly the luckiest one, and a lower loss ma
 better calibration.
 
 With classes without images, the head `gda` is served alone: embeddings from two contexts in one
-classifier are not comparable. See `unseen`.
+classifier are not comparable. See `extra_classes`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharpzo_engine.clip.features import Features
+from sharpzo_engine.heads.extra_classes import Calibration, add_offset, calibrate
 from sharpzo_engine.heads.fitting import (
     ROWS,
     BlendedHead,
@@ -45,7 +46,6 @@ from sharpzo_engine.heads.fitting import (
     fit_linear,
 )
 from sharpzo_engine.heads.pooling import NO_POOL, Pool, fit_pool, spread
-from sharpzo_engine.heads.unseen import Calibration, add_offset, calibrate
 
 #: L2 penalties to try for logistic regression on L2-normalised features.
 PENALTIES = (0.1, 1.0)

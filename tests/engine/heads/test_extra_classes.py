@@ -7,10 +7,11 @@ import pytest
 from numpy.typing import NDArray
 
 from sharpzo_engine.clip.features import Features
-from sharpzo_engine.heads import unseen
+from sharpzo_engine.heads import extra_classes
+from sharpzo_engine.heads.extra_classes import Calibration, add_offset, calibrate
 from sharpzo_engine.heads.fitting import LinearHead, fit_gda
+from sharpzo_engine.heads.pooling import spread
 from sharpzo_engine.heads.stacking import HEAD_ALONE, HeadData, stack_heads
-from sharpzo_engine.heads.unseen import Calibration, add_offset, calibrate
 from tests.engine.heads.test_heads import unit_rows
 
 SEEN, EXTRA, WIDTH = 8, 6, 32
@@ -49,9 +50,9 @@ def test_a_head_that_is_not_calibrated_hardly_recognises_classes_without_images(
     shots, test = images(16, classes=SEEN), images(60, seed=1)
     head = fit_gda(shots, SEEN + EXTRA, texts())
     calibration, _ = calibrate(shots, all_of(shots), SEEN, texts()[:SEEN])
-    spread = unseen.spread(head.logits(shots.images)[:, :SEEN])
+    unit = spread(head.logits(shots.images)[:, :SEEN])
     before = recognised(head, test)
-    after = recognised(add_offset(head, SEEN, calibration.offset * spread), test)
+    after = recognised(add_offset(head, SEEN, calibration.offset * unit), test)
     assert before[0] - before[1] > 0.2
     assert abs(after[0] - after[1]) < (before[0] - before[1]) / 2
     assert harmonic(*after) > harmonic(*before)
@@ -86,9 +87,9 @@ def test_a_turn_judges_only_what_its_head_was_not_fitted_to(
         used.append(features)
         return fit_gda(features, classes, words)
 
-    monkeypatch.setattr(unseen, "fit_gda", spy)
-    turns = list(unseen._turns(shots, all_of(shots), SEEN, texts()[:SEEN]))
-    assert len(turns) == len(used) == 2 * unseen.SHUFFLES
+    monkeypatch.setattr(extra_classes, "fit_gda", spy)
+    turns = list(extra_classes._turns(shots, all_of(shots), SEEN, texts()[:SEEN]))
+    assert len(turns) == len(used) == 2 * extra_classes.SHUFFLES
     for own, turn in zip(used, turns, strict=True):
         kept = np.flatnonzero(~turn.left_out)
         assert turn.left_out.sum() == SEEN // 2
@@ -104,12 +105,12 @@ def test_a_turn_judges_only_what_its_head_was_not_fitted_to(
 def test_thresholds_are_where_answers_change() -> None:
     logits = np.array([[2.0, 1.0, 0.5], [1.0, 2.0, 0.5], [2.0, 1.0, 1.5], [0.0, 0.0, 3.0]])
     labels, left_out = np.array([0, 0, 2, 2]), np.array([False, False, True])
-    turn = unseen._Turn.judge(logits, labels, left_out)
+    turn = extra_classes._Turn.judge(logits, labels, left_out)
     np.testing.assert_array_equal(turn.seen, [1.5, -np.inf])
     np.testing.assert_array_equal(turn.rest, [0.5, -3.0])
     for offset in (-4.0, -1.0, 0.0, 0.7, 1.4, 1.6, 5.0):
         right = (logits + offset * left_out).argmax(1) == labels
-        assert unseen._accuracies(turn.seen, turn.rest, offset) == (
+        assert extra_classes._accuracies(turn.seen, turn.rest, offset) == (
             right[:2].mean(),
             right[2:].mean(),
         )
@@ -119,14 +120,14 @@ def test_the_balance_is_the_smallest_difference_of_all_offsets() -> None:
     rng = np.random.default_rng(0)
     seen, rest = rng.normal(1, 1, 50), rng.normal(0.5, 1, 70)
     seen[:5], rest[:9] = -np.inf, np.inf
-    found = unseen._balance(seen, rest)
+    found = extra_classes._balance(seen, rest)
 
     def gap(offset: float) -> float:
-        one, other = unseen._accuracies(seen, rest, offset)
+        one, other = extra_classes._accuracies(seen, rest, offset)
         return abs(one - other)
 
     assert gap(found) == pytest.approx(min(map(gap, np.linspace(-5, 5, 20_001))))
-    assert unseen._balance(np.full(3, -np.inf), np.full(3, np.inf)) == 0.0
+    assert extra_classes._balance(np.full(3, -np.inf), np.full(3, np.inf)) == 0.0
 
 
 # --- what is served
@@ -149,8 +150,8 @@ def test_gda_alone_is_served_with_its_offset(source: str, kind: str) -> None:
     assert (served.name, served.kind, served.prompt_weight) == ("gda", "gda", 0.0)
     assert found.rows[HEAD_ALONE] is served.head
     plain = fit_gda(data.everything, SEEN + EXTRA, data.texts)
-    spread = unseen.spread(plain.logits(data.everything.images)[:, :SEEN])
-    expected = served.alpha * add_offset(plain, SEEN, calibration.offset * spread).logits(
+    unit = spread(plain.logits(data.everything.images)[:, :SEEN])
+    expected = served.alpha * add_offset(plain, SEEN, calibration.offset * unit).logits(
         images(2).images
     )
     np.testing.assert_allclose(served.head.logits(images(2).images), expected, atol=1e-3)
