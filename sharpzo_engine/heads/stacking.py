@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,7 @@ PENALTIES = (0.1, 1.0)
 SHARPNESSES = (5.5, 1.0, 2.0, 10.0, 20.0)
 #: Standard errors of a difference of losses beyond which it is not chance.
 CLEARLY = 2.0
+LEAST_JUDGED = 2  # of one image, a difference has no standard error
 #: Logits used to choose a head; of more images an evenly spaced sample is taken.
 MAX_LOGITS = 2**20
 
@@ -106,19 +107,19 @@ class HeadData:
             for shot in range(shots):
                 yield self.train[turn != shot], self.train[turn == shot]
 
+    @property
+    def prompts(self) -> dict[str, LinearHead]:
+        """The prompts by their rows."""
+        texts = {} if self.templates is None else {TEMPLATES: self.templates}
+        return {ZERO_SHOT: self.zero_shot, **texts, PROMPT: self.prompt}
+
     def judged_prompts(self, images: Real) -> dict[str, Real]:
         """Logits [n, C] of the judged images by each prompt that did not see them."""
-        found = {ZERO_SHOT: self.zero_shot.logits(images)}
-        if self.templates is not None:
-            found[TEMPLATES] = self.templates.logits(images)
+        found = {name: prompt.logits(images) for name, prompt in self.prompts.items()}
+        del found[PROMPT]
         if self.unbiased is not None and self.source != "training":
             found[PROMPT] = self.unbiased[self._sample]
         return found
-
-    def prompt_named(self, name: str) -> LinearHead:
-        """The prompt of a row."""
-        found = {ZERO_SHOT: self.zero_shot, TEMPLATES: self.templates, PROMPT: self.prompt}[name]
-        return found or self.zero_shot
 
     @property
     def _sample(self) -> slice:
@@ -150,14 +151,11 @@ class Recipe:
     setting: float | None = None  #: penalty or sharpness
 
 
-GDA = Recipe("gda", _fit_gda)
+#: In `auto` the first is the default.
 RECIPES: Mapping[str, tuple[Recipe, ...]] = {
-    "none": (),
-    "gda": (GDA,),
+    "gda": (Recipe("gda", _fit_gda),),
     "linear": tuple(Recipe("linear", partial(_fit_linear, penalty=p), p) for p in PENALTIES),
 }
-
-
 CACHES = tuple(Recipe("tip-adapter", partial(_fit_cache, sharpness=b), b) for b in SHARPNESSES)
 
 
@@ -294,7 +292,7 @@ class _Validation:
 
     def finish(self, trial: Trial) -> Stack:
         """Fit to all images and add up; falls back to the tuned prompt if that is not finite."""
-        prompt = self._data.prompt_named(trial.prompt or PROMPT)
+        prompt = self._data.prompts[trial.prompt or PROMPT]
         head = self._fitted_to_all(trial.recipe) if trial.recipe else None
         if not isinstance(head, LinearHead) or trial.recipe is None:
             # A prompt keeps its scale; the inverse of its weight is the temperature.
@@ -356,10 +354,7 @@ class _Validation:
 
 def stack_heads(kind: str, data: HeadData) -> Stacking:
     """Choose, fit and stack; `kind` is `TuningConfig.head` (`none` serves the tuned prompt)."""
-    rows: dict[str, Head] = {ZERO_SHOT: data.zero_shot}
-    if data.templates is not None:
-        rows[TEMPLATES] = data.templates
-    rows[PROMPT] = data.prompt
+    rows: dict[str, Head] = dict(data.prompts)
     if data.extra_classes:
         served, choice = _with_extra_classes(data)
         return Stacking(served, choice, rows | {HEAD_ALONE: served.head})
@@ -369,19 +364,22 @@ def stack_heads(kind: str, data: HeadData) -> Stacking:
         return Stacking(validation.finish(validation.prompt_alone(PROMPT)), choice, rows)
     recipes = [r for name in RECIPES for r in RECIPES[name] if kind in (name, "auto")]
     alone = [validation.alone(recipe) for recipe in recipes]
-    stacked = {p: [validation.stacked(p, recipe) for recipe in recipes] for p in NAMES if p in rows}
+    stacked = {p: [validation.stacked(p, recipe) for recipe in recipes] for p in data.prompts}
     trials = [*alone, *(trial for p in validation.prompts for trial in stacked[p])]
     if kind == "auto":
         trials += [validation.prompt_alone(p) for p in validation.prompts]
     default = alone[0] if kind == "auto" else _best(alone)
     trial, choice = _choose(default, trials, validation.images)
+    served = validation.finish(trial)
+    if served.name != trial.name:
+        choice = replace(choice, reason=f"{served.name}: numbers of {trial.name} are not finite")
     rows |= {
         HEAD_ALONE: validation.finish(_best(alone)).head,
         STACKED: validation.finish(_best(stacked[PROMPT])).head,
         WRITTEN_STACKED: validation.finish(_best(stacked[ZERO_SHOT])).head,
         TIP_ADAPTER: validation.tip_adapter(),
     }
-    return Stacking(validation.finish(trial), choice, rows)
+    return Stacking(served, choice, rows)
 
 
 def _with_extra_classes(data: HeadData) -> tuple[Stack, Choice]:
@@ -397,7 +395,7 @@ def _with_extra_classes(data: HeadData) -> tuple[Stack, Choice]:
     alpha = weight / unit  # calibrates the probabilities
     total = LinearHead(*LinearHead(alpha * head.weights, alpha * head.bias).in_float32())
     if not total.is_finite:
-        reason = f"{PROMPT}: the head gda is not finite"
+        reason = f"{PROMPT}: numbers of gda are not finite"
         return Stack(PROMPT, "none", data.prompt, 0.0, 1.0, 1.0, None), Choice(reason, 0)
     reason = (
         f"gda: the only head for classes without images, of which there are {data.extra_classes}; "
@@ -410,8 +408,8 @@ def _with_extra_classes(data: HeadData) -> tuple[Stack, Choice]:
 def _choose(default: Trial, trials: Sequence[Trial], images: int) -> tuple[Trial, Choice]:
     """The clearly better trial of the lowest loss; the default if there is none."""
     judged = sorted((trial for trial in trials if trial.pool.weights), key=lambda t: t.loss)
-    if not judged:
-        reason = f"{default.name}: no image is left to compare candidates on"
+    if not judged or images < LEAST_JUDGED:
+        reason = f"{default.name}: no images are left to compare candidates on"
         return default, Choice(reason, images)
     unique = {trial.name: trial for trial in reversed(judged)}  # of one kind, the best
     lines = tuple(_candidate(trial, default) for trial in reversed(unique.values()))

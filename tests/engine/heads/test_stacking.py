@@ -261,6 +261,22 @@ def test_a_lead_that_may_be_chance_serves_the_default() -> None:
         assert name in found.choice.reason
 
 
+def test_one_validation_image_compares_nothing() -> None:
+    one = clusters(1, seed=1)[:1]
+    found = stack_heads("auto", head_data(validation=one, prompt=a_prompt(0.9)))
+    assert found.served.name == "gda"
+    assert found.choice.reason == "gda: no images are left to compare candidates on"
+    assert (found.choice.images, found.choice.candidates) == (1, ())
+
+
+@pytest.mark.parametrize("source", ["official", "holdout", "training"])
+def test_what_is_served_in_place_of_a_broken_head_is_said(source: str) -> None:
+    bad = clusters(1 if source == "training" else 4)
+    bad.images[0] = np.nan
+    found = stack_heads("gda", head_data(source, train=bad))
+    assert found.served.name in found.choice.reason.split(":")[0]
+
+
 def test_a_hand_written_prompt_can_be_served() -> None:
     """Training images say the wrong thing, and the tuned prompt is noise."""
     wanted = head_data(
