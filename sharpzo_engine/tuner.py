@@ -221,7 +221,7 @@ class _Reporter:
         progress = Progress(
             phase=self.phase,
             step=len(self.search.history) if self.search else 0,
-            total_steps=self._config.total_steps,
+            total_steps=self.search.expected_steps if self.search else self._config.total_steps,
             forward_passes=self.search.forward_passes if self.search else 0,
             message=message,
         )

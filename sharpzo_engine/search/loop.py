@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharpzo_engine.clip.parallel import numpy_on_one_thread
-from sharpzo_engine.config import ENOUGH_BESIDE_HEAD, TuningConfig
+from sharpzo_engine.config import TuningConfig
 from sharpzo_engine.errors import FinishSearch, TuningInterrupted
 from sharpzo_engine.search.checkpoint import Checkpointing, Snapshot
 from sharpzo_engine.search.history import StepRecord, history_arrays, history_records
@@ -35,6 +35,8 @@ Clock = Callable[[], float]
 
 #: Steps of stage 2 are cheap and are validated about once per this many evaluations.
 PASSES_BETWEEN_VALIDATIONS = 200
+#: Passes without a better validation loss that end no search without a budget.
+LEAST_PATIENCE = 4_000
 #: Steps of a stage before the remaining time is estimated.
 STEPS_BEFORE_ETA = 10
 
@@ -125,6 +127,13 @@ class Search:
         return logits
 
     @property
+    def expected_steps(self) -> int:
+        """Steps of the whole run, as far as is known: in stage 2 what the passes are enough for."""
+        if isinstance(self._stage, Descent):
+            return self._first_step + self._stage.horizon
+        return self._config.total_steps
+
+    @property
     def phase(self) -> Phase:
         """The current stage."""
         return self._stage.name
@@ -206,7 +215,7 @@ class Search:
         progress = Progress(
             phase=self.phase,
             step=record.step,
-            total_steps=self._config.total_steps,
+            total_steps=self.expected_steps,
             forward_passes=record.forward_passes,
             eta_seconds=self._eta(),
             record=record,
@@ -254,7 +263,7 @@ class Search:
         A shorter patience fails: validation often stalls for thousands of passes, then improves.
         """
         since = self.forward_passes - self._best_passes
-        return since >= max(ENOUGH_BESIDE_HEAD, self._best_passes)
+        return since >= max(LEAST_PATIENCE, self._best_passes)
 
     def _change_point_reached(self) -> bool:
         config = self._config
@@ -346,7 +355,7 @@ class Search:
         self.history = history_records(arrays)
         self.best = Validated(arrays["best_point"], Score(*scalars["best"]))
         self.start = Score(*scalars["start"])
-        if "halves" in scalars:  # checkpoints of version 0.1 have none
+        if "halves" in scalars:  # earlier checkpoints have none
             self._half_best = [
                 Validated(point, Score(math.nan, math.nan, tuple(losses)))
                 for point, losses in zip(arrays["half_points"], scalars["halves"], strict=True)

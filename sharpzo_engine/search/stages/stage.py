@@ -86,6 +86,11 @@ class Descent:
         self._steps = 0
 
     @property
+    def horizon(self) -> int:
+        """Steps after which it ends."""
+        return self._horizon
+
+    @property
     def point(self) -> Array:
         """The current w [d]."""
         return self._point.copy()

@@ -165,17 +165,25 @@ def test_without_a_budget_the_search_ends_when_more_would_change_little(
 def test_a_prompt_alone_ends_when_validation_has_long_been_better(
     clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sharpzo_engine.search.loop.ENOUGH_BESIDE_HEAD", 60)
+    monkeypatch.setattr("sharpzo_engine.search.loop.LEAST_PATIENCE", 60)
     settings = config(head="none", max_forward_passes=None, total_steps=10_000)
-    # Labels of validation that the training images contradict: nothing improves for long.
-    validation = make_objective(clip, seed=1)
-    search = Search(settings, make_objective(clip), validation)
+    search = Search(settings, make_objective(clip), make_objective(clip, seed=1))
     search.run()
     assert search.stopped_by == "enough"
     best = [r for r in search.history if r.step == search.selected_step]
     found = best[0].forward_passes if best else 0
     since = search.forward_passes - found
     assert max(60, found) <= since + 40 < max(60, found) + 120
+
+
+def test_progress_says_how_many_steps_the_passes_are_enough_for(clip: Backbone) -> None:
+    seen: list[Progress] = []
+    settings = config(max_forward_passes=300, total_steps=10_000)
+    Search(settings, make_objective(clip), make_objective(clip, seed=1), seen.append).run()
+    assert {p.total_steps for p in seen if p.phase == "stage1"} == {10_000}
+    (expected,) = {p.total_steps for p in seen if p.phase == "stage2"}
+    # The last steps may be too dear, as a step is reckoned to need all of its trials.
+    assert len(seen) <= expected < len(seen) + 10
 
 
 def test_a_point_is_judged_by_validation_images_that_did_not_choose_it(clip: Backbone) -> None:
