@@ -84,7 +84,7 @@ Passes = Annotated[
 ]
 Head = Annotated[
     HeadKind | None,
-    typer.Option("--head", help="Classifier stacked on the prompt; overrides --set."),
+    typer.Option("--head", help="What is served with or in place of the prompt; overrides --set."),
 ]
 
 # Of commands that talk to a service. The key comes from SHARPZO_API_KEY and never from an option,

@@ -538,7 +538,7 @@ def _paper(
 #: Name -> overlay on the class defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "fast": {"patience": 5, "max_forward_passes": 8_000},
+    "fast": {"patience": 5, "max_forward_passes": 2_000},
     "paper": _PAPER,
     "reference": _REFERENCE,
     "imagenet": _paper(1.0, 200, 1.0, 1e-5, bound=None, learning_rate=1e-1),

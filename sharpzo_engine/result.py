@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,12 @@ class FinishedSearch:
             contexts = np.stack([prompts.initial_context] * len(points))
         return np.concatenate([found, prompts.encode(contexts)], axis=1)
 
+    @cached_property
+    def embeddings(self) -> Floats:
+        """Of the hand-written prompt and of the tuned one [2, C, E]."""
+        points = np.stack([self.search.space.origin, self.search.best.point])
+        return self.class_embeddings(points)
+
 
 def create_result(
     finished: FinishedSearch, stacking: Stacking, test: Features, on_row: OnRow
@@ -127,12 +134,11 @@ def fit_head(finished: FinishedSearch) -> Stacking:
 
 def _head_data(finished: FinishedSearch) -> HeadData:
     search, space = finished.search, finished.search.space
-    embeddings = finished.class_embeddings(np.stack([space.origin, search.best.point]))
     templates = finished.config.prompt.templates
     texts = None
     if templates and space.backbone.level is not Level.IMAGES:
         texts = template_embeddings(space.backbone, templates, finished.class_names)
-    zero_shot, tuned = (_as_head(rows, space) for rows in embeddings)
+    zero_shot, tuned = (_as_head(rows, space) for rows in finished.embeddings)
     extra = len(finished.config.extra_classes)
     return HeadData(
         train=finished.train,
@@ -208,7 +214,7 @@ def _run_report(
     space, point = search.space, search.best.point
     scored = test if len(test) else finished.validation
     names = finished.class_names
-    zero_shot, tuned = finished.class_embeddings(np.stack([space.origin, point]))
+    zero_shot, tuned = finished.embeddings
     before = evaluate(zero_shot, scored, names)
     after = evaluate(tuned, scored, names)
     if len(test):
@@ -244,7 +250,7 @@ def _to_prompt(
     matrix = Stacked(*served.head.in_float32())
     return TunedPrompt(
         class_names=finished.class_names,
-        class_embeddings=finished.class_embeddings(point[None])[0],
+        class_embeddings=finished.embeddings[1],
         context=space.context(point[None])[0],
         logit_scale=space.backbone.logit_scale,
         metadata={

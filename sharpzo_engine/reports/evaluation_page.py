@@ -66,14 +66,18 @@ def render(data: Data) -> str:
 
 
 def _figures(data: Data) -> Iterator[dict[str, str]]:
-    before, after = (
-        {**figures, "interval": (figures["accuracy_low"], figures["accuracy_high"])}
-        for figures in (data["zero_shot"] or data["figures"], data["figures"])
-    )
+    before, after = (_with_interval(data[name]) for name in ("zero_shot", "figures"))
     for name, key, show in FIGURES:
         if after[key] is not None:
-            told = "" if before[key] is None else show(before[key])
-            yield {"name": name, "after": show(after[key]), "before": told}
+            known = before.get(key) is not None
+            prior = show(before[key]) if known else ""
+            yield {"name": name, "after": show(after[key]), "before": prior}
+
+
+def _with_interval(figures: Data | None) -> Data:
+    if figures is None:
+        return {}
+    return {**figures, "interval": (figures["accuracy_low"], figures["accuracy_high"])}
 
 
 def _class_lists(rows: Sequence[Data], *, compared: bool) -> Iterator[dict[str, Any]]:
