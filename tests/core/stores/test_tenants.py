@@ -222,18 +222,22 @@ def test_passes_begin_anew_every_month(stores: Stores) -> None:
     assert (usage.get().month, usage.get().forward_passes) == ("2026-02", 15)
 
 
-def test_a_job_is_paused_when_the_passes_are_used_up(stores: Stores) -> None:
-    quotas = Quotas(max_forward_passes=100)
-    jobs = JobStore(stores.engine, stores.clock, quotas=quotas)
+def two_claimed(stores: Stores, passes: int) -> tuple[JobStore, JobLeases, list[Job]]:
+    """Two running jobs of the tenant `a`, which may take so many passes."""
+    jobs = JobStore(stores.engine, stores.clock, quotas=Quotas(max_forward_passes=passes))
     leases = JobLeases(
         stores.engine,
         lease_seconds=LEASE_SECONDS,
         max_attempts=3,
         clock=stores.clock,
-        max_passes=100,
+        max_passes=passes,
     )
     claimed = [leases.claim(job_for(stores, "a", jobs).id, "wrk") for _ in range(2)]
-    first, second = (job for job in claimed if job is not None)
+    return jobs, leases, [job for job in claimed if job is not None]
+
+
+def test_a_job_is_paused_when_the_passes_are_used_up(stores: Stores) -> None:
+    jobs, leases, (first, second) = two_claimed(stores, passes=100)
     assert report(leases, first, 60) is JobStatus.RUNNING
     assert report(leases, second, 40) is JobStatus.PAUSING
     assert leases.release(lease_of(second)).status is JobStatus.PAUSED
@@ -255,16 +259,7 @@ def test_a_job_is_paused_when_the_passes_are_used_up(stores: Stores) -> None:
 def test_a_job_that_finishes_is_not_paused_for_passes_that_it_no_longer_takes(
     stores: Stores,
 ) -> None:
-    jobs = JobStore(stores.engine, stores.clock, quotas=Quotas(max_forward_passes=100))
-    leases = JobLeases(
-        stores.engine,
-        lease_seconds=LEASE_SECONDS,
-        max_attempts=3,
-        clock=stores.clock,
-        max_passes=100,
-    )
-    claimed = [leases.claim(job_for(stores, "a", jobs).id, "wrk") for _ in range(2)]
-    first, second = (job for job in claimed if job is not None)
+    jobs, leases, (first, second) = two_claimed(stores, passes=100)
     jobs.for_tenant("a").request_finish(first.id)
     assert report(leases, second, 100) is JobStatus.PAUSING
     assert leases.release(lease_of(second)).status is JobStatus.PAUSED

@@ -429,16 +429,7 @@ def succeed(services: Services, job_id: str) -> None:
     leases, lease = claim(services, job_id)
     for form, data in ((HTML, b"<!doctype html>"), (JSON, b'{"format":"sharpzo-report/1"}')):
         services.artifacts.put_bytes(report_key(job_id, form), data)
-    prompt = NewPrompt(
-        id=new_id(Prefix.PROMPT),
-        name="pets",
-        job_id=job_id,
-        backbone={"name": "tiny", "pretrained": None, "fingerprint": "f"},
-        classes=("cat", "dog"),
-        metrics={},
-        sha256="0" * 64,
-    )
-    leases.succeed(lease, prompt, {})
+    leases.succeed(lease, prompt_of(job_id), {})
 
 
 def test_a_report_as_page_and_as_json(
